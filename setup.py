@@ -1,0 +1,120 @@
+"""Builds the compiled kernels: csrc/cpu into hebbkern/_cpu, csrc/cuda into hebbkern/_cuda.
+
+One binary serves every torch from 2.11 (torch's stable ABI) and every Python from 3.11 (the limited API).
+HEBBKERN_BUILD chooses what is built:
+
+    auto   what can be built here; what cannot is named and left out, for hebbkern also runs on plain torch (default)
+    none   nothing: a pure Python package
+    cpu    the CPU kernels, or an error
+    cuda   the CPU and the CUDA kernels, or an error
+
+MAX_JOBS limits the parallel compilation, TORCH_CUDA_ARCH_LIST names the GPU architectures, CXX the compiler.
+"""
+
+import os
+import shlex
+import shutil
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import setup
+
+DEFINES = ["-DTORCH_TARGET_VERSION=0x020b000000000000"]  # torch itself adds Py_LIMITED_API
+FLAGS = ["-O3", "-g0", "-fno-math-errno", "-fvisibility=hidden", *DEFINES]
+GPUS = "8.0;9.0;10.0;12.0+PTX"
+
+
+def find_torch():
+    """Whether a torch to compile against is here: the build environment's, else the one hebbkern is installed beside.
+
+    pip hides the latter from an isolated build. The stable ABI makes any torch from 2.11 good enough, so taking it
+    spares a second download of several gigabytes.
+    """
+    for paths in ([], list({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")} - set(sys.path))):
+        sys.path.extend(paths)
+        try:
+            import torch
+
+            return torch.__version__ >= (2, 11)
+        except (ImportError, OSError):
+            sys.path[:] = [path for path in sys.path if path not in paths]
+    return False
+
+
+def find_compiler():
+    """Whether a C++ compiler is here; the one found is what torch's build then runs."""
+    for command in [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]:
+        if shutil.which(shlex.split(command)[0]):
+            os.environ["CXX"] = command
+            return True
+    return False
+
+
+def missing_for_cpu():
+    """What keeps the CPU kernels from being built here, in one sentence, or None."""
+    if sys.platform == "win32":
+        return "the compiled kernels do not support Windows yet."
+    if sysconfig.get_config_var("Py_GIL_DISABLED"):
+        return "a free-threaded Python has no limited API to build them for."
+    if not find_compiler():
+        return f"no C++ compiler was found (tried {os.environ.get('CXX') or 'c++, g++, clang++'}); install g++ or clang."
+    return None if find_torch() else "no torch >= 2.11 was found to compile against; install torch first."
+
+
+def missing_for_cuda():
+    import torch
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    if not list(Path("csrc/cuda").glob("*.cu")):
+        return "this version has no CUDA sources."
+    if not CUDA_HOME:
+        return "no nvcc was found; set CUDA_HOME."
+    return None if torch.version.cuda else f"torch {torch.__version__} is a build without CUDA."
+
+
+def compiled(with_cuda):
+    """The arguments of setup() that compile the kernels."""
+    from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
+
+    class Build(BuildExtension):
+        def build_extensions(self):
+            try:
+                super().build_extensions()
+            except Exception as error:
+                advice = "the kernels did not compile (see above); HEBBKERN_BUILD=none installs without them."
+                raise SystemExit(f"{error}\nhebbkern: {advice}") from error
+
+    def extension(make, device, flags):
+        sources = sorted(str(path) for path in Path("csrc", device).iterdir() if path.suffix in (".cpp", ".cu"))
+        options = {"include_dirs": [str(Path("csrc").resolve())], "extra_compile_args": flags, "py_limited_api": True}
+        return make(f"hebbkern._{device}", sources, **options)
+
+    modules = [extension(CppExtension, "cpu", {"cxx": FLAGS})]
+    if with_cuda:
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", GPUS)
+        modules.append(extension(CUDAExtension, "cuda", {"cxx": FLAGS, "nvcc": ["-O3", *DEFINES]}))
+    wheel = {"bdist_wheel": {"py_limited_api": "cp311"}}
+    return {"ext_modules": modules, "cmdclass": {"build_ext": Build}, "options": wheel}
+
+
+def plan(mode):
+    """The arguments of setup() that depend on the machine and on HEBBKERN_BUILD."""
+    if mode not in ("auto", "none", "cpu", "cuda"):
+        raise SystemExit(f"hebbkern: HEBBKERN_BUILD must be auto, none, cpu or cuda, got {mode!r}")
+    if mode == "none":
+        return {}
+    no_cpu = missing_for_cpu()
+    if no_cpu and "install torch" in no_cpu and "setuptools.build_meta" in sys.modules and "egg_info" in sys.argv:
+        return {"setup_requires": ["torch>=2.11"]}  # the installer asks what the build needs, and brings it
+    no_cuda = None if no_cpu or mode == "cpu" else missing_for_cuda()
+    for missing, insist in ((no_cpu, mode != "auto"), (no_cuda, mode == "cuda")):
+        if missing and insist:
+            raise SystemExit(f"hebbkern: HEBBKERN_BUILD={mode} cannot be met: {missing}")
+    if no_cpu:
+        print(f"hebbkern: installing without compiled kernels: {no_cpu} Plain torch runs instead.", file=sys.stderr)
+        return {}
+    return compiled(with_cuda=mode != "cpu" and not no_cuda)
+
+
+setup(**plan(os.environ.get("HEBBKERN_BUILD", "auto")))
