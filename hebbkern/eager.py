@@ -1,0 +1,157 @@
+"""The operators in plain torch: the fallback where nothing is compiled, on any device, and a second oracle.
+
+Written to be read: the matrix X [P, N] of all patches is built whole, so memory grows with patches x inputs. Two runs
+on one device with one number of threads give the same bits; ties go to the lower index; float32 inside for half types.
+Arguments are those of the schemas in ops/.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from hebbkern.ops import checks
+from hebbkern.ops.accumulate import check as check_accumulate
+from hebbkern.ops.apply import check as check_apply
+from hebbkern.ops.compete import check as check_compete
+from hebbkern.ops.kwinners import check as check_kwinners
+from hebbkern.ops.match import check as check_match
+from hebbkern.ops.sanger import check as check_sanger
+
+FLAT = 1e-6  # a patch whose centred norm is at most this part of its norm counts as constant
+
+
+def patch_matrix(x, kernel, patches, stride, padding, dilation):
+    """X [P, N] in the result dtype, centred or standardised."""
+    x = x.to(checks.result_dtype(x.dtype))
+    if x.dim() == 4:
+        width = x.shape[1] * kernel[0] * kernel[1]
+        x = F.unfold(x, kernel, dilation, padding, stride).transpose(1, 2).reshape(-1, width)
+    if patches == "raw":
+        return x
+    centred = x - x.mean(1, keepdim=True)
+    if patches == "centred":
+        return centred
+    length = centred.norm(dim=1, keepdim=True)
+    flat = length <= FLAT * x.norm(dim=1, keepdim=True)
+    return torch.where(flat, 0, centred / length.masked_fill(flat, 1))
+
+
+def layer_matrices(x, weight, *geometry):
+    """X [P, N] and W [K, N], both in the result dtype."""
+    return patch_matrix(x, weight.shape[2:], *geometry), weight.flatten(1).to(checks.result_dtype(weight.dtype))
+
+
+@torch.no_grad()
+def compete(x, weight, k, p, cosine, patches, stride, padding, dilation, mask):
+    check_compete(x, weight, k, p, cosine, patches, stride, padding, dilation, mask)
+    checks.finite("compete", x=x, weight=weight)
+    X, W = layer_matrices(x, weight, patches, stride, padding, dilation)
+    responses = X @ (W if p == 2 else W.sign() * W.abs() ** (p - 1)).T
+    if cosine:
+        norms = X.norm(dim=1, keepdim=True) * W.norm(dim=1)
+        responses = torch.where(norms > 0, responses / norms, 0)
+    if mask is not None:
+        responses = responses.masked_fill(~mask, -torch.inf)
+    # A stable sort, because topk leaves the order of equal responses open.
+    responses, winners = (ranked[:, :k] for ranked in responses.sort(dim=1, descending=True, stable=True))
+    nobody = torch.zeros_like(winners, dtype=torch.bool)
+    if mask is not None:
+        nobody |= torch.arange(k, device=x.device) >= mask.sum()
+    return winners.masked_fill(nobody, -1).int(), responses.masked_fill(nobody, 0)
+
+
+@torch.no_grad()
+def match(x, weight, patches, stride, padding, dilation, mask):
+    check_match(x, weight, patches, stride, padding, dilation, mask)
+    checks.finite("match", x=x, weight=weight)
+    X, W = layer_matrices(x, weight, patches, stride, padding, dilation)
+    dtype, neurons = W.dtype, W.shape[0]
+    # |w|² - 2 w.x + |x|² cancels where w is close to x: in double precision the rest is still good.
+    wide = torch.float32 if x.device.type == "mps" else torch.float64
+    X, W = X.to(wide), W.to(wide)
+    squared = (W.square().sum(1, keepdim=True) - 2 * W @ X.T + X.square().sum(1)).clamp(min=0)
+    length = X.abs().sum(1)
+    distances = torch.where(length > 0, squared / length, torch.inf)
+    distances = torch.cat([distances, distances.new_full((neurons, 1), torch.inf)], dim=1)  # so that min has an entry
+    distance, nearest = distances.min(dim=1)
+    nobody = distance.isinf() if mask is None else distance.isinf() | ~mask
+    return nearest.masked_fill(nobody, -1).int(), distance.masked_fill(nobody, torch.inf).to(dtype)
+
+
+@torch.no_grad()
+def accumulate(x, taught, coefficients, responses, neurons, kernel, patches, stride, padding, dilation, frozen):
+    geometry = kernel, patches, stride, padding, dilation
+    check_accumulate(x, taught, coefficients, responses, neurons, *geometry, frozen)
+    checks.finite("accumulate", x=x, coefficients=coefficients, responses=responses)
+    checks.taught_range("accumulate", taught, neurons)
+    X = patch_matrix(x, *geometry)
+    coefficients = coefficients.expand(taught.shape)
+    decays = coefficients if responses is None else coefficients * responses
+    share = X.new_zeros(neurons, X.shape[0])  # [K, P]: by how much each patch teaches each neuron
+    decay, count = X.new_zeros(neurons), X.new_zeros(neurons)
+    learners = torch.arange(neurons, device=x.device)[:, None]
+    for rank in range(taught.shape[1]):
+        entry = (taught[:, rank] == learners) & (coefficients[:, rank] != 0)
+        if frozen is not None:
+            entry &= ~frozen[:, None]
+        share += torch.where(entry, coefficients[:, rank], 0)
+        decay += torch.where(entry, decays[:, rank], 0).sum(1)
+        count += entry.sum(1)
+    return (share @ X).reshape(neurons, x.shape[1], *kernel), decay, count
+
+
+@torch.no_grad()
+def sanger(x, weight, activation, decay, temperature, patches, stride, padding, dilation, frozen):
+    check_sanger(x, weight, activation, decay, temperature, patches, stride, padding, dilation, frozen)
+    checks.finite("sanger", x=x, weight=weight)
+    X, W = layer_matrices(x, weight, patches, stride, padding, dilation)
+    U = X @ W.T
+    if activation == "softmax":
+        Y = (U / temperature).softmax(dim=1)
+        winner = torch.zeros_like(U, dtype=torch.bool).scatter_(1, U.argmax(1, keepdim=True), True)
+        Y = torch.where(winner, Y, -Y)
+    else:
+        Y = {"linear": lambda u: u, "relu": torch.relu, "tanh": torch.tanh}[activation](U)
+    total = Y.T @ X
+    if decay == "triangular":
+        total = total - (Y.T @ Y).tril() @ W
+    elif decay == "diagonal":
+        total = total - (Y * (U if activation == "softmax" else Y)).sum(0)[:, None] * W
+    if frozen is not None:
+        total = total.masked_fill(frozen[:, None], 0)
+    return total.reshape(weight.shape).contiguous(), X.new_full((1,), X.shape[0])
+
+
+@torch.no_grad()
+def apply_(weight, sum, decay, denominator, lr, normalise, rate_power, frozen):
+    check_apply(weight, sum, decay, denominator, lr, normalise, rate_power, frozen)
+    checks.finite("apply_", weight=weight, sum=sum, decay=decay, denominator=denominator)
+    W, delta = weight.flatten(1).to(sum.dtype), sum.flatten(1)
+    if decay is not None:
+        delta = delta - decay[:, None] * W
+    if denominator is not None:
+        delta = torch.where(denominator[:, None] == 0, 0, delta / denominator[:, None])
+    if frozen is not None:
+        delta = delta.masked_fill(frozen[:, None], 0)
+    if normalise == "global_max":
+        delta = delta / delta.abs().max().clamp(min=1e-30)
+    rate = lr if rate_power == 0 else lr * (W.norm(dim=1, keepdim=True) - 1).abs() ** rate_power
+    step = rate * delta
+    moved = W + step
+    if normalise in ("row_max", "row_l2"):
+        size = moved.norm(dim=1, keepdim=True, p=2 if normalise == "row_l2" else torch.inf)
+        moved = torch.where(size == 0, moved, moved / size)
+    moves = (step != 0).any(dim=1, keepdim=True)
+    result = torch.where(moves, moved.to(weight.dtype), weight.flatten(1)).reshape(weight.shape)
+    if not result.isfinite().all():
+        checks.fail("apply_", "weight", "stay finite", "a step that overflows it")
+    weight.copy_(result)
+
+
+@torch.no_grad()
+def kwinners(y, k, dim):
+    check_kwinners(y, k, dim)
+    checks.finite("kwinners", y=y)
+    # A stable sort, because topk leaves the order of equal entries open.
+    highest = y.sort(dim=dim, descending=True, stable=True).indices.narrow(dim, 0, k)
+    kept = torch.zeros(y.shape, dtype=torch.bool, device=y.device).scatter_(dim, highest, True)
+    return torch.where(kept, y, 0).contiguous()

@@ -1,0 +1,13 @@
+"""The six operators, namespace ``hebbkern::``. Each module here holds one schema, fake kernel and public function.
+
+The kernels are elsewhere: compiled ones in csrc/, plain torch in eager.py. No operator records gradients.
+"""
+
+from hebbkern.ops.accumulate import accumulate
+from hebbkern.ops.apply import apply_
+from hebbkern.ops.compete import compete
+from hebbkern.ops.kwinners import kwinners
+from hebbkern.ops.match import match
+from hebbkern.ops.sanger import sanger
+
+__all__ = ["accumulate", "apply_", "compete", "kwinners", "match", "sanger"]

@@ -1,0 +1,40 @@
+"""Where operators are defined: one schema, without autograd, in two overloads.
+
+``torch.ops.hebbkern.<op>.default`` takes the kernel of the tensors' device; ``.eager`` always the plain torch one.
+The public functions call ``chosen[<op>]``: choosing a backend costs one look-up, and torch.compile guards on it.
+"""
+
+import torch
+
+LIBRARY = torch.library.Library("hebbkern", "FRAGMENT")
+OVERLOADS = ("default", "eager")
+
+chosen = {}  # operator name -> the overload that the public functions call
+
+
+def define(schema, fake):
+    """Define ``schema`` (``name(arguments) -> results``) with its fake kernel, which computes shapes and no values."""
+    name, signature = schema.split("(", 1)
+    for overload in OVERLOADS:
+        qualified = name if overload == "default" else f"{name}.{overload}"
+        LIBRARY.define(f"{qualified}({signature}", tags=torch.Tag.pt2_compliant_tag)
+        # No autograd: outputs never require grad, and a Parameter may be written in place.
+        LIBRARY.impl(qualified, torch.library.fallthrough_kernel, "Autograd")
+        torch.library.register_fake(f"hebbkern::{qualified}", fake, lib=LIBRARY)
+    chosen[name] = operator(name)
+
+
+def operator(name, overload="default"):
+    """The torch operator ``hebbkern::name.overload``."""
+    return getattr(getattr(torch.ops.hebbkern, name), overload)
+
+
+def choose(overload):
+    """Let every public function call this overload from now on."""
+    for name in chosen:
+        chosen[name] = operator(name, overload)
+
+
+def pair(value):
+    """(vertical, horizontal) from one number or a pair."""
+    return (value, value) if isinstance(value, int) else value
