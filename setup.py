@@ -58,7 +58,7 @@ def missing_for_cpu():
     if sysconfig.get_config_var("Py_GIL_DISABLED"):
         return "a free-threaded Python has no limited API to build them for."
     if not find_compiler():
-        return f"no C++ compiler was found (tried {os.environ.get('CXX') or 'c++, g++, clang++'}); install g++ or clang."
+        return f"no C++ compiler was found ({os.environ.get('CXX') or 'c++, g++, clang++'}); install g++ or clang."
     return None if find_torch() else "no torch >= 2.11 was found to compile against; install torch first."
 
 

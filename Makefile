@@ -1,0 +1,61 @@
+# make demo   watch neurons learn          make test   lint, build, all tests
+# make bench  the table of ratios          make wheel  one wheel in dist/ for every torch >= 2.11
+# Everything happens in .venv, which is made when it is missing. PYTHON=python3.12 chooses the interpreter.
+
+PYTHON ?= python3
+export HEBBKERN_BUILD ?= auto
+BIN := .venv/bin
+CSRC := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
+BUILT := .venv/built-$(HEBBKERN_BUILD)
+
+.PHONY: demo test one-wheel lint format bench doctor wheel clean
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+
+demo: .venv/has-demo $(BUILT)
+	$(BIN)/hebbkern demo $(ARGS)
+
+test: lint $(BUILT)
+	$(BIN)/python -m pytest $(ARGS)
+
+# The test of one wheel under several torches, failing where make test would skip it for want of a second torch.
+one-wheel: .venv/has-dev
+	$(BIN)/python python_tests/one_wheel_many_torches.py $(ARGS)
+
+lint: .venv/has-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(if $(CSRC),$(BIN)/clang-format --dry-run --Werror $(CSRC))
+
+format: .venv/has-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(if $(CSRC),$(BIN)/clang-format -i $(CSRC))
+
+bench: .venv/has-bench $(BUILT)
+	$(BIN)/hebbkern bench $(ARGS)
+
+doctor: .venv/has-demo $(BUILT)
+	$(BIN)/hebbkern doctor $(ARGS)
+
+wheel: .venv/has-demo
+	rm -rf build/lib* build/bdist* dist
+	$(BIN)/python -m pip wheel --no-deps --no-build-isolation -w dist .
+
+clean:
+	rm -rf build dist *.egg-info hebbkern/_*.so .venv/built-* .pytest_cache .ruff_cache .hypothesis .benchmarks
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+# One set of requirements a target (the extras of pyproject.toml); torch is large, and comes once.
+.venv/has-%: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install "setuptools>=77" wheel ninja
+	HEBBKERN_BUILD=none $(BIN)/python -m pip install --no-build-isolation -e ".[$*]"
+	touch $@
+
+# After any of these rules torch is there; the kernels are compiled against it, and again when a source changes.
+$(BUILT): setup.py $(CSRC) | .venv/has-demo
+	rm -f .venv/built-* hebbkern/_*.so
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	touch $@

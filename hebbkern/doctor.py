@@ -1,0 +1,117 @@
+"""`hebbkern doctor`: what was built, what was found, which backend runs where, and what to do about what is missing."""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import sys
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from hebbkern import backends
+
+# What serves a device, the preferred first; the first that is available runs.
+PREFERENCE = {"cpu": ("cpu", "eager"), "cuda": ("cuda", "triton", "eager")}
+INSTRUCTIONS = {"AVX2": "avx2", "AVX-512": "avx512f", "AVX-512 BF16": "avx512_bf16", "AMX BF16": "amx_bf16"}
+REINSTALL = "pip install --force-reinstall --no-deps hebbkern (from a checkout: make, or pip install .)"
+
+
+def processor():
+    """The processor's name as the operating system gives it."""
+    for line in _cpuinfo():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def instructions():
+    """The vector instruction sets, of those that the kernels could use, that this processor has."""
+    flags = next((set(line.split()) for line in _cpuinfo() if line.startswith(("flags", "Features"))), set())
+    return [name for name, flag in INSTRUCTIONS.items() if flag in flags]
+
+
+def inspect():
+    """Everything that `hebbkern doctor` prints, as a dict that JSON can hold."""
+    available = backends.available()
+    runs = {device: _first(available, names) for device, names in PREFERENCE.items()}
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    found = {
+        "hebbkern": metadata.version("hebbkern"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torch's CUDA": torch.version.cuda,
+        "processor": processor(),
+        "instructions": instructions(),
+        "threads": torch.get_num_threads(),
+        "C++ compiler": next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None),
+        "nvcc": _nvcc(),
+        "GPUs": gpus,
+        "triton": metadata.version("triton") if find_spec("triton") else None,
+        "HEBBKERN_BACKEND": os.environ.get("HEBBKERN_BACKEND"),
+    }
+    report = {"found": found, "backends": available, "runs": runs}
+    return report | {"advice": advice(report)}
+
+
+def advice(report):
+    """What to do about what is missing, a sentence each; empty where nothing is."""
+    found, missing = report["found"], report["backends"]
+    advised = []
+    if missing.get("cpu"):
+        compiler = "" if found["C++ compiler"] else "install a C++ compiler (g++ or clang), then "
+        advised.append(f"For the compiled CPU kernels: {compiler}{REINSTALL}.")
+    if found["GPUs"] and missing.get("cuda", True) and missing.get("triton", True):
+        advised.append("The GPU runs plain torch: this version has no kernels for it.")
+    if found["nvcc"] and not found["GPUs"] and not found["torch's CUDA"]:
+        advised.append("nvcc is here but torch is a build without CUDA: install a CUDA build of torch to use a GPU.")
+    if found["HEBBKERN_BACKEND"] not in (None, "", "auto"):
+        advised.append(f"HEBBKERN_BACKEND={found['HEBBKERN_BACKEND']} overrides the choice; unset it to go back.")
+    return advised
+
+
+def show(report):
+    """The report as lines of text."""
+    lines = ["Found"]
+    for name, value in report["found"].items():
+        value = ", ".join(value) if isinstance(value, list) else value
+        lines.append(f"  {name:18}{value if value not in (None, '') else '-'}")
+    lines.append("Backends")
+    lines += [f"  {name:18}{reason or 'available'}" for name, reason in report["backends"].items()]
+    lines.append("Runs")
+    lines += [f"  {device + ' tensors':18}{name}" for device, name in report["runs"].items()]
+    lines.append("Advice")
+    lines += [f"  {sentence}" for sentence in report["advice"] or ["nothing is missing for the hardware found here."]]
+    return "\n".join(lines)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="hebbkern doctor", description=__doc__)
+    parser.add_argument("--json", metavar="FILE", help="write what was printed to FILE, for programs")
+    arguments = parser.parse_args(argv)
+    report = inspect()
+    print(show(report))
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(report, indent=2) + "\n")
+    return 0
+
+
+def _first(available, names):
+    return next(name for name in names if name in available and available[name] is None)
+
+
+def _cpuinfo():
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def _nvcc():
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    return shutil.which("nvcc", path=str(Path(home, "bin"))) if home else shutil.which("nvcc")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

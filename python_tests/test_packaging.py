@@ -1,0 +1,132 @@
+"""What an installation holds: one wheel for every torch and Python, or a pure Python one; no failure is silent."""
+
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import one_wheel_many_torches as wheels
+import pytest
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the kernels do not support Windows yet")
+
+MODULE = """
+#include <Python.h>
+extern "C" __attribute__((visibility("default"))) PyObject* PyInit__cpu(void) {
+    static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_cpu", nullptr, -1};
+    return PyModule_Create(&module);
+}
+"""
+LEARN = """
+import warnings, torch
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import hebbkern as hk
+    x, weight = torch.rand(4, 3), torch.rand(5, 3)
+    for _ in range(2):
+        winners, _ = hk.ops.compete(x, weight)
+assert torch.equal(winners[:, 0].long(), (x @ weight.T).argmax(1))
+said = [str(w.message) for w in caught if "hebbkern" in str(w.message)]
+assert len(said) == 1 and "plain torch" in said[0] and "doctor" in said[0], said
+print(hk.__file__)
+"""
+
+
+@pytest.fixture
+def project(tmp_path):
+    """The build of this repository around a kernel that compiles in a second."""
+    folder = tmp_path / "project"
+    (folder / "csrc" / "cpu").mkdir(parents=True)
+    (folder / "csrc" / "cpu" / "module.cpp").write_text(MODULE)
+    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md"):
+        shutil.copy(wheels.ROOT / name, folder)
+    (folder / "hebbkern").mkdir()
+    (folder / "hebbkern" / "__init__.py").write_text("import torch\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The repository's own wheel with the CPU kernels, and what its build printed."""
+    return wheels.build_wheel(tmp_path_factory.mktemp("wheel"), HEBBKERN_BUILD="cpu")
+
+
+def test_wheel_is_for_every_python_and_processor(wheel):
+    path, output = wheel
+    assert "-cp311-abi3-" in path.name
+    assert "TORCH_TARGET_VERSION=0x020b000000000000" in output
+    assert not re.search(r"-m(arch|cpu|tune|avx)", output)
+
+
+def test_wheel_holds_every_module_and_no_other_file(wheel):
+    held = {name for name in zipfile.ZipFile(wheel[0]).namelist() if not name.startswith("hebbkern-")}
+    sources = {str(path.relative_to(wheels.ROOT)) for path in (wheels.ROOT / "hebbkern").rglob("*.py")}
+    assert held == sources | {"hebbkern/_cpu.abi3.so"}
+
+
+def test_wheel_uses_only_the_stable_abi(wheel, tmp_path):
+    library = zipfile.ZipFile(wheel[0]).extract("hebbkern/_cpu.abi3.so", tmp_path)
+    undefined = wheels.run("nm", "-D", "-C", "--undefined-only", library, cwd=tmp_path)
+    assert "torch_" in undefined
+    assert not re.search(r"\b(at|c10|torch|caffe2)::", undefined), undefined
+
+
+def test_wheel_passes_abi3audit(wheel, tmp_path):
+    pytest.importorskip("abi3audit")
+    assert "0 ABI version mismatches" in wheels.run(sys.executable, "-m", "abi3audit", "-v", wheel[0], cwd=tmp_path)
+
+
+def test_wheel_passes_the_operator_suite_under_another_torch(wheel, tmp_path):
+    if not wheels.at_hand():
+        pytest.skip(f"torch {wheels.OTHER} is not at hand without a download; `make one-wheel` fetches it")
+    assert " passed" in wheels.test_under(wheels.other_python(), wheel[0], tmp_path)
+
+
+def test_pure_python_install_runs_on_plain_torch_and_says_so_once(tmp_path):
+    path, _ = wheels.build_wheel(tmp_path, HEBBKERN_BUILD="none")
+    assert path.name.endswith("-py3-none-any.whl")
+    site = tmp_path / "site"
+    wheels.run(sys.executable, "-m", "pip", "install", "--no-deps", "--target", site, path, cwd=tmp_path)
+    output = wheels.run(sys.executable, "-c", LEARN, cwd=tmp_path, PYTHONPATH=str(site), HEBBKERN_BACKEND="")
+    assert str(site) in output
+
+
+@pytest.mark.parametrize("isolated", [False, True])
+def test_build_with_and_without_isolation(project, tmp_path, isolated):
+    if (
+        isolated
+        and subprocess.run(
+            [sys.executable, "-m", "pip", "download", "--no-deps", "-d", tmp_path / "reached", "wheel"],
+            capture_output=True,
+        ).returncode
+    ):
+        pytest.skip("no package index is reached to fill an isolated build environment from")
+    path, output = wheels.build_wheel(tmp_path, project, isolated, HEBBKERN_BUILD="cpu")
+    assert "-cp311-abi3-" in path.name
+    assert "Downloading torch" not in output
+
+
+def test_without_a_compiler_one_message_and_pure_python(project, tmp_path):
+    path, output = wheels.build_wheel(tmp_path, project, CXX="/no/such/compiler", HEBBKERN_BUILD="auto")
+    assert path.name.endswith("-py3-none-any.whl")
+    message = "without compiled kernels: no C++ compiler was found (/no/such/compiler); install g++ or clang."
+    assert message in output
+
+
+@pytest.mark.parametrize(
+    ("mode", "compiler", "message"),
+    [
+        ("cpu", "/no/such/compiler", "HEBBKERN_BUILD=cpu cannot be met: no C++ compiler was found"),
+        ("fast", "", "HEBBKERN_BUILD must be auto, none, cpu or cuda, got 'fast'"),
+    ],
+)
+def test_what_cannot_be_built_but_is_insisted_on_fails(project, tmp_path, mode, compiler, message):
+    with pytest.raises(RuntimeError, match=re.escape(message)):
+        wheels.build_wheel(tmp_path, project, HEBBKERN_BUILD=mode, CXX=compiler)
+
+
+def test_a_compile_error_fails_and_names_the_way_round(project, tmp_path):
+    (project / "csrc" / "cpu" / "broken.cpp").write_text("this is not C++\n")
+    with pytest.raises(RuntimeError, match="HEBBKERN_BUILD=none installs without them"):
+        wheels.build_wheel(tmp_path, project, HEBBKERN_BUILD="auto")
