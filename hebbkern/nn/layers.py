@@ -1,0 +1,164 @@
+"""HebbianLinear, HebbianConv2d and KWinners: torch's own layers, with a rule by which they learn."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hebbkern import ops
+from hebbkern.nn.lesson import Hebbian
+from hebbkern.rules import Rule
+
+
+class _HebbianLayer(Hebbian):
+    """What both layers share: the rule, the frozen neurons, and learning before answering."""
+
+    def become_hebbian(self, rule: Rule) -> None:
+        """Turns a torch layer whose class was just set to a Hebbian one into a working Hebbian layer."""
+        check_rule(type(self).__name__, rule)
+        self.rule = rule
+        self.weight.requires_grad_(False)
+        frozen = torch.zeros(self.weight.shape[0], dtype=torch.bool, device=self.weight.device)
+        self.register_buffer("frozen", frozen)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.lesson is not None:
+            self._check_dtype(input)
+            self.learn(input, *self.lesson)
+        return super().forward(input)
+
+    def learn(self, x: Tensor, lr: float, labels: Tensor | None = None) -> None:
+        """One step of the rule on the batch x, the layer's input. Nothing is recorded for autograd.
+
+        x is cast to the weight's dtype, and autocast is off while learning. labels: [B] integers, for Teacher.
+        Raises ValueError or RuntimeError on wrong shapes and on a NaN, weights as before.
+        """
+        x = self._samples(x.detach())
+        if x.dtype != self.weight.dtype and x.is_floating_point():
+            x = x.to(self.weight.dtype)
+        device = x.device.type
+        if torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
+                self._step(x, lr, labels)
+        else:
+            self._step(x, lr, labels)
+
+    def _check_dtype(self, input: Tensor) -> None:
+        """Refuses what the forward pass would refuse after the weights have moved."""
+        if input.dtype != self.weight.dtype and not torch.is_autocast_enabled(input.device.type):
+            wanted, got = (str(tensor.dtype).removeprefix("torch.") for tensor in (self.weight, input))
+            raise ValueError(f"hebbkern.{type(self).__name__}: input must have the weight's dtype {wanted}, got {got}")
+
+    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing_keys, *rest) -> None:
+        """A checkpoint of the plain torch layer has no `frozen`: it leaves the mask as it is."""
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing_keys, *rest)
+        if prefix + "frozen" in missing_keys and prefix + "weight" in state_dict:
+            missing_keys.remove(prefix + "frozen")
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, rule={self.rule}"
+
+
+class HebbianLinear(_HebbianLayer, nn.Linear):
+    """A `torch.nn.Linear` that learns by a local rule: inside `hebbkern.learning`, or when `learn` is called.
+
+    The weight belongs to the rule and has requires_grad=False, so that optimisers leave it alone; gradients still flow
+    through to the input. A bias is an ordinary parameter, which no rule moves.
+
+    Args:
+        in_features, out_features, bias, device, dtype: as for `torch.nn.Linear`, but bias is False by default.
+        rule: how it learns, e.g. `hebbkern.KrotovHopfield()` (for which weights should start from N(0, 1)).
+
+    Attributes:
+        rule: may be replaced at any time.
+        frozen: bool [out_features], a buffer in the state dict; True = this neuron competes but does not learn.
+    """
+
+    def __init__(self, in_features, out_features, bias=False, device=None, dtype=None, *, rule: Rule):
+        check_rule("HebbianLinear", rule)
+        super().__init__(in_features, out_features, bias=bias, device=device, dtype=dtype)
+        self.become_hebbian(rule)
+
+    def _samples(self, x: Tensor) -> Tensor:
+        return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+
+    def _step(self, x: Tensor, lr: float, labels: Tensor | None) -> None:
+        self.rule.step_(self.weight, x, lr=lr, labels=labels, frozen=self.frozen)
+
+
+class HebbianConv2d(_HebbianLayer, nn.Conv2d):
+    """A `torch.nn.Conv2d` that learns by a local rule: inside `hebbkern.learning`, or when `learn` is called.
+
+    Each filter is a neuron, each receptive field of the batch a patch. Gradients, bias, rule and frozen are as for
+    `HebbianLinear`.
+
+    Args:
+        in_channels ... padding_mode, device, dtype: as for `torch.nn.Conv2d`, but bias is False by default; groups
+            must be 1.
+        rule: how it learns, e.g. `hebbkern.WTA()`.
+    """
+
+    def __init__(
+        self,
+        in_channels,
+        out_channels,
+        kernel_size,
+        stride=1,
+        padding=0,
+        dilation=1,
+        groups=1,
+        bias=False,
+        padding_mode="zeros",
+        device=None,
+        dtype=None,
+        *,
+        rule: Rule,
+    ):
+        check_rule("HebbianConv2d", rule)
+        if groups != 1:
+            raise ValueError(f"hebbkern.HebbianConv2d: groups must be 1, got {groups}")
+        geometry = (kernel_size, stride, padding, dilation, groups, bias, padding_mode)
+        super().__init__(in_channels, out_channels, *geometry, device=device, dtype=dtype)
+        self.become_hebbian(rule)
+
+    def _samples(self, x: Tensor) -> Tensor:
+        return x if x.dim() == 4 else x.unsqueeze(0)
+
+    def _step(self, x: Tensor, lr: float, labels: Tensor | None) -> None:
+        padding = self.padding
+        if isinstance(padding, str) or self.padding_mode != "zeros":
+            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+            x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=mode), 0
+        geometry = {"stride": self.stride, "padding": padding, "dilation": self.dilation}
+        self.rule.step_(self.weight, x, lr=lr, labels=labels, frozen=self.frozen, **geometry)
+
+
+class KWinners(nn.Module):
+    """Keeps the k highest entries along `dim` and sets the others to zero, ties to the lower index.
+
+    The representation of HebbCL (equation 1). The gradient reaches the winners (one of exactly zero passes none).
+    Deterministic. Raises ValueError when k exceeds the size of the dimension.
+
+    Args:
+        k: how many entries stay, at least 1.
+        dim: along which they compete; 1 = over neurons or channels.
+    """
+
+    def __init__(self, k: int, dim: int = 1):
+        super().__init__()
+        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+            raise ValueError(f"hebbkern.KWinners: k must be a whole number of at least 1, got {k}")
+        self.k, self.dim = k, dim
+
+    def forward(self, y: Tensor) -> Tensor:
+        kept = ops.kwinners(y.detach(), self.k, self.dim)
+        return torch.where(kept != 0, y, 0) if y.requires_grad else kept
+
+    def extra_repr(self) -> str:
+        return f"k={self.k}, dim={self.dim}"
+
+
+def check_rule(name: str, rule) -> None:
+    if not isinstance(rule, Rule):
+        raise ValueError(f"hebbkern.{name}: rule must be a hebbkern rule such as hebbkern.WTA(), got {rule!r}")
