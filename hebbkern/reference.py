@@ -2,8 +2,8 @@
 
 First one function a rule, each returning the new weight; below them the stages they are made of, with the argument
 names of hebbkern.ops. Everything is float64 inside; patches are the rows of X [P, N], neurons the rows of W [K, N].
-x is [B, N] with weight [K, N], or [B, C, H, W] with [K, C, kh, kw]. ``**geometry`` is patches, stride, padding, dilation
-of ``unfold``. ``frozen`` (bool [K]) marks the neurons that compete but do not learn.
+x is [B, N] with weight [K, N], or [B, C, H, W] with [K, C, kh, kw]. ``**geometry`` is patches, stride, padding,
+dilation of ``unfold``. ``frozen`` (bool [K]) marks the neurons that compete but do not learn.
 """
 
 import numpy as np

@@ -1,0 +1,58 @@
+"""The backends that the suite runs on, and what it reports at the end."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+import hebbkern as hk
+import oracle
+from hebbkern import backends
+
+settings.register_profile(
+    "suite", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("suite")
+
+
+@dataclass(frozen=True)
+class Backend:
+    name: str
+    device: str
+    any_threads: bool  # the same bits on any number of threads
+
+
+BACKENDS = [
+    Backend("eager", device="cpu", any_threads=False),
+    Backend("cpu", device="cpu", any_threads=True),
+]
+
+
+@pytest.fixture(params=BACKENDS, ids=lambda backend: backend.name)
+def backend(request):
+    reason = backends.available()[request.param.name]
+    if reason:
+        pytest.skip(reason)
+    with hk.backend(request.param.name):
+        yield request.param
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def poison():
+    """Call it, and uninitialised memory that torch hands out is NaN (floats) or the largest number (integers)."""
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    yield lambda: torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(False)
+
+
+def pytest_terminal_summary(terminalreporter):
+    for op, (compared, near) in sorted(oracle.near_ties.items()):
+        terminalreporter.write_line(f"{op}: {compared} winners compared, {near} left out as nearer than rounding")

@@ -1,0 +1,235 @@
+"""hebbkern.reference as an oracle: what each operator must return, and by how much rounding may move it.
+
+A sum of n products computed in any order is off by at most n u Σ|a||b|, u being half a unit in the last place
+(Higham 2002, section 3.1). ``magnitude`` extends this to patches that are centred or standardised first. Each
+``check_*`` function recomputes an operator's result from its own arguments in float64 and compares within that bound.
+"""
+
+from collections import Counter
+
+import numpy as np
+import torch
+
+from hebbkern import reference
+
+SLACK = 32  # roundings besides the sum itself: conversions, powers, divisions
+UNIT = {torch.float32: 2.0**-24, torch.float64: 2.0**-53, torch.bfloat16: 2.0**-9, torch.float16: 2.0**-11}
+SMALLEST = {torch.float32: 2.0**-149, torch.float64: 2.0**-1074, torch.bfloat16: 2.0**-133, torch.float16: 2.0**-24}
+
+near_ties = {}  # operator -> [winners compared, winners left out because rounding may decide them]
+
+
+def result_dtype(dtype):
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def exact(tensor):
+    """The tensor's numbers in float64, or as they are for integers and masks."""
+    if tensor is None:
+        return None
+    tensor = tensor.detach().cpu()
+    return (tensor.double() if tensor.is_floating_point() else tensor).numpy()
+
+
+def unit(tensor):
+    return UNIT[result_dtype(tensor.dtype)]
+
+
+def magnitude(x, kernel, patches="raw", **where):
+    """[P, N]: an entry of the transformed patch is off by at most (N + SLACK) u times this."""
+    X = np.abs(reference.unfold(x, kernel, **where))
+    if patches == "raw":
+        return X
+    length = np.linalg.norm(reference.unfold(x, kernel, "centred", **where), axis=1, keepdims=True)
+    whole = np.linalg.norm(X, axis=1, keepdims=True)
+    # An offset of the patch's mean, and a length that is a difference of squares.
+    length = np.maximum(length, 1e-6 * whole + 1e-300)
+    spread = (X + X.mean(axis=1, keepdims=True)) * (1 + (whole / length) ** 2)
+    return spread / length if patches == "standardised" else spread
+
+
+def close(got, want, bound, dtype):
+    """Same shape, dtype, and every number within its bound; a result that is no number always fails."""
+    assert got.dtype == dtype and tuple(got.shape) == np.shape(want) and got.is_contiguous()
+    got = exact(got)
+    wrong = ~(np.abs(got - want) <= bound) & (got != want)
+    assert not wrong.any(), f"{wrong.sum()} of {wrong.size}, off by {np.abs(got - want)[wrong].max()}"
+
+
+def count_near(op, near):
+    """Keep the tally, and fail if rounding decides so much that the comparison means little."""
+    compared, left_out = near_ties.get(op, (0, 0))
+    near_ties[op] = [compared + near.size, left_out + int(near.sum())]
+    assert near.sum() <= max(2, 0.05 * near.size)
+
+
+def response_bound(x, weight, p=2.0, cosine=False, patches="raw", **where):
+    """[P, K]: by how much a response may be off."""
+    X, W = exact(x), exact(weight).reshape(len(weight), -1)
+    M = magnitude(X, weight.shape[2:], patches, **where)
+    bound = (W.shape[1] + SLACK) * unit(x) * (M @ np.abs(W).T ** (p - 1))
+    if cosine:
+        norms = np.linalg.norm(reference.unfold(X, weight.shape[2:], patches, **where), axis=1)
+        norms = norms[:, None] * np.linalg.norm(W, axis=1)
+        bound = 2 * bound / np.where(norms > 0, norms, 1)
+    return bound + SMALLEST[result_dtype(x.dtype)]
+
+
+def check_compete(got, x, weight, k=1, p=2.0, cosine=False, mask=None, **geometry):
+    winners, responses = got
+    R = reference.responses(exact(x), exact(weight), p, cosine, **geometry)
+    bound = response_bound(x, weight, p, cosine, **geometry)
+    want, best = reference.compete(exact(x), exact(weight), k, p, cosine, exact(mask), **geometry)
+    assert winners.dtype == torch.int32 and tuple(winners.shape) == want.shape and winners.is_contiguous()
+    winners = exact(winners)
+    named = np.clip(winners, 0, None)
+    assert ((winners == -1) == (want == -1)).all() and (winners < len(weight)).all()
+    if mask is not None:
+        assert exact(mask)[named[winners >= 0]].all()
+    ranked = np.sort(named + np.where(winners < 0, -1 - np.arange(k), 0), axis=1)
+    assert (np.diff(ranked, axis=1) != 0).all(), "a neuron wins twice"
+    # The neuron named at a rank answers as strongly as the one that belongs there, up to rounding of both.
+    off = np.take_along_axis(bound, named, 1)
+    value = np.where(winners < 0, 0, np.take_along_axis(R, named, 1))
+    close(responses, value, np.where(winners < 0, 0, off), result_dtype(x.dtype))
+    widest = bound.max(axis=1, keepdims=True)
+    assert (np.abs(value - best) <= 2 * widest).all()
+    may_win = np.ones(len(weight), bool) if mask is None else exact(mask)
+    order = -np.sort(np.where(may_win, -R, np.inf), axis=1)[:, : k + 1]
+    with np.errstate(invalid="ignore"):  # between two that may not win
+        gaps = np.pad(-np.diff(order, axis=1), ((0, 0), (1, 1)), constant_values=np.inf)
+    near = (np.minimum(gaps[:, :k], gaps[:, 1 : k + 1]) <= 2 * widest) & (want >= 0)
+    count_near("compete", near)
+    assert (winners == want)[~near].all()
+
+
+def check_match(got, x, weight, mask=None, **geometry):
+    nearest, distance = got
+    D = reference.distances(exact(x), exact(weight), **geometry)
+    D = D if mask is None else np.where(exact(mask)[:, None], D, np.inf)
+    want, smallest = reference.match(exact(x), exact(weight), exact(mask), **geometry)
+    assert nearest.dtype == torch.int32 and tuple(nearest.shape) == want.shape
+    nearest = exact(nearest)
+    assert ((nearest == -1) == (want == -1)).all()
+    bound = distance_bound(x, weight, **geometry)
+    found = want >= 0
+    value, off = smallest.copy(), np.zeros(len(want))
+    value[found], off[found] = D[found, nearest[found]], bound[found, nearest[found]]
+    close(distance, value, off, result_dtype(x.dtype))
+    # A rival is one that rounding may bring below the nearest.
+    rivals = D - bound <= (smallest + np.where(found, bound.max(axis=1, initial=0, where=np.isfinite(D)), 0))[:, None]
+    near = found & (rivals.sum(axis=1) > 1)
+    assert rivals[found, nearest[found]].all()
+    count_near("match", near)
+    assert (nearest == want)[~near].all()
+
+
+def distance_bound(x, weight, patches="raw", **where):
+    """[K, P]"""
+    X, W = exact(x), np.abs(exact(weight)).reshape(len(weight), -1)
+    M = magnitude(X, weight.shape[2:], patches, **where)
+    length = np.abs(reference.unfold(X, weight.shape[2:], patches, **where)).sum(axis=1)
+    squares = np.array([((M + w) ** 2).sum(axis=1) for w in W])
+    stretch = 1 + M.sum(axis=1) / np.where(length > 0, length, 1)
+    return (W.shape[1] + SLACK) * unit(x) * squares * stretch / np.where(length > 0, length, 1)
+
+
+def check_accumulate(
+    got, x, taught, coefficients, neurons, kernel=(), responses=None, frozen=None, patches="raw", **where
+):
+    arguments = exact(taught), exact(coefficients), neurons, kernel, exact(responses), exact(frozen)
+    want = reference.accumulate(exact(x), *arguments, patches=patches, **where)
+    c, s = (None if tensor is None else np.abs(exact(tensor)) for tensor in (coefficients, responses))
+    sizes = exact(taught), c, neurons, (), s, exact(frozen)
+    M = magnitude(exact(x), kernel, patches, **where)
+    total, decay, count = reference.accumulate(M, *sizes)
+    u, dtype = unit(x), result_dtype(x.dtype)
+    close(got[0], want[0], ((M.shape[1] + count + SLACK)[:, None] * u * total).reshape(want[0].shape), dtype)
+    close(got[1], want[1], (count + SLACK) * u * decay, dtype)
+    close(got[2], want[2], 0, dtype)
+
+
+def check_sanger(
+    got,
+    x,
+    weight,
+    activation="relu",
+    decay="triangular",
+    temperature=1.0,
+    frozen=None,
+    patches="raw",
+    **where,
+):
+    geometry = {"patches": patches, **where}
+    want, count = reference.dense(
+        exact(x), exact(weight), activation, decay, temperature, exact(frozen), **geometry
+    )
+    X, W = reference.unfold(exact(x), weight.shape[2:], **geometry), exact(weight).reshape(len(weight), -1)
+    U, M = X @ W.T, magnitude(exact(x), weight.shape[2:], patches, **where)
+    u, off = unit(x), response_bound(x, weight, **geometry)
+    if activation == "softmax":
+        Y, off_Y = soft_bounds(U, off, temperature, u)
+        second = (off_Y.T * np.abs(U).T + np.abs(Y).T * off.T).sum(axis=1)[:, None] * np.abs(W)
+        both = np.abs(Y * U).sum(axis=0)[:, None] * np.abs(W)
+    else:
+        Y = np.abs({"linear": U, "relu": np.maximum(U, 0), "tanh": np.tanh(U)}[activation])
+        off_Y = off + SLACK * u * Y
+        lower = np.tril if decay == "triangular" else lambda C: np.diag(np.diag(C))
+        second, both = (lower(C) @ np.abs(W) for C in (off_Y.T @ Y + Y.T @ off_Y, Y.T @ Y))
+    terms = (sum(W.shape) + len(X) + SLACK) * u
+    bound = off_Y.T @ np.abs(X) + terms * (np.abs(Y).T @ M)
+    if decay != "none":
+        bound = bound + second + terms * both
+    close(got[0], want, bound.reshape(want.shape), result_dtype(x.dtype))
+    close(got[1], count, 0, result_dtype(x.dtype))
+    if frozen is not None:
+        assert not got[0][frozen].any()
+
+
+def soft_bounds(U, off, temperature, u):
+    """Shares and their error; where rounding may choose another winner, a sign may flip."""
+    Z = np.exp((U - U.max(axis=1, keepdims=True)) / temperature)
+    Y = Z / Z.sum(axis=1, keepdims=True)
+    most = off.max(axis=1, keepdims=True)
+    off_Y = Y * np.expm1(2 * most / temperature) + SLACK * u
+    if U.shape[1] > 1 and len(U):
+        best, second = -np.sort(-U, axis=1)[:, :2].T
+        near = best - second <= 2 * most[:, 0]
+        count_near("sanger, softmax", near)
+        off_Y[near] += 2 * Y[near]
+    return Y, off_Y
+
+
+def check_apply(
+    got, weight, sum, decay=None, denominator=None, lr=1.0, normalise="none", rate_power=0.0, frozen=None
+):
+    """``got`` is the weight after the step, ``weight`` a copy from before it."""
+    before, total, decay, denominator, frozen = map(exact, (weight, sum, decay, denominator, frozen))
+    want = reference.apply(before, total, decay, denominator, lr, normalise, rate_power, frozen)
+    W, u = np.abs(before).reshape(len(before), -1), UNIT[result_dtype(weight.dtype)]
+    sizes = np.abs(total).reshape(W.shape), None if decay is None else -np.abs(decay)
+    size = reference.apply(W, *sizes, None if denominator is None else np.abs(denominator), 1.0, frozen=frozen) - W
+    off = SLACK * u * size
+    if normalise == "global_max":
+        step = reference.apply(before, total, decay, denominator, 1.0, frozen=frozen) - before
+        largest = max(np.abs(step).max(), 1e-30)
+        size, off = size / largest, (off + size * off.max() / largest) / largest
+    rate, spread = rate_bounds(np.linalg.norm(W, axis=1), (W.shape[1] + SLACK) * u, rate_power)
+    bound = np.abs(lr) * (off * rate + size * spread) + SLACK * u * (W + np.abs(lr) * size * rate)
+    if normalise in ("row_max", "row_l2"):
+        plain = reference.apply(before, total, decay, denominator, lr, "none", rate_power, frozen).reshape(W.shape)
+        length = np.linalg.norm(plain, axis=1, ord=2 if normalise == "row_l2" else np.inf, keepdims=True)
+        length[length == 0] = 1
+        slip = np.linalg.norm(bound, axis=1, keepdims=True) + (W.shape[1] + SLACK) * u * length
+        bound = bound / length + np.abs(plain) / length * slip / length
+    bound = (bound + SMALLEST[weight.dtype]).reshape(want.shape) + UNIT[weight.dtype] * np.abs(want)
+    assert got.dtype == weight.dtype and got.shape == weight.shape
+    wrong = ~(np.abs(exact(got) - want) <= bound)
+    assert not wrong.any(), f"{wrong.sum()} of {wrong.size}, off by {np.abs(exact(got) - want)[wrong].max()}"
+
+
+def rate_bounds(norm, relative, rate_power):
+    """The largest rate | norm - 1 | ^ rate_power within rounding of the norm, and by how much it may vary; [K, 1]."""
+    from_one = np.abs(norm - 1)[:, None] + norm[:, None] * relative * np.array([-1, 0, 1])
+    rates = np.clip(from_one, 0, None) ** rate_power
+    return rates.max(axis=1, keepdims=True), np.ptp(rates, axis=1)[:, None]

@@ -1,0 +1,210 @@
+"""Every rule against hebbkern.reference in float64; updates that add up; settings that are refused."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import hebbkern as hk
+from cases import random
+
+GEOMETRIES = {
+    "linear": ((60, 20), (12, 20), {}),
+    "convolution": ((3, 2, 9, 8), (7, 2, 3, 3), {"stride": (2, 1), "padding": 1, "dilation": (1, 2)}),
+}
+RULES = [
+    (hk.KrotovHopfield(), hk.reference.krotov_hopfield, {}),
+    (hk.KrotovHopfield(p=3, k=4, delta=0.2), hk.reference.krotov_hopfield, {"p": 3, "k": 4, "delta": 0.2}),
+    (hk.WTA(), hk.reference.wta, {}),
+    (
+        hk.WTA(k=3, similarity="dot", normalise="row_max"),
+        hk.reference.wta,
+        {"k": 3, "similarity": "dot", "normalise": "row_max"},
+    ),
+    (
+        hk.WTA(k=2, coefficient="response", average=False, normalise="row_l2"),
+        hk.reference.wta,
+        {"k": 2, "coefficient": "response", "average": False, "normalise": "row_l2"},
+    ),
+    (hk.Teacher(), hk.reference.teacher, {}),
+    (hk.Teacher(average=False), hk.reference.teacher, {"average": False}),
+    (hk.Sanger(), hk.reference.sanger, {}),
+    (hk.Sanger(activation="tanh"), hk.reference.sanger, {"activation": "tanh"}),
+    (hk.Oja(), hk.reference.oja, {}),
+    (hk.Hebb(activation="relu"), hk.reference.hebb, {"activation": "relu"}),
+    (hk.SoftWTA(), hk.reference.soft_wta, {}),
+    (hk.SoftWTA(temperature=0.5, rate_power=0), hk.reference.soft_wta, {"temperature": 0.5, "rate_power": 0}),
+]
+rules = pytest.mark.parametrize(("rule", "reference", "settings"), RULES, ids=[str(case[0]) for case in RULES])
+geometries = pytest.mark.parametrize(("x", "weight", "geometry"), GEOMETRIES.values(), ids=GEOMETRIES)
+
+
+def layer(x, weight, dtype=torch.float64):
+    return random(weight, dtype, seed=1), random(x, dtype, seed=2, offset=0.3)
+
+
+def labels_for(rule, x, neurons):
+    return torch.arange(len(x)) * 5 % (neurons + 1) - 1 if isinstance(rule, hk.Teacher) else None
+
+
+@pytest.mark.parametrize("patches", ["raw", "centred", "standardised"])
+@pytest.mark.parametrize("with_frozen", [False, True])
+@geometries
+@rules
+def test_step_is_the_reference(backend, rule, reference, settings, x, weight, geometry, with_frozen, patches):
+    weight, x = layer(x, weight)
+    frozen = torch.arange(len(weight)) % 3 == 0 if with_frozen else None
+    labels = labels_for(rule, x, len(weight))
+    settings = dict(settings, frozen=frozen, patches=patches, **geometry)
+    if labels is not None:
+        settings["labels"] = labels
+    want, before = reference(weight.numpy(), x.numpy(), lr=0.1, **settings), weight.clone()
+    rule = type(rule)(**{**vars(rule), "patches": patches})
+    rule.step_(weight, x, lr=0.1, labels=labels, frozen=frozen, **geometry)
+    np.testing.assert_allclose(weight.numpy(), want, rtol=1e-10, atol=1e-12)
+    assert not torch.equal(weight, before)
+    if with_frozen:
+        assert torch.equal(weight[frozen], before[frozen])
+
+
+@geometries
+@rules
+def test_updates_add_up(backend, rule, reference, settings, x, weight, geometry):
+    weight, x = layer(x, weight)
+    labels = labels_for(rule, x, len(weight))
+    whole, cut = weight.clone(), len(x) // 3
+    rule.step_(whole, x, lr=0.1, labels=labels, **geometry)
+    first, second = (labels[:cut], labels[cut:]) if labels is not None else (None, None)
+    update = rule.update(weight, x[:cut], labels=first, **geometry)
+    update = update + rule.update(weight, x[cut:], labels=second, **geometry)
+    rule.apply_(weight, update, lr=0.1)
+    torch.testing.assert_close(weight, whole, rtol=1e-11, atol=1e-13)
+
+
+@rules
+def test_an_empty_batch_teaches_nothing(backend, rule, reference, settings):
+    for x, weight, geometry in GEOMETRIES.values():
+        weight, x = layer((0, *x[1:]), weight, torch.float32)
+        before = weight.clone()
+        labels = torch.zeros(0, dtype=torch.int64) if isinstance(rule, hk.Teacher) else None
+        rule.step_(weight, x, lr=0.1, labels=labels, **geometry)
+        assert torch.equal(weight, before)
+
+
+@geometries
+@rules
+def test_same_bits_on_any_number_of_threads(backend, threads, rule, reference, settings, x, weight, geometry):
+    weight, x = layer((2000, *x[1:]) if len(x) == 2 else (40, *x[1:]), weight, torch.float32)
+    labels = labels_for(rule, x, len(weight))
+    results = []
+    for count in (1, 1, 2, 2) if backend.any_threads else (1, 1):
+        threads(count)
+        learnt = weight.clone()
+        rule.step_(learnt, x, lr=0.1, labels=labels, **geometry)
+        results.append(learnt)
+    assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+@rules
+def test_a_step_compiles_without_a_break(rule, reference, settings):
+    weight, x = layer((6, 2, 9, 8), (7, 2, 3, 3), torch.float32)
+    labels = labels_for(rule, x, len(weight))
+    eager, frozen = weight.clone(), torch.arange(7) == 2
+
+    def step(weight, x):
+        rule.step_(weight, x, lr=0.1, labels=labels, frozen=frozen, padding=1)
+
+    step(eager, x)
+    torch.compile(step, fullgraph=True, backend="aot_eager")(weight, x)
+    assert torch.equal(weight, eager)
+
+
+def test_a_parameter_is_moved_in_place_and_its_version_counts():
+    weight = torch.nn.Parameter(random((5, 8)))
+    version = weight._version
+    x = random((4, 8)).requires_grad_()
+    hk.WTA().step_(weight, x, lr=0.1)
+    assert weight._version > version and weight.grad_fn is None
+    assert not hk.WTA().update(weight, x).sum.requires_grad
+
+
+def test_coefficients_are_made_once_for_each_dtype():
+    from hebbkern import rules
+
+    weight, x = layer((4, 8), (5, 8), torch.bfloat16)
+    first = rules._constant((1.0, 0.5), x)
+    assert first.dtype == torch.float32 and first is rules._constant((1.0, 0.5), weight)
+    assert rules._constant((1.0, 0.5), x.double()).dtype == torch.float64
+
+
+REFUSED = [
+    (hk.KrotovHopfield, {"k": 1}, "k must be at least 2, got 1"),
+    (hk.KrotovHopfield, {"k": 2.0}, "k must be a whole number, got 2.0"),
+    (hk.KrotovHopfield, {"k": True}, "k must be a whole number, got True"),
+    (hk.KrotovHopfield, {"p": 0.5}, "p must be a finite number of at least 1, got 0.5"),
+    (hk.KrotovHopfield, {"p": math.inf}, "p must be a finite number of at least 1, got inf"),
+    (hk.KrotovHopfield, {"delta": math.nan}, "delta must be a finite number, got nan"),
+    (hk.KrotovHopfield, {"patches": "rwa"}, 'patches must be "raw", "centred" or "standardised", got "rwa"'),
+    (hk.WTA, {"k": 0}, "k must be at least 1, got 0"),
+    (hk.WTA, {"similarity": "cos"}, 'similarity must be "cosine" or "dot", got "cos"'),
+    (hk.WTA, {"coefficient": "two"}, 'coefficient must be "one" or "response", got "two"'),
+    (hk.WTA, {"average": 1}, "average must be True or False, got 1"),
+    (hk.WTA, {"normalise": "l2"}, 'normalise must be "none", "row_max" or "row_l2", got "l2"'),
+    (hk.Teacher, {"average": None}, "average must be True or False, got None"),
+    (hk.Sanger, {"activation": "softmax"}, 'activation must be "linear", "relu" or "tanh", got "softmax"'),
+    (hk.Oja, {"activation": None}, 'activation must be "linear", "relu" or "tanh", got None'),
+    (hk.Hebb, {"patches": 3}, 'patches must be "raw", "centred" or "standardised", got 3'),
+    (hk.SoftWTA, {"temperature": 0}, "temperature must be a finite number above 0, got 0"),
+    (hk.SoftWTA, {"rate_power": -1.0}, "rate_power must be a finite number of at least 0, got -1.0"),
+]
+
+
+@pytest.mark.parametrize(("rule", "settings", "message"), REFUSED, ids=[case[2] for case in REFUSED])
+def test_settings_are_refused(rule, settings, message):
+    with pytest.raises(ValueError) as error:
+        rule(**settings)
+    assert str(error.value) == f"hebbkern.{rule.__name__}: {message}"
+
+
+LABELS = [
+    (None, "None"),
+    ([0, 1, 2, 3], "list"),
+    (torch.zeros(4), "float32 of shape [4]"),
+    (torch.zeros(3, dtype=torch.int64), "int64 of shape [3]"),
+    (torch.zeros(4, 1, dtype=torch.int64), "int64 of shape [4, 1]"),
+]
+
+
+@pytest.mark.parametrize(("labels", "got"), LABELS, ids=[case[1] for case in LABELS])
+def test_labels_are_refused(labels, got):
+    weight, x = layer((4, 8), (5, 8))
+    before = weight.clone()
+    with pytest.raises(ValueError) as error:
+        hk.Teacher().step_(weight, x, labels=labels, lr=0.1)
+    wanted = "labels must be int64 or int32 of shape [4], the class of each sample"
+    assert str(error.value) == f"hebbkern.Teacher: {wanted}, got {got}"
+    assert torch.equal(weight, before)
+
+
+@pytest.mark.parametrize("wrong", [5, -2])
+def test_a_label_without_a_neuron_is_refused(backend, wrong):
+    weight, x = layer((4, 8), (5, 8))
+    before = weight.clone()
+    with pytest.raises((ValueError, RuntimeError), match=f"taught must name neurons 0 to 4, .* got {wrong}"):
+        hk.Teacher().step_(weight, x, labels=torch.tensor([0, 1, wrong, 2]), lr=0.1)
+    assert torch.equal(weight, before)
+
+
+def test_updates_of_different_layers_do_not_add():
+    one = hk.WTA().update(*layer((4, 8), (5, 8)))
+    other = hk.WTA().update(*layer((4, 8), (6, 8)))
+    with pytest.raises(ValueError, match=r"of the same rule and layer \[\[5, 8\], \[5\], \[5\]\], got \[\[6, 8\]"):
+        one + other
+    with pytest.raises(TypeError):
+        one + 1
+
+
+def test_all_reduce_asks_for_a_group():
+    with pytest.raises(RuntimeError, match="torch.distributed must be initialised"):
+        hk.WTA().update(*layer((4, 8), (5, 8))).all_reduce()

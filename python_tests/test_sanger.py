@@ -1,0 +1,112 @@
+"""sanger: the dense rules."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import cases
+import hebbkern as hk
+import oracle
+
+RULES = [
+    {"activation": activation, "decay": decay}
+    for activation in ("linear", "relu", "tanh", "softmax")
+    for decay in ("triangular", "diagonal", "none")
+    if (activation, decay) != ("softmax", "triangular")
+]
+
+
+def name(rule):
+    return f"{rule['activation']}-{rule['decay']}"
+
+
+def scaled(layer, dtype, device="cpu", seed=0):
+    """Responses of about 1, so that tanh and softmax bend."""
+    x, weight = cases.tensors(layer, dtype, device, seed)
+    return x, (weight / weight[0].numel() ** 0.5).to(dtype)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=name)
+@pytest.mark.parametrize("patches", cases.PATCHES)
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+@pytest.mark.parametrize("layer", cases.LAYERS, ids=str)
+def test_sums(backend, layer, dtype, patches, rule):
+    x, weight = scaled(layer, dtype, backend.device)
+    options = {**rule, "patches": patches, **layer.geometry}
+    oracle.check_sanger(hk.ops.sanger(x, weight, **options), x, weight, **options)
+
+
+@pytest.mark.parametrize("of_weight", cases.LAYOUTS)
+@pytest.mark.parametrize("of_x", cases.LAYOUTS)
+@pytest.mark.parametrize("layer", cases.FEW, ids=str)
+def test_layouts(backend, layer, of_x, of_weight):
+    for dtype in cases.DTYPES:
+        x, weight = scaled(layer, dtype, backend.device)
+        x, weight = cases.laid_out(x, of_x), cases.laid_out(weight, of_weight)
+        oracle.check_sanger(hk.ops.sanger(x, weight, **layer.geometry), x, weight, **layer.geometry)
+
+
+@given(drawn=cases.drawn(), data=st.data())
+@settings(max_examples=100)
+def test_drawn_layers(backend, drawn, data):
+    layer, x, weight, geometry = drawn
+    frozen = cases.some(layer.neurons) if data.draw(st.booleans()) else None
+    options = {**data.draw(st.sampled_from(RULES)), "frozen": frozen, **geometry}
+    options["temperature"] = data.draw(st.sampled_from([0.5, 1.0, 3.0]))
+    oracle.check_sanger(hk.ops.sanger(x, weight, **options), x, weight, **options)
+
+
+@pytest.mark.parametrize("decay", ["triangular", "diagonal", "none"])
+@pytest.mark.parametrize("shape", [(300, 20, 65), (20, 65, 300), (64, 257, 257), (1, 40, 130)], ids=str)
+def test_more_patches_than_neurons_and_fewer(backend, shape, decay):
+    """Both orders in which the triangular decay can be worked out."""
+    batch, inputs, neurons = shape
+    x, weight = scaled(cases.Layer((batch, inputs), (neurons, inputs)), torch.float32, backend.device)
+    for activation in ("linear", "relu"):
+        got = hk.ops.sanger(x, weight, activation=activation, decay=decay)
+        oracle.check_sanger(got, x, weight, activation, decay)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=name)
+def test_frozen_neurons_take_part_but_learn_nothing(backend, rule):
+    for layer in (cases.FEW[1], cases.FEW[2]):
+        x, weight = scaled(layer, torch.float32, backend.device)
+        frozen = cases.some(layer.neurons, backend.device)
+        total, _ = hk.ops.sanger(x, weight, frozen=frozen, **rule, **layer.geometry)
+        plain, _ = hk.ops.sanger(x, weight, **rule, **layer.geometry)
+        assert not total[frozen].any() and torch.equal(total[~frozen], plain[~frozen])
+
+
+def test_integers_are_exact(backend):
+    for layer in cases.LAYERS:
+        x = cases.integers(layer.x, -1, 1, torch.float64, backend.device)
+        weight = cases.integers(layer.weight, -1, 1, torch.float64, backend.device, seed=1)
+        for rule in RULES[:6]:
+            got, _ = hk.ops.sanger(x, weight, **rule, **layer.geometry)
+            want, _ = hk.reference.dense(x, weight, **rule, **layer.geometry)
+            assert (oracle.exact(got) == want).all()
+
+
+def test_softmax_of_large_responses_is_finite(backend):
+    x, weight = cases.random((20, 30), scale=1e3), cases.random((12, 30), seed=1, scale=1e2)
+    got = hk.ops.sanger(x, weight, activation="softmax", decay="diagonal", temperature=0.1)
+    assert got[0].isfinite().all() and got[0].any()
+
+
+def test_softmax_ties_are_won_by_the_lower_index(backend):
+    x, weight = torch.ones(1, 2), torch.ones(4, 2)
+    total, _ = hk.ops.sanger(x, weight, activation="softmax", decay="none")
+    assert torch.equal(total, torch.tensor([0.25, -0.25, -0.25, -0.25])[:, None].expand(4, 2))
+
+
+def test_sums_add_up_over_parts_of_a_batch(backend):
+    for layer in cases.FEW:
+        x, weight = scaled(layer, torch.float64, backend.device)
+        for rule in RULES:
+            whole, first, second = (
+                hk.ops.sanger(part, weight, **rule, **layer.geometry)
+                for part in (x, x[: len(x) // 2], x[len(x) // 2 :])
+            )
+            assert torch.allclose(whole[0], first[0] + second[0], rtol=1e-11, atol=1e-11)
+            assert whole[1] == first[1] + second[1]
