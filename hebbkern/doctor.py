@@ -37,7 +37,8 @@ def instructions():
 def inspect():
     """Everything that `hebbkern doctor` prints, as a dict that JSON can hold."""
     available = backends.available()
-    runs = {device: _first(available, names) for device, names in PREFERENCE.items()}
+    eager = backends.current() == "eager"
+    runs = {device: "eager" if eager else _first(available, names) for device, names in PREFERENCE.items()}
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     found = {
         "hebbkern": metadata.version("hebbkern"),

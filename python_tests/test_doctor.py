@@ -1,0 +1,38 @@
+"""`hebbkern doctor`: what runs where, and what to do about what is missing."""
+
+import json
+
+import pytest
+import torch
+
+from hebbkern import backends, doctor
+
+
+def test_report_names_torch_processor_and_backends(tmp_path, capsys):
+    with backends.backend("auto"):
+        assert doctor.main(["--json", str(tmp_path / "doctor.json")]) == 0
+    printed, report = capsys.readouterr().out, json.loads((tmp_path / "doctor.json").read_text())
+    assert report["found"]["torch"] == torch.__version__ and torch.__version__ in printed
+    assert report["backends"].keys() == backends.available().keys()
+    assert report["runs"]["cpu"] == ("eager" if backends.available()["cpu"] else "cpu")
+    for sentence in report["advice"]:
+        assert sentence in printed
+
+
+@pytest.mark.parametrize("compiler", [None, "/usr/bin/c++"])
+def test_missing_kernels_are_named_with_a_remedy(monkeypatch, compiler):
+    monkeypatch.setattr(backends, "available", lambda: {"eager": None, "cpu": "was not built"})
+    monkeypatch.setattr(doctor.shutil, "which", lambda name, path=None: compiler)
+    report = doctor.inspect()
+    assert report["runs"] == {"cpu": "eager", "cuda": "eager"}
+    assert "was not built" in doctor.show(report)
+    (remedy,) = [sentence for sentence in report["advice"] if "CPU kernels" in sentence]
+    assert ("install a C++ compiler" in remedy) == (compiler is None)
+
+
+def test_an_override_is_what_runs(monkeypatch):
+    monkeypatch.setenv("HEBBKERN_BACKEND", "eager")
+    with backends.backend("eager"):
+        report = doctor.inspect()
+    assert report["runs"] == {"cpu": "eager", "cuda": "eager"}
+    assert any("HEBBKERN_BACKEND=eager" in sentence for sentence in report["advice"])
