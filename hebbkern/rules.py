@@ -91,12 +91,10 @@ class Rule:
 
     def _whole(self, name: str, least: int):
         value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            self._refuse(
-                name,
-                f"a whole number of at least {least}" if not isinstance(value, int) else f"at least {least}",
-                value,
-            )
+        if type(value) is not int:
+            self._refuse(name, "a whole number", value)
+        if value < least:
+            self._refuse(name, f"at least {least}", value)
 
     def _number(self, name: str, wanted: str, test):
         value = getattr(self, name)

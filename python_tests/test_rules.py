@@ -116,6 +116,7 @@ def test_a_step_compiles_without_a_break(rule, reference, settings):
         rule.step_(weight, x, lr=0.1, labels=labels, frozen=frozen, padding=1)
 
     step(eager, x)
+    torch.compiler.reset()
     torch.compile(step, fullgraph=True, backend="aot_eager")(weight, x)
     assert torch.equal(weight, eager)
 
@@ -206,5 +207,5 @@ def test_updates_of_different_layers_do_not_add():
 
 
 def test_all_reduce_asks_for_a_group():
-    with pytest.raises(RuntimeError, match="torch.distributed must be initialised"):
+    with pytest.raises(RuntimeError, match="must be initialised"):
         hk.WTA().update(*layer((4, 8), (5, 8))).all_reduce()
