@@ -46,7 +46,7 @@ CONVOLUTION = [
     Layer((1, 5, 11, 9), (6, 5, 3, 3), {"stride": 2, "padding": (1, 2), "dilation": (2, 1)}),
     Layer((2, 4, 5, 5), (257, 4, 5, 5)),
     Layer((1, 3, 4, 4), (8, 3, 7, 7), {"padding": 3}),
-    Layer((3, 63, 7, 7), (33, 63, 3, 3), {"padding": 1}),
+    Layer((2, 63, 4, 4), (33, 63, 3, 3), {"padding": 1}),
 ]
 LAYERS = LINEAR + CONVOLUTION
 FEW = [LINEAR[2], LINEAR[3], CONVOLUTION[2], CONVOLUTION[4]]

@@ -29,7 +29,7 @@ def test_winners_and_responses(backend, layer, dtype, patches, response):
 @pytest.mark.parametrize("layer", cases.LAYERS, ids=str)
 def test_one_and_the_most_winners(backend, layer):
     x, weight = cases.tensors(layer, torch.float64, backend.device)
-    for k in {1, 2, most(layer) // 2 or 1, most(layer)}:
+    for k in {1, most(layer) // 2 or 1, most(layer)}:
         oracle.check_compete(hk.ops.compete(x, weight, k, **layer.geometry), x, weight, k, **layer.geometry)
 
 
@@ -84,7 +84,7 @@ def test_ties_go_to_the_lower_index(backend, layer, dtype, p):
     x = cases.integers(layer.x, -1, 1, dtype, backend.device, seed=3)
     weight = cases.integers(layer.weight, -1, 1, dtype, backend.device, seed=4)
     weight[1::3] = weight[0]
-    for k in {1, 2, most(layer)}:
+    for k in {1, min(2, layer.neurons), most(layer)}:
         winners, responses = hk.ops.compete(x, weight, k, p=p, **layer.geometry)
         want = hk.reference.compete(oracle.exact(x), oracle.exact(weight), k, p, **layer.geometry)
         assert (oracle.exact(winners) == want[0]).all() and (oracle.exact(responses) == want[1]).all()
