@@ -1,0 +1,112 @@
+// compete: each patch's k best neurons. Responses live in a register tile's worth of scratch and nowhere else.
+#include <algorithm>
+#include <cmath>
+
+#include "panels.h"
+
+namespace hebbkern {
+
+// One block of patches against all panels; best and who hold its running k best.
+template <class T>
+static void compete_block(const Source<T>& source, const Panels<T>& panels, const T* offset, int64_t first,
+                          int64_t count, int k, T* best, int32_t* who) {
+  const auto& kernel = kernels<T>();
+  alignas(64) T scores[8 * 48];  // the largest tile
+  std::fill(best, best + count * k, -std::numeric_limits<T>::infinity());
+  std::fill(who, who + count * k, -1);
+  int64_t bases[16 * 8];  // the longest block
+  source.bases(first, count, bases);
+  for (int64_t panel = 0; panel < panels.count(); ++panel) {
+    const int vectors = panels.vectors(panel);
+    for (int64_t i = 0; i < count; i += kernel.rows) {
+      const T* rows[8];
+      for (int r = 0; r < kernel.rows; ++r)  // past the last patch the tile repeats it
+        rows[r] = source.x + bases[std::min(i + r, count - 1)];
+      kernel.tile(rows, source.offset.data(), panels.inputs, panels[panel], panels.width, vectors, scores, kernel.width,
+                  false);
+      kernel.rank(scores, int(std::min<int64_t>(kernel.rows, count - i)), vectors, panels.valid(panel),
+                  offset ? offset + first + i : nullptr, offset ? &panels.wsum[panel * panels.width] : nullptr,
+                  &panels.names[panel * panels.width], k, best + i * k, who + i * k);
+    }
+  }
+}
+
+// Responses from the best dot products; false if one overflowed.
+template <class T>
+static bool finish(const Panels<T>& panels, int64_t count, int k, const T* scale, T* best, int32_t* who) {
+  const int contenders = int(std::min<int64_t>(k, panels.names.size()));
+  for (int64_t i = 0; i < count; ++i, best += k, who += k)
+    for (int r = 0; r < k; ++r) {
+      if (r >= contenders) {
+        best[r] = 0;
+        who[r] = -1;
+      } else if (scale && scale[i] == 0) {  // a patch of zeros: every response is 0, the first neurons win
+        best[r] = 0;
+        who[r] = panels.names[r];
+      } else if (who[r] < 0 || !std::isfinite(best[r])) {
+        return false;
+      } else if (scale) {
+        best[r] *= scale[i];
+      }
+    }
+  return true;
+}
+
+template <class T>
+static void compete_typed(const Tensor& x, const Tensor& weight, const Geometry& g, int k, const Prepare& prepare,
+                          Patches patches, const OptionalTensor& mask, T* best, int32_t* who) {
+  const Source<T> source("compete", x, g);
+  const Panels<T> panels("compete", source, weight, chosen_neurons(mask, g.neurons), prepare);
+  const int64_t count = g.patches();
+  std::optional<Moments<T>> moments;
+  Scratch<T> scale(prepare.cosine ? count : 0);
+  if (patches != Patches::raw || prepare.cosine) moments.emplace(source, patches);
+  const T* scaled = moments ? moments->scale.get() : nullptr;
+  if (prepare.cosine) {
+    for (int64_t p = 0; p < count; ++p) {
+      const T size = moments->norm[p];
+      scale[p] = size > 0 && moments->scale[p] > 0 ? 1 / size : T(0);
+    }
+    scaled = scale.get();
+  }
+  const T* offset = patches == Patches::raw ? nullptr : moments->offset.get();
+  // Rows of a block: enough to reuse a panel from L2, few enough to share 100 patches among threads.
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t rows = kernels<T>().rows;
+  const int64_t block = std::clamp<int64_t>((count / (4 * threads) + rows - 1) / rows * rows, rows, 16 * rows);
+  std::atomic<bool> flaw{false};
+  parallel((count + block - 1) / block, [&](int64_t part) {
+    const int64_t first = part * block, size = std::min(block, count - first);
+    compete_block(source, panels, offset, first, size, k, best + first * k, who + first * k);
+    if (!finish(panels, size, k, scaled ? scaled + first : nullptr, best + first * k, who + first * k)) flaw = true;
+  });
+  if (flaw)
+    fail("compete", "x and weight must give finite responses, got an overflow of ",
+         sizeof(T) == 4 ? "float32" : "float64");
+}
+
+static std::tuple<Tensor, Tensor> compete(Tensor x, Tensor weight, int64_t k, double p, bool cosine,
+                                          std::string patches, Ints stride, Ints padding, Ints dilation,
+                                          OptionalTensor mask) {
+  const char* op = "compete";
+  const Geometry g = check_layer(op, x, weight, stride, padding, dilation);
+  if (k < 1 || k > std::min<int64_t>(64, g.neurons))
+    fail(op, "k must be between 1 and min(64, ", g.neurons, " neurons), got ", k);
+  if (!(p >= 1) || std::isinf(p)) fail(op, "p must be a finite number of at least 1, got ", p);
+  if (cosine && p != 2) fail(op, "p must be 2 with cosine responses, got ", p);
+  const Patches kind = check_patches(op, patches);
+  check_mask(op, "mask", mask, g.neurons);
+  const ScalarType result = result_dtype(x.scalar_type());
+  Tensor winners = empty({g.patches(), k}, ScalarType::Int), responses = empty({g.patches(), k}, result);
+  int32_t* who = static_cast<int32_t*>(winners.mutable_data_ptr());
+  const Prepare prepare{p, cosine, kind != Patches::raw};
+  if (result == ScalarType::Double)
+    compete_typed(x, weight, g, int(k), prepare, kind, mask, static_cast<double*>(responses.mutable_data_ptr()), who);
+  else
+    compete_typed(x, weight, g, int(k), prepare, kind, mask, static_cast<float*>(responses.mutable_data_ptr()), who);
+  return {winners, responses};
+}
+
+STABLE_TORCH_LIBRARY_IMPL(hebbkern, CPU, m) { m.impl("compete", TORCH_BOX(&compete)); }
+
+}  // namespace hebbkern

@@ -1,0 +1,62 @@
+// Chooses the widest instruction set this processor has; HEBBKERN_CPU=baseline|avx2|avx512 asks for a narrower one.
+#include <cstdlib>
+#include <cstring>
+
+#include "kernels.h"
+
+namespace hebbkern {
+
+#define HEBBKERN_DECLARE(isa)       \
+  namespace isa {                   \
+  const Kernels<float>* floats();   \
+  const Kernels<double>* doubles(); \
+  }
+HEBBKERN_DECLARE(baseline)
+#if defined(__x86_64__)
+HEBBKERN_DECLARE(avx2)
+HEBBKERN_DECLARE(avx512)
+#endif
+#undef HEBBKERN_DECLARE
+
+// 0 baseline, 1 AVX2, 2 AVX-512.
+static int widest() {
+#if defined(__x86_64__)
+  int has = 0;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) has = 1;
+  if (has && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+    has = 2;
+  if (const char* asked = std::getenv("HEBBKERN_CPU")) {
+    const int limit = std::strcmp(asked, "baseline") == 0 ? 0 : std::strcmp(asked, "avx2") == 0 ? 1 : 2;
+    has = has < limit ? has : limit;
+  }
+  return has;
+#else
+  return 0;
+#endif
+}
+
+static int chosen() {
+  static const int isa = widest();
+  return isa;
+}
+
+template <>
+const Kernels<float>& kernels<float>() {
+#if defined(__x86_64__)
+  return chosen() == 2 ? *avx512::floats() : chosen() == 1 ? *avx2::floats() : *baseline::floats();
+#else
+  return *baseline::floats();
+#endif
+}
+
+template <>
+const Kernels<double>& kernels<double>() {
+#if defined(__x86_64__)
+  return chosen() == 2 ? *avx512::doubles() : chosen() == 1 ? *avx2::doubles() : *baseline::doubles();
+#else
+  return *baseline::doubles();
+#endif
+}
+
+}  // namespace hebbkern

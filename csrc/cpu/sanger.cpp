@@ -1,0 +1,291 @@
+// sanger: the dense rules, YᵀX − decay W. Responses, weight gradient, Gram matrix and triangular decay are the same
+// register tile with its operands exchanged; the Gram matrix and its product stop at the diagonal's panel.
+#include <algorithm>
+#include <cmath>
+
+#include "panels.h"
+
+namespace hebbkern {
+
+enum class Decay { triangular, diagonal, none };
+
+struct Dense {
+  Activation activation;
+  Decay decay;
+  double temperature;
+  Patches patches;
+};
+
+// Patches whose responses one thread computes against one panel: their rows stay in L2 while the panel runs by.
+constexpr int64_t block = 64;
+
+template <class T>
+class Sanger {
+ public:
+  Sanger(const Tensor& x, const Tensor& weight, const Geometry& g, const Dense& rule);
+  void run(const bool* frozen, int64_t frozen_step, T* sum);
+
+ private:
+  void respond(int64_t first, int64_t count);
+  void respond_block(int64_t part, int64_t panel, int64_t first, int64_t count);
+  void soften(int64_t part, int64_t first, int64_t count);
+  void gradient(int64_t count);
+  void gram(int64_t count);
+  void subtract_triangle();
+  void write(const bool* frozen, int64_t frozen_step, T* sum) const;
+
+  T* response(int64_t panel) const { return y_.get() + panel * chunk_ * width_; }
+  T* taught(int64_t panel) const { return (scaled_ ? ys_.get() : y_.get()) + panel * chunk_ * width_; }
+
+  const Kernels<T>& kernel_ = kernels<T>();
+  const Dense rule_;
+  const Source<T> source_;
+  const Panels<T> panels_;
+  std::optional<Moments<T>> moments_;
+  const int64_t width_, columns_, inputs_, rows_of_sum_, rows_of_gram_;
+  const int64_t chunk_;  // patches whose responses are kept at once
+  const bool scaled_;    // standardised: what is taught is y * scale
+  Scratch<T> y_, ys_;    // [panels][chunk][width]
+  Scratch<int64_t> bases_, steps_;
+  Scratch<T> sum_;                         // [panels][inputs][width], YᵀX
+  Scratch<T> gram_;                        // [panels][neurons][width], YᵀY up to the diagonal's panel
+  Scratch<T> part_diagonal_, part_shift_;  // [blocks of a chunk][columns]
+  std::vector<double> diagonal_, shift_;   // [columns]: sum of r u, sum of y scale offset
+};
+
+static int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+// As many patches as fit 1 MiB of responses (half an L2), whatever the number of threads: sums are added chunk by
+// chunk.
+static int64_t chunk_of(int64_t patches, int64_t columns, int64_t size) {
+  const int64_t fit = (int64_t(1) << 20) / (columns * size) / block * block;
+  return std::min(round_up(std::max<int64_t>(patches, 1), block), std::clamp<int64_t>(fit, block, 64 * block));
+}
+
+static std::vector<int32_t> everyone(int64_t neurons) { return chosen_neurons(std::nullopt, neurons); }
+
+template <class T>
+Sanger<T>::Sanger(const Tensor& x, const Tensor& weight, const Geometry& g, const Dense& rule)
+    : rule_(rule),
+      source_("sanger", x, g),
+      panels_("sanger", source_, weight, everyone(g.neurons), Prepare{2, false, rule.patches != Patches::raw}),
+      width_(panels_.width),
+      columns_(panels_.count() * panels_.width),
+      inputs_(g.inputs()),
+      rows_of_sum_(round_up(inputs_, kernel_.rows)),
+      rows_of_gram_(round_up(columns_, kernel_.rows)),
+      chunk_(chunk_of(g.patches(), columns_, sizeof(T))),
+      scaled_(rule.patches == Patches::standardised),
+      y_(columns_ * chunk_),
+      ys_(scaled_ ? columns_ * chunk_ : 0),
+      bases_(chunk_),
+      steps_(std::max(chunk_, columns_)),
+      sum_(panels_.count() * rows_of_sum_ * width_),
+      gram_(rule.decay == Decay::triangular ? panels_.count() * rows_of_gram_ * width_ : 0),
+      part_diagonal_(chunk_ / block * columns_),
+      part_shift_(chunk_ / block * columns_),
+      diagonal_(columns_),
+      shift_(columns_) {
+  if (rule.patches != Patches::raw) moments_.emplace(source_, rule.patches);
+}
+
+template <class T>
+void Sanger<T>::respond_block(int64_t part, int64_t panel, int64_t first, int64_t count) {
+  const int vectors = panels_.vectors(panel);
+  T* y = response(panel) + part * block * width_;
+  for (int64_t i = 0; i < count; i += kernel_.rows) {
+    const T* rows[8];
+    for (int r = 0; r < kernel_.rows; ++r) rows[r] = source_.x + bases_[part * block + std::min(i + r, count - 1)];
+    kernel_.tile(rows, source_.offset.data(), inputs_, panels_[panel], width_, vectors, y + i * width_, width_, false);
+  }
+  if (vectors * kernel_.lanes < width_)  // the columns behind the last vector stay zero
+    for (int64_t i = 0; i < count; ++i) std::fill(y + i * width_ + vectors * kernel_.lanes, y + (i + 1) * width_, T(0));
+  const int64_t p = first + part * block, column = panel * width_;
+  const T* offset = moments_ ? &moments_->offset[p] : nullptr;
+  const T* scale = moments_ ? &moments_->scale[p] : nullptr;
+  if (offset || rule_.activation != Activation::linear)
+    kernel_.respond(y, count, width_, offset, scale, &panels_.wsum[column], rule_.activation);
+  if (rule_.decay == Decay::diagonal && rule_.activation != Activation::softmax)
+    kernel_.columns(y, y, count, width_, &part_diagonal_[part * columns_ + column]);
+}
+
+// Softmax over the neurons of each patch, whose responses lie in as many panels.
+template <class T>
+void Sanger<T>::soften(int64_t part, int64_t, int64_t count) {
+  const int64_t neurons = source_.g.neurons;
+  Scratch<T> u(columns_), r(columns_);
+  T* diagonal = &part_diagonal_[part * columns_];
+  std::fill(diagonal, diagonal + columns_, T(0));
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t at = (part * block + i) * width_;
+    for (int64_t panel = 0; panel < panels_.count(); ++panel)
+      std::copy_n(response(panel) + at, width_, u.get() + panel * width_);
+    std::copy_n(u.get(), neurons, r.get());
+    kernel_.soft(r.get(), neurons, T(rule_.temperature));
+    std::fill(r.get() + neurons, r.get() + columns_, T(0));
+    for (int64_t j = 0; j < neurons; ++j) diagonal[j] += r[j] * u[j];
+    for (int64_t panel = 0; panel < panels_.count(); ++panel)
+      std::copy_n(r.get() + panel * width_, width_, response(panel) + at);
+  }
+}
+
+// Responses of patches [first, first + count), and the column sums that the diagonal and the offsets need.
+template <class T>
+void Sanger<T>::respond(int64_t first, int64_t count) {
+  const int64_t parts = (count + block - 1) / block;
+  const auto size = [&](int64_t part) { return std::min(block, count - part * block); };
+  source_.bases(first, count, bases_.get());
+  parallel(parts * panels_.count(),
+           [&](int64_t item) { respond_block(item % parts, item / parts, first, size(item % parts)); });
+  if (rule_.activation == Activation::softmax) parallel(parts, [&](int64_t part) { soften(part, first, size(part)); });
+  if (moments_)
+    parallel(parts * panels_.count(), [&](int64_t item) {
+      const int64_t part = item % parts, panel = item / parts, rows = size(part), p = first + part * block;
+      const T* y = response(panel) + part * block * width_;
+      T* ys = taught(panel) + part * block * width_;
+      if (scaled_) kernel_.scale(y, &moments_->scale[p], rows, width_, ys);
+      Scratch<T> moved(rows * width_);
+      Scratch<T> ones(rows * width_);
+      std::fill(ones.get(), ones.get() + rows * width_, T(1));
+      kernel_.scale(ys, &moments_->offset[p], rows, width_, moved.get());
+      kernel_.columns(moved.get(), ones.get(), rows, width_, &part_shift_[part * columns_ + panel * width_]);
+    });
+  for (int64_t part = 0; part < parts; ++part)
+    for (int64_t j = 0; j < columns_; ++j) {
+      if (rule_.decay == Decay::diagonal) diagonal_[j] += part_diagonal_[part * columns_ + j];
+      if (moments_) shift_[j] += part_shift_[part * columns_ + j];
+    }
+}
+
+// sum += YᵀX: the tile's rows are inputs, its steps are patches.
+template <class T>
+void Sanger<T>::gradient(int64_t count) {
+  const int64_t tiles = rows_of_sum_ / kernel_.rows;
+  parallel(tiles * panels_.count(), [&](int64_t item) {
+    const int64_t panel = item / tiles, n = item % tiles * kernel_.rows;
+    const T* rows[8];
+    for (int r = 0; r < kernel_.rows; ++r) rows[r] = source_.x + source_.offset[std::min(n + r, inputs_ - 1)];
+    kernel_.tile(rows, bases_.get(), count, taught(panel), width_, panels_.vectors(panel),
+                 sum_.get() + (panel * rows_of_sum_ + n) * width_, width_, true);
+  });
+}
+
+// gram[i][k] += sum of y_i y_k for i up to the end of k's panel.
+template <class T>
+void Sanger<T>::gram(int64_t count) {
+  for (int64_t p = 0; p < count; ++p) steps_[p] = p * width_;
+  const int64_t tiles = rows_of_gram_ / kernel_.rows;
+  parallel(tiles * panels_.count(), [&](int64_t item) {
+    const int64_t panel = panels_.count() - 1 - item / tiles, i = item % tiles * kernel_.rows;  // longest panels first
+    if (i >= (panel + 1) * width_ || i >= source_.g.neurons) return;
+    const T* rows[8];
+    for (int r = 0; r < kernel_.rows; ++r) {
+      const int64_t neuron = std::min(i + r, columns_ - 1);
+      rows[r] = response(neuron / width_) + neuron % width_;
+    }
+    kernel_.tile(rows, steps_.get(), count, response(panel), width_, panels_.vectors(panel),
+                 gram_.get() + (panel * rows_of_gram_ + i) * width_, width_, true);
+  });
+}
+
+// sum -= tril(YᵀY) W: the tile's rows are inputs, its steps are neurons.
+template <class T>
+void Sanger<T>::subtract_triangle() {
+  const int64_t neurons = source_.g.neurons, tiles = rows_of_sum_ / kernel_.rows;
+  parallel(panels_.count(), [&](int64_t panel) {
+    T* c = gram_.get() + panel * rows_of_gram_ * width_;
+    for (int64_t i = 0; i < std::min(neurons, (panel + 1) * width_); ++i)
+      for (int64_t j = 0; j < width_; ++j) c[i * width_ + j] = i <= panel * width_ + j ? -c[i * width_ + j] : T(0);
+  });
+  for (int64_t i = 0; i < neurons; ++i) steps_[i] = i / width_ * inputs_ * width_ + i % width_;
+  parallel(tiles * panels_.count(), [&](int64_t item) {
+    const int64_t panel = panels_.count() - 1 - item / tiles, n = item % tiles * kernel_.rows;
+    const T* rows[8];
+    for (int r = 0; r < kernel_.rows; ++r) rows[r] = panels_[0] + std::min(n + r, inputs_ - 1) * width_;
+    kernel_.tile(rows, steps_.get(), std::min(neurons, (panel + 1) * width_),
+                 gram_.get() + panel * rows_of_gram_ * width_, width_, panels_.vectors(panel),
+                 sum_.get() + (panel * rows_of_sum_ + n) * width_, width_, true);
+  });
+}
+
+template <class T>
+void Sanger<T>::write(const bool* frozen, int64_t frozen_step, T* sum) const {
+  std::vector<int64_t> to_weight(inputs_);
+  for (int64_t n = 0; n < inputs_; ++n) to_weight[n] = source_.in_weight(n);
+  constexpr int64_t strip = 32;  // inputs whose lines of a panel stay in L1 while its neurons are written
+  const int64_t strips = (inputs_ + strip - 1) / strip;
+  parallel(panels_.count() * strips, [&](int64_t item) {
+    const int64_t panel = item / strips, first = item % strips * strip, last = std::min(inputs_, first + strip);
+    const T* from = sum_.get() + panel * rows_of_sum_ * width_;
+    const T* w = panels_[panel];
+    for (int64_t j = 0; j < panels_.valid(panel); ++j) {
+      const int64_t neuron = panel * width_ + j;
+      const T diagonal = T(diagonal_[neuron]), shift = T(shift_[neuron]);
+      T* to = sum + neuron * inputs_;
+      const bool skip = frozen && frozen[neuron * frozen_step];
+      for (int64_t n = first; n < last; ++n)
+        to[to_weight[n]] = skip ? T(0) : from[n * width_ + j] - shift - diagonal * w[n * width_ + j];
+    }
+  });
+}
+
+template <class T>
+void Sanger<T>::run(const bool* frozen, int64_t frozen_step, T* sum) {
+  std::fill_n(sum_.get(), panels_.count() * rows_of_sum_ * width_, T(0));
+  if (rule_.decay == Decay::triangular) std::fill_n(gram_.get(), panels_.count() * rows_of_gram_ * width_, T(0));
+  const int64_t patches = source_.g.patches();
+  for (int64_t first = 0; first < patches; first += chunk_) {
+    const int64_t count = std::min(chunk_, patches - first);
+    respond(first, count);
+    gradient(count);
+    if (rule_.decay == Decay::triangular) gram(count);
+  }
+  if (rule_.decay == Decay::triangular) subtract_triangle();
+  write(frozen, frozen_step, sum);
+}
+
+static Dense check_rule(const std::string& activation, const std::string& decay, double temperature, Patches patches) {
+  const char* op = "sanger";
+  Dense rule{Activation::linear, Decay::none, temperature, patches};
+  if (activation == "relu")
+    rule.activation = Activation::relu;
+  else if (activation == "tanh")
+    rule.activation = Activation::tanh;
+  else if (activation == "softmax")
+    rule.activation = Activation::softmax;
+  else if (activation != "linear")
+    fail(op, "activation must be \"linear\", \"relu\", \"tanh\" or \"softmax\", got \"", activation, "\"");
+  if (decay == "triangular")
+    rule.decay = Decay::triangular;
+  else if (decay == "diagonal")
+    rule.decay = Decay::diagonal;
+  else if (decay != "none")
+    fail(op, "decay must be \"triangular\", \"diagonal\" or \"none\", got \"", decay, "\"");
+  if (rule.activation == Activation::softmax && rule.decay == Decay::triangular)
+    fail(op, "decay must be \"diagonal\" or \"none\" with softmax, got \"triangular\"");
+  if (!(temperature > 0) || std::isinf(temperature))
+    fail(op, "temperature must be a finite number above 0, got ", temperature);
+  return rule;
+}
+
+static std::tuple<Tensor, Tensor> sanger(Tensor x, Tensor weight, std::string activation, std::string decay,
+                                         double temperature, std::string patches, Ints stride, Ints padding,
+                                         Ints dilation, OptionalTensor frozen) {
+  const char* op = "sanger";
+  const Geometry g = check_layer(op, x, weight, stride, padding, dilation);
+  const Dense rule = check_rule(activation, decay, temperature, check_patches(op, patches));
+  check_mask(op, "frozen", frozen, g.neurons);
+  const ScalarType result = result_dtype(x.scalar_type());
+  Tensor sum = empty(Ints(weight.sizes().begin(), weight.sizes().end()), result), count = empty({1}, result);
+  const bool* ice = frozen ? static_cast<const bool*>(frozen->const_data_ptr()) : nullptr;
+  with_dtype(result, [&](auto, auto tag) {
+    using T = decltype(tag);
+    Sanger<T>(x, weight, g, rule).run(ice, frozen ? frozen->stride(0) : 0, static_cast<T*>(sum.mutable_data_ptr()));
+    *static_cast<T*>(count.mutable_data_ptr()) = T(g.patches());
+  });
+  return {sum, count};
+}
+
+STABLE_TORCH_LIBRARY_IMPL(hebbkern, CPU, m) { m.impl("sanger", TORCH_BOX(&sanger)); }
+
+}  // namespace hebbkern

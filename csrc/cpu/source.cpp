@@ -1,0 +1,199 @@
+// Where patches lie in memory, and their means and norms.
+#include "source.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace hebbkern {
+
+template <class T>
+static ScalarType dtype_of();
+template <>
+ScalarType dtype_of<float>() {
+  return ScalarType::Float;
+}
+template <>
+ScalarType dtype_of<double>() {
+  return ScalarType::Double;
+}
+
+// Whether pixels, rows and images follow one another without overlap, so that a later patch has a higher base.
+static bool rising(const Tensor& x, const Geometry& g) {
+  const int64_t column = g.image ? x.stride(3) : 0, row = g.image ? x.stride(2) : 0;
+  const int64_t width = (g.width - 1) * column + g.channels, height = (g.height - 1) * row + width;
+  return (g.width == 1 || column >= g.channels) && (g.height == 1 || row >= width) &&
+         (g.batch == 1 || x.stride(0) >= height);
+}
+
+template <class T>
+Source<T>::Source(const char* op, const Tensor& from, const Geometry& geometry)
+    : g(geometry), per_image_(geometry.per_image()) {
+  const bool dense_channels = g.channels == 1 || from.stride(1) == 1;
+  const bool padded = g.padding[0] > 0 || g.padding[1] > 0;
+  bool sound = true;
+  if (from.scalar_type() == dtype_of<T>() && dense_channels && !padded && rising(from, g)) {
+    x = static_cast<const T*>(from.const_data_ptr());
+    image = from.stride(0);
+    row = g.image ? from.stride(2) : 0;
+    column = g.image ? from.stride(3) : 0;
+    end = g.batch == 0 ? 0 : (g.batch - 1) * image + (g.height - 1) * row + (g.width - 1) * column + g.channels;
+    sound = finite(from);
+  } else {
+    column = g.channels;
+    row = g.padded_w() * column;
+    image = g.padded_h() * row;
+    end = g.batch * image;
+    copied_.emplace(end);
+    x = copied_->get();
+    copy(from);
+    std::atomic<bool> flaw{false};
+    parallel(g.batch, [&](int64_t b) {
+      if (!kernels<T>().finite(x + b * image, image)) flaw = true;
+    });
+    sound = !flaw;
+  }
+  if (!sound) fail_finite(op, "x");
+  for (int64_t i = 0; i < g.kh; ++i)
+    for (int64_t j = 0; j < g.kw; ++j) {
+      const int64_t at = i * g.dilation[0] * row + j * g.dilation[1] * column;
+      const int64_t n = int64_t(offset.size());
+      if (n > 0 && offset.back() + 1 == at)
+        runs.back().length += g.channels;
+      else
+        runs.push_back({n, g.channels});
+      for (int64_t c = 0; c < g.channels; ++c) offset.push_back(at + c);
+    }
+}
+
+template <class T>
+bool Source<T>::finite(const Tensor&) const {
+  std::atomic<bool> flaw{false};
+  const auto& kernel = kernels<T>();
+  // Samples of a linear layer in blocks that are worth a thread's wake-up (64 kB).
+  const int64_t block = std::max<int64_t>(1, (1 << 14) / std::max<int64_t>(1, g.height * g.width * g.channels));
+  parallel((g.batch + block - 1) / block, [&](int64_t part) {
+    for (int64_t b = part * block; b < std::min(g.batch, (part + 1) * block); ++b)
+      for (int64_t i = 0; i < g.height; ++i) {
+        const T* line = x + b * image + i * row;
+        if (column == g.channels || g.width == 1) {
+          if (!kernel.finite(line, g.width * g.channels)) flaw = true;
+        } else {
+          for (int64_t j = 0; j < g.width; ++j)
+            if (!kernel.finite(line + j * column, g.channels)) flaw = true;
+        }
+      }
+  });
+  return !flaw;
+}
+
+template <class T>
+void Source<T>::copy(const Tensor& from) {
+  T* to = copied_->get();
+  const int64_t sb = from.stride(0), sc = from.stride(1);
+  const int64_t sh = g.image ? from.stride(2) : 0, sw = g.image ? from.stride(3) : 0;
+  with_dtype(from.scalar_type(), [&](auto stored, auto) {
+    using S = decltype(stored);
+    const S* data = static_cast<const S*>(from.const_data_ptr());
+    const int64_t lines = g.padded_h();
+    parallel(g.batch, [&](int64_t b) {
+      for (int64_t i = 0; i < lines; ++i) {
+        T* line = to + b * image + i * row;
+        const int64_t h = i - g.padding[0];
+        if (h < 0 || h >= g.height) {
+          std::fill(line, line + row, T(0));
+          continue;
+        }
+        std::fill(line, line + g.padding[1] * column, T(0));
+        std::fill(line + (g.padding[1] + g.width) * column, line + row, T(0));
+        T* pixels = line + g.padding[1] * column;
+        const S* read = data + b * sb + h * sh;
+        if (sc == 1)
+          for (int64_t w = 0; w < g.width; ++w)
+            for (int64_t c = 0; c < g.channels; ++c) pixels[w * column + c] = T(read[w * sw + c]);
+        else
+          for (int64_t c = 0; c < g.channels; ++c)
+            for (int64_t w = 0; w < g.width; ++w) pixels[w * column + c] = T(read[w * sw + c * sc]);
+      }
+    });
+  });
+}
+
+// The sums behind a variance lose half their digits: kept in a type of twice the precision where there is one.
+template <class T>
+struct Wider;
+template <>
+struct Wider<float> {
+  using type = double;
+};
+template <>
+struct Wider<double> {
+  using type = long double;
+};
+
+// Box sums of x and x^2 over one image's patches: channels, then columns, then rows.
+template <class T>
+static void box_sums(const Source<T>& s, int64_t b, typename Wider<T>::type* pixel, typename Wider<T>::type* strip,
+                     typename Wider<T>::type* sum, typename Wider<T>::type* squares) {
+  using D = typename Wider<T>::type;
+  const Geometry& g = s.g;
+  const int64_t height = g.image ? (g.out_h() - 1) * g.stride[0] + g.span_h() : 1;
+  const int64_t width = g.image ? (g.out_w() - 1) * g.stride[1] + g.span_w() : 1;
+  for (int power = 1; power <= 2; ++power) {
+    D* out = power == 1 ? sum : squares;
+    std::fill(out, out + g.per_image(), D(0));
+    for (int64_t i = 0; i < height; ++i) {
+      for (int64_t j = 0; j < width; ++j) {
+        const T* x = s.x + b * s.image + i * s.row + j * s.column;
+        D part[4] = {0, 0, 0, 0};  // four chains hide the adder's latency
+        int64_t c = 0;
+        for (; c + 4 <= g.channels; c += 4)
+          for (int l = 0; l < 4; ++l) part[l] += power == 1 ? D(x[c + l]) : D(x[c + l]) * D(x[c + l]);
+        for (; c < g.channels; ++c) part[0] += power == 1 ? D(x[c]) : D(x[c]) * D(x[c]);
+        pixel[j] = (part[0] + part[1]) + (part[2] + part[3]);
+      }
+      std::fill(strip, strip + g.out_w(), D(0));
+      for (int64_t k = 0; k < g.kw; ++k)
+        for (int64_t o = 0; o < g.out_w(); ++o) strip[o] += pixel[o * g.stride[1] + k * g.dilation[1]];
+      for (int64_t k = 0; k < g.kh; ++k) {  // the output rows that this image row takes part in
+        const int64_t top = i - k * g.dilation[0];
+        if (top < 0 || top % g.stride[0] != 0 || top / g.stride[0] >= g.out_h()) continue;
+        D* to = out + top / g.stride[0] * g.out_w();
+        for (int64_t o = 0; o < g.out_w(); ++o) to[o] += strip[o];
+      }
+    }
+  }
+}
+
+template <class T>
+Moments<T>::Moments(const Source<T>& s, Patches patches)
+    : offset(s.g.patches()), scale(s.g.patches()), norm(s.g.patches()) {
+  using D = typename Wider<T>::type;
+  const Geometry& g = s.g;
+  const int64_t per_image = g.per_image(), n = g.inputs();
+  const int64_t block = std::max<int64_t>(1, 64 / per_image);  // samples of a linear layer share a wake-up
+  parallel((g.batch + block - 1) / block, [&](int64_t part) {
+    Scratch<D> pixel(g.padded_w()), strip(g.out_w()), sum(per_image), squares(per_image);
+    for (int64_t b = part * block; b < std::min(g.batch, (part + 1) * block); ++b) {
+      box_sums(s, b, pixel.get(), strip.get(), sum.get(), squares.get());
+      for (int64_t i = 0; i < per_image; ++i) {
+        const int64_t p = b * per_image + i;
+        const D mean = patches == Patches::raw ? D(0) : sum[i] / n;
+        const D left = std::max(D(0), squares[i] - mean * sum[i]);
+        const D size = std::sqrt(left);
+        offset[p] = T(mean);
+        norm[p] = T(size);
+        if (patches == Patches::standardised)
+          scale[p] = size <= D(flat) * std::sqrt(squares[i]) ? T(0) : T(1 / size);
+        else
+          scale[p] = T(1);
+      }
+    }
+  });
+}
+
+template class Source<float>;
+template class Source<double>;
+template struct Moments<float>;
+template struct Moments<double>;
+
+}  // namespace hebbkern

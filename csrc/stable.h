@@ -1,0 +1,85 @@
+// Torch's stable ABI, gathered in one place: tensors, threads and dtypes as the kernels use them.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <atomic>
+#include <cstdint>
+#include <cstdlib>
+#include <new>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+namespace hebbkern {
+
+using torch::headeronly::BFloat16;
+using torch::headeronly::Half;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+using Ints = std::vector<int64_t>;
+
+inline Tensor empty(const Ints& sizes, ScalarType dtype) {
+  return torch::stable::empty({sizes.data(), sizes.size()}, dtype, std::nullopt,
+                              torch::stable::Device(torch::headeronly::DeviceType::CPU));
+}
+
+// Calls f(item) for every item, on as many threads as torch would use; items are handed out one by one, so f must not
+// depend on the order. f must not throw: an exception cannot cross the stable ABI.
+template <class F>
+void parallel(int64_t items, const F& f) {
+  const int64_t threads = torch::stable::get_num_threads();
+  if (items <= 1 || threads == 1) {
+    for (int64_t item = 0; item < items; ++item) f(item);
+    return;
+  }
+  std::atomic<int64_t> next{0};
+  torch::stable::parallel_for(0, items < threads ? items : threads, 1, [&](int64_t, int64_t) {
+    for (int64_t item = next++; item < items; item = next++) f(item);
+  });
+}
+
+// Uninitialised memory on a cache line's boundary, freed at the end of the scope.
+template <class T>
+class Scratch {
+ public:
+  explicit Scratch(int64_t count) {
+    if (posix_memalign(&memory_, 64, count > 0 ? count * sizeof(T) : 64) != 0) throw std::bad_alloc();
+  }
+  ~Scratch() { std::free(memory_); }
+  Scratch(Scratch&& other) noexcept : memory_(other.memory_) { other.memory_ = nullptr; }
+  Scratch& operator=(Scratch&&) = delete;
+  T* get() const { return static_cast<T*>(memory_); }
+  T& operator[](int64_t i) const { return get()[i]; }
+
+ private:
+  void* memory_ = nullptr;
+};
+
+// Calls f(tag of the stored type, tag of the type it is computed in).
+template <class F>
+void with_dtype(ScalarType dtype, const F& f) {
+  switch (dtype) {
+    case ScalarType::Double:
+      return f(double{}, double{});
+    case ScalarType::BFloat16:
+      return f(BFloat16{}, float{});
+    case ScalarType::Half:
+      return f(Half{}, float{});
+    default:
+      return f(float{}, float{});
+  }
+}
+
+inline ScalarType result_dtype(ScalarType dtype) {
+  return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+}  // namespace hebbkern
