@@ -1,6 +1,11 @@
 """The backends that the suite runs on, and what it reports at the end."""
 
+import os
 from dataclasses import dataclass
+
+# Before NumPy and torch start their threads: waiting ones would take the processors from each other.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 import torch

@@ -6,7 +6,6 @@ patches that are centred or standardised first. Each
 ``check_*`` function recomputes an operator's result from its own arguments in float64 and compares within that bound.
 """
 
-
 import numpy as np
 import torch
 
@@ -187,17 +186,16 @@ def check_sanger(
     u, off = unit(x), response_bound(x, weight, **geometry)
     if activation == "softmax":
         Y, off_Y = soft_bounds(U, off, temperature, u)
-        second = (off_Y.T * np.abs(U).T + np.abs(Y).T * off.T).sum(axis=1)[:, None] * np.abs(W)
-        both = np.abs(Y * U).sum(axis=0)[:, None] * np.abs(W)
     else:
         Y = np.abs({"linear": U, "relu": np.maximum(U, 0), "tanh": np.tanh(U)}[activation])
         off_Y = off + SLACK * u * Y
-        lower = np.tril if decay == "triangular" else lambda C: np.diag(np.diag(C))
-        second, both = (lower(C) @ np.abs(W) for C in (off_Y.T @ Y + Y.T @ off_Y, Y.T @ Y))
-    terms = roundings(sum(W.shape) + len(X)) * u
-    bound = off_Y.T @ np.abs(X) + terms * (np.abs(Y).T @ M)
+    most, terms = Y + off_Y, roundings(sum(W.shape) + len(X)) * u
+    bound = off_Y.T @ np.abs(X) + terms * (most.T @ M)
     if decay != "none":
-        bound = bound + second + terms * both
+        factor, widest = (np.abs(U), np.abs(U) + off) if activation == "softmax" else (Y, most)
+        part = np.tril if decay == "triangular" else lambda C: np.diag(np.diag(C))
+        slip, whole = (part(C) @ np.abs(W) for C in (most.T @ widest - Y.T @ factor, most.T @ widest))
+        bound = bound + slip + terms * whole
     close(got[0], want, bound.reshape(want.shape), result_dtype(x.dtype))
     close(got[1], count, 0, result_dtype(x.dtype))
     if frozen is not None:
