@@ -73,7 +73,7 @@ static void compete_typed(const Tensor& x, const Tensor& weight, const Geometry&
   // Rows of a block: enough to reuse a panel from L2, few enough to share 100 patches among threads.
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t rows = kernels<T>().rows;
-  const int64_t block = std::clamp<int64_t>((count / (4 * threads) + rows - 1) / rows * rows, rows, 16 * rows);
+  const int64_t block = std::clamp<int64_t>((count / (8 * threads) + rows - 1) / rows * rows, rows, 16 * rows);
   std::atomic<bool> flaw{false};
   parallel((count + block - 1) / block, [&](int64_t part) {
     const int64_t first = part * block, size = std::min(block, count - first);

@@ -43,6 +43,9 @@ struct Kernels {
   void (*tile)(const T* const* rows, const int64_t* steps, int64_t n, const T* panel, int64_t stride, int vectors,
                T* out, int64_t out_stride, bool add);
 
+  // out[n * width + j] = x[j * step + n], n < size; columns j from `count` to a whole vector become zeros.
+  void (*transpose)(const T* x, int64_t step, int64_t count, int64_t size, T* out, int64_t width);
+
   // Merges a tile's columns into each row's k best, falling, ties to the lower index.
   // scores [count][width]: columns from `valid` on are ignored, offset[i] * wsum[j] is subtracted where wsum is given;
   // names maps columns to neurons; best, who: [count][k].

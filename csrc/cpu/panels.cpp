@@ -50,47 +50,57 @@ static bool in_order(const std::vector<int64_t>& entry) {
 
 template <class T>
 template <class S>
-bool Panels<T>::pack(const S* weight, int64_t panel, int64_t row, const std::vector<int64_t>& entry,
-                     const Prepare& prepare) {
-  constexpr int64_t block = 64;  // inputs of a row at once: 64 lines of the panel stay in L1 while 48 rows fill them
-  const int filled = valid(panel), ends = vectors(panel) * lanes_;
-  const bool sums = prepare.sums || prepare.cosine, contiguous = in_order(entry);
+bool Panels<T>::fill(const S* weight, int64_t panel, int64_t begin, int64_t end, const Rows& rows,
+                     const Prepare& prepare, double* sum, double* squares) {
+  constexpr int64_t block = 64;  // inputs at once: the lines that they fill of the panel stay in L1
+  const auto& kernel = kernels<T>();
   T* to = data_.get() + panel * inputs * width;
+  const int64_t filled = valid(panel), at = panel * width;
   bool sound = true;
-  std::vector<double> sum(filled), squares(filled);
-  T buffer[block];
-  for (int64_t first = 0; first < inputs; first += block) {
-    const int64_t size = std::min(inputs - first, block);
-    for (int j = 0; j < filled; ++j) {
-      const S* from = weight + names[panel * width + j] * row;
-      const T* piece = buffer;
+  alignas(64) T buffer[16 * block];
+  for (int64_t first = begin; first < end; first += block)
+    for (int64_t group = 0; group < filled; group += lanes_) {  // a vector of columns
+      const int64_t size = std::min(end - first, block), count = std::min<int64_t>(lanes_, filled - group);
+      const int32_t* name = &names[at + group];
+      const T* from = buffer;
+      int64_t step = block;
       if constexpr (std::is_same_v<S, T>)
-        if (contiguous) piece = from + first;
-      if (piece == buffer)
-        for (int64_t n = 0; n < size; ++n) buffer[n] = T(from[entry[first + n]]);
-      sound &= kernels<T>().finite(piece, size);
-      if (sums)
-        for (int64_t n = 0; n < size; ++n) squares[j] += double(piece[n]) * double(piece[n]);
-      if (prepare.p != 2) {
-        for (int64_t n = 0; n < size; ++n) buffer[n] = powered(piece[n], prepare.p);
-        piece = buffer;
+        if (rows.contiguous && prepare.p == 2 && name[count - 1] - name[0] == count - 1) {
+          from = weight + name[0] * rows.step + first;
+          step = rows.step;
+        }
+      for (int64_t j = 0; j < count; ++j) {
+        T* row = buffer + j * block;
+        if (from == buffer)
+          for (int64_t n = 0; n < size; ++n) row[n] = T(weight[name[j] * rows.step + rows.entry[first + n]]);
+        sound &= kernel.finite(from + j * step, size);
+        if (squares)
+          for (int64_t n = 0; n < size; ++n) squares[group + j] += double(from[j * step + n]) * from[j * step + n];
+        if (prepare.p != 2)
+          for (int64_t n = 0; n < size; ++n) row[n] = powered(row[n], prepare.p);
+        if (sum)
+          for (int64_t n = 0; n < size; ++n) sum[group + j] += from[j * step + n];
       }
-      if (sums)
-        for (int64_t n = 0; n < size; ++n) sum[j] += piece[n];
-      for (int64_t n = 0; n < size; ++n) to[(first + n) * width + j] = piece[n];
+      kernel.transpose(from, step, count, size, to + first * width + group, width);
     }
-    for (int64_t n = first; n < first + size; ++n) std::fill(to + n * width + filled, to + n * width + ends, T(0));
-  }
-  for (int j = 0; j < filled; ++j) {
+  return sound;
+}
+
+template <class T>
+template <class S>
+bool Panels<T>::fill_with_sums(const S* weight, int64_t panel, const Rows& rows, const Prepare& prepare) {
+  std::vector<double> sum(width), squares(width);
+  const bool sound = fill(weight, panel, 0, inputs, rows, prepare, sum.data(), squares.data());
+  T* to = data_.get() + panel * inputs * width;
+  for (int j = 0; j < width; ++j) {
     T scale = 1;
-    if (prepare.cosine) {
+    if (prepare.cosine && j < valid(panel)) {
       scale = squares[j] > 0 ? T(1 / std::sqrt(squares[j])) : T(0);
       for (int64_t n = 0; n < inputs; ++n) to[n * width + j] *= scale;
     }
     wsum[panel * width + j] = T(sum[j] * scale);
     wnorm[panel * width + j] = T(squares[j]);
   }
-  for (int j = filled; j < width; ++j) wsum[panel * width + j] = wnorm[panel * width + j] = 0;
   return sound;
 }
 
@@ -105,18 +115,28 @@ Panels<T>::Panels(const char* op, const Source<T>& source, const Tensor& weight,
       lanes_(kernels<T>().lanes),
       data_(count() * inputs * width) {
   const std::vector<int64_t> entry = weight_entries(source, weight);
-  const int64_t row = weight.stride(0), neurons = weight.size(0);
+  const Rows rows{weight.stride(0), entry, in_order(entry)};
+  const int64_t neurons = weight.size(0);
+  constexpr int64_t strip = 256;  // inputs of a panel that are a thread's work where no sums over all of them are due
+  const int64_t strips = (inputs + strip - 1) / strip;
   std::atomic<bool> flaw{false};
   with_dtype(weight.scalar_type(), [&](auto stored, auto) {
     using S = decltype(stored);
     const S* data = static_cast<const S*>(weight.const_data_ptr());
-    parallel(count(), [&](int64_t panel) {
-      if (!pack(data, panel, row, entry, prepare)) flaw = true;
-    });
+    if (prepare.sums || prepare.cosine)
+      parallel(count(), [&](int64_t panel) {
+        if (!fill_with_sums(data, panel, rows, prepare)) flaw = true;
+      });
+    else
+      parallel(count() * strips, [&](int64_t item) {
+        const int64_t first = item % strips * strip;
+        if (!fill(data, item / strips, first, std::min(inputs, first + strip), rows, prepare, nullptr, nullptr))
+          flaw = true;
+      });
     if (int64_t(names.size()) == neurons) return;
     for (int64_t j = 0; j < neurons; ++j)  // the rows left out must be finite too
       for (int64_t at : entry)
-        if (!std::isfinite(T(data[j * row + at]))) flaw = true;
+        if (!std::isfinite(T(data[j * rows.step + at]))) flaw = true;
   });
   if (flaw) fail_finite(op, "weight");
 }

@@ -31,12 +31,23 @@ class Panels {
   // Row n of a panel lies n * width on; panels lie inputs * width apart.
   const T* operator[](int64_t panel) const { return data_.get() + panel * inputs * width; }
 
+  // Only where Prepare asks for a cosine or sums:
   Scratch<T> wsum;   // [columns], the sum of the prepared weights
   Scratch<T> wnorm;  // [columns], the squared norm of the weights as they are
 
  private:
+  // Rows of weights as they lie: `step` apart, entry n of the source's order at entry[n].
+  struct Rows {
+    int64_t step;
+    const std::vector<int64_t>& entry;
+    bool contiguous;
+  };
+  // Inputs [begin, end) of one panel; adds to the columns' sums where given. False if a weight is not finite.
   template <class S>
-  bool pack(const S* weight, int64_t panel, int64_t row, const std::vector<int64_t>& entry, const Prepare& prepare);
+  bool fill(const S* weight, int64_t panel, int64_t begin, int64_t end, const Rows& rows, const Prepare& prepare,
+            double* sum, double* squares);
+  template <class S>
+  bool fill_with_sums(const S* weight, int64_t panel, const Rows& rows, const Prepare& prepare);
 
   const int lanes_;
   Scratch<T> data_;  // [panels][inputs][width], zeros behind the last neuron, to a whole vector
