@@ -1,6 +1,7 @@
 """accumulate against NumPy, eager torch and the floor: pytest bench/bench_accumulate.py"""
 
 import pytest
+
 from contest import contestants
 
 

@@ -1,6 +1,7 @@
 """apply_ against NumPy, eager torch and the floor: pytest bench/bench_apply.py"""
 
 import pytest
+
 from contest import contestants
 
 

@@ -1,6 +1,7 @@
 """compete against NumPy, eager torch and the floor: pytest bench/bench_compete.py"""
 
 import pytest
+
 from contest import contestants
 
 

@@ -1,6 +1,7 @@
 """kwinners against NumPy, eager torch and the floor: pytest bench/bench_kwinners.py"""
 
 import pytest
+
 from contest import contestants
 
 

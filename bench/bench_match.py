@@ -1,6 +1,7 @@
 """match against NumPy, eager torch and the floor: pytest bench/bench_match.py"""
 
 import pytest
+
 from contest import contestants
 
 

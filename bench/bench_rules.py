@@ -1,6 +1,7 @@
 """Every rule's learning step against NumPy, eager torch and the floor: pytest bench/bench_rules.py"""
 
 import pytest
+
 from contest import contestants
 
 

@@ -1,6 +1,7 @@
 """sanger against NumPy, eager torch and the floor: pytest bench/bench_sanger.py"""
 
 import pytest
+
 from contest import contestants
 
 

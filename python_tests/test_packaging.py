@@ -6,8 +6,9 @@ import subprocess
 import sys
 import zipfile
 
-import one_wheel_many_torches as wheels
 import pytest
+
+import one_wheel_many_torches as wheels
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the kernels do not support Windows yet")
 
