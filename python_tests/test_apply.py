@@ -73,7 +73,9 @@ def test_drawn_steps(backend, data):
     rank = data.draw(st.sampled_from([2, 4]))
     shape = tuple(data.draw(st.lists(st.integers(1, 40 if rank == 2 else 6), min_size=rank, max_size=rank)))
     dtype, seed = data.draw(st.sampled_from(cases.DTYPES)), data.draw(st.integers(0, 2**20))
-    weight, step = arguments(shape, dtype, data.draw(st.booleans()), data.draw(st.sampled_from(DENOMINATORS)), seed=seed)
+    weight, step = arguments(
+        shape, dtype, data.draw(st.booleans()), data.draw(st.sampled_from(DENOMINATORS)), seed=seed
+    )
     weight = cases.laid_out(weight, data.draw(st.sampled_from(cases.LAYOUTS)))
     step |= {"lr": data.draw(st.sampled_from([0.0, 1e-3, 0.5, -1.0])), "rate_power": data.draw(st.sampled_from([0, 1]))}
     step["frozen"] = cases.some(shape[0], seed=seed) if data.draw(st.booleans()) else None
