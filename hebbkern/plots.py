@@ -45,7 +45,7 @@ def weight_grid(
     grid = _arrange(np.clip(tiles / limit, -1, 1), columns)
     colour = grid.shape[-1] == 3
     rows = grid.shape[0] / grid.shape[1]
-    figure = Figure(figsize=(7.4, 7.4 * rows * 0.9 + 0.5), dpi=130, layout="constrained")
+    figure = Figure(figsize=(7.4, 7.4 * rows), dpi=130, layout="constrained")
     axes = figure.add_subplot()
     drawn = axes.imshow(
         grid / 2 + 0.5 if colour else grid[..., 0] * limit, cmap="bwr", vmin=-limit, vmax=limit, interpolation="nearest"
@@ -58,7 +58,7 @@ def weight_grid(
         bar.outline.set_visible(False)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Software": None} if path.suffix == ".png" else None)
+    figure.savefig(path, bbox_inches="tight", metadata={"Software": None} if path.suffix == ".png" else None)
     return path
 
 

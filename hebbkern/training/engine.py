@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 
@@ -31,6 +32,7 @@ def hebbian_trainer(model: nn.Module) -> Engine:
             model(x)
 
     engine = Engine(learn)
+    engine.logger.setLevel(logging.CRITICAL)  # errors are raised, which says it once
     engine.state.lr = 0.0
     engine.state_dict_user_keys.append("lr")
     return engine
@@ -85,7 +87,8 @@ def train(
     for event, handler in handlers:
         trainer.add_event_handler(event, handler)
     if progress:
-        ProgressBar(persist=True, ncols=100).attach(trainer, state_attributes=["lr"])
+        bar = ProgressBar(persist=True, ncols=80, disable=None)  # None: only on a terminal
+        bar.attach(trainer, event_name=Events.EPOCH_COMPLETED, closing_event_name=Events.COMPLETED)
     if trainer.state.iteration < epochs * len(batches):
         trainer.run(batches, max_epochs=epochs)
     return trainer
@@ -97,6 +100,13 @@ def last_checkpoint(folder: str | Path) -> Path | None:
         (int(match[1]), path) for path in Path(folder).glob("checkpoint_*.pt") if (match := _NAME.fullmatch(path.name))
     ]
     return max(found)[1] if found else None
+
+
+class _Disk(DiskSaver):
+    """A DiskSaver that does not mind when a checkpoint is gone already."""
+
+    def remove(self, filename: str) -> None:
+        Path(self.dirname, filename).unlink(missing_ok=True)
 
 
 _NAME = re.compile(r"checkpoint_(\d+)\.pt")
@@ -111,7 +121,7 @@ def _keep_checkpoints(saved: dict, folder: Path, resume: bool, save_every: int |
         )
     keeper = Checkpoint(
         saved,
-        DiskSaver(folder, create_dir=True, require_empty=False),
+        _Disk(folder, create_dir=True, require_empty=False),
         n_saved=2,  # the one before is removed only once the latest is complete
         global_step_transform=lambda engine, event: engine.state.iteration,
         include_self=True,
