@@ -48,6 +48,27 @@ def test_compiled_models_learn_and_answer_like_eager_ones(compiler):
     assert not torch.equal(model[0].weight, network()[0].weight)
 
 
+def test_a_falling_rate_is_not_compiled_anew():
+    torch.compiler.reset()
+    model, twin = network(), network()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for step in range(20):  # more than the 8 times that torch.compile would compile anew
+        for network_, run in ((model, compiled), (twin, twin)):
+            with hk.learning(network_, lr=0.1 * (1 - step / 20), labels=LABELS):
+                run(images())
+    assert all(map(torch.equal, model.parameters(), twin.parameters()))
+
+
+def test_the_operator_of_a_rate_in_a_tensor():
+    weight, total, rate = random((5, 8)), random((5, 8), seed=1), torch.tensor(0.1, dtype=torch.float64)
+    want = weight.clone()
+    hk.ops.apply_(want, total, lr=0.1, normalise="row_l2")
+    arguments = (weight, total, None, None, rate, "row_l2", 0.0, None)
+    torch.library.opcheck(torch.ops.hebbkern.apply_scheduled_.default, arguments)
+    hk.ops.apply_(weight, total, lr=rate, normalise="row_l2")
+    assert torch.equal(weight, want)
+
+
 def test_gradients_pass_through_a_compiled_model():
     torch.compiler.reset()
     model = network()

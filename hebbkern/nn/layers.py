@@ -25,7 +25,8 @@ class _HebbianLayer(Hebbian):
     def forward(self, input: Tensor) -> Tensor:
         if self.lesson is not None:
             self._check_dtype(input)
-            self.learn(input, *self.lesson)
+            lr, labels, lr_tensor = self.lesson
+            self.learn(input, lr_tensor if torch.compiler.is_compiling() else lr, labels)
         return super().forward(input)
 
     def learn(self, x: Tensor, lr: float, labels: Tensor | None = None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 
@@ -12,7 +13,8 @@ class Lesson(NamedTuple):
     """What a layer is told while it learns."""
 
     lr: float
-    labels: Tensor | None = None
+    labels: Tensor | None
+    lr_tensor: Tensor  # the same rate, for compiled models: they are not compiled anew when it changes
 
 
 class Hebbian:
@@ -47,7 +49,7 @@ class learning:
             raise ValueError(f"hebbkern.learning: model must hold a Hebbian layer (see hk.nn.convert), got {name}")
         if not math.isfinite(lr):
             raise ValueError(f"hebbkern.learning: lr must be finite, got {lr}")
-        self.lesson = Lesson(float(lr), labels)
+        self.lesson = Lesson(float(lr), labels, torch.tensor(lr, dtype=torch.float64, device="cpu"))
         self.before: list[list[Lesson | None]] = []
 
     def __enter__(self) -> learning:

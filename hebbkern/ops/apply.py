@@ -3,7 +3,7 @@
 import torch
 
 from hebbkern.ops import checks
-from hebbkern.ops.library import chosen, define
+from hebbkern.ops.library import LIBRARY, chosen, define
 
 
 def apply_(weight, sum, *, decay=None, denominator=None, lr, normalise="none", rate_power=0.0, frozen=None):
@@ -17,7 +17,7 @@ def apply_(weight, sum, *, decay=None, denominator=None, lr, normalise="none", r
         sum: weight's shape; float64 for float64 weights, otherwise float32, as are decay and denominator.
         decay: [K], or None for 0.
         denominator: [K] or [1]; a row whose denominator is 0 does not move. None for 1.
-        lr: learning rate, finite.
+        lr: learning rate, finite; a number, or a CPU tensor of one, on which torch.compile does not specialise.
         normalise: "none"; "global_max": Δ is divided by its largest absolute entry over the rows that are not frozen
             (at least 1e-30; Krotov and Hopfield's notebook); "row_max", "row_l2": after the step each row that moved is
             divided by its largest absolute weight (HebbCL's φ, by row) or its Euclidean norm.
@@ -28,7 +28,8 @@ def apply_(weight, sum, *, decay=None, denominator=None, lr, normalise="none", r
     in weight, sum, decay or denominator, and on a step that would leave a weight that is not finite.
     Deterministic: the same bits on every run, on compiled backends also for any number of threads.
     """
-    chosen["apply_"](weight, sum, decay, denominator, lr, normalise, rate_power, frozen)
+    operator = chosen["apply_"] if not isinstance(lr, torch.Tensor) else torch.ops.hebbkern.apply_scheduled_.default
+    operator(weight, sum, decay, denominator, lr, normalise, rate_power, frozen)
     # The operator has no autograd kernel to count the write, which saved tensors of a backward pass rely on.
     if not torch.compiler.is_compiling() and not weight.is_inference():
         torch.autograd.graph.increment_version(weight)
@@ -60,3 +61,24 @@ define(
     "float rate_power, Tensor? frozen) -> ()",
     check,
 )
+
+
+def _scheduled(weight, sum, decay, denominator, lr, normalise, rate_power, frozen):
+    chosen["apply_"](weight, sum, decay, denominator, lr.item(), normalise, rate_power, frozen)
+
+
+def _check_scheduled(weight, sum, decay, denominator, lr, normalise, rate_power, frozen):
+    if lr.numel() != 1 or lr.device.type not in ("cpu", "meta"):
+        checks.fail("apply_", "lr", "be a number or a CPU tensor of one", f"{checks.shape_name(lr)} on {lr.device}")
+    check(weight, sum, decay, denominator, 0.0, normalise, rate_power, frozen)
+
+
+# A float is a constant to torch.compile: with a falling learning rate each of its values would be compiled anew.
+LIBRARY.define(
+    "apply_scheduled_(Tensor(a!) weight, Tensor sum, Tensor? decay, Tensor? denominator, Tensor lr, str normalise, "
+    "float rate_power, Tensor? frozen) -> ()",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+LIBRARY.impl("apply_scheduled_", torch.library.fallthrough_kernel, "Autograd")
+LIBRARY.impl("apply_scheduled_", _scheduled, "CompositeExplicitAutograd")
+torch.library.register_fake("hebbkern::apply_scheduled_", _check_scheduled, lib=LIBRARY)
