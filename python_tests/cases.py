@@ -49,6 +49,11 @@ CONVOLUTION = [
     Layer((2, 63, 4, 4), (33, 63, 3, 3), {"padding": 1}),
 ]
 LAYERS = LINEAR + CONVOLUTION
+LARGE = [  # beyond the pieces that work is cut into
+    Layer((2100, 70), (300, 70)),
+    Layer((40, 2500), (1200, 2500)),
+    Layer((8, 3, 32, 32), (96, 3, 5, 5), {"padding": 2}),
+]
 FEW = [LINEAR[2], LINEAR[3], CONVOLUTION[2], CONVOLUTION[4]]
 
 

@@ -46,6 +46,16 @@ def test_layouts(backend, layer, of_x):
         oracle.check_accumulate(got, x, taught, coefficients, **options)
 
 
+@pytest.mark.parametrize("layer", cases.LARGE, ids=str)
+def test_large_layers(backend, layer):
+    x, _ = cases.tensors(layer, torch.float32, backend.device)
+    taught, c, responses = entries(layer, torch.float32, device=backend.device, **layer.geometry)
+    options = {"neurons": layer.neurons, "kernel": layer.kernel, "responses": responses, **layer.geometry}
+    for patches in cases.PATCHES:
+        got = hk.ops.accumulate(x, taught, c, patches=patches, **options)
+        oracle.check_accumulate(got, x, taught, c, patches=patches, **options)
+
+
 @given(drawn=cases.drawn(), data=st.data())
 @settings(max_examples=80)
 def test_drawn_layers(backend, drawn, data):

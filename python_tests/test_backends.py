@@ -40,6 +40,7 @@ def test_override_is_undone():
         assert all(operator._overloadname == "eager" for operator in library.chosen.values())
         with hk.backend("auto"):
             assert library.chosen == before
+        assert backends.current() == "eager"
         raise KeyError
     assert library.chosen == before and backends.current() == "auto"
 

@@ -44,6 +44,14 @@ def test_layouts(backend, layer, of_x, of_weight):
         oracle.check_compete(hk.ops.compete(x, weight, **options), x, weight, **options)
 
 
+@pytest.mark.parametrize("response", [{}, {"p": 3.0}, {"cosine": True}], ids=str)
+@pytest.mark.parametrize("layer", cases.LARGE, ids=str)
+def test_large_layers(backend, layer, response):
+    x, weight = cases.tensors(layer, torch.float32, backend.device)
+    options = {"k": 2, "patches": "centred", **response, **layer.geometry}
+    oracle.check_compete(hk.ops.compete(x, weight, **options), x, weight, **options)
+
+
 @given(drawn=cases.drawn(), data=st.data())
 @settings(max_examples=80)
 def test_drawn_layers(backend, drawn, data):

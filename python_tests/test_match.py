@@ -30,6 +30,12 @@ def test_layouts(backend, layer, of_x, of_weight):
         oracle.check_match(hk.ops.match(x, weight, **layer.geometry), x, weight, **layer.geometry)
 
 
+@pytest.mark.parametrize("layer", cases.LARGE, ids=str)
+def test_large_layers(backend, layer):
+    x, weight = cases.tensors(layer, torch.float32, backend.device)
+    oracle.check_match(hk.ops.match(x, weight, **layer.geometry), x, weight, **layer.geometry)
+
+
 @given(drawn=cases.drawn(), data=st.data())
 @settings(max_examples=80)
 def test_drawn_layers(backend, drawn, data):

@@ -47,6 +47,14 @@ def test_layouts(backend, layer, of_x, of_weight):
         oracle.check_sanger(hk.ops.sanger(x, weight, **layer.geometry), x, weight, **layer.geometry)
 
 
+@pytest.mark.parametrize("layer", cases.LARGE, ids=str)
+def test_large_layers(backend, layer):
+    x, weight = scaled(layer, torch.float32, backend.device)
+    for rule in ({}, {"activation": "tanh", "decay": "diagonal"}, {"activation": "softmax", "decay": "none"}):
+        options = {**rule, "patches": "centred", **layer.geometry}
+        oracle.check_sanger(hk.ops.sanger(x, weight, **options), x, weight, **options)
+
+
 @given(drawn=cases.drawn(), data=st.data())
 @settings(max_examples=100)
 def test_drawn_layers(backend, drawn, data):
