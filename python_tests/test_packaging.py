@@ -1,9 +1,11 @@
 """What an installation holds: one wheel for every torch and Python, or a pure Python one; no failure is silent."""
 
+import os
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 
 import pytest
@@ -85,11 +87,13 @@ def test_wheel_passes_the_operator_suite_under_another_torch(wheel, tmp_path):
 
 
 def test_pure_python_install_runs_on_plain_torch_and_says_so_once(tmp_path):
-    path, _ = wheels.build_wheel(tmp_path, HEBBKERN_BUILD="none")
-    assert path.name.endswith("-py3-none-any.whl")
+    wheel, _ = wheels.build_wheel(tmp_path, HEBBKERN_BUILD="none")
+    assert wheel.name.endswith("-py3-none-any.whl")
     site = tmp_path / "site"
-    wheels.run(sys.executable, "-m", "pip", "install", "--no-deps", "--target", site, path, cwd=tmp_path)
-    output = wheels.run(sys.executable, "-c", LEARN, cwd=tmp_path, PYTHONPATH=str(site), HEBBKERN_BACKEND="")
+    wheels.run(sys.executable, "-m", "pip", "install", "--no-deps", "--target", site, wheel, cwd=tmp_path)
+    # -S: without the .pth file by which an editable install would lend its compiled kernels.
+    path = f"{site}{os.pathsep}{sysconfig.get_path('platlib')}"
+    output = wheels.run(sys.executable, "-S", "-c", LEARN, cwd=tmp_path, PYTHONPATH=path, HEBBKERN_BACKEND="")
     assert str(site) in output
 
 
