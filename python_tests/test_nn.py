@@ -63,6 +63,14 @@ def test_convolution_learns_from_a_single_image():
     assert torch.equal(layer.weight, want.weight)
 
 
+def test_frozen_filters_stay():
+    layer, before = convolution(), convolution().weight
+    layer.frozen[:3] = True
+    layer.rule = hk.Sanger()
+    layer.learn(random((2, 3, 8, 8)), lr=0.1)
+    assert (layer.weight == before).flatten(1).all(1).tolist() == [True] * 3 + [False] * 3
+
+
 def test_teacher_layers_learn_from_labels():
     for layer, x in ((linear(), random((4, 12))), (convolution(), random((4, 3, 8, 8)))):
         layer.rule = hk.Teacher()
@@ -119,7 +127,7 @@ def test_autograd_notices_a_weight_that_moved():
 
 
 @pytest.mark.parametrize("make", [linear, convolution])
-def test_autocast_does_not_reach_learning(make):
+def test_autocast_does_not_reach_learning(backend, make):
     layer, want = make(), make()
     x = random((4, 12) if make is linear else (4, 3, 8, 8), torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16), hk.learning(layer, lr=0.1):

@@ -32,10 +32,11 @@ def test_every_shape_is_drawn_the_same_each_time(tmp_path, shape, options):
 
 def test_colours_are_symmetric_around_zero(tmp_path):
     weight = torch.zeros(1, 4)
-    weight[0, 0], weight[0, 3] = 1, -1
+    weight[0, 0], weight[0, 1], weight[0, 3] = 1, 0.5, -1
     seen = pixels(plots.weight_grid(weight, tmp_path / "a.png"))
     colours = {tuple(colour) for colour in seen.reshape(-1, 3)}
     assert {(255, 0, 0), (0, 0, 255), (255, 255, 255)} <= colours
+    assert any(red == 255 and abs(green - 128) < 3 and abs(blue - 128) < 3 for red, green, blue in colours)
 
 
 def test_tiles_keep_their_places():
