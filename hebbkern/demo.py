@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> dict:
     print(f"{data.name}: {len(x)} training and {len(x_test)} test images {shape}, {data.classes} classes")
     weight, seconds = learn(x, arguments)
     steps = len(x) // min(arguments.batch, len(x)) * arguments.epochs
-    print(f"{arguments.neurons} Krotov-Hopfield neurons learnt in {seconds:.1f} s ({steps} steps), without labels\n")
+    print(f"{arguments.neurons} Krotov-Hopfield neurons learnt in {seconds:.1f} s ({steps} steps), without labels")
     accuracies = compare_readouts(data, weight)
     print("\nTest accuracy of a linear readout")
     for name, accuracy in accuracies.items():

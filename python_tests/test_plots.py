@@ -34,9 +34,9 @@ def test_colours_are_symmetric_around_zero(tmp_path):
     weight = torch.zeros(1, 4)
     weight[0, 0], weight[0, 1], weight[0, 3] = 1, 0.5, -1
     seen = pixels(plots.weight_grid(weight, tmp_path / "a.png"))
-    colours = {tuple(colour) for colour in seen.reshape(-1, 3)}
-    assert {(255, 0, 0), (0, 0, 255), (255, 255, 255)} <= colours
-    assert any(red == 255 and abs(green - 128) < 3 and abs(blue - 128) < 3 for red, green, blue in colours)
+    tile = len(seen) ** 2 / 6  # at least so many pixels of a colour: the bar has some of each
+    for colour in ((255, 0, 0), (255, 128, 128), (255, 255, 255), (0, 0, 255)):
+        assert (np.abs(seen - colour).max(-1) < 4).sum() > tile, colour
 
 
 def test_tiles_keep_their_places():
