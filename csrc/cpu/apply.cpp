@@ -149,7 +149,7 @@ static Survey<T> survey(const Rows<S, T>& rows, const T* sum, const Rates<T>& ra
       if (!moves) steps[j] = 0;
       return;
     }
-    const bool sound_weight = kernel.finite(w, n), sound_sum = kernel.finite(sum + j * n, n);
+    const bool sound_weight = finite(w, n), sound_sum = finite(sum + j * n, n);
     flaws |= !sound_weight ? flaw_weight : !sound_sum ? flaw_sum : flaw_step;
   });
   found.flaws = flaws;

@@ -6,11 +6,13 @@
 
 namespace hebbkern {
 
-// One block of patches against all panels; best and who hold its running k best.
+// One block of patches against all panels; best and who hold its running k best. With `watch` every response is
+// looked at: false if one overflowed.
 template <class T>
-static void compete_block(const Source<T>& source, const Panels<T>& panels, const T* offset, int64_t first,
-                          int64_t count, int k, T* best, int32_t* who) {
+static bool compete_block(const Source<T>& source, const Panels<T>& panels, const T* offset, int64_t first,
+                          int64_t count, int k, bool watch, T* best, int32_t* who) {
   const auto& kernel = kernels<T>();
+  bool sound = true;
   alignas(64) T scores[8 * 48];  // the largest tile
   std::fill(best, best + count * k, -std::numeric_limits<T>::infinity());
   std::fill(who, who + count * k, -1);
@@ -24,11 +26,14 @@ static void compete_block(const Source<T>& source, const Panels<T>& panels, cons
         rows[r] = source.x + bases[std::min(i + r, count - 1)];
       kernel.tile(rows, source.offset.data(), panels.inputs, panels[panel], panels.width, vectors, scores, kernel.width,
                   false);
+      for (int64_t r = 0; watch && r < kernel.rows; ++r)
+        sound &= finite(scores + r * kernel.width, panels.valid(panel));
       kernel.rank(scores, int(std::min<int64_t>(kernel.rows, count - i)), vectors, panels.valid(panel),
                   offset ? offset + first + i : nullptr, offset ? &panels.wsum[panel * panels.width] : nullptr,
                   &panels.names[panel * panels.width], k, best + i * k, who + i * k);
     }
   }
+  return sound;
 }
 
 // Responses from the best dot products; false if one overflowed.
@@ -65,7 +70,7 @@ static void compete_typed(const Tensor& x, const Tensor& weight, const Geometry&
   if (prepare.cosine) {
     for (int64_t p = 0; p < count; ++p) {
       const T size = moments->norm[p];
-      scale[p] = size > 0 && moments->scale[p] > 0 ? 1 / size : T(0);
+      scale[p] = moments->scale[p] > 0 && std::isfinite(1 / size) ? 1 / size : T(0);
     }
     scaled = scale.get();
   }
@@ -74,11 +79,14 @@ static void compete_typed(const Tensor& x, const Tensor& weight, const Geometry&
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t rows = kernels<T>().rows;
   const int64_t block = std::clamp<int64_t>((count / (8 * threads) + rows - 1) / rows * rows, rows, 16 * rows);
+  const double largest = double(source.bound) * panels.bound * panels.inputs;
+  const bool watch = largest > std::numeric_limits<T>::max() / 4;
   std::atomic<bool> flaw{false};
   parallel((count + block - 1) / block, [&](int64_t part) {
     const int64_t first = part * block, size = std::min(block, count - first);
-    compete_block(source, panels, offset, first, size, k, best + first * k, who + first * k);
-    if (!finish(panels, size, k, scaled ? scaled + first : nullptr, best + first * k, who + first * k)) flaw = true;
+    if (!compete_block(source, panels, offset, first, size, k, watch, best + first * k, who + first * k) ||
+        !finish(panels, size, k, scaled ? scaled + first : nullptr, best + first * k, who + first * k))
+      flaw = true;
   });
   if (flaw)
     fail("compete", "x and weight must give finite responses, got an overflow of ",

@@ -61,8 +61,8 @@ struct Kernels {
   void (*gather)(const T* x, const int64_t* base, const T* coefficient, int64_t n, const int64_t* offset, int groups,
                  T* out);
 
-  // True if every entry is finite.
-  bool (*finite)(const T* x, int64_t n);
+  // The largest |x[i]|, infinite or NaN if an entry is.
+  T (*bound)(const T* x, int64_t n);
 
   // y [rows][width] of dot products becomes f(scale[i] * (y - offset[i] * wsum[j])); offset null: raw patches.
   void (*respond)(T* y, int64_t rows, int64_t width, const T* offset, const T* scale, const T* wsum, Activation f);
@@ -85,5 +85,10 @@ struct Kernels {
 
 template <class T>
 const Kernels<T>& kernels();
+
+template <class T>
+bool finite(const T* x, int64_t n) {
+  return kernels<T>().bound(x, n) < T(__builtin_inf());  // false for NaN
+}
 
 }  // namespace hebbkern

@@ -38,7 +38,7 @@ static bool kwinners_typed(const Tensor& y, int64_t k, int64_t dim, S* out) {
         if (along == 1) row = from;
       if (row == values.get())
         for (int64_t i = 0; i < n; ++i) values[i] = T(from[i * along]);
-      if (!kernel.finite(row, n)) flaw = true;
+      if (!finite(row, n)) flaw = true;
       if constexpr (std::is_same_v<S, T>)
         if (inner == 1) {
           kernel.kwinners(row, n, k, keys.get(), to);

@@ -50,13 +50,14 @@ static bool in_order(const std::vector<int64_t>& entry) {
 
 template <class T>
 template <class S>
-bool Panels<T>::fill(const S* weight, int64_t panel, int64_t begin, int64_t end, const Rows& rows,
-                     const Prepare& prepare, double* sum, double* squares) {
+T Panels<T>::fill(const S* weight, int64_t panel, int64_t begin, int64_t end, const Rows& rows, const Prepare& prepare,
+                  double* sum, double* squares) {
   constexpr int64_t block = 64;  // inputs at once: the lines that they fill of the panel stay in L1
   const auto& kernel = kernels<T>();
   T* to = data_.get() + panel * inputs * width;
   const int64_t filled = valid(panel), at = panel * width;
-  bool sound = true;
+  T top = 0;
+  const auto keep = [&](T value) { top = value <= top || std::isnan(top) ? top : value; };  // a NaN stays
   alignas(64) T buffer[16 * block];
   for (int64_t first = begin; first < end; first += block)
     for (int64_t group = 0; group < filled; group += lanes_) {  // a vector of columns
@@ -73,24 +74,26 @@ bool Panels<T>::fill(const S* weight, int64_t panel, int64_t begin, int64_t end,
         T* row = buffer + j * block;
         if (from == buffer)
           for (int64_t n = 0; n < size; ++n) row[n] = T(weight[name[j] * rows.step + rows.entry[first + n]]);
-        sound &= kernel.finite(from + j * step, size);
+        keep(kernel.bound(from + j * step, size));
         if (squares)
           for (int64_t n = 0; n < size; ++n) squares[group + j] += double(from[j * step + n]) * from[j * step + n];
-        if (prepare.p != 2)
+        if (prepare.p != 2) {
           for (int64_t n = 0; n < size; ++n) row[n] = powered(row[n], prepare.p);
+          keep(kernel.bound(row, size));
+        }
         if (sum)
           for (int64_t n = 0; n < size; ++n) sum[group + j] += from[j * step + n];
       }
       kernel.transpose(from, step, count, size, to + first * width + group, width);
     }
-  return sound;
+  return top;
 }
 
 template <class T>
 template <class S>
-bool Panels<T>::fill_with_sums(const S* weight, int64_t panel, const Rows& rows, const Prepare& prepare) {
+T Panels<T>::fill_with_sums(const S* weight, int64_t panel, const Rows& rows, const Prepare& prepare) {
   std::vector<double> sum(width), squares(width);
-  const bool sound = fill(weight, panel, 0, inputs, rows, prepare, sum.data(), squares.data());
+  const T top = fill(weight, panel, 0, inputs, rows, prepare, sum.data(), squares.data());
   T* to = data_.get() + panel * inputs * width;
   for (int j = 0; j < width; ++j) {
     T scale = 1;
@@ -101,7 +104,7 @@ bool Panels<T>::fill_with_sums(const S* weight, int64_t panel, const Rows& rows,
     wsum[panel * width + j] = T(sum[j] * scale);
     wnorm[panel * width + j] = T(squares[j]);
   }
-  return sound;
+  return top;
 }
 
 template <class T>
@@ -119,26 +122,28 @@ Panels<T>::Panels(const char* op, const Source<T>& source, const Tensor& weight,
   const int64_t neurons = weight.size(0);
   constexpr int64_t strip = 256;  // inputs of a panel that are a thread's work where no sums over all of them are due
   const int64_t strips = (inputs + strip - 1) / strip;
-  std::atomic<bool> flaw{false};
+  const bool sums = prepare.sums || prepare.cosine;
+  const int64_t items = sums ? count() : count() * strips;
+  Scratch<T> tops(items);
+  bool sound = true;
   with_dtype(weight.scalar_type(), [&](auto stored, auto) {
     using S = decltype(stored);
     const S* data = static_cast<const S*>(weight.const_data_ptr());
-    if (prepare.sums || prepare.cosine)
-      parallel(count(), [&](int64_t panel) {
-        if (!fill_with_sums(data, panel, rows, prepare)) flaw = true;
-      });
-    else
-      parallel(count() * strips, [&](int64_t item) {
-        const int64_t first = item % strips * strip;
-        if (!fill(data, item / strips, first, std::min(inputs, first + strip), rows, prepare, nullptr, nullptr))
-          flaw = true;
-      });
+    parallel(items, [&](int64_t item) {
+      const int64_t first = item % strips * strip;
+      tops[item] =
+          sums ? fill_with_sums(data, item, rows, prepare)
+               : fill(data, item / strips, first, std::min(inputs, first + strip), rows, prepare, nullptr, nullptr);
+    });
     if (int64_t(names.size()) == neurons) return;
     for (int64_t j = 0; j < neurons; ++j)  // the rows left out must be finite too
-      for (int64_t at : entry)
-        if (!std::isfinite(T(data[j * rows.step + at]))) flaw = true;
+      for (int64_t at : entry) sound &= std::isfinite(T(data[j * rows.step + at]));
   });
-  if (flaw) fail_finite(op, "weight");
+  for (int64_t item = 0; item < items; ++item) {
+    sound &= std::isfinite(tops[item]);
+    bound = std::max(bound, tops[item]);
+  }
+  if (!sound) fail_finite(op, "weight");
 }
 
 template class Panels<float>;

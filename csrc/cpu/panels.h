@@ -31,6 +31,8 @@ class Panels {
   // Row n of a panel lies n * width on; panels lie inputs * width apart.
   const T* operator[](int64_t panel) const { return data_.get() + panel * inputs * width; }
 
+  T bound = 0;  // the largest prepared |weight|
+
   // Only where Prepare asks for a cosine or sums:
   Scratch<T> wsum;   // [columns], the sum of the prepared weights
   Scratch<T> wnorm;  // [columns], the squared norm of the weights as they are
@@ -42,12 +44,13 @@ class Panels {
     const std::vector<int64_t>& entry;
     bool contiguous;
   };
-  // Inputs [begin, end) of one panel; adds to the columns' sums where given. False if a weight is not finite.
+  // Inputs [begin, end) of one panel; adds to the columns' sums where given. Returns the largest prepared
+  // |weight|, not finite if a weight is not.
   template <class S>
-  bool fill(const S* weight, int64_t panel, int64_t begin, int64_t end, const Rows& rows, const Prepare& prepare,
-            double* sum, double* squares);
+  T fill(const S* weight, int64_t panel, int64_t begin, int64_t end, const Rows& rows, const Prepare& prepare,
+         double* sum, double* squares);
   template <class S>
-  bool fill_with_sums(const S* weight, int64_t panel, const Rows& rows, const Prepare& prepare);
+  T fill_with_sums(const S* weight, int64_t panel, const Rows& rows, const Prepare& prepare);
 
   const int lanes_;
   Scratch<T> data_;  // [panels][inputs][width], zeros behind the last neuron, to a whole vector

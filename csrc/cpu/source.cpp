@@ -30,14 +30,12 @@ Source<T>::Source(const char* op, const Tensor& from, const Geometry& geometry)
     : g(geometry), per_image_(geometry.per_image()) {
   const bool dense_channels = g.channels == 1 || from.stride(1) == 1;
   const bool padded = g.padding[0] > 0 || g.padding[1] > 0;
-  bool sound = true;
   if (from.scalar_type() == dtype_of<T>() && dense_channels && !padded && rising(from, g)) {
     x = static_cast<const T*>(from.const_data_ptr());
     image = from.stride(0);
     row = g.image ? from.stride(2) : 0;
     column = g.image ? from.stride(3) : 0;
     end = g.batch == 0 ? 0 : (g.batch - 1) * image + (g.height - 1) * row + (g.width - 1) * column + g.channels;
-    sound = finite(from);
   } else {
     column = g.channels;
     row = g.padded_w() * column;
@@ -46,13 +44,9 @@ Source<T>::Source(const char* op, const Tensor& from, const Geometry& geometry)
     copied_.emplace(end);
     x = copied_->get();
     copy(from);
-    std::atomic<bool> flaw{false};
-    parallel(g.batch, [&](int64_t b) {
-      if (!kernels<T>().finite(x + b * image, image)) flaw = true;
-    });
-    sound = !flaw;
   }
-  if (!sound) fail_finite(op, "x");
+  bound = largest();
+  if (!std::isfinite(bound)) fail_finite(op, "x");
   for (int64_t i = 0; i < g.kh; ++i)
     for (int64_t j = 0; j < g.kw; ++j) {
       const int64_t at = i * g.dilation[0] * row + j * g.dilation[1] * column;
@@ -66,24 +60,30 @@ Source<T>::Source(const char* op, const Tensor& from, const Geometry& geometry)
 }
 
 template <class T>
-bool Source<T>::finite(const Tensor&) const {
-  std::atomic<bool> flaw{false};
+T Source<T>::largest() const {
   const auto& kernel = kernels<T>();
+  const int64_t height = g.padded_h(), width = g.padded_w();
   // Samples of a linear layer in blocks that are worth a thread's wake-up (64 kB).
-  const int64_t block = std::max<int64_t>(1, (1 << 14) / std::max<int64_t>(1, g.height * g.width * g.channels));
-  parallel((g.batch + block - 1) / block, [&](int64_t part) {
-    for (int64_t b = part * block; b < std::min(g.batch, (part + 1) * block); ++b)
-      for (int64_t i = 0; i < g.height; ++i) {
+  const int64_t block = std::max<int64_t>(1, (1 << 14) / std::max<int64_t>(1, height * width * g.channels));
+  const int64_t blocks = (g.batch + block - 1) / block;
+  Scratch<T> tops(blocks);
+  const auto keep = [](T& top, T value) { top = value <= top ? top : value; };  // a NaN stays
+  parallel(blocks, [&](int64_t part) {
+    T top = 0;
+    for (int64_t b = part * block; b < std::min(g.batch, (part + 1) * block) && !std::isnan(top); ++b)
+      for (int64_t i = 0; i < height && !std::isnan(top); ++i) {
         const T* line = x + b * image + i * row;
-        if (column == g.channels || g.width == 1) {
-          if (!kernel.finite(line, g.width * g.channels)) flaw = true;
-        } else {
-          for (int64_t j = 0; j < g.width; ++j)
-            if (!kernel.finite(line + j * column, g.channels)) flaw = true;
-        }
+        if (column == g.channels || width == 1)
+          keep(top, kernel.bound(line, width * g.channels));
+        else
+          for (int64_t j = 0; j < width && !std::isnan(top); ++j)
+            keep(top, kernel.bound(line + j * column, g.channels));
       }
+    tops[part] = top;
   });
-  return !flaw;
+  T top = 0;
+  for (int64_t part = 0; part < blocks && !std::isnan(top); ++part) keep(top, tops[part]);
+  return top;
 }
 
 template <class T>

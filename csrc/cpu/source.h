@@ -17,6 +17,7 @@ class Source {
   const Geometry g;
   const T* x = nullptr;                    // image 0
   int64_t image = 0, row = 0, column = 0;  // distances between images, rows, pixels
+  T bound = 0;                             // the largest |entry|
   int64_t end = 0;                         // entries that may be read from x on
   std::vector<int64_t> offset;             // [N], from a patch's base
 
@@ -55,7 +56,7 @@ class Source {
 
  private:
   void copy(const Tensor& from);
-  bool finite(const Tensor& from) const;
+  T largest() const;
 
   int64_t per_image_;
   std::optional<Scratch<T>> copied_;
