@@ -7,6 +7,7 @@ The public functions call ``chosen[<op>]``: choosing a backend costs one look-up
 import torch
 
 LIBRARY = torch.library.Library("hebbkern", "FRAGMENT")
+# All with the same arguments: torch aborts at exit where another signature follows two that are alike.
 OVERLOADS = ("default", "eager")
 
 chosen = {}  # operator name -> the overload that the public functions call
