@@ -8,7 +8,15 @@
 #define HEBBKERN_TILE_ROWS 4
 #define HEBBKERN_TILE_VECTORS 3
 
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
 #pragma GCC target("avx2,fma")
+#endif
 
 #include "isa.inc"
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
 #endif

@@ -3,6 +3,11 @@
 #if defined(__x86_64__)
 #include "kernels.h"
 
+#if !defined(__clang__)  // GCC 12 warns of its own intrinsics
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+
 #include <immintrin.h>
 
 #define HEBBKERN_ISA avx512
@@ -11,7 +16,16 @@
 #define HEBBKERN_TILE_ROWS 8
 #define HEBBKERN_TILE_VECTORS 3
 
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))), \
+                             apply_to = function)
+#else
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,prefer-vector-width=512")
+#endif
 
 #include "isa.inc"
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
 #endif
