@@ -133,18 +133,22 @@ static void add_piece(const Source<T>& source, const Vectors& vectors, const Lis
     // Bases rise with the patch, so those whose last vector would leave the images' memory end the list.
     int64_t inside = to;
     while (inside > from && lists.base[inside - 1] + vectors.offset[g + size - 1] + lanes > source.end) --inside;
-    kernel.gather(source.x, &lists.base[from], &lists.coefficient[from], inside - from, &vectors.offset[g], size, sums);
+    const bool whole =
+        vectors.length[g + size - 1] == lanes && vectors.first[g + size - 1] == vectors.first[g] + (size - 1) * lanes;
+    T* out = whole ? row + vectors.first[g] : sums;
+    kernel.gather(source.x, &lists.base[from], &lists.coefficient[from], inside - from, &vectors.offset[g], size, shift,
+                  out);
     for (int64_t e = inside; e < to; ++e)
       for (int v = 0; v < size; ++v) {
         const int64_t length = vectors.length[g + v], zero = 0;
         const T* x = source.x + lists.base[e] + vectors.offset[g + v];
         std::fill(std::copy(x, x + length, tail), tail + lanes, T(0));
         T one[16];
-        kernel.gather(tail, &zero, &lists.coefficient[e], 1, &zero, 1, one);
-        for (int64_t l = 0; l < length; ++l) sums[v * lanes + l] += one[l];
+        kernel.gather(tail, &zero, &lists.coefficient[e], 1, &zero, 1, T(0), one);
+        for (int64_t l = 0; l < length; ++l) out[v * lanes + l] += one[l];
       }
-    for (int v = 0; v < size; ++v)
-      for (int64_t l = 0; l < vectors.length[g + v]; ++l) row[vectors.first[g + v] + l] = sums[v * lanes + l] - shift;
+    for (int v = 0; !whole && v < size; ++v)
+      for (int64_t l = 0; l < vectors.length[g + v]; ++l) row[vectors.first[g + v] + l] = sums[v * lanes + l];
   }
 }
 

@@ -101,15 +101,12 @@ static bool all_finite(const T* data, int64_t n, int64_t step) {
 
 enum Flaw { flaw_none = 0, flaw_weight = 1, flaw_sum = 2, flaw_step = 4 };
 
-// Rows to a hand-out: 64 kB, worth a thread's wake-up.
-template <class T>
-static int64_t rows_per_block(int64_t inputs) {
-  return std::max<int64_t>(1, (1 << 16) / int64_t(sizeof(T)) / std::max<int64_t>(1, inputs));
-}
+// Rows to a hand-out: 64k entries, worth a thread's wake-up.
+static int64_t rows_per_block(int64_t inputs) { return std::max<int64_t>(1, (1 << 16) / std::max<int64_t>(1, inputs)); }
 
 template <class T, class F>
 static void each_block(int64_t neurons, int64_t inputs, const F& f) {
-  const int64_t block = rows_per_block<T>(inputs);
+  const int64_t block = rows_per_block(inputs);
   parallel((neurons + block - 1) / block, [&](int64_t part) {
     Scratch<T> buffer(inputs), next(inputs);
     for (int64_t j = part * block; j < std::min(neurons, (part + 1) * block); ++j) f(j, buffer.get(), next.get());

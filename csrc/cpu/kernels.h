@@ -60,7 +60,7 @@ struct Kernels {
   // out[g*lanes ...] = sum over e < n of coefficient[e] * x[base[e] + offset[g] ...], g < groups <= 8, in the order of
   // e.
   void (*gather)(const T* x, const int64_t* base, const T* coefficient, int64_t n, const int64_t* offset, int groups,
-                 T* out);
+                 T shift, T* out);
 
   // The largest |x[i]|, infinite or NaN if an entry is.
   T (*bound)(const T* x, int64_t n);

@@ -63,8 +63,8 @@ template <class T>
 T Source<T>::largest() const {
   const auto& kernel = kernels<T>();
   const int64_t height = g.padded_h(), width = g.padded_w();
-  // Samples of a linear layer in blocks that are worth a thread's wake-up (64 kB).
-  const int64_t block = std::max<int64_t>(1, (1 << 14) / std::max<int64_t>(1, height * width * g.channels));
+  // Samples of a linear layer in blocks that are worth a thread's wake-up (256 kB of float32).
+  const int64_t block = std::max<int64_t>(1, (1 << 16) / std::max<int64_t>(1, height * width * g.channels));
   const int64_t blocks = (g.batch + block - 1) / block;
   Scratch<T> tops(blocks);
   const auto keep = [](T& top, T value) { top = value <= top ? top : value; };  // a NaN stays
