@@ -6,6 +6,18 @@
 
 namespace hebbkern {
 
+constexpr int64_t longest = 256;  // patches of a block
+
+// Patches that a thread takes at once. Every block streams all panels, from beyond L2 where they are many, so it should
+// be long; but its patches must stay in half an L2 (1 MiB), and each thread should get four blocks or more to share
+// evenly, with few patches eight.
+static int64_t block_of(int64_t patches, int64_t bytes, int64_t rows) {
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t even = patches / (4 * threads) >= 64 ? patches / (4 * threads) : patches / (8 * threads);
+  const int64_t fit = std::clamp<int64_t>((int64_t(1) << 20) / bytes, 64, longest);
+  return std::clamp<int64_t>((std::min(even, fit) + rows - 1) / rows * rows, rows, longest);
+}
+
 // One block of patches against all panels; best and who hold its running k best. With `watch` every response is
 // looked at: false if one overflowed.
 template <class T>
@@ -16,7 +28,7 @@ static bool compete_block(const Source<T>& source, const Panels<T>& panels, cons
   alignas(64) T scores[8 * 48];  // the largest tile
   std::fill(best, best + count * k, -std::numeric_limits<T>::infinity());
   std::fill(who, who + count * k, -1);
-  int64_t bases[16 * 8];  // the longest block
+  int64_t bases[longest];
   source.bases(first, count, bases);
   for (int64_t panel = 0; panel < panels.count(); ++panel) {
     const int vectors = panels.vectors(panel);
@@ -75,10 +87,7 @@ static void compete_typed(const Tensor& x, const Tensor& weight, const Geometry&
     scaled = scale.get();
   }
   const T* offset = patches == Patches::raw ? nullptr : moments->offset.get();
-  // Rows of a block: enough to reuse a panel from L2, few enough to share 100 patches among threads.
-  const int64_t threads = torch::stable::get_num_threads();
-  const int64_t rows = kernels<T>().rows;
-  const int64_t block = std::clamp<int64_t>((count / (8 * threads) + rows - 1) / rows * rows, rows, 16 * rows);
+  const int64_t block = block_of(count, panels.inputs * sizeof(T), kernels<T>().rows);
   const double largest = double(source.bound) * panels.bound * panels.inputs;
   const bool watch = largest > std::numeric_limits<T>::max() / 4;
   std::atomic<bool> flaw{false};

@@ -6,6 +6,7 @@ import time
 import torch
 
 SAMPLE = 5e-3  # seconds a sample lasts at least; shorter calls are repeated within it
+SETTLE = 0.05  # seconds in which idle threads of another library stop spinning (OpenBLAS: 2**26 cycles)
 
 
 def agree(case, contestants):
@@ -20,14 +21,15 @@ def agree(case, contestants):
 def race(contestants, rounds):
     """Median seconds a call of every contestant: {"hebbkern": 0.0123, ...}.
 
-    Each round lets everybody run once, the next one in reverse order, so that a drifting clock favours nobody. The call
-    before each sample is not timed: it takes the caches and thread pools over from the contestant before.
+    Each round lets everybody run once, the next one in reverse order, so that a drifting clock favours nobody. Between
+    two of them a pause lets the threads of the one before fall asleep, and a call that is not timed wakes one's own.
     """
     repeats = {name: _repeats(run) for name, (run, _) in contestants.items()}
     samples = {name: [] for name in contestants}
     for number in range(rounds):
         for name in list(contestants)[:: -1 if number % 2 else 1]:
             run, _ = contestants[name]
+            time.sleep(SETTLE)
             run()
             start = time.perf_counter()
             for _ in range(repeats[name]):
