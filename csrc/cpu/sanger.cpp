@@ -58,11 +58,11 @@ class Sanger {
 static int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 // Patches whose responses are kept at once, whatever the number of threads: sums are added chunk by chunk. Long, for
-// each chunk reads and writes the whole sum; but a panel's responses stay in L2 (2048 x 48 x 4 bytes), all of them in
+// each chunk reads and writes the whole sum; but a panel's responses stay in L2 (1536 x 48 x 4 bytes), all of them in
 // 16 MiB.
 static int64_t chunk_of(int64_t patches, int64_t columns, int64_t size) {
   const int64_t fit = (int64_t(1) << 24) / (columns * size) / block * block;
-  return std::min(round_up(std::max<int64_t>(patches, 1), block), std::clamp<int64_t>(fit, block, 2048));
+  return std::min(round_up(std::max<int64_t>(patches, 1), block), std::clamp<int64_t>(fit, block, 1536));
 }
 
 static std::vector<int32_t> everyone(int64_t neurons) { return chosen_neurons(std::nullopt, neurons); }
