@@ -186,6 +186,16 @@ APPLY = [
     ("linear", {"weight": of(10)}, "weight must be [neurons, inputs] or [neurons, channels, height, width], got shape"),
     ("linear", {"weight": of(10, 20).int()}, "weight must be float32, float64, bfloat16 or float16, got int32"),
     ("linear", {"weight": of(0, 20)}, "weight must have at least one neuron and one input, got shape [0, 20]"),
+    (
+        "linear",
+        {"weight": of(10, 1).expand(10, 20)},
+        "weight must hold each entry once, got a tensor expanded along dim 1",
+    ),
+    (
+        "linear",
+        {"weight": of(20).expand(10, 20)},
+        "weight must hold each entry once, got a tensor expanded along dim 0",
+    ),
     ("convolution", {"sum": of(10, 36)}, "sum must be float32 of shape [10, 3, 4, 3], got float32 of shape [10, 36]"),
     ("linear", {"sum": of(10, 1)}, "sum must be float32 of shape [10, 20], got float32 of shape [10, 1]"),
     ("linear", {"decay": of(1)}, "decay must be float32 of shape [10], got float32 of shape [1]"),
@@ -250,12 +260,12 @@ def test_refused_with_a_sentence_and_nothing_written(backend, row):
     assert {key: calls.raw(value) for key, value in tensors.items()} == before
 
 
-VALUES = ("finite, got a NaN", "taught must name", "stay finite")
+VALUES = ("finite, got a NaN", "taught must name", "stay finite", "expanded")
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if "meta" not in row[3]], ids=name)
 def test_fake_kernels_say_the_same(row):
-    """On meta tensors, as torch.compile meets them: the same sentence about everything but values."""
+    """On meta tensors, as torch.compile meets them: the same sentence about everything but values and strides."""
     operator, kind, wrong, message = row
     arguments = wrong_call(operator, kind, wrong, "cpu")
     on_meta = {key: v.to("meta") if isinstance(v, torch.Tensor) else v for key, v in arguments.items()}

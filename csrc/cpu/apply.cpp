@@ -207,6 +207,9 @@ static void check_apply(const Tensor& weight, const Tensor& sum, const OptionalT
   check_floating(op, "weight", weight);
   if (weight.numel() == 0)
     fail(op, "weight must have at least one neuron and one input, got shape ", list(weight.sizes()));
+  for (int64_t d = 0; d < weight.dim(); ++d)
+    if (weight.size(d) > 1 && weight.stride(d) == 0)
+      fail(op, "weight must hold each entry once, got a tensor expanded along dim ", d);
   const ScalarType result = result_dtype(weight.scalar_type());
   const int64_t neurons = weight.size(0);
   const Ints shape(weight.sizes().begin(), weight.sizes().end());

@@ -11,24 +11,37 @@ namespace hebbkern {
 // Patches of a search that one thread does alone; fixed, so that the merge is the same on any number of threads.
 constexpr int64_t block = 64;
 
+// One patch as the differences need it: x~[n] for n < N.
 template <class T>
-static double entry_of(const Source<T>& s, const Moments<T>* m, int64_t patch, int64_t n) {
-  const double x = s.x[s.base(patch) + s.offset[n]];
-  return m ? (x - m->offset[patch]) * m->scale[patch] : x;
+static void read_patch(const Source<T>& s, const Moments<T>* m, int64_t patch, T* out) {
+  const T* x = s.x + s.base(patch);
+  const T offset = m ? m->offset[patch] : T(0), scale = m ? m->scale[patch] : T(1);
+  for (size_t n = 0; n < s.offset.size(); ++n) out[n] = (x[s.offset[n]] - offset) * scale;
 }
 
-// ||x~||_1 and ||x~||^2 of each patch.
+// ||x~||_1 of a patch, and the squared distance of w from it (w null: ||x~||^2). Four chains hide the adder's latency.
+template <class T>
+static void measure(const T* x, const T* w, int64_t n, double* one, double* squares) {
+  double ones[4] = {}, twos[4] = {};
+  for (int64_t i = 0; i < n; ++i) {
+    const double d = w ? double(w[i]) - double(x[i]) : double(x[i]);
+    ones[i % 4] += std::abs(double(x[i]));
+    twos[i % 4] += d * d;
+  }
+  *one = (ones[0] + ones[1]) + (ones[2] + ones[3]);
+  *squares = (twos[0] + twos[1]) + (twos[2] + twos[3]);
+}
+
+// 1 / ||x~||_1 (0 for a patch of zeros) and ||x~||^2 of each patch.
 template <class T>
 static void norms(const Source<T>& s, const Moments<T>* m, T* inverse, T* squares) {
   const int64_t patches = s.g.patches(), inputs = s.g.inputs();
   parallel((patches + block - 1) / block, [&](int64_t part) {
+    Scratch<T> x(inputs);
     for (int64_t p = part * block; p < std::min(patches, (part + 1) * block); ++p) {
-      double one = 0, two = 0;
-      for (int64_t n = 0; n < inputs; ++n) {
-        const double x = entry_of(s, m, p, n);
-        one += std::abs(x);
-        two += x * x;
-      }
+      double one, two;
+      read_patch(s, m, p, x.get());
+      measure<T>(x.get(), nullptr, inputs, &one, &two);
       inverse[p] = one > 0 ? T(1 / one) : T(0);
       squares[p] = T(two);
     }
@@ -67,20 +80,21 @@ static void match_block(const Source<T>& s, const Panels<T>& panels, const Momen
   }
 }
 
+// The distance that the search only estimated, from the differences themselves.
 template <class T>
-static double true_distance(const Source<T>& s, const Moments<T>* m, const Tensor& weight, int64_t neuron,
-                            int64_t patch, const std::vector<int64_t>& entry) {
-  double one = 0, two = 0;
+static T true_distance(const Source<T>& s, const Moments<T>* m, const Tensor& weight, int64_t neuron, int64_t patch,
+                       const std::vector<int64_t>& entry) {
+  const int64_t inputs = entry.size();
+  Scratch<T> x(inputs), w(inputs);
+  read_patch(s, m, patch, x.get());
   with_dtype(weight.scalar_type(), [&](auto stored, auto) {
     using S = decltype(stored);
-    const S* w = static_cast<const S*>(weight.const_data_ptr()) + neuron * weight.stride(0);
-    for (size_t n = 0; n < entry.size(); ++n) {
-      const double x = entry_of(s, m, patch, n), d = double(T(w[entry[n]])) - x;
-      one += std::abs(x);
-      two += d * d;
-    }
+    const S* from = static_cast<const S*>(weight.const_data_ptr()) + neuron * weight.stride(0);
+    for (int64_t n = 0; n < inputs; ++n) w[n] = T(from[entry[n]]);
   });
-  return two / one;
+  double one, two;
+  measure<T>(x.get(), w.get(), inputs, &one, &two);
+  return T(two / one);
 }
 
 template <class T>
@@ -110,7 +124,7 @@ static void match_typed(const Tensor& x, const Tensor& weight, const Geometry& g
         smallest = best[part * columns + column];
         nearest[neuron] = int32_t(who[part * columns + column]);
       }
-    if (nearest[neuron] >= 0) distance[neuron] = T(true_distance(source, m, weight, neuron, nearest[neuron], entry));
+    if (nearest[neuron] >= 0) distance[neuron] = true_distance(source, m, weight, neuron, nearest[neuron], entry);
   });
 }
 
@@ -120,6 +134,8 @@ static std::tuple<Tensor, Tensor> match(Tensor x, Tensor weight, std::string pat
   const Geometry g = check_layer(op, x, weight, stride, padding, dilation);
   const Patches kind = check_patches(op, patches);
   check_mask(op, "mask", mask, g.neurons);
+  if (g.patches() > std::numeric_limits<int32_t>::max())
+    fail(op, "x must have at most ", std::numeric_limits<int32_t>::max(), " patches, got ", g.patches());
   const ScalarType result = result_dtype(x.scalar_type());
   Tensor nearest = empty({g.neurons}, ScalarType::Int), distance = empty({g.neurons}, result);
   with_dtype(result, [&](auto, auto tag) {

@@ -44,6 +44,9 @@ def check(weight, sum, decay, denominator, lr, normalise, rate_power, frozen):
     checks.floating(op, "weight", weight)
     if 0 in weight.shape:
         checks.fail(op, "weight", "have at least one neuron and one input", checks.shape_name(weight))
+    for dim, (size, stride) in enumerate(zip(weight.shape, weight.stride(), strict=True)):
+        if size > 1 and stride == 0:
+            checks.fail(op, "weight", "hold each entry once", f"a tensor expanded along dim {dim}")
     dtype, neurons = checks.result_dtype(weight.dtype), weight.shape[0]
     checks.typed(op, "sum", sum, dtype, (weight.shape,), "weight", weight)
     checks.typed(op, "decay", decay, dtype, ([neurons],), "weight", weight)
