@@ -18,7 +18,10 @@ import torch
 from torch import Tensor
 
 from hebbkern import ops
+from hebbkern.coefficients import constant
 from hebbkern.ops.checks import PATCHES
+from hebbkern.ops.checks import layer as check_layer
+from hebbkern.ops.library import pair
 from hebbkern.update import Update
 
 
@@ -54,7 +57,8 @@ class Rule:
         Raises:
             ValueError or RuntimeError, naming the argument, for a wrong shape, dtype, device or a non-finite input.
         """
-        geometry = {"patches": self.patches, "stride": stride, "padding": padding, "dilation": dilation}
+        geometry = {"stride": pair(stride), "padding": pair(padding), "dilation": pair(dilation)}
+        geometry["patches"] = self.patches
         return self._update(weight, x, labels, frozen, geometry)
 
     def _update(self, weight, x, labels, frozen, geometry) -> Update:
@@ -144,7 +148,7 @@ class KrotovHopfield(Rule):
 
     def _update(self, weight, x, labels, frozen, geometry) -> Update:
         winners, responses = ops.compete(x, weight, self.k, p=self.p, **geometry)
-        coefficients = _constant((1.0,) + (0.0,) * (self.k - 2) + (-float(self.delta),), responses)
+        coefficients = constant((1.0,) + (0.0,) * (self.k - 2) + (-float(self.delta),), responses)
         total, decay, _ = ops.accumulate(
             x,
             winners,
@@ -199,7 +203,7 @@ class WTA(Rule):
         total, decay, _ = ops.accumulate(
             x,
             winners,
-            _constant((1.0,) * self.k, responses) if one else responses.clamp(min=0),
+            constant((1.0,) * self.k, responses) if one else responses.clamp(min=0),
             neurons=weight.shape[0],
             kernel=weight.shape[2:],
             frozen=frozen,
@@ -242,14 +246,15 @@ class Teacher(Rule):
         self._boolean("average")
 
     def _update(self, weight, x, labels, frozen, geometry) -> Update:
+        patches = check_layer("Teacher", x, weight, **geometry)
         self._check_labels(x, labels)
         kernel = weight.shape[2:]
-        if kernel and x.dim() == 4:
-            labels = labels.repeat_interleave(_positions(x.shape[2:], kernel, **geometry))
+        if kernel:
+            labels = labels.repeat_interleave(patches // max(x.shape[0], 1))
         total, decay, _ = ops.accumulate(
             x,
             labels[:, None],
-            _constant((1.0,), weight),
+            constant((1.0,), weight),
             neurons=weight.shape[0],
             kernel=kernel,
             frozen=frozen,
@@ -369,28 +374,3 @@ class SoftWTA(Rule):
 
     def apply_(self, weight, update, *, lr, frozen=None) -> None:
         ops.apply_(weight, update.sum, denominator=update.denominator, lr=lr, rate_power=self.rate_power, frozen=frozen)
-
-
-_constants: dict[tuple, Tensor] = {}
-
-
-def _constant(values: tuple[float, ...], like: Tensor) -> Tensor:
-    """values as a [k] tensor in the result dtype of `like`, on its device; kept, except while tracing."""
-    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    if torch.compiler.is_compiling() or type(like) not in (Tensor, torch.nn.Parameter):
-        return torch.tensor(values, dtype=dtype, device=like.device)
-    key = (values, dtype, like.device)
-    constant = _constants.get(key)
-    if constant is None:
-        with torch.inference_mode(False):
-            constant = _constants[key] = torch.tensor(values, dtype=dtype, device=like.device)
-    return constant
-
-
-def _positions(size, kernel, patches, stride, padding, dilation) -> int:
-    """How many patches one image of height and width `size` has."""
-    count = 1
-    for axis in (0, 1):
-        step, pad, gap = (value if isinstance(value, int) else value[axis] for value in (stride, padding, dilation))
-        count *= max((size[axis] + 2 * pad - gap * (kernel[axis] - 1) - 1) // step + 1, 0)
-    return count

@@ -8,6 +8,7 @@ import torch
 
 import hebbkern as hk
 from cases import random
+from hebbkern.coefficients import KEPT, _kept, constant
 
 GEOMETRIES = {
     "linear": ((60, 20), (12, 20), {}),
@@ -131,12 +132,18 @@ def test_a_parameter_is_moved_in_place_and_its_version_counts():
 
 
 def test_coefficients_are_made_once_for_each_dtype():
-    from hebbkern import rules
-
     weight, x = layer((4, 8), (5, 8), torch.bfloat16)
-    first = rules._constant((1.0, 0.5), x)
-    assert first.dtype == torch.float32 and first is rules._constant((1.0, 0.5), weight)
-    assert rules._constant((1.0, 0.5), x.double()).dtype == torch.float64
+    first = constant((1.0, 0.5), x)
+    assert first.dtype == torch.float32 and first is constant((1.0, 0.5), weight)
+    assert constant((1.0, 0.5), x.double()).dtype == torch.float64
+
+
+def test_coefficients_kept_are_bounded():
+    """A schedule of delta must not keep a tensor for each of its values."""
+    weight, x = layer((4, 8), (5, 8))
+    for step in range(KEPT + 50):
+        hk.KrotovHopfield(delta=step / 1000).update(weight, x)
+    assert _kept.cache_info().currsize <= KEPT
 
 
 REFUSED = [
@@ -186,6 +193,28 @@ def test_labels_are_refused(labels, got):
     wanted = "labels must be int64 or int32 of shape [4], the class of each sample"
     assert str(error.value) == f"hebbkern.Teacher: {wanted}, got {got}"
     assert torch.equal(weight, before)
+
+
+MISMATCHED = [
+    ((4, 6), (5, 7), "float32", "weight must have x's 7 inputs, got 6"),
+    ((4, 3, 2, 2), (5, 7), "float32", "weight must be [neurons, inputs] like x's 2 dimensions, got shape [4, 3, 2, 2]"),
+    ((4, 7), (5, 3, 6, 6), "float32", "weight must be [neurons, channels, height, width] like x's 4 dimensions, got"),
+    ((4, 2, 2, 2), (5, 3, 6, 6), "float32", "weight must have x's 3 channels, got 2"),
+    ((4, 3, 7, 7), (5, 3, 6, 6), "float32", "weight must fit into the padded image 6x6, got a kernel that spans 7x7"),
+    ((4, 7), (5, 7), "bfloat16", "weight must have x's dtype bfloat16, got float32"),
+    ((4, 7), (5,), "float32", "x must be [batch, inputs] or [batch, channels, height, width], got shape [5]"),
+    ((4, 7), (), "float32", "x must be [batch, inputs] or [batch, channels, height, width], got shape []"),
+]
+
+
+@pytest.mark.parametrize(("weight", "x", "dtype", "message"), MISMATCHED, ids=[row[3] for row in MISMATCHED])
+def test_teacher_compares_x_with_the_weight(weight, x, dtype, message):
+    """As the other rules do; no operator that it calls sees both."""
+    weight, x = torch.ones(weight), torch.ones(x, dtype=getattr(torch, dtype))
+    labels = torch.zeros(x.shape[:1], dtype=torch.int64)
+    with pytest.raises(ValueError) as error:
+        hk.Teacher().update(weight, x, labels=labels)
+    assert f"hebbkern.Teacher: {message}" in str(error.value)
 
 
 @pytest.mark.parametrize("wrong", [5, -2])
