@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import hebbkern as hk
 from cases import random
@@ -81,6 +82,44 @@ def test_nothing_changes_when_one_name_is_wrong(name, message):
         hk.nn.convert(model, {"head": hk.WTA(), name: hk.WTA()})
     assert str(error.value).startswith(f"hebbkern.nn.convert: {message}")
     assert type(model["head"]) is nn.Linear and model["head"].weight.requires_grad
+
+
+OWN = '"1" must have a parameter "weight" of its own, got a computed one'
+COMPUTED = {  # the older weight_norm keeps the class, as pruning does; a parametrization changes it
+    "weight_norm": (torch.nn.utils.weight_norm, OWN),
+    "pruning": (lambda layer: prune.l1_unstructured(layer, "weight", 0.5), OWN),
+    "parametrization": (
+        torch.nn.utils.parametrizations.weight_norm,
+        '"1" must be a torch.nn.Linear or Conv2d, got ParametrizedLinear',
+    ),
+}
+
+
+@pytest.mark.parametrize("computed", COMPUTED)
+@pytest.mark.filterwarnings("ignore:.*weight_norm")
+def test_a_computed_weight_is_refused(computed):
+    make, message = COMPUTED[computed]
+    model = nn.Sequential(nn.Linear(3, 3), make(nn.Linear(3, 3)))
+    kinds, names = [type(layer) for layer in model], list(model.state_dict())
+    with pytest.raises(ValueError) as error:
+        hk.nn.convert(model, {"0": hk.WTA(), "1": hk.WTA()})
+    assert str(error.value) == f"hebbkern.nn.convert: {message}"
+    assert [type(layer) for layer in model] == kinds and list(model.state_dict()) == names
+
+
+def test_a_name_is_a_string():
+    with pytest.raises(ValueError, match=r"hebbkern.nn.convert: name must be the name of a layer, a string, got 0"):
+        hk.nn.convert(nn.Sequential(nn.Linear(3, 3)), {0: hk.WTA()})
+
+
+def test_no_gradient_stays_behind():
+    model = nn.Sequential(nn.Linear(3, 3))
+    optimiser = torch.optim.SGD(model.parameters(), lr=1.0)
+    model(torch.ones(2, 3)).sum().backward()
+    hk.nn.convert(model, {"0": hk.WTA()})
+    before = model[0].weight.clone()
+    optimiser.step()
+    assert torch.equal(model[0].weight, before)
 
 
 def test_a_rule_is_wanted():

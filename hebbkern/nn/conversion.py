@@ -31,11 +31,14 @@ def convert(model: nn.Module, rules: dict[str, Rule]) -> nn.Module:
 
     Raises:
         ValueError, and nothing has changed: a name that does not exist, a pattern without any Linear or Conv2d, a
-        layer of another type (subclasses of Linear and Conv2d included), groups other than 1, or not a rule.
+        layer of another type (subclasses of Linear and Conv2d included), groups other than 1, a weight that is computed
+        from others (weight_norm, parametrizations, pruning), or not a rule.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     chosen: dict[str, Rule] = {}
     for name, rule in rules.items():
+        if not isinstance(name, str):
+            raise ValueError(f"hebbkern.nn.convert: name must be the name of a layer, a string, got {name!r}")
         check_rule("nn.convert", rule)
         chosen.update(dict.fromkeys(_matches(name, modules), rule))
     for name, rule in chosen.items():
@@ -67,6 +70,11 @@ def _matches(name: str, modules: dict[str, nn.Module]) -> list[str]:
             )
         if getattr(layer, "groups", 1) != 1:
             raise ValueError(f'hebbkern.nn.convert: "{match}" must have groups = 1, got {layer.groups}')
+        # weight_norm, parametrizations and pruning compute the weight anew from others: a step on it would be lost.
+        if not isinstance(layer._parameters.get("weight"), nn.Parameter):
+            raise ValueError(
+                f'hebbkern.nn.convert: "{match}" must have a parameter "weight" of its own, got a computed one'
+            )
     return matches
 
 

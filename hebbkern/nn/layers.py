@@ -19,6 +19,7 @@ class _HebbianLayer(Hebbian):
         check_rule(type(self).__name__, rule)
         self.rule = rule
         self.weight.requires_grad_(False)
+        self.weight.grad = None  # an optimiser would step along a gradient that stayed behind
         frozen = torch.zeros(self.weight.shape[0], dtype=torch.bool, device=self.weight.device)
         self.register_buffer("frozen", frozen)
 
