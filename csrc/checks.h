@@ -106,9 +106,14 @@ inline Patches check_patches(const char* op, const std::string& patches) {
   fail(op, "patches must be \"raw\", \"centred\" or \"standardised\", got \"", patches, "\"");
 }
 
+// Extents below it multiply without overflow.
+constexpr int64_t largest_extent = (int64_t(1) << 31) - 1;
+
 inline void check_pair(const char* op, const char* argument, const Ints& pair, int64_t least) {
   if (pair.size() != 2 || pair[0] < least || pair[1] < least)
     fail(op, argument, " must be two numbers of at least ", least, ", got ", list(pair));
+  if (pair[0] > largest_extent || pair[1] > largest_extent)
+    fail(op, argument, " must be two numbers of at most ", largest_extent, ", got ", list(pair));
 }
 
 // kernel: (kh, kw) for images, empty for a linear layer. `argument` names where it came from.
@@ -140,6 +145,8 @@ inline Geometry check_geometry(const char* op, const Tensor& x, int64_t neurons,
   if (g.span_h() > g.padded_h() || g.span_w() > g.padded_w())
     fail(op, argument, " must fit into the padded image ", g.padded_h(), "x", g.padded_w(),
          ", got a kernel that spans ", g.span_h(), "x", g.span_w());
+  if (double(g.padded_h()) * double(g.padded_w()) * double(g.channels + 1) * double(g.batch + 1) > 1e15)
+    fail(op, "padding must leave images that fit into memory, got ", list(padding));
   return g;
 }
 
@@ -150,6 +157,12 @@ inline Geometry check_layer(const char* op, const Tensor& x, const Tensor& weigh
   const Ints kernel = x.dim() == 4 ? Ints{weight.size(2), weight.size(3)} : Ints{};
   return check_geometry(op, x, weight.size(0), kernel, stride, padding, dilation, "weight");
 }
+
+[[noreturn]] inline void fail_overflow(const char* op, const char* what, bool wide) {
+  fail(op, what, ", got an overflow of ", wide ? "float64" : "float32");
+}
+
+constexpr const char* finite_responses = "x and weight must give finite responses";
 
 [[noreturn]] inline void fail_finite(const char* op, const char* argument) {
   fail(op, argument, " must be finite, got a NaN or an infinity");

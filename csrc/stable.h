@@ -11,6 +11,7 @@
 #include <atomic>
 #include <cstdint>
 #include <cstdlib>
+#include <exception>
 #include <new>
 #include <optional>
 #include <string>
@@ -32,7 +33,7 @@ inline Tensor empty(const Ints& sizes, ScalarType dtype) {
 }
 
 // Calls f(item) for every item, on as many threads as torch would use; items are handed out one by one, so f must not
-// depend on the order. f must not throw: an exception cannot cross the stable ABI.
+// depend on the order. What f throws is thrown again here, once every thread is back: it cannot cross the stable ABI.
 template <class F>
 void parallel(int64_t items, const F& f) {
   const int64_t threads = torch::stable::get_num_threads();
@@ -41,9 +42,16 @@ void parallel(int64_t items, const F& f) {
     return;
   }
   std::atomic<int64_t> next{0};
+  std::atomic<bool> failed{false};
+  std::exception_ptr failure;
   torch::stable::parallel_for(0, items < threads ? items : threads, 1, [&](int64_t, int64_t) {
-    for (int64_t item = next++; item < items; item = next++) f(item);
+    try {
+      for (int64_t item = next++; item < items && !failed; item = next++) f(item);
+    } catch (...) {
+      if (!failed.exchange(true)) failure = std::current_exception();
+    }
   });
+  if (failure) std::rethrow_exception(failure);
 }
 
 // Uninitialised memory on a cache line's boundary, freed at the end of the scope.
@@ -51,7 +59,9 @@ template <class T>
 class Scratch {
  public:
   explicit Scratch(int64_t count) {
-    if (posix_memalign(&memory_, 64, count > 0 ? count * sizeof(T) : 64) != 0) throw std::bad_alloc();
+    int64_t bytes = 64;
+    if (count > 0 && __builtin_mul_overflow(count, int64_t(sizeof(T)), &bytes)) throw std::bad_alloc();
+    if (posix_memalign(&memory_, 64, bytes) != 0) throw std::bad_alloc();
   }
   ~Scratch() { std::free(memory_); }
   Scratch(Scratch&& other) noexcept : memory_(other.memory_) { other.memory_ = nullptr; }

@@ -13,8 +13,9 @@ constexpr int64_t piece = 256;
 // Patches grouped by taught neuron, a stable counting sort: neuron j's entries are [start[j], start[j + 1]).
 template <class T>
 struct Lists {
-  Lists(int64_t neurons, int64_t entries) : start(neurons + 1), base(entries), coefficient(entries), shift(entries) {}
-  std::vector<int64_t> start;
+  explicit Lists(std::vector<int64_t> starts)
+      : start(std::move(starts)), base(start.back()), coefficient(start.back()), shift(start.back()) {}
+  const std::vector<int64_t> start;
   Scratch<int64_t> base;
   Scratch<T> coefficient;  // coefficient * scale
   Scratch<T> shift;        // coefficient * scale * offset, where patches have an offset
@@ -87,8 +88,7 @@ static Lists<T> group(const Source<T>& source, const Moments<T>* moments, const 
     count[j] = T(start[j + 1]);
     start[j + 1] += start[j];
   }
-  Lists<T> lists(neurons, start[neurons]);
-  lists.start = start;
+  Lists<T> lists(start);
   Scratch<int64_t> bases(source.g.patches());
   source.bases(0, source.g.patches(), bases.get());
   each_entry<T>(taught, neurons, [&](int64_t p, int64_t j, T c, T) {
@@ -158,7 +158,7 @@ static void accumulate_typed(const Tensor& x, const Geometry& g, const Taught& t
   const Source<T> source("accumulate", x, g);
   check_entries<T>(taught);
   std::optional<Moments<T>> moments;
-  if (patches != Patches::raw) moments.emplace(source, patches);
+  if (patches != Patches::raw) moments.emplace("accumulate", source, patches);
   const Lists<T> lists = group(source, moments ? &*moments : nullptr, taught, g.neurons, decay, count);
   const Vectors vectors = cover(source);
   const int64_t inputs = g.inputs();
@@ -182,7 +182,7 @@ static void accumulate_typed(const Tensor& x, const Geometry& g, const Taught& t
   first_partial.push_back(partial);
   Scratch<T> partials(partial * inputs);
 
-  const bool linear = g.kh * g.kw == 1;
+  const bool in_order = g.kh * g.kw == 1;
   const auto store = [&](int64_t j, const T* row) {
     T* to = sum + j * inputs;
     for (int64_t n = 0; n < inputs; ++n) to[source.in_weight(n)] = row[n];
@@ -196,7 +196,7 @@ static void accumulate_typed(const Tensor& x, const Geometry& g, const Taught& t
         std::fill(sum + w.neuron * inputs, sum + (w.neuron + 1) * inputs, T(0));
       } else if (w.partial >= 0) {
         add_piece(source, vectors, lists, w.from, w.to, partials.get() + w.partial * inputs);
-      } else if (linear) {
+      } else if (in_order) {
         add_piece(source, vectors, lists, w.from, w.to, sum + w.neuron * inputs);
       } else {
         add_piece(source, vectors, lists, w.from, w.to, row.get());
@@ -235,6 +235,7 @@ static std::tuple<Tensor, Tensor, Tensor> accumulate(Tensor x, Tensor taught, Te
                                                      OptionalTensor frozen) {
   const char* op = "accumulate";
   check_x(op, x);
+  if (x.size(1) == 0) fail(op, "x must have at least one input, got shape ", list(x.sizes()));
   if (neurons < 1) fail(op, "neurons must be at least 1, got ", neurons);
   if (x.dim() == 2 && !kernel.empty()) fail(op, "kernel must be empty for x [batch, inputs], got ", list(kernel));
   if (x.dim() == 4 && (kernel.size() != 2 || kernel[0] < 1 || kernel[1] < 1))

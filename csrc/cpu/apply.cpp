@@ -198,6 +198,20 @@ static Normalise check_normalise(const std::string& normalise) {
   fail("apply_", "normalise must be \"none\", \"row_max\", \"row_l2\" or \"global_max\", got \"", normalise, "\"");
 }
 
+// Whether two entries may share memory: a dimension's stride must exceed the reach of those with smaller ones.
+static bool overlaps(const Tensor& weight) {
+  std::vector<std::pair<int64_t, int64_t>> dims;  // stride, size
+  for (int64_t d = 0; d < weight.dim(); ++d)
+    if (weight.size(d) > 1) dims.push_back({weight.stride(d), weight.size(d)});
+  std::sort(dims.begin(), dims.end());
+  int64_t reach = 0;
+  for (const auto& [stride, size] : dims) {
+    if (stride <= reach) return true;
+    reach += stride * (size - 1);
+  }
+  return false;
+}
+
 static void check_apply(const Tensor& weight, const Tensor& sum, const OptionalTensor& decay,
                         const OptionalTensor& denominator, double lr, double rate_power, const OptionalTensor& frozen) {
   const char* op = "apply_";
@@ -207,9 +221,9 @@ static void check_apply(const Tensor& weight, const Tensor& sum, const OptionalT
   check_floating(op, "weight", weight);
   if (weight.numel() == 0)
     fail(op, "weight must have at least one neuron and one input, got shape ", list(weight.sizes()));
-  for (int64_t d = 0; d < weight.dim(); ++d)
-    if (weight.size(d) > 1 && weight.stride(d) == 0)
-      fail(op, "weight must hold each entry once, got a tensor expanded along dim ", d);
+  if (overlaps(weight))
+    fail(op, "weight must hold each entry once, got strides ", list(weight.strides()), " for shape ",
+         list(weight.sizes()));
   const ScalarType result = result_dtype(weight.scalar_type());
   const int64_t neurons = weight.size(0);
   const Ints shape(weight.sizes().begin(), weight.sizes().end());

@@ -64,6 +64,7 @@ static bool finish(const Panels<T>& panels, int64_t count, int k, const T* scale
         return false;
       } else if (scale) {
         best[r] *= scale[i];
+        if (!std::isfinite(best[r])) return false;
       }
     }
   return true;
@@ -77,19 +78,18 @@ static void compete_typed(const Tensor& x, const Tensor& weight, const Geometry&
   const int64_t count = g.patches();
   std::optional<Moments<T>> moments;
   Scratch<T> scale(prepare.cosine ? count : 0);
-  if (patches != Patches::raw || prepare.cosine) moments.emplace(source, patches);
+  if (patches != Patches::raw || prepare.cosine) moments.emplace("compete", source, patches, prepare.cosine);
   const T* scaled = moments ? moments->scale.get() : nullptr;
   if (prepare.cosine) {
     for (int64_t p = 0; p < count; ++p) {
       const T size = moments->norm[p];
-      scale[p] = moments->scale[p] > 0 && std::isfinite(1 / size) ? 1 / size : T(0);
+      scale[p] = size > 0 && moments->scale[p] > 0 ? 1 / size : T(0);
     }
     scaled = scale.get();
   }
   const T* offset = patches == Patches::raw ? nullptr : moments->offset.get();
   const int64_t block = block_of(count, panels.inputs * sizeof(T), kernels<T>().rows);
-  const double largest = double(source.bound) * panels.bound * panels.inputs;
-  const bool watch = largest > std::numeric_limits<T>::max() / 4;
+  const bool watch = panels.may_overflow(source);
   std::atomic<bool> flaw{false};
   parallel((count + block - 1) / block, [&](int64_t part) {
     const int64_t first = part * block, size = std::min(block, count - first);
@@ -97,9 +97,7 @@ static void compete_typed(const Tensor& x, const Tensor& weight, const Geometry&
         !finish(panels, size, k, scaled ? scaled + first : nullptr, best + first * k, who + first * k))
       flaw = true;
   });
-  if (flaw)
-    fail("compete", "x and weight must give finite responses, got an overflow of ",
-         sizeof(T) == 4 ? "float32" : "float64");
+  if (flaw) fail_overflow("compete", finite_responses, sizeof(T) == 8);
 }
 
 static std::tuple<Tensor, Tensor> compete(Tensor x, Tensor weight, int64_t k, double p, bool cosine,

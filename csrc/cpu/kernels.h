@@ -67,7 +67,7 @@ struct Kernels {
 
   // y [rows][width] of dot products becomes f(scale[i] * (y - offset[i] * wsum[j])); offset null: raw patches.
   void (*respond)(T* y, int64_t rows, int64_t width, const T* offset, const T* scale, const T* wsum, Activation f);
-  // out[j] = sum over i < rows of a[i][j] * b[i][j], j < width.
+  // out[j] = sum over i < rows of a[i][j] * b[i][j], j < width; b null: of a[i][j].
   void (*columns)(const T* a, const T* b, int64_t rows, int64_t width, T* out);
   // out[i][j] = factor[i] * y[i][j].
   void (*scale)(const T* y, const T* factor, int64_t rows, int64_t width, T* out);

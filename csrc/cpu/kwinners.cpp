@@ -38,7 +38,10 @@ static bool kwinners_typed(const Tensor& y, int64_t k, int64_t dim, S* out) {
         if (along == 1) row = from;
       if (row == values.get())
         for (int64_t i = 0; i < n; ++i) values[i] = T(from[i * along]);
-      if (!finite(row, n)) flaw = true;
+      if (!finite(row, n)) {
+        flaw = true;
+        continue;
+      }
       if constexpr (std::is_same_v<S, T>)
         if (inner == 1) {
           kernel.kwinners(row, n, k, keys.get(), to);
@@ -55,6 +58,7 @@ static Tensor kwinners(Tensor y, int64_t k, int64_t dim) {
   const char* op = "kwinners";
   check_floating(op, "y", y);
   const int64_t rank = y.dim();
+  if (rank == 0) fail(op, "y must have at least one dimension, got shape []");
   if (dim < -rank || dim >= rank) fail(op, "dim must be between ", -rank, " and ", rank - 1, ", got ", dim);
   if (dim < 0) dim += rank;
   if (k < 1 || k > y.size(dim))

@@ -32,10 +32,11 @@ static void measure(const T* x, const T* w, int64_t n, double* one, double* squa
   *squares = (twos[0] + twos[1]) + (twos[2] + twos[3]);
 }
 
-// 1 / ||x~||_1 (0 for a patch of zeros) and ||x~||^2 of each patch.
+// 1 / ||x~||_1 (0 for a patch of zeros) and ||x~||^2 of each patch; false if one leaves T's range.
 template <class T>
-static void norms(const Source<T>& s, const Moments<T>* m, T* inverse, T* squares) {
+static bool norms(const Source<T>& s, const Moments<T>* m, T* inverse, T* squares) {
   const int64_t patches = s.g.patches(), inputs = s.g.inputs();
+  std::atomic<bool> sound{true};
   parallel((patches + block - 1) / block, [&](int64_t part) {
     Scratch<T> x(inputs);
     for (int64_t p = part * block; p < std::min(patches, (part + 1) * block); ++p) {
@@ -44,8 +45,10 @@ static void norms(const Source<T>& s, const Moments<T>* m, T* inverse, T* square
       measure<T>(x.get(), nullptr, inputs, &one, &two);
       inverse[p] = one > 0 ? T(1 / one) : T(0);
       squares[p] = T(two);
+      if (!std::isfinite(inverse[p]) || !std::isfinite(squares[p])) sound = false;
     }
   });
+  return sound;
 }
 
 // The nearest of patches [first, first + count) to every column of the panels.
@@ -103,12 +106,14 @@ static void match_typed(const Tensor& x, const Tensor& weight, const Geometry& g
   const Source<T> source("match", x, g);
   const Panels<T> panels("match", source, weight, chosen_neurons(mask, g.neurons), Prepare{2, false, true});
   std::optional<Moments<T>> moments;
-  if (patches != Patches::raw) moments.emplace(source, patches);
+  if (patches != Patches::raw) moments.emplace("match", source, patches);
   const Moments<T>* m = moments ? &*moments : nullptr;
   const int64_t count = g.patches(), blocks = (count + block - 1) / block, columns = panels.count() * panels.width;
   Scratch<T> inverse(count), squares(count), best(blocks * columns);
   Scratch<Index<T>> who(blocks * columns);
-  norms(source, m, inverse.get(), squares.get());
+  bool sound = norms(source, m, inverse.get(), squares.get());
+  for (size_t column = 0; column < panels.names.size(); ++column) sound &= std::isfinite(panels.wnorm[column]);
+  if (!sound || panels.may_overflow(source)) fail_overflow("match", finite_responses, sizeof(T) == 8);
   parallel(blocks, [&](int64_t part) {
     match_block(source, panels, m, inverse.get(), squares.get(), part * block, std::min(block, count - part * block),
                 best.get() + part * columns, who.get() + part * columns);

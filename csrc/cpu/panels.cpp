@@ -74,7 +74,9 @@ T Panels<T>::fill(const S* weight, int64_t panel, int64_t begin, int64_t end, co
         T* row = buffer + j * block;
         if (from == buffer)
           for (int64_t n = 0; n < size; ++n) row[n] = T(weight[name[j] * rows.step + rows.entry[first + n]]);
-        keep(kernel.bound(from + j * step, size));
+        const T largest = kernel.bound(from + j * step, size);
+        if (!std::isfinite(largest)) flaw_ = true;
+        if (prepare.p == 2) keep(largest);
         if (squares)
           for (int64_t n = 0; n < size; ++n) squares[group + j] += double(from[j * step + n]) * from[j * step + n];
         if (prepare.p != 2) {
@@ -96,10 +98,10 @@ T Panels<T>::fill_with_sums(const S* weight, int64_t panel, const Rows& rows, co
   const T top = fill(weight, panel, 0, inputs, rows, prepare, sum.data(), squares.data());
   T* to = data_.get() + panel * inputs * width;
   for (int j = 0; j < width; ++j) {
-    T scale = 1;
+    double scale = 1;  // which float32 could not hold for the smallest and largest weights
     if (prepare.cosine && j < valid(panel)) {
-      scale = squares[j] > 0 ? T(1 / std::sqrt(squares[j])) : T(0);
-      for (int64_t n = 0; n < inputs; ++n) to[n * width + j] *= scale;
+      scale = squares[j] > 0 ? 1 / std::sqrt(squares[j]) : 0;
+      for (int64_t n = 0; n < inputs; ++n) to[n * width + j] = T(to[n * width + j] * scale);
     }
     wsum[panel * width + j] = T(sum[j] * scale);
     wnorm[panel * width + j] = T(squares[j]);
@@ -125,7 +127,6 @@ Panels<T>::Panels(const char* op, const Source<T>& source, const Tensor& weight,
   const bool sums = prepare.sums || prepare.cosine;
   const int64_t items = sums ? count() : count() * strips;
   Scratch<T> tops(items);
-  bool sound = true;
   with_dtype(weight.scalar_type(), [&](auto stored, auto) {
     using S = decltype(stored);
     const S* data = static_cast<const S*>(weight.const_data_ptr());
@@ -137,13 +138,15 @@ Panels<T>::Panels(const char* op, const Source<T>& source, const Tensor& weight,
     });
     if (int64_t(names.size()) == neurons) return;
     for (int64_t j = 0; j < neurons; ++j)  // the rows left out must be finite too
-      for (int64_t at : entry) sound &= std::isfinite(T(data[j * rows.step + at]));
+      for (int64_t at : entry)
+        if (!std::isfinite(T(data[j * rows.step + at]))) flaw_ = true;
   });
+  if (flaw_) fail_finite(op, "weight");
   for (int64_t item = 0; item < items; ++item) {
-    sound &= std::isfinite(tops[item]);
+    if (!std::isfinite(tops[item])) fail_overflow(op, "weight and p must give finite powers", sizeof(T) == 8);
     bound = std::max(bound, tops[item]);
   }
-  if (!sound) fail_finite(op, "weight");
+  if (prepare.cosine) bound = 1;
 }
 
 template class Panels<float>;

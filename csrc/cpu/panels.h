@@ -1,6 +1,8 @@
 // Weights as the register tile reads them: panels of `width` neurons, input by input.
 #pragma once
 
+#include <algorithm>
+#include <limits>
 #include <vector>
 
 #include "source.h"
@@ -33,6 +35,12 @@ class Panels {
 
   T bound = 0;  // the largest prepared |weight|
 
+  // Whether a sum of inputs times weights could leave T's range: then responses have to be looked at.
+  bool may_overflow(const Source<T>& source) const {
+    return std::max(1.0, double(source.bound)) * double(bound) * double(inputs) >
+           double(std::numeric_limits<T>::max()) / 4;
+  }
+
   // Only where Prepare asks for a cosine or sums:
   Scratch<T> wsum;   // [columns], the sum of the prepared weights
   Scratch<T> wnorm;  // [columns], the squared norm of the weights as they are
@@ -45,7 +53,7 @@ class Panels {
     bool contiguous;
   };
   // Inputs [begin, end) of one panel; adds to the columns' sums where given. Returns the largest prepared
-  // |weight|, not finite if a weight is not.
+  // |weight|; one that is not finite before that sets flaw_.
   template <class S>
   T fill(const S* weight, int64_t panel, int64_t begin, int64_t end, const Rows& rows, const Prepare& prepare,
          double* sum, double* squares);
@@ -53,7 +61,8 @@ class Panels {
   T fill_with_sums(const S* weight, int64_t panel, const Rows& rows, const Prepare& prepare);
 
   const int lanes_;
-  Scratch<T> data_;  // [panels][inputs][width], zeros behind the last neuron, to a whole vector
+  std::atomic<bool> flaw_{false};  // a weight is not finite
+  Scratch<T> data_;                // [panels][inputs][width], zeros behind the last neuron, to a whole vector
 };
 
 // Neurons whose mask entry is true, or all of them.

@@ -2,6 +2,7 @@
 // register tile with its operands exchanged; the Gram matrix and its product stop at the diagonal's panel.
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "panels.h"
 
@@ -28,7 +29,7 @@ class Sanger {
  private:
   void respond(int64_t first, int64_t count);
   void respond_block(int64_t part, int64_t panel, int64_t first, int64_t count);
-  void soften(int64_t part, int64_t first, int64_t count);
+  void soften(int64_t part, int64_t count);
   void gather_inputs(int64_t count);
   void gradient(int64_t count);
   void gram(int64_t count);
@@ -53,6 +54,7 @@ class Sanger {
   Scratch<T> gram_;                        // [panels][neurons][width], YᵀY up to the diagonal's panel
   Scratch<T> part_diagonal_, part_shift_;  // [blocks of a chunk][columns]
   std::vector<double> diagonal_, shift_;   // [columns]: sum of r u, sum of y scale offset
+  std::atomic<bool> overflow_{false};      // of a response
 };
 
 static int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
@@ -90,7 +92,7 @@ Sanger<T>::Sanger(const Tensor& x, const Tensor& weight, const Geometry& g, cons
       part_shift_(chunk_ / block * columns_),
       diagonal_(columns_),
       shift_(columns_) {
-  if (rule.patches != Patches::raw) moments_.emplace(source_, rule.patches);
+  if (rule.patches != Patches::raw) moments_.emplace("sanger", source_, rule.patches);
 }
 
 template <class T>
@@ -109,13 +111,14 @@ void Sanger<T>::respond_block(int64_t part, int64_t panel, int64_t first, int64_
   const T* scale = moments_ ? &moments_->scale[p] : nullptr;
   if (offset || rule_.activation != Activation::linear)
     kernel_.respond(y, count, width_, offset, scale, &panels_.wsum[column], rule_.activation);
+  if (panels_.may_overflow(source_) && !finite(y, count * width_)) overflow_ = true;
   if (rule_.decay == Decay::diagonal && rule_.activation != Activation::softmax)
     kernel_.columns(y, y, count, width_, &part_diagonal_[part * columns_ + column]);
 }
 
 // Softmax over the neurons of each patch, whose responses lie in as many panels.
 template <class T>
-void Sanger<T>::soften(int64_t part, int64_t, int64_t count) {
+void Sanger<T>::soften(int64_t part, int64_t count) {
   const int64_t neurons = source_.g.neurons;
   Scratch<T> u(columns_), r(columns_);
   T* diagonal = &part_diagonal_[part * columns_];
@@ -141,7 +144,8 @@ void Sanger<T>::respond(int64_t first, int64_t count) {
   source_.bases(first, count, bases_.get());
   parallel(parts * panels_.count(),
            [&](int64_t item) { respond_block(item % parts, item / parts, first, size(item % parts)); });
-  if (rule_.activation == Activation::softmax) parallel(parts, [&](int64_t part) { soften(part, first, size(part)); });
+  if (overflow_) fail_overflow("sanger", finite_responses, sizeof(T) == 8);
+  if (rule_.activation == Activation::softmax) parallel(parts, [&](int64_t part) { soften(part, size(part)); });
   if (moments_)
     parallel(parts * panels_.count(), [&](int64_t item) {
       const int64_t part = item % parts, panel = item / parts, rows = size(part), p = first + part * block;
@@ -149,10 +153,8 @@ void Sanger<T>::respond(int64_t first, int64_t count) {
       T* ys = taught(panel) + part * block * width_;
       if (scaled_) kernel_.scale(y, &moments_->scale[p], rows, width_, ys);
       Scratch<T> moved(rows * width_);
-      Scratch<T> ones(rows * width_);
-      std::fill(ones.get(), ones.get() + rows * width_, T(1));
       kernel_.scale(ys, &moments_->offset[p], rows, width_, moved.get());
-      kernel_.columns(moved.get(), ones.get(), rows, width_, &part_shift_[part * columns_ + panel * width_]);
+      kernel_.columns(moved.get(), nullptr, rows, width_, &part_shift_[part * columns_ + panel * width_]);
     });
   for (int64_t part = 0; part < parts; ++part)
     for (int64_t j = 0; j < columns_; ++j) {
@@ -265,6 +267,10 @@ void Sanger<T>::run(const bool* frozen, int64_t frozen_step, T* sum) {
   }
   if (rule_.decay == Decay::triangular) subtract_triangle();
   write(frozen, frozen_step, sum);
+  const double x = std::max(1.0, double(source_.bound)), w = std::max(1.0, double(panels_.bound)), y = inputs_ * x * w;
+  if (y * y * w * x * double(patches) * double(columns_) > std::numeric_limits<T>::max() / 4 &&
+      !finite(sum, source_.g.neurons * inputs_))
+    fail_overflow("sanger", "x and weight must give finite sums", sizeof(T) == 8);
 }
 
 static Dense check_rule(const std::string& activation, const std::string& decay, double temperature, Patches patches) {
@@ -286,7 +292,7 @@ static Dense check_rule(const std::string& activation, const std::string& decay,
     fail(op, "decay must be \"triangular\", \"diagonal\" or \"none\", got \"", decay, "\"");
   if (rule.activation == Activation::softmax && rule.decay == Decay::triangular)
     fail(op, "decay must be \"diagonal\" or \"none\" with softmax, got \"triangular\"");
-  if (!(temperature > 0) || std::isinf(temperature))
+  if (!(float(temperature) > 0) || std::isinf(1 / float(temperature)) || std::isinf(temperature))
     fail(op, "temperature must be a finite number above 0, got ", temperature);
   return rule;
 }

@@ -165,12 +165,14 @@ static void box_sums(const Source<T>& s, int64_t b, typename Wider<T>::type* pix
 }
 
 template <class T>
-Moments<T>::Moments(const Source<T>& s, Patches patches)
+Moments<T>::Moments(const char* op, const Source<T>& s, Patches patches, bool norms)
     : offset(s.g.patches()), scale(s.g.patches()), norm(s.g.patches()) {
   using D = typename Wider<T>::type;
   const Geometry& g = s.g;
   const int64_t per_image = g.per_image(), n = g.inputs();
   const int64_t block = std::max<int64_t>(1, 64 / per_image);  // samples of a linear layer share a wake-up
+  norms |= patches == Patches::standardised;
+  std::atomic<bool> flaw{false};
   parallel((g.batch + block - 1) / block, [&](int64_t part) {
     Scratch<D> pixel(g.padded_w()), strip(g.out_w()), sum(per_image), squares(per_image);
     for (int64_t b = part * block; b < std::min(g.batch, (part + 1) * block); ++b) {
@@ -182,13 +184,18 @@ Moments<T>::Moments(const Source<T>& s, Patches patches)
         const D size = std::sqrt(left);
         offset[p] = T(mean);
         norm[p] = T(size);
+        const bool zero = size <= D(flat) * std::sqrt(squares[i]);
+        if (norms && !zero && !(std::isfinite(norm[p]) && std::isfinite(T(1 / size)))) flaw = true;
         if (patches == Patches::standardised)
-          scale[p] = size <= D(flat) * std::sqrt(squares[i]) ? T(0) : T(1 / size);
+          scale[p] = zero ? T(0) : T(1 / size);
         else
           scale[p] = T(1);
       }
     }
   });
+  if (flaw)
+    fail(op, "x must have patches whose norm and its inverse are finite, got one beyond ",
+         sizeof(T) == 4 ? "float32" : "float64");
 }
 
 template class Source<float>;

@@ -63,9 +63,10 @@ class Source {
 };
 
 // Per patch: x~ = (x - offset) * scale, and norm = ||x~|| before scaling (the patch's own norm for raw ones).
+// Raises where a norm that is divided by (standardised patches, or `norms`) leaves the range of T.
 template <class T>
 struct Moments {
-  Moments(const Source<T>& source, Patches patches);
+  Moments(const char* op, const Source<T>& source, Patches patches, bool norms = false);
   Scratch<T> offset, scale, norm;  // [P]
 };
 

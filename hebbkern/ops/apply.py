@@ -35,6 +35,16 @@ def apply_(weight, sum, *, decay=None, denominator=None, lr, normalise="none", r
         torch.autograd.graph.increment_version(weight)
 
 
+def overlaps(weight):
+    """Whether two entries may share memory: a dimension's stride must exceed the reach of those with smaller ones."""
+    reach = 0
+    for stride, size in sorted(zip(weight.stride(), weight.shape, strict=True)):
+        if size > 1 and stride <= reach:
+            return True
+        reach += stride * (size - 1)
+    return False
+
+
 def check(weight, sum, decay, denominator, lr, normalise, rate_power, frozen):
     """Shapes and settings."""
     op = "apply_"
@@ -44,9 +54,9 @@ def check(weight, sum, decay, denominator, lr, normalise, rate_power, frozen):
     checks.floating(op, "weight", weight)
     if 0 in weight.shape:
         checks.fail(op, "weight", "have at least one neuron and one input", checks.shape_name(weight))
-    for dim, (size, stride) in enumerate(zip(weight.shape, weight.stride(), strict=True)):
-        if size > 1 and stride == 0:
-            checks.fail(op, "weight", "hold each entry once", f"a tensor expanded along dim {dim}")
+    if overlaps(weight):
+        got = f"strides {list(weight.stride())} for shape {list(weight.shape)}"
+        checks.fail(op, "weight", "hold each entry once", got)
     dtype, neurons = checks.result_dtype(weight.dtype), weight.shape[0]
     checks.typed(op, "sum", sum, dtype, (weight.shape,), "weight", weight)
     checks.typed(op, "decay", decay, dtype, ([neurons],), "weight", weight)
@@ -57,6 +67,16 @@ def check(weight, sum, decay, denominator, lr, normalise, rate_power, frozen):
     if not (checks.is_finite(rate_power) and rate_power >= 0):
         checks.fail(op, "rate_power", "be a finite number of at least 0", f"{rate_power:g}")
     checks.neuron_mask(op, "frozen", frozen, neurons, weight)
+
+
+def overlaps(weight):
+    """Whether two entries may share memory: a dimension's stride must exceed the reach of those with smaller ones."""
+    reach = 0
+    for stride, size in sorted((s, n) for s, n in zip(weight.stride(), weight.shape, strict=True) if n > 1):
+        if stride <= reach:
+            return True
+        reach += stride * (size - 1)
+    return False
 
 
 define(
