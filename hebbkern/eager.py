@@ -19,7 +19,7 @@ from hebbkern.ops.sanger import check as check_sanger
 FLAT = 1e-6  # a patch whose centred norm is at most this part of its norm counts as constant
 
 
-def patch_matrix(x, kernel, patches, stride, padding, dilation):
+def patch_matrix(op, x, kernel, patches, stride, padding, dilation):
     """X [P, N] in the result dtype, centred or standardised."""
     x = x.to(checks.result_dtype(x.dtype))
     if x.dim() == 4:
@@ -27,28 +27,47 @@ def patch_matrix(x, kernel, patches, stride, padding, dilation):
         x = F.unfold(x, kernel, dilation, padding, stride).transpose(1, 2).reshape(-1, width)
     if patches == "raw":
         return x
-    centred = x - x.mean(1, keepdim=True)
+    centred = x - x.mean(1, keepdim=True, dtype=wide(x)).to(x.dtype)
     if patches == "centred":
         return centred
-    length = centred.norm(dim=1, keepdim=True)
-    flat = length <= FLAT * x.norm(dim=1, keepdim=True)
+    length = norms(centred)
+    flat = length <= FLAT * norms(x)
+    checks.finite_norms(op, length.masked_fill(flat, 1))
     return torch.where(flat, 0, centred / length.masked_fill(flat, 1))
 
 
-def layer_matrices(x, weight, *geometry):
+def wide(tensor):
+    """The dtype in which sums neither cancel nor overflow as soon as in ``tensor``'s."""
+    return torch.float32 if tensor.device.type == "mps" else torch.float64
+
+
+def norms(X):
+    """The length of each row, [P, 1], where no square overflows or vanishes."""
+    largest = X.abs().amax(1, keepdim=True)
+    largest = largest.masked_fill(largest == 0, 1)
+    return (X / largest).norm(dim=1, keepdim=True) * largest
+
+
+def layer_matrices(op, x, weight, *geometry):
     """X [P, N] and W [K, N], both in the result dtype."""
-    return patch_matrix(x, weight.shape[2:], *geometry), weight.flatten(1).to(checks.result_dtype(weight.dtype))
+    return patch_matrix(op, x, weight.shape[2:], *geometry), weight.flatten(1).to(checks.result_dtype(weight.dtype))
 
 
 @torch.no_grad()
 def compete(x, weight, k, p, cosine, patches, stride, padding, dilation, mask):
     check_compete(x, weight, k, p, cosine, patches, stride, padding, dilation, mask)
     checks.finite("compete", x=x, weight=weight)
-    X, W = layer_matrices(x, weight, patches, stride, padding, dilation)
-    responses = X @ (W if p == 2 else W.sign() * W.abs() ** (p - 1)).T
+    X, W = layer_matrices("compete", x, weight, patches, stride, padding, dilation)
+    if p != 2:
+        W = W.sign() * W.abs() ** (p - 1)
+        checks.no_overflow("compete", "weight and p must give finite powers", W)
     if cosine:
-        norms = X.norm(dim=1, keepdim=True) * W.norm(dim=1)
-        responses = torch.where(norms > 0, responses / norms, 0)
+        x_norms, w_norms = norms(X), norms(W)
+        checks.finite_norms("compete", x_norms.masked_fill(x_norms == 0, 1))
+        responses = (X / x_norms.masked_fill(x_norms == 0, 1)) @ (W / w_norms.masked_fill(w_norms == 0, 1)).T
+    else:
+        responses = X @ W.T
+    checks.no_overflow("compete", checks.RESPONSES, responses if mask is None else responses[:, mask])
     if mask is not None:
         responses = responses.masked_fill(~mask, -torch.inf)
     # A stable sort, because topk leaves the order of equal responses open.
@@ -63,14 +82,15 @@ def compete(x, weight, k, p, cosine, patches, stride, padding, dilation, mask):
 def match(x, weight, patches, stride, padding, dilation, mask):
     check_match(x, weight, patches, stride, padding, dilation, mask)
     checks.finite("match", x=x, weight=weight)
-    X, W = layer_matrices(x, weight, patches, stride, padding, dilation)
+    X, W = layer_matrices("match", x, weight, patches, stride, padding, dilation)
     dtype, neurons = W.dtype, W.shape[0]
     # |w|² - 2 w.x + |x|² cancels where w is close to x: in double precision the rest is still good.
-    wide = torch.float32 if x.device.type == "mps" else torch.float64
-    X, W = X.to(wide), W.to(wide)
-    squared = (W.square().sum(1, keepdim=True) - 2 * W @ X.T + X.square().sum(1)).clamp(min=0)
-    length = X.abs().sum(1)
+    X, W = X.to(wide(X)), W.to(wide(W))
+    x_squares, w_squares, length = X.square().sum(1), W.square().sum(1), X.abs().sum(1)
+    squared = (w_squares[:, None] - 2 * W @ X.T + x_squares).clamp(min=0)
     distances = torch.where(length > 0, squared / length, torch.inf)
+    asked = distances[:, length > 0] if mask is None else distances[mask][:, length > 0]
+    checks.no_overflow("match", checks.RESPONSES, *(part.to(dtype) for part in (x_squares, w_squares, asked)))
     distances = torch.cat([distances, distances.new_full((neurons, 1), torch.inf)], dim=1)  # so that min has an entry
     distance, nearest = distances.min(dim=1)
     nobody = distance.isinf() if mask is None else distance.isinf() | ~mask
@@ -83,7 +103,7 @@ def accumulate(x, taught, coefficients, responses, neurons, kernel, patches, str
     check_accumulate(x, taught, coefficients, responses, neurons, *geometry, frozen)
     checks.finite("accumulate", x=x, coefficients=coefficients, responses=responses)
     checks.taught_range("accumulate", taught, neurons)
-    X = patch_matrix(x, *geometry)
+    X = patch_matrix("accumulate", x, *geometry)
     coefficients = coefficients.expand(taught.shape)
     decays = coefficients if responses is None else coefficients * responses
     share = X.new_zeros(neurons, X.shape[0])  # [K, P]: by how much each patch teaches each neuron
@@ -103,10 +123,11 @@ def accumulate(x, taught, coefficients, responses, neurons, kernel, patches, str
 def sanger(x, weight, activation, decay, temperature, patches, stride, padding, dilation, frozen):
     check_sanger(x, weight, activation, decay, temperature, patches, stride, padding, dilation, frozen)
     checks.finite("sanger", x=x, weight=weight)
-    X, W = layer_matrices(x, weight, patches, stride, padding, dilation)
+    X, W = layer_matrices("sanger", x, weight, patches, stride, padding, dilation)
     U = X @ W.T
+    checks.no_overflow("sanger", checks.RESPONSES, U)
     if activation == "softmax":
-        Y = (U / temperature).softmax(dim=1)
+        Y = ((U - U.amax(1, keepdim=True)) / temperature).softmax(dim=1)
         winner = torch.zeros_like(U, dtype=torch.bool).scatter_(1, U.argmax(1, keepdim=True), True)
         Y = torch.where(winner, Y, -Y)
     else:
@@ -118,6 +139,7 @@ def sanger(x, weight, activation, decay, temperature, patches, stride, padding, 
         total = total - (Y * (U if activation == "softmax" else Y)).sum(0)[:, None] * W
     if frozen is not None:
         total = total.masked_fill(frozen[:, None], 0)
+    checks.no_overflow("sanger", "x and weight must give finite sums", total)
     return total.reshape(weight.shape).contiguous(), X.new_full((1,), X.shape[0])
 
 

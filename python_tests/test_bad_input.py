@@ -42,6 +42,7 @@ def geometry_rows(operator, weight="weight"):
         ("convolution", {"stride": (1, 1, 1)}, "stride must be two numbers of at least 1, got [1, 1, 1]"),
         ("convolution", {"padding": -1}, "padding must be two numbers of at least 0, got [-1, -1]"),
         ("convolution", {"padding": (1,)}, "padding must be two numbers of at least 0, got [1]"),
+        ("convolution", {"padding": 2**31}, "padding must be two numbers of at most 2147483647, got [2147483648, 21"),
         ("convolution", {"dilation": (1, 0)}, "dilation must be two numbers of at least 1, got [1, 0]"),
         ("convolution", {"dilation": ()}, "dilation must be two numbers of at least 1, got []"),
         (
@@ -146,6 +147,11 @@ COMPETE = [
     ("linear", {"p": INF}, "p must be a finite number of at least 1, got inf"),
     ("linear", {"p": 3.0, "cosine": True}, "p must be 2 with cosine responses, got 3"),
     ("linear", {"p": 1.5, "cosine": True}, "p must be 2 with cosine responses, got 1.5"),
+    (
+        "linear",
+        {"p": 99.0, "weight": 9 * of(10, 20)},
+        "weight and p must give finite powers, got an overflow of float32",
+    ),
 ]
 TAUGHT = "taught must be int32 or int64 of shape [patches = 64, ranks], got "
 ACCUMULATE = [
@@ -164,6 +170,7 @@ ACCUMULATE = [
         for kind in ("linear", "convolution")
         for bad, to in ((10, torch.int32), (12, torch.int64), (-2, torch.int32), (2**31 + 1, torch.int64))
     ),
+    ("linear", {"x": of(64, 0)}, "x must have at least one input, got shape [64, 0]"),
     ("linear", {"neurons": 0}, "neurons must be at least 1, got 0"),
     ("linear", {"neurons": -1}, "neurons must be at least 1, got -1"),
     ("linear", {"kernel": (3, 3)}, "kernel must be empty for x [batch, inputs], got [3, 3]"),
@@ -189,12 +196,13 @@ APPLY = [
     (
         "linear",
         {"weight": of(10, 1).expand(10, 20)},
-        "weight must hold each entry once, got a tensor expanded along dim 1",
+        "weight must hold each entry once, got strides [1, 0] for shape [10, 20]",
     ),
+    ("linear", {"weight": of(20).expand(10, 20)}, "weight must hold each entry once, got strides [0, 1] for shape"),
     (
         "linear",
-        {"weight": of(20).expand(10, 20)},
-        "weight must hold each entry once, got a tensor expanded along dim 0",
+        {"weight": torch.ones(200).as_strided((10, 20), (3, 1))},
+        "weight must hold each entry once, got strides [3, 1] for shape [10, 20]",
     ),
     ("convolution", {"sum": of(10, 36)}, "sum must be float32 of shape [10, 3, 4, 3], got float32 of shape [10, 36]"),
     ("linear", {"sum": of(10, 1)}, "sum must be float32 of shape [10, 20], got float32 of shape [10, 1]"),
@@ -215,6 +223,8 @@ APPLY = [
 KWINNERS = [
     ("linear", {"k": 0}, "k must be between 1 and 20 entries along dim 1, got 0"),
     ("linear", {"k": 21}, "k must be between 1 and 20 entries along dim 1, got 21"),
+    ("linear", {"k": 21, "dim": -1}, "k must be between 1 and 20 entries along dim 1, got 21"),
+    ("linear", {"y": of()}, "y must have at least one dimension, got shape []"),
     ("linear", {"k": 65, "dim": 0}, "k must be between 1 and 64 entries along dim 0, got 65"),
     ("linear", {"dim": 2}, "dim must be between -2 and 1, got 2"),
     ("linear", {"dim": -3}, "dim must be between -2 and 1, got -3"),
@@ -260,7 +270,20 @@ def test_refused_with_a_sentence_and_nothing_written(backend, row):
     assert {key: calls.raw(value) for key, value in tensors.items()} == before
 
 
-VALUES = ("finite, got a NaN", "taught must name", "stay finite", "expanded")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("operator", ["compete", "match", "sanger"])
+def test_responses_that_overflow_are_refused(backend, operator, kind, dtype):
+    huge = torch.finfo(getattr(torch, dtype)).max / 2
+    arguments = calls.call(operator, LAYERS[kind], getattr(torch, dtype), backend.device) | {"patches": "raw"}
+    arguments |= {name: torch.full_like(arguments[name], huge) for name in ("x", "weight")}
+    with pytest.raises((ValueError, RuntimeError)) as caught:
+        getattr(hk.ops, operator)(**arguments)
+    sentence = f"x and weight must give finite responses, got an overflow of {dtype}"
+    assert f"hebbkern.{operator}: {sentence}" in str(caught.value)
+
+
+VALUES = ("finite, got a NaN", "an overflow of", "taught must name", "stay finite", "each entry once")
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if "meta" not in row[3]], ids=name)

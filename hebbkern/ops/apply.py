@@ -69,16 +69,6 @@ def check(weight, sum, decay, denominator, lr, normalise, rate_power, frozen):
     checks.neuron_mask(op, "frozen", frozen, neurons, weight)
 
 
-def overlaps(weight):
-    """Whether two entries may share memory: a dimension's stride must exceed the reach of those with smaller ones."""
-    reach = 0
-    for stride, size in sorted((s, n) for s, n in zip(weight.stride(), weight.shape, strict=True) if n > 1):
-        if stride <= reach:
-            return True
-        reach += stride * (size - 1)
-    return False
-
-
 define(
     "apply_(Tensor(a!) weight, Tensor sum, Tensor? decay, Tensor? denominator, float lr, str normalise, "
     "float rate_power, Tensor? frozen) -> ()",

@@ -14,6 +14,8 @@ ACTIVATIONS = ("linear", "relu", "tanh", "softmax")
 DECAYS = ("triangular", "diagonal", "none")
 NORMALISATIONS = ("none", "row_max", "row_l2", "global_max")
 MOST_WINNERS = 64
+LARGEST_EXTENT = 2**31 - 1  # extents below it multiply without overflow
+RESPONSES = "x and weight must give finite responses"
 
 
 def result_dtype(dtype):
@@ -86,6 +88,8 @@ def geometry(op, x, argument, kernel, patches, stride, padding, dilation):
     for name, numbers, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
         if len(numbers) != 2 or min(numbers) < least:
             fail(op, name, f"be two numbers of at least {least}", list(numbers))
+        if max(numbers) > LARGEST_EXTENT:
+            fail(op, name, f"be two numbers of at most {LARGEST_EXTENT}", list(numbers))
     if x.dim() == 2:
         if (*stride, *padding, *dilation) != (1, 1, 0, 0, 1, 1):
             given = f"{list(stride)}, {list(padding)}, {list(dilation)}"
@@ -130,6 +134,20 @@ def finite(op, **tensors):
     for argument, tensor in tensors.items():
         if tensor is not None and not tensor.isfinite().all():
             fail(op, argument, "be finite", "a NaN or an infinity")
+
+
+def no_overflow(op, sentence, *results):
+    """Values: what was computed of finite numbers is finite."""
+    for result in results:
+        if not result.isfinite().all():
+            raise ValueError(f"hebbkern.{op}: {sentence}, got an overflow of {dtype_name(result.dtype)}")
+
+
+def finite_norms(op, norms):
+    """Values: patches can be divided by their norms."""
+    if not (norms.isfinite() & (1 / norms).isfinite()).all():
+        got = f"one beyond {dtype_name(norms.dtype)}"
+        fail(op, "x", "have patches whose norm and its inverse are finite", got)
 
 
 def taught_range(op, taught, neurons):

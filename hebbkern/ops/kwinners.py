@@ -27,7 +27,7 @@ def check(y, k, dim):
     if not -y.dim() <= dim < y.dim():
         checks.fail("kwinners", "dim", f"be between {-y.dim()} and {y.dim() - 1}", dim)
     if not 1 <= k <= y.shape[dim]:
-        checks.fail("kwinners", "k", f"be between 1 and {y.shape[dim]} entries along dim {dim}", k)
+        checks.fail("kwinners", "k", f"be between 1 and {y.shape[dim]} entries along dim {dim % y.dim()}", k)
 
 
 def fake(y, k, dim):
