@@ -4,60 +4,9 @@
 #include <cmath>
 #include <limits>
 
-#include "panels.h"
+#include "sanger.h"
 
 namespace hebbkern {
-
-enum class Decay { triangular, diagonal, none };
-
-struct Dense {
-  Activation activation;
-  Decay decay;
-  double temperature;
-  Patches patches;
-};
-
-// Patches whose responses one thread computes against one panel: their rows stay in L2 while the panel runs by.
-constexpr int64_t block = 64;
-
-template <class T>
-class Sanger {
- public:
-  Sanger(const Tensor& x, const Tensor& weight, const Geometry& g, const Dense& rule);
-  void run(const bool* frozen, int64_t frozen_step, T* sum);
-
- private:
-  void respond(int64_t first, int64_t count);
-  void respond_block(int64_t part, int64_t panel, int64_t first, int64_t count);
-  void soften(int64_t part, int64_t count);
-  void gather_inputs(int64_t count);
-  void gradient(int64_t count);
-  void gram(int64_t count);
-  void subtract_triangle();
-  void write(const bool* frozen, int64_t frozen_step, T* sum) const;
-
-  T* response(int64_t panel) const { return y_.get() + panel * chunk_ * width_; }
-  T* taught(int64_t panel) const { return (scaled_ ? ys_.get() : y_.get()) + panel * chunk_ * width_; }
-
-  const Kernels<T>& kernel_ = kernels<T>();
-  const Dense rule_;
-  const Source<T> source_;
-  const Panels<T> panels_;
-  std::optional<Moments<T>> moments_;
-  const int64_t width_, columns_, inputs_, rows_of_sum_, rows_of_gram_;
-  const int64_t chunk_;  // patches whose responses are kept at once
-  const bool scaled_;    // standardised: what is taught is y * scale
-  Scratch<T> y_, ys_;    // [panels][chunk][width]
-  Scratch<T> xt_;        // linear layers: [inputs / rows of a tile][chunk + 2][rows of a tile]
-  Scratch<int64_t> bases_, steps_;
-  Scratch<T> sum_;                         // [panels][inputs][width], YᵀX
-  Scratch<T> gram_;                        // [panels][neurons][width], YᵀY up to the diagonal's panel
-  Scratch<T> part_diagonal_, part_shift_;  // [blocks of a chunk][columns]
-  std::vector<double> diagonal_, shift_;   // [columns]: sum of r u, sum of y scale offset
-  std::atomic<bool> overflow_{false};      // of a response
-};
-
-static int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 // Patches whose responses are kept at once, whatever the number of threads: sums are added chunk by chunk. Long, for
 // each chunk reads and writes the whole sum; but a panel's responses stay in L2 (1536 x 48 x 4 bytes), all of them in
@@ -65,6 +14,14 @@ static int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; 
 static int64_t chunk_of(int64_t patches, int64_t columns, int64_t size) {
   const int64_t fit = (int64_t(1) << 24) / (columns * size) / block * block;
   return std::min(round_up(std::max<int64_t>(patches, 1), block), std::clamp<int64_t>(fit, block, 1536));
+}
+
+// Multiply-adds of the two orders, per input: the Gram order's weight gradient, Gram matrix and triangular product
+// against the residual order's gradient, residual and triangle within a panel.
+static bool residual_is_cheaper(const Dense& rule, const Geometry& g, int64_t width) {
+  if (rule.decay != Decay::triangular) return false;
+  const double p = double(g.patches()), k = double(g.neurons), n = double(g.inputs()), w = double(width);
+  return 2 * p * k * n + k * w * n + p * k * w < p * k * n + p * k * k / 2 + k * k * n / 2;
 }
 
 static std::vector<int32_t> everyone(int64_t neurons) { return chosen_neurons(std::nullopt, neurons); }
@@ -79,15 +36,18 @@ Sanger<T>::Sanger(const Tensor& x, const Tensor& weight, const Geometry& g, cons
       inputs_(g.inputs()),
       rows_of_sum_(round_up(inputs_, kernel_.rows)),
       rows_of_gram_(round_up(columns_, kernel_.rows)),
-      chunk_(chunk_of(g.patches(), columns_, sizeof(T))),
-      scaled_(rule.patches == Patches::standardised),
+      residual_(residual_is_cheaper(rule, g, width_)),
+      chunk_(residual_ ? round_up(g.patches(), block) : chunk_of(g.patches(), columns_, sizeof(T))),
+      scaled_(rule.patches == Patches::standardised && !residual_),
       y_(columns_ * chunk_),
       ys_(scaled_ ? columns_ * chunk_ : 0),
-      xt_(g.image ? 0 : rows_of_sum_ * (chunk_ + 2)),
+      xt_(g.image || residual_ ? 0 : rows_of_sum_ * (chunk_ + 2)),
+      rt_(residual_ ? round_up(g.patches(), width_) * rows_of_sum_ : 0),
+      yt_(residual_ ? round_up(g.patches(), width_) * width_ : 0),
       bases_(chunk_),
       steps_(std::max(chunk_, columns_)),
       sum_(panels_.count() * rows_of_sum_ * width_),
-      gram_(rule.decay == Decay::triangular ? panels_.count() * rows_of_gram_ * width_ : 0),
+      gram_(rule.decay == Decay::triangular ? (residual_ ? 1 : panels_.count()) * rows_of_gram_ * width_ : 0),
       part_diagonal_(chunk_ / block * columns_),
       part_shift_(chunk_ / block * columns_),
       diagonal_(columns_),
@@ -146,7 +106,7 @@ void Sanger<T>::respond(int64_t first, int64_t count) {
            [&](int64_t item) { respond_block(item % parts, item / parts, first, size(item % parts)); });
   if (overflow_) fail_overflow("sanger", finite_responses, sizeof(T) == 8);
   if (rule_.activation == Activation::softmax) parallel(parts, [&](int64_t part) { soften(part, size(part)); });
-  if (moments_)
+  if (moments_ && !residual_)
     parallel(parts * panels_.count(), [&](int64_t item) {
       const int64_t part = item % parts, panel = item / parts, rows = size(part), p = first + part * block;
       const T* y = response(panel) + part * block * width_;
@@ -159,7 +119,7 @@ void Sanger<T>::respond(int64_t first, int64_t count) {
   for (int64_t part = 0; part < parts; ++part)
     for (int64_t j = 0; j < columns_; ++j) {
       if (rule_.decay == Decay::diagonal) diagonal_[j] += part_diagonal_[part * columns_ + j];
-      if (moments_) shift_[j] += part_shift_[part * columns_ + j];
+      if (moments_ && !residual_) shift_[j] += part_shift_[part * columns_ + j];
     }
 }
 
@@ -239,6 +199,7 @@ void Sanger<T>::write(const bool* frozen, int64_t frozen_step, T* sum) const {
   for (int64_t n = 0; n < inputs_; ++n) to_weight[n] = source_.in_weight(n);
   constexpr int64_t strip = 32;  // inputs whose lines of a panel stay in L1 while its neurons are written
   const int64_t strips = (inputs_ + strip - 1) / strip;
+  const bool decays = rule_.decay == Decay::diagonal;
   parallel(panels_.count() * strips, [&](int64_t item) {
     const int64_t panel = item / strips, first = item % strips * strip, last = std::min(inputs_, first + strip);
     const T* from = sum_.get() + panel * rows_of_sum_ * width_;
@@ -249,23 +210,28 @@ void Sanger<T>::write(const bool* frozen, int64_t frozen_step, T* sum) const {
       T* to = sum + neuron * inputs_;
       const bool skip = frozen && frozen[neuron * frozen_step];
       for (int64_t n = first; n < last; ++n)
-        to[to_weight[n]] = skip ? T(0) : from[n * width_ + j] - shift - diagonal * w[n * width_ + j];
+        to[to_weight[n]] = skip ? T(0) : from[n * width_ + j] - shift - (decays ? diagonal * w[n * width_ + j] : T(0));
     }
   });
 }
 
 template <class T>
 void Sanger<T>::run(const bool* frozen, int64_t frozen_step, T* sum) {
-  std::fill_n(sum_.get(), panels_.count() * rows_of_sum_ * width_, T(0));
-  if (rule_.decay == Decay::triangular) std::fill_n(gram_.get(), panels_.count() * rows_of_gram_ * width_, T(0));
+  const bool gram_order = rule_.decay == Decay::triangular && !residual_;
+  if (!residual_ || source_.g.patches() == 0) std::fill_n(sum_.get(), panels_.count() * rows_of_sum_ * width_, T(0));
+  if (gram_order) std::fill_n(gram_.get(), panels_.count() * rows_of_gram_ * width_, T(0));
   const int64_t patches = source_.g.patches();
   for (int64_t first = 0; first < patches; first += chunk_) {
     const int64_t count = std::min(chunk_, patches - first);
     respond(first, count);
+    if (residual_) {
+      residual(count);
+      continue;
+    }
     gradient(count);
-    if (rule_.decay == Decay::triangular) gram(count);
+    if (gram_order) gram(count);
   }
-  if (rule_.decay == Decay::triangular) subtract_triangle();
+  if (gram_order) subtract_triangle();
   write(frozen, frozen_step, sum);
   const double x = std::max(1.0, double(source_.bound)), w = std::max(1.0, double(panels_.bound)), y = inputs_ * x * w;
   if (y * y * w * x * double(patches) * double(columns_) > std::numeric_limits<T>::max() / 4 &&
