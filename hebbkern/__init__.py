@@ -1,10 +1,17 @@
 """hebbkern: neural layers that learn by local (Hebbian) rules, at the speed of plain inference."""
 
+from importlib import metadata
+
 from hebbkern import nn, ops, reference
 from hebbkern.backends import backend
 from hebbkern.nn import learning
 from hebbkern.rules import WTA, Hebb, KrotovHopfield, Oja, Rule, Sanger, SoftWTA, Teacher
 from hebbkern.update import Update
+
+try:
+    __version__ = metadata.version("hebbkern")
+except metadata.PackageNotFoundError:  # a checkout on the path, not installed
+    __version__ = "0+unknown"
 
 __all__ = [
     "WTA",
@@ -16,6 +23,7 @@ __all__ = [
     "SoftWTA",
     "Teacher",
     "Update",
+    "__version__",
     "backend",
     "learning",
     "nn",

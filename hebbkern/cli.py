@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import re
 import sys
 import time
 from pathlib import Path
 
 import torch
 
-RULES = {  # --rule -> class; the rest of the settings keep their defaults
-    "krotov": "KrotovHopfield",
-    "wta": "WTA",
-    "sanger": "Sanger",
-    "oja": "Oja",
-    "hebb": "Hebb",
-    "softwta": "SoftWTA",
-    "teacher": "Teacher",
+from hebbkern import __version__, options
+
+RULES = {  # --rule -> class, whose settings keep their defaults, and the rate that suits it on images from 0 to 1
+    "krotov": ("KrotovHopfield", 0.04),
+    "wta": ("WTA", 0.04),
+    "sanger": ("Sanger", 0.004),
+    "oja": ("Oja", 0.004),
+    "hebb": ("Hebb", 0.0001),  # grows without bound, by e in about 500 steps at this rate
+    "softwta": ("SoftWTA", 0.004),
+    "teacher": ("Teacher", 0.04),
 }
 
 
@@ -55,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     from hebbkern import demo
 
     parser = argparse.ArgumentParser(prog="hebbkern", description="Neural layers that learn by local (Hebbian) rules.")
+    parser.add_argument("--version", action="version", version=f"hebbkern {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     data = argparse.ArgumentParser(add_help=False)
     data.add_argument(
@@ -65,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     data.add_argument("--root", default="data", help="where torchvision keeps its files (default %(default)s)")
     data.add_argument("--download", action="store_true", help="let torchvision download what is missing")
-    data.add_argument("--json", metavar="FILE", help="write what was printed to FILE, for programs")
+    options.add_json(data)
     command = commands.add_parser(
         "demo", parents=[data], help="learn, read out, time and draw", description=demo.__doc__
     )
@@ -74,10 +79,13 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("train", parents=[data], help="train one layer", description=train.__doc__)
     command.add_argument("--rule", choices=RULES, default="krotov", help="(default %(default)s)")
     command.add_argument("--patches", choices=("raw", "centred", "standardised"), default="raw")
-    command.add_argument("--neurons", type=int, default=400, help="(default %(default)s; teacher: one a class)")
-    command.add_argument("--epochs", type=int, default=20, help="(default %(default)s)")
-    command.add_argument("--batch", type=int, default=100, help="samples a step (default %(default)s)")
-    command.add_argument("--lr", type=float, default=0.04, help="of the first epoch, falls to 0 (default %(default)s)")
+    command.add_argument(
+        "--neurons", type=options.count, default=400, help="(default %(default)s; teacher: a class each)"
+    )
+    command.add_argument("--epochs", type=options.count, default=20, help="(default %(default)s)")
+    command.add_argument("--batch", type=options.count, default=100, help="samples a step (default %(default)s)")
+    rates = ", ".join(f"{rule} {rate:g}" for rule, (_, rate) in RULES.items())
+    command.add_argument("--lr", type=float, help=f"of the first epoch, falls to 0 (default {rates})")
     command.add_argument("--seed", type=int, default=0, help="of weights, order and split (default %(default)s)")
     command.add_argument("--out", metavar="DIR", default="runs/train", help="for checkpoints (default %(default)s)")
     command.add_argument("--resume", action="store_true", help="go on from the latest checkpoint in DIR")
@@ -96,6 +104,8 @@ def train(arguments: argparse.Namespace) -> dict:
 
     data = datasets.load(arguments.data, root=arguments.root, download=arguments.download, seed=arguments.seed)
     x, x_test = data.flat()
+    kind, usual = RULES[arguments.rule]
+    arguments.lr = usual if arguments.lr is None else arguments.lr
     supervised = arguments.rule == "teacher"
     neurons = data.classes if supervised else arguments.neurons
     settings = {name: getattr(arguments, name) for name in ("rule", "patches", "epochs", "batch", "lr", "seed")}
@@ -103,14 +113,15 @@ def train(arguments: argparse.Namespace) -> dict:
     out = Path(arguments.out)
     _keep_settings(out / "settings.json", settings, arguments.resume)
     torch.manual_seed(arguments.seed)
-    rule = getattr(hk, RULES[arguments.rule])(patches=arguments.patches)
+    rule = getattr(hk, kind)(patches=arguments.patches)
     layer = hk.nn.HebbianLinear(x.shape[1], neurons, rule=rule)
     if arguments.rule == "krotov":
         torch.nn.init.normal_(layer.weight)
     batches = training.Batches(x, data.y_train if supervised else None, size=arguments.batch, seed=arguments.seed)
     start = time.perf_counter()
     schedule = {"lr": arguments.lr, "epochs": arguments.epochs}
-    training.train(layer, batches, **schedule, folder=out, resume=arguments.resume, progress=True)
+    with _naming_divergence(arguments.lr):
+        training.train(layer, batches, **schedule, folder=out, resume=arguments.resume, progress=True)
     seconds = time.perf_counter() - start
     checkpoint = training.last_checkpoint(out)
     print(
@@ -124,6 +135,17 @@ def train(arguments: argparse.Namespace) -> dict:
         print(f"linear readout: test accuracy {100 * readout.test:.1f} %")
         report["test_accuracy"] = readout.test
     return report
+
+
+@contextlib.contextmanager
+def _naming_divergence(lr: float):
+    """Says of sums and responses that overflow what made them do so: here the weights are all that grows."""
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        if re.match(r"hebbkern\.\w+: (.*got an overflow of|sum must be finite|weight must stay finite)", str(error)):
+            raise ValueError(f"the weights grew without bound; lower --lr, got {lr:g}") from error
+        raise
 
 
 def _keep_settings(path: Path, settings: dict, resume: bool) -> None:

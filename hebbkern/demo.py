@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import hebbkern as hk
-from hebbkern import datasets, plots
+from hebbkern import datasets, options, plots
 from hebbkern.evaluation import linear_readout, rectified_power
 
 DELTA = 0.2  # a little better than 0.4 on held-out training digits, and fewer neurons stay behind
@@ -20,12 +20,12 @@ STEP = {"samples": 1024, "neurons": 2000}  # the step that is timed, PyTorch-Heb
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--neurons", type=int, default=1000, help="of the layer (default %(default)s)")
-    parser.add_argument("--epochs", type=int, default=60, help="(default %(default)s)")
-    parser.add_argument("--batch", type=int, default=100, help="samples a step (default %(default)s)")
+    parser.add_argument("--neurons", type=options.count, default=1000, help="of the layer (default %(default)s)")
+    parser.add_argument("--epochs", type=options.count, default=60, help="(default %(default)s)")
+    parser.add_argument("--batch", type=options.count, default=100, help="samples a step (default %(default)s)")
     parser.add_argument("--lr", type=float, default=0.2, help="of the first epoch, falls to 0 (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, order and split (default %(default)s)")
-    parser.add_argument("--rounds", type=int, default=7, help="samples of each timing (default %(default)s)")
+    parser.add_argument("--rounds", type=options.count, default=7, help="samples of each timing (default %(default)s)")
     parser.add_argument("--picture", default="runs/demo/weights.png", help="where to draw (default %(default)s)")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from hebbkern import backends
+from hebbkern import __version__, backends, options
 
 # What serves a device, the preferred first; the first that is available runs.
 PREFERENCE = {"cpu": ("cpu", "eager"), "cuda": ("cuda", "triton", "eager")}
@@ -41,7 +41,7 @@ def inspect():
     runs = {device: "eager" if eager else _first(available, names) for device, names in PREFERENCE.items()}
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     found = {
-        "hebbkern": metadata.version("hebbkern"),
+        "hebbkern": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torch's CUDA": torch.version.cuda,
@@ -91,7 +91,7 @@ def show(report):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="hebbkern doctor", description=__doc__)
-    parser.add_argument("--json", metavar="FILE", help="write what was printed to FILE, for programs")
+    options.add_json(parser)
     arguments = parser.parse_args(argv)
     report = inspect()
     print(show(report))

