@@ -108,7 +108,7 @@ REFUSED = [
         for command in ("train", "demo", "bench", "doctor")
     ),
     ("doctor --json .", "--json: must be a file, got ."),
-    ("bench --only nosuch", '--only must be part of the name of a case, got "nosuch"; there are\n  compete: '),
+    ("bench --only nosuch", '--only must be part of the name of a case, got "nosuch"; there are\n  '),
 ]
 
 
