@@ -12,6 +12,7 @@ Every rule is deterministic: the same inputs give the same bits, on any number o
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass, field
 
 import torch
@@ -95,20 +96,18 @@ class Rule:
 
     def _whole(self, name: str, least: int):
         value = getattr(self, name)
-        if type(value) is not int:
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
             self._refuse(name, "a whole number", value)
         if value < least:
             self._refuse(name, f"at least {least}", value)
+        object.__setattr__(self, name, int(value))  # NumPy's integers are no int to torch
 
     def _number(self, name: str, wanted: str, test):
         value = getattr(self, name)
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, (int, float))
-            or not math.isfinite(value)
-            or not test(value)
-        ):
+        number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if not number or not math.isfinite(value) or not test(value):
             self._refuse(name, f"a finite number{wanted}", value)
+        object.__setattr__(self, name, value if isinstance(value, int) else float(value))
 
     def _boolean(self, name: str):
         if not isinstance(getattr(self, name), bool):

@@ -37,6 +37,10 @@ class Update:
         shared = self.denominator is self.decay and other.denominator is other.decay
         return Update(self.sum + other.sum, decay, decay if shared else _plus(self.denominator, other.denominator))
 
+    def __radd__(self, other) -> Update:
+        """0 + update, with which `sum` begins."""
+        return self if isinstance(other, int) and other == 0 else NotImplemented
+
     def all_reduce(self, group=None) -> Update:
         """The sum of this update over all processes of `group` (one collective; every process must call it).
 

@@ -235,6 +235,29 @@ def test_updates_of_different_layers_do_not_add():
         one + 1
 
 
+def test_updates_sum_as_numbers_do():
+    updates = [hk.WTA().update(*layer((4, 8), (5, 8))) for _ in range(3)]
+    total, pairwise = sum(updates), updates[0] + updates[1] + updates[2]
+    assert torch.equal(total.sum, pairwise.sum) and torch.equal(total.decay, pairwise.decay)
+    assert total.denominator is total.decay
+    with pytest.raises(TypeError):
+        sum(updates, start=1)
+
+
+def test_numpy_integers_are_integers():
+    one, two, three = map(np.int64, (1, 2, 3))
+    weight, x = layer((3, 2, 9, 8), (7, 2, 3, 3))
+    for rule in (hk.WTA(k=two), hk.KrotovHopfield(k=np.int32(3), p=three), hk.SoftWTA(temperature=np.float32(0.5))):
+        update = rule.update(weight, x, stride=two, padding=(one, 0), dilation=[one, two])
+        same = type(rule)(**vars(rule)).update(weight, x, stride=2, padding=(1, 0), dilation=(1, 2))
+        assert torch.equal(update.sum, same.sum)
+    assert type(hk.WTA(k=two).k) is int and hk.WTA(k=two) == hk.WTA(k=2)
+    assert hk.ops.compete(x, weight, two, stride=two)[0].shape[1] == 2
+    assert torch.equal(hk.ops.kwinners(x, two, one), hk.ops.kwinners(x, 2, 1))
+    taught, ones = torch.zeros(3 * 7 * 6, 1, dtype=torch.int32), torch.ones(1, dtype=torch.float64)
+    assert hk.ops.accumulate(x, taught, ones, neurons=three, kernel=three)[0].shape == (3, 2, 3, 3)
+
+
 def test_all_reduce_asks_for_a_group():
     with pytest.raises(RuntimeError, match="must be initialised"):
         hk.WTA().update(*layer((4, 8), (5, 8))).all_reduce()

@@ -4,6 +4,8 @@
 The public functions call ``chosen[<op>]``: choosing a backend costs one look-up, and torch.compile guards on it.
 """
 
+from operator import index as operator_index
+
 import torch
 
 LIBRARY = torch.library.Library("hebbkern", "FRAGMENT")
@@ -37,5 +39,15 @@ def choose(overload):
 
 
 def pair(value):
-    """(vertical, horizontal) from one number or a pair."""
-    return (value, value) if isinstance(value, int) else value
+    """(vertical, horizontal) from one number or a pair, of anything that counts as an integer (NumPy's too)."""
+    if isinstance(value, int):
+        return value, value
+    if isinstance(value, (tuple, list)):
+        return value if all(type(number) is int for number in value) else tuple(map(whole, value))
+    number = whole(value)
+    return number, number
+
+
+def whole(number):
+    """An int of what counts as one; the rest (torch's symbols, and what torch refuses) as it is."""
+    return operator_index(number) if hasattr(number, "__index__") and not isinstance(number, torch.SymInt) else number
