@@ -209,3 +209,29 @@ def test_kwinners_passes_gradients_to_the_winners():
     assert torch.equal(out.detach(), KWinners(2)(y.detach()))
     (out * torch.tensor([1.0, 2, 3, 4])).sum().backward()
     assert y.grad.tolist() == [[1, 0, 0, 4]]
+
+
+def test_labels_of_sequences():
+    """x [B, T, N]: a label a sample teaches every position, or each position has its own."""
+    x, of_sample = random((4, 3, 8)), torch.tensor([0, 2, 1, -1])
+    layer = HebbianLinear(8, 3, rule=hk.Teacher())
+    start = layer.weight.clone()
+    want = start.clone()
+    hk.Teacher().step_(want, x.reshape(12, 8), lr=0.1, labels=torch.tensor([0, 0, 0, 2, 2, 2, 1, 1, 1, -1, -1, -1]))
+    for labels in (of_sample, of_sample[:, None].expand(4, 3)):
+        layer.weight.copy_(start)
+        layer.learn(x, 0.1, labels)
+        assert torch.equal(layer.weight, want)
+    layer.weight.copy_(start)
+    with hk.learning(layer, lr=0.1, labels=of_sample):
+        layer(x)
+    assert torch.equal(layer.weight, want)
+    with pytest.raises(ValueError, match=r"labels must be int64 or int32 of shape \[12\].* got int64 of shape \[3\]"):
+        layer.learn(x, 0.1, of_sample[:3])
+
+
+def test_one_sample_and_its_label():
+    layer = HebbianLinear(8, 3, rule=hk.Teacher())
+    before = layer.weight.clone()
+    layer.learn(torch.ones(8), 0.5, torch.tensor(1))
+    assert (layer.weight != before).any(1).tolist() == [False, True, False]

@@ -33,10 +33,11 @@ class _HebbianLayer(Hebbian):
     def learn(self, x: Tensor, lr: float, labels: Tensor | None = None) -> None:
         """One step of the rule on the batch x, the layer's input. Nothing is recorded for autograd.
 
-        x is cast to the weight's dtype, and autocast is off while learning. labels: [B] integers, for Teacher.
+        x is cast to the weight's dtype, and autocast is off while learning. labels: [B] integers, for Teacher; where a
+        linear layer sees x [B, ..., N], a label a sample, which teaches all of it, or labels [B, ...], one a position.
         Raises ValueError or RuntimeError on wrong shapes and on a NaN, weights as before.
         """
-        x = self._samples(x.detach())
+        x, labels = self._samples(x.detach(), labels)
         if x.dtype != self.weight.dtype and x.is_floating_point():
             x = x.to(self.weight.dtype)
         device = x.device.type
@@ -82,8 +83,17 @@ class HebbianLinear(_HebbianLayer, nn.Linear):
         super().__init__(in_features, out_features, bias=bias, device=device, dtype=dtype)
         self.become_hebbian(rule)
 
-    def _samples(self, x: Tensor) -> Tensor:
-        return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+    def _samples(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """x as [P, N], and a label for each of its rows."""
+        if x.dim() == 2:
+            return x, labels
+        rows = x.reshape(-1, x.shape[-1])
+        if isinstance(labels, Tensor) and x.dim() > 0:
+            if labels.shape == x.shape[:-1]:
+                labels = labels.reshape(-1)
+            elif labels.shape == x.shape[:1]:
+                labels = labels.repeat_interleave(x.shape[1:-1].numel())
+        return rows, labels
 
     def _step(self, x: Tensor, lr: float, labels: Tensor | None) -> None:
         self.rule.step_(self.weight, x, lr=lr, labels=labels, frozen=self.frozen)
@@ -124,8 +134,8 @@ class HebbianConv2d(_HebbianLayer, nn.Conv2d):
         super().__init__(in_channels, out_channels, *geometry, device=device, dtype=dtype)
         self.become_hebbian(rule)
 
-    def _samples(self, x: Tensor) -> Tensor:
-        return x if x.dim() == 4 else x.unsqueeze(0)
+    def _samples(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return x if x.dim() == 4 else x.unsqueeze(0), labels
 
     def _step(self, x: Tensor, lr: float, labels: Tensor | None) -> None:
         padding = self.padding

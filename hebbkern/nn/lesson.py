@@ -36,7 +36,7 @@ class learning:
     Args:
         model: a module that holds at least one Hebbian layer.
         lr: learning rate, finite; the same for every layer (nest contexts, or call `layer.learn`, for others).
-        labels: [B] integers for layers whose rule is Teacher; the other rules ignore them.
+        labels: [B] integers for layers whose rule is Teacher; the other rules ignore them. See `HebbianLinear.learn`.
 
     Raises:
         ValueError: the model has no Hebbian layer, or lr is not finite.
