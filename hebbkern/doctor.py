@@ -17,7 +17,11 @@ from hebbkern import __version__, backends, options
 # What serves a device, the preferred first; the first that is available runs.
 PREFERENCE = {"cpu": ("cpu", "eager"), "cuda": ("cuda", "triton", "eager")}
 INSTRUCTIONS = {"AVX2": "avx2", "AVX-512": "avx512f", "AVX-512 BF16": "avx512_bf16", "AMX BF16": "amx_bf16"}
-REINSTALL = "pip install --force-reinstall --no-deps hebbkern (from a checkout: make, or pip install .)"
+KERNELS = {"baseline": (), "avx2": ("avx2", "fma"), "avx512": ("avx512f", "avx512bw", "avx512dq", "avx512vl")}
+REINSTALL = (
+    "in the checkout, pip install --force-reinstall --no-deps . (or, for an editable install, "
+    "python setup.py build_ext --inplace)"
+)
 
 
 def processor():
@@ -30,8 +34,20 @@ def processor():
 
 def instructions():
     """The vector instruction sets, of those that the kernels could use, that this processor has."""
-    flags = next((set(line.split()) for line in _cpuinfo() if line.startswith(("flags", "Features"))), set())
+    flags = _flags()
     return [name for name, flag in INSTRUCTIONS.items() if flag in flags]
+
+
+def kernels():
+    """Which of the CPU kernels run here: the widest that the processor has, or what HEBBKERN_CPU limits it to."""
+    flags, names = _flags(), list(KERNELS)
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return "baseline"
+    widest = 0
+    while widest + 1 < len(names) and flags.issuperset(KERNELS[names[widest + 1]]):
+        widest += 1
+    asked = os.environ.get("HEBBKERN_CPU")
+    return names[min(widest, names.index(asked)) if asked in names else widest]
 
 
 def inspect():
@@ -52,6 +68,8 @@ def inspect():
         "nvcc": _nvcc(),
         "GPUs": gpus,
         "triton": metadata.version("triton") if find_spec("triton") else None,
+        "CPU kernels": kernels(),
+        "HEBBKERN_CPU": os.environ.get("HEBBKERN_CPU"),
         "HEBBKERN_BACKEND": os.environ.get("HEBBKERN_BACKEND"),
     }
     report = {"found": found, "backends": available, "runs": runs}
@@ -69,6 +87,8 @@ def advice(report):
         advised.append("The GPU runs plain torch: this version has no kernels for it.")
     if found["nvcc"] and not found["GPUs"] and not found["torch's CUDA"]:
         advised.append("nvcc is here but torch is a build without CUDA: install a CUDA build of torch to use a GPU.")
+    if found["HEBBKERN_CPU"] and found["HEBBKERN_CPU"] not in KERNELS:
+        advised.append(f"HEBBKERN_CPU must be {' or '.join(KERNELS)}, got {found['HEBBKERN_CPU']}: it limits nothing.")
     if found["HEBBKERN_BACKEND"] not in (None, "", "auto"):
         advised.append(f"HEBBKERN_BACKEND={found['HEBBKERN_BACKEND']} overrides the choice; unset it to go back.")
     return advised
@@ -102,6 +122,10 @@ def main(argv=None):
 
 def _first(available, names):
     return next(name for name in names if name in available and available[name] is None)
+
+
+def _flags():
+    return next((set(line.split()) for line in _cpuinfo() if line.startswith(("flags", "Features"))), set())
 
 
 def _cpuinfo():

@@ -28,6 +28,7 @@ def test_missing_kernels_are_named_with_a_remedy(monkeypatch, compiler):
     assert "was not built" in doctor.show(report)
     (remedy,) = [sentence for sentence in report["advice"] if "CPU kernels" in sentence]
     assert ("install a C++ compiler" in remedy) == (compiler is None)
+    assert "--no-deps ." in remedy and "build_ext --inplace" in remedy
 
 
 def test_an_override_is_what_runs(monkeypatch):
@@ -36,3 +37,29 @@ def test_an_override_is_what_runs(monkeypatch):
         report = doctor.inspect()
     assert report["runs"] == {"cpu": "eager", "cuda": "eager"}
     assert any("HEBBKERN_BACKEND=eager" in sentence for sentence in report["advice"])
+
+
+AVX2 = "flags : fpu avx2 fma"
+AVX512 = f"{AVX2} avx512f avx512bw avx512dq avx512vl"
+
+
+@pytest.mark.parametrize(
+    ("flags", "asked", "runs"),
+    [
+        ("flags : fpu avx2", None, "baseline"),
+        (AVX2, None, "avx2"),
+        (AVX2, "avx512", "avx2"),
+        (AVX512, None, "avx512"),
+        (AVX512, "avx2", "avx2"),
+        (AVX512, "baseline", "baseline"),
+        (AVX512, "sse", "avx512"),
+    ],
+)
+def test_which_cpu_kernels_run(monkeypatch, flags, asked, runs):
+    monkeypatch.setattr(doctor, "_cpuinfo", lambda: [flags])
+    monkeypatch.setattr(doctor.platform, "machine", lambda: "x86_64")
+    monkeypatch.setenv("HEBBKERN_CPU", asked or "")
+    report = doctor.inspect()
+    assert report["found"]["CPU kernels"] == runs
+    unknown = "HEBBKERN_CPU must be baseline or avx2 or avx512, got sse: it limits nothing."
+    assert (unknown in report["advice"]) == (asked == "sse")
