@@ -59,6 +59,9 @@ def missing_for_cpu():
         return "a free-threaded Python has no limited API to build them for."
     if not find_compiler():
         return f"no C++ compiler was found ({os.environ.get('CXX') or 'c++, g++, clang++'}); install g++ or clang."
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    if not header.is_file():
+        return f"Python's headers were not found ({header}); install them (python3-dev or python3-devel)."
     return None if find_torch() else "no torch >= 2.11 was found to compile against; install torch first."
 
 

@@ -119,6 +119,18 @@ def test_without_a_compiler_one_message_and_pure_python(project, tmp_path):
     assert message in output
 
 
+def test_without_pythons_headers_one_message_and_pure_python(project, tmp_path):
+    """As where a distribution keeps them in a package of their own."""
+    text = (project / "setup.py").read_text()
+    elsewhere = 'import sysconfig\n\nsysconfig.get_path = lambda name, real=sysconfig.get_path: real(name) + "/none"\n'
+    assert "import sysconfig\n" in text
+    (project / "setup.py").write_text(text.replace("import sysconfig\n", elsewhere, 1))
+    path, output = wheels.build_wheel(tmp_path, project, HEBBKERN_BUILD="auto")
+    assert path.name.endswith("-py3-none-any.whl")
+    assert "without compiled kernels: Python's headers were not found" in output
+    assert "python3-dev" in output
+
+
 @pytest.mark.parametrize(
     ("mode", "compiler", "message"),
     [
