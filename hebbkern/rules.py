@@ -6,7 +6,7 @@
 
 A rule only says who is taught by each patch and how the sums become a step. Shapes, everywhere: weight [K, N] with
 x [B, N], or weight [K, C, kh, kw] with x [B, C, H, W]; a linear layer sees one patch a sample, a convolution B·Ho·Wo.
-Every rule is deterministic: the same inputs give the same bits, on any number of CPU threads.
+Every rule is deterministic: the same inputs give the same bits, with the compiled kernels on any number of CPU threads.
 """
 
 from __future__ import annotations
