@@ -1,6 +1,10 @@
 // Torch's stable ABI, gathered in one place: tensors, threads and dtypes as the kernels use them.
 #pragma once
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -54,14 +58,18 @@ void parallel(int64_t items, const F& f) {
   if (failure) std::rethrow_exception(failure);
 }
 
-// Uninitialised memory on a cache line's boundary, freed at the end of the scope.
+// Uninitialised memory on a cache line's boundary, in huge pages from 4 MiB on, freed at the end of the scope.
 template <class T>
 class Scratch {
  public:
   explicit Scratch(int64_t count) {
     int64_t bytes = 64;
     if (count > 0 && __builtin_mul_overflow(count, int64_t(sizeof(T)), &bytes)) throw std::bad_alloc();
-    if (posix_memalign(&memory_, 64, bytes) != 0) throw std::bad_alloc();
+    const bool huge = bytes >= (int64_t(1) << 22);
+    if (posix_memalign(&memory_, huge ? size_t(1) << 21 : 64, bytes) != 0) throw std::bad_alloc();
+#if defined(__linux__)
+    if (huge) madvise(memory_, bytes, MADV_HUGEPAGE);  // a fault per 2 MiB instead of one per 4 kB
+#endif
   }
   ~Scratch() { std::free(memory_); }
   Scratch(Scratch&& other) noexcept : memory_(other.memory_) { other.memory_ = nullptr; }
