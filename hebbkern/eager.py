@@ -160,8 +160,10 @@ def apply_(weight, sum, decay, denominator, lr, normalise, rate_power, frozen):
     step = rate * delta
     moved = W + step
     if normalise in ("row_max", "row_l2"):
-        size = moved.norm(dim=1, keepdim=True, p=2 if normalise == "row_l2" else torch.inf)
-        moved = torch.where(size == 0, moved, moved / size)
+        largest = moved.abs().amax(1, keepdim=True)
+        share = moved / largest.masked_fill(largest == 0, 1)  # so that no square overflows and no divisor is denormal
+        length = share.norm(dim=1, keepdim=True) if normalise == "row_l2" else 1
+        moved = torch.where(largest == 0, moved, share / length)
     moves = (step != 0).any(dim=1, keepdim=True)
     result = torch.where(moves, moved.to(weight.dtype), weight.flatten(1)).reshape(weight.shape)
     if not result.isfinite().all():

@@ -24,7 +24,6 @@ template <class T>
 static bool compete_block(const Source<T>& source, const Panels<T>& panels, const T* offset, int64_t first,
                           int64_t count, int k, bool watch, T* best, int32_t* who) {
   const auto& kernel = kernels<T>();
-  bool sound = true;
   alignas(64) T scores[8 * 48];  // the largest tile
   std::fill(best, best + count * k, -std::numeric_limits<T>::infinity());
   std::fill(who, who + count * k, -1);
@@ -38,14 +37,17 @@ static bool compete_block(const Source<T>& source, const Panels<T>& panels, cons
         rows[r] = source.x + bases[std::min(i + r, count - 1)];
       kernel.tile(rows, source.offset.data(), panels.inputs, panels[panel], panels.width, vectors, scores, kernel.width,
                   false);
-      for (int64_t r = 0; watch && r < kernel.rows; ++r)
-        sound &= finite(scores + r * kernel.width, panels.valid(panel));
+      const T* wsum = offset ? &panels.wsum[panel * panels.width] : nullptr;
+      for (int64_t r = 0; watch && r < kernel.rows && i + r < count; ++r)
+        for (int j = 0; j < panels.valid(panel); ++j)
+          if (!std::isfinite(scores[r * kernel.width + j] - (wsum ? offset[first + i + r] * wsum[j] : T(0))))
+            return false;
       kernel.rank(scores, int(std::min<int64_t>(kernel.rows, count - i)), vectors, panels.valid(panel),
-                  offset ? offset + first + i : nullptr, offset ? &panels.wsum[panel * panels.width] : nullptr,
-                  &panels.names[panel * panels.width], k, best + i * k, who + i * k);
+                  offset ? offset + first + i : nullptr, wsum, &panels.names[panel * panels.width], k, best + i * k,
+                  who + i * k);
     }
   }
-  return sound;
+  return true;
 }
 
 // Responses from the best dot products; false if one overflowed.
