@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "panels.h"
+#include "compete.h"
 
 namespace hebbkern {
 
@@ -73,14 +73,16 @@ static bool finish(const Panels<T>& panels, int64_t count, int k, const T* scale
 }
 
 template <class T>
-static void compete_typed(const Tensor& x, const Tensor& weight, const Geometry& g, int k, const Prepare& prepare,
-                          Patches patches, const OptionalTensor& mask, T* best, int32_t* who) {
-  const Source<T> source("compete", x, g);
-  const Panels<T> panels("compete", source, weight, chosen_neurons(mask, g.neurons), prepare);
+void find_winners(const char* op, const Source<T>& source, const Tensor& weight, const Contest& contest, T* best,
+                  int32_t* who) {
+  const Geometry& g = source.g;
+  const Prepare& prepare = contest.prepare;
+  const bool raw = contest.patches == Patches::raw;
+  const Panels<T> panels(op, source, weight, chosen_neurons(contest.mask, g.neurons), prepare);
   const int64_t count = g.patches();
   std::optional<Moments<T>> moments;
   Scratch<T> scale(prepare.cosine ? count : 0);
-  if (patches != Patches::raw || prepare.cosine) moments.emplace("compete", source, patches, prepare.cosine);
+  if (!raw || prepare.cosine) moments.emplace(op, source, contest.patches, prepare.cosine);
   const T* scaled = moments ? moments->scale.get() : nullptr;
   if (prepare.cosine) {
     for (int64_t p = 0; p < count; ++p) {
@@ -89,7 +91,8 @@ static void compete_typed(const Tensor& x, const Tensor& weight, const Geometry&
     }
     scaled = scale.get();
   }
-  const T* offset = patches == Patches::raw ? nullptr : moments->offset.get();
+  const T* offset = raw ? nullptr : moments->offset.get();
+  const int k = contest.k;
   const int64_t block = block_of(count, panels.inputs * sizeof(T), kernels<T>().rows);
   const bool watch = panels.may_overflow(source);
   std::atomic<bool> flaw{false};
@@ -99,8 +102,11 @@ static void compete_typed(const Tensor& x, const Tensor& weight, const Geometry&
         !finish(panels, size, k, scaled ? scaled + first : nullptr, best + first * k, who + first * k))
       flaw = true;
   });
-  if (flaw) fail_overflow("compete", finite_responses, sizeof(T) == 8);
+  if (flaw) fail_overflow(op, finite_responses, sizeof(T) == 8);
 }
+
+template void find_winners(const char*, const Source<float>&, const Tensor&, const Contest&, float*, int32_t*);
+template void find_winners(const char*, const Source<double>&, const Tensor&, const Contest&, double*, int32_t*);
 
 static std::tuple<Tensor, Tensor> compete(Tensor x, Tensor weight, int64_t k, double p, bool cosine,
                                           std::string patches, Ints stride, Ints padding, Ints dilation,
@@ -116,11 +122,12 @@ static std::tuple<Tensor, Tensor> compete(Tensor x, Tensor weight, int64_t k, do
   const ScalarType result = result_dtype(x.scalar_type());
   Tensor winners = empty({g.patches(), k}, ScalarType::Int), responses = empty({g.patches(), k}, result);
   int32_t* who = static_cast<int32_t*>(winners.mutable_data_ptr());
-  const Prepare prepare{p, cosine, kind != Patches::raw};
-  if (result == ScalarType::Double)
-    compete_typed(x, weight, g, int(k), prepare, kind, mask, static_cast<double*>(responses.mutable_data_ptr()), who);
-  else
-    compete_typed(x, weight, g, int(k), prepare, kind, mask, static_cast<float*>(responses.mutable_data_ptr()), who);
+  const Contest contest{int(k), {p, cosine, kind != Patches::raw}, kind, mask};
+  with_dtype(result, [&](auto, auto tag) {
+    using T = decltype(tag);
+    const Source<T> source(op, x, g);
+    find_winners(op, source, weight, contest, static_cast<T*>(responses.mutable_data_ptr()), who);
+  });
   return {winners, responses};
 }
 
