@@ -1,8 +1,10 @@
-// Chooses the widest instruction set this processor has; HEBBKERN_CPU=baseline|avx2|avx512 asks for a narrower one.
+// Chooses the widest instruction set this processor has; HEBBKERN_CPU=baseline|avx2|avx512|amx asks for no
+// more than that.
 #include <cstdlib>
 #include <cstring>
 
 #include "kernels.h"
+#include "matrix.h"
 
 namespace hebbkern {
 
@@ -17,18 +19,20 @@ HEBBKERN_DECLARE(avx2)
 HEBBKERN_DECLARE(avx512)
 #endif
 #undef HEBBKERN_DECLARE
+const MatrixUnit* amx_unit();
 
-// 0 baseline, 1 AVX2, 2 AVX-512.
+// 0 baseline, 1 AVX2, 2 AVX-512, 3 AVX-512 and AMX.
 static int widest() {
 #if defined(__x86_64__)
   int has = 0;
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) has = 1;
   if (has && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-    has = 2;
+    has = amx_unit() ? 3 : 2;
   if (const char* asked = std::getenv("HEBBKERN_CPU")) {
-    const int limit = std::strcmp(asked, "baseline") == 0 ? 0 : std::strcmp(asked, "avx2") == 0 ? 1 : 2;
-    has = has < limit ? has : limit;
+    const char* const names[] = {"baseline", "avx2", "avx512"};
+    for (int limit = 0; limit < 3; ++limit)
+      if (std::strcmp(asked, names[limit]) == 0) has = has < limit ? has : limit;
   }
   return has;
 #else
@@ -44,7 +48,7 @@ static int chosen() {
 template <>
 const Kernels<float>& kernels<float>() {
 #if defined(__x86_64__)
-  return chosen() == 2 ? *avx512::floats() : chosen() == 1 ? *avx2::floats() : *baseline::floats();
+  return chosen() >= 2 ? *avx512::floats() : chosen() == 1 ? *avx2::floats() : *baseline::floats();
 #else
   return *baseline::floats();
 #endif
@@ -53,10 +57,12 @@ const Kernels<float>& kernels<float>() {
 template <>
 const Kernels<double>& kernels<double>() {
 #if defined(__x86_64__)
-  return chosen() == 2 ? *avx512::doubles() : chosen() == 1 ? *avx2::doubles() : *baseline::doubles();
+  return chosen() >= 2 ? *avx512::doubles() : chosen() == 1 ? *avx2::doubles() : *baseline::doubles();
 #else
   return *baseline::doubles();
 #endif
 }
+
+const MatrixUnit* matrix_unit() { return chosen() == 3 ? amx_unit() : nullptr; }
 
 }  // namespace hebbkern

@@ -42,6 +42,27 @@ static inline T powered(T w, double p) {
   return std::copysign(T(std::pow(size, T(p - 1))), w);
 }
 
+template <class S, class T>
+bool prepare_row(const S* row, const std::vector<int64_t>& entry, const Prepare& prepare, T* out, T* sum) {
+  const int64_t inputs = entry.size();
+  double squares = 0, total = 0, scale = 1;
+  for (int64_t n = 0; n < inputs; ++n) out[n] = T(row[entry[n]]);
+  if (!finite(out, inputs)) return false;
+  for (int64_t n = 0; prepare.cosine && n < inputs; ++n) squares += double(out[n]) * out[n];
+  for (int64_t n = 0; prepare.p != 2 && n < inputs; ++n) out[n] = powered(out[n], prepare.p);
+  for (int64_t n = 0; prepare.sums && n < inputs; ++n) total += out[n];
+  if (prepare.cosine) {
+    scale = squares > 0 ? 1 / std::sqrt(squares) : 0;
+    for (int64_t n = 0; n < inputs; ++n) out[n] = T(out[n] * scale);
+  }
+  *sum = T(total * scale);
+  return finite(out, inputs);
+}
+template bool prepare_row(const float*, const std::vector<int64_t>&, const Prepare&, float*, float*);
+template bool prepare_row(const BFloat16*, const std::vector<int64_t>&, const Prepare&, float*, float*);
+template bool prepare_row(const Half*, const std::vector<int64_t>&, const Prepare&, float*, float*);
+template bool prepare_row(const double*, const std::vector<int64_t>&, const Prepare&, float*, float*);
+
 static bool in_order(const std::vector<int64_t>& entry) {
   for (size_t n = 0; n < entry.size(); ++n)
     if (entry[n] != int64_t(n)) return false;

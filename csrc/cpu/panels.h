@@ -68,6 +68,11 @@ class Panels {
 // Neurons whose mask entry is true, or all of them.
 std::vector<int32_t> chosen_neurons(const OptionalTensor& mask, int64_t neurons);
 
+// One row of weight as a column of a panel holds it, bit for bit, and the sum of its entries. False if the row, or what
+// became of it, is not finite.
+template <class S, class T>
+bool prepare_row(const S* row, const std::vector<int64_t>& entry, const Prepare& prepare, T* out, T* sum);
+
 // Entry n of a row of weight, in the source's input order, relative to the row's first.
 template <class T>
 std::vector<int64_t> weight_entries(const Source<T>& source, const Tensor& weight);

@@ -1,0 +1,54 @@
+// The inner loops of certified winners on a processor's matrix unit (isa_amx.cpp). screen.h says how they go together.
+#pragma once
+
+#include <cstdint>
+
+namespace hebbkern {
+
+// Neighbouring inputs of a patch: `length` entries, the first at `offset` from the patch's base.
+struct Stretch {
+  int64_t offset, length;
+};
+
+// 16 patches on their way through the neurons.
+struct Race {
+  static constexpr int patches = 16, most = 8;  // most: the largest k
+  alignas(64) float top[most][patches];         // the k highest lower bounds so far, falling
+  alignas(64) float size[patches];              // a response is off by less than size * error[neuron]
+  int32_t count[patches];                       // candidates listed; capacity + 1: they did not fit
+};
+
+struct MatrixUnit {
+  const char* name;
+
+  // out[0 .. padded) = bf16(x - shift) of the stretches in turn, zeros behind them; out has room for padded + 16.
+  // squares: the sums of (x - shift)^2 and of (x - shift - bf16)^2. False if every x is zero.
+  bool (*pack)(const float* x, const Stretch* stretches, int64_t count, float shift, int64_t padded, uint16_t* out,
+               float* squares);
+
+  // rows [16][step of steps][32] of bf16 become tiles [steps][16 pairs of inputs][16 patches][2].
+  void (*interleave)(const uint16_t* rows, int64_t padded, uint16_t* tiles);
+
+  // out[b][16 * a + neuron][patch] = the products of neuron tiles [groups][steps][16][32] with patch tiles
+  // [pair <= 2][steps][16][16][2], in float32.
+  void (*products)(const uint16_t* neurons, int64_t groups, const uint16_t* patches, int pair, int64_t steps,
+                   float* out);
+
+  // One chunk of responses [neurons][16]: raises race.top, then lists who can still be among the k best, with the upper
+  // bound of his response, in [16][capacity]. slack: what every bound has to be wider.
+  void (*scan)(const float* responses, int neurons, const float* error, float slack, int k, int32_t first, int capacity,
+               Race* race, int32_t* who, float* upper);
+
+  // out[4 q + j] = the response of w[4 q + j] to x[q], added up in the order of the float32 register tile, less
+  // offset[q] * wsum[4 q + j] where wsum is given.
+  void (*rescore)(const float* const* x, const float* const* w, const Stretch* stretches, int64_t count,
+                  const float* offset, const float* wsum, float* out);
+};
+
+// What the bound of `top` leaves possible: upper bounds below it are beaten by k others.
+inline float threshold(float top, float slack) { return top - (top < 0 ? -top : top) * 0x1p-22f - slack; }
+
+// Null where the processor has none, or the system does not let this process use it.
+const MatrixUnit* matrix_unit();
+
+}  // namespace hebbkern

@@ -1,0 +1,286 @@
+// Rounding, sweeping, deciding: see screen.h for why the winners are right.
+#include "screen.h"
+
+#include <cmath>
+#include <cstring>
+
+namespace hebbkern {
+
+constexpr int64_t tile = 512;       // bf16 entries of a tile
+constexpr int64_t chunk = 8;        // groups of neurons whose responses to 32 patches are in L1 (16 kB) when scanned
+constexpr int capacity = 64;        // candidates listed per patch on the way
+constexpr double largest = 0x1p48;  // |x| and |w| beyond are not screened
+constexpr int64_t most_inputs = 1 << 19;
+
+// sqrt of a sum of n squares, each rounded to float32, rounded up.
+static double length_of(double squares, int64_t n) {
+  return std::sqrt(squares * (1 + double(n + 64) * 0x1p-23) + double(n) * 0x1p-125) * (1 + 0x1p-20);
+}
+
+struct Screen::Block {
+  Block(const Screen& s, int64_t from, int64_t patches)
+      : first(from),
+        count(patches),
+        groups((patches + 15) / 16),
+        tiles(groups * s.steps_ * tile),
+        responses(2 * chunk * 256),
+        error(s.groups_ * 16),
+        who(groups * 16 * capacity),
+        upper(groups * 16 * capacity),
+        races(groups) {
+    s.source_.bases(first, count, bases);
+  }
+  const int64_t first, count, groups;  // groups of 16 patches
+  int64_t bases[block];
+  bool zero[block];  // patches of which every response is 0
+  Scratch<uint16_t> tiles;
+  Scratch<float> responses, error;  // error: of each neuron, per size of a patch
+  Scratch<int32_t> who;
+  Scratch<float> upper;
+  Scratch<Race> races;
+};
+
+Screen::Screen(const MatrixUnit& unit, const Source<float>& source, const Tensor& weight,
+               const std::vector<int32_t>& names, const Prepare& prepare)
+    : unit_(unit),
+      source_(source),
+      names_(names),
+      inputs_(source.g.inputs()),
+      steps_((inputs_ + 31) / 32),
+      padded_(steps_ * 32),
+      groups_((int64_t(names.size()) + 15) / 16),
+      grain_(double(inputs_ + 64) * 0x1p-23),
+      tiles_(groups_ * steps_ * tile),
+      whole_(groups_ * 16),
+      rest_(groups_ * 16),
+      wsum_(prepare.sums ? groups_ * 16 : 0) {
+  usable_ = inputs_ <= most_inputs && double(source.bound) * std::sqrt(double(inputs_)) <= largest;
+  if (!usable_) return;
+  for (const auto& run : source.runs) stretches_.push_back({source.offset[run.first], run.length});
+  prepare_rows(weight, prepare);
+  constexpr int64_t share = 4;  // groups of neurons to a hand-out
+  parallel((groups_ + share - 1) / share, [&](int64_t part) {
+    Scratch<uint16_t> rows(padded_ + 16);
+    for (int64_t g = part * share; g < std::min(groups_, (part + 1) * share); ++g) pack_neurons(g, rows.get());
+  });
+  float longest = 0;
+  for (size_t j = 0; j < names.size(); ++j) {
+    if (!(whole_[j] <= float(largest))) usable_ = false;
+    longest = std::max(longest, whole_[j]);
+  }
+  slack_ = float(4 * double(inputs_) * 0x1p-125 * (1 + double(source.bound)) * (1 + double(longest)));
+}
+
+// Where the float32 rows lie; a copy, where they are not what the register tile would multiply by.
+void Screen::prepare_rows(const Tensor& weight, const Prepare& prepare) {
+  const std::vector<int64_t> entry = weight_entries(source_, weight);
+  bool in_order = true;
+  for (int64_t n = 0; n < inputs_; ++n) in_order &= entry[n] == n;
+  const int64_t step = weight.stride(0), count = names_.size();
+  const bool plain = prepare.p == 2 && !prepare.cosine;
+  with_dtype(weight.scalar_type(), [&](auto stored, auto) {
+    using S = decltype(stored);
+    const S* data = static_cast<const S*>(weight.const_data_ptr());
+    by_name_ = std::is_same_v<S, float> && in_order && plain;
+    row_step_ = by_name_ ? step : inputs_;
+    if (!by_name_) copied_.emplace(count * inputs_);
+    rows_ = by_name_ ? static_cast<const float*>(weight.const_data_ptr()) : copied_->get();
+    if (!by_name_ || prepare.sums) {
+      constexpr int64_t share = 16;  // rows to a hand-out
+      parallel((count + share - 1) / share, [&](int64_t part) {
+        Scratch<float> row(by_name_ ? inputs_ : 0);
+        for (int64_t j = part * share; j < std::min(count, (part + 1) * share); ++j) {
+          float sum;
+          if (!prepare_row(data + names_[j] * step, entry, prepare, by_name_ ? row.get() : copied_->get() + j * inputs_,
+                           &sum))
+            usable_ = false;
+          if (prepare.sums) wsum_[j] = sum;
+        }
+      });
+    }
+    if (count == weight.size(0)) return;
+    for (int64_t j = 0; j < weight.size(0); ++j)  // the rows left out must be finite too
+      for (int64_t at : entry)
+        if (!std::isfinite(float(data[j * step + at]))) usable_ = false;
+  });
+}
+
+void Screen::pack_neurons(int64_t group, uint16_t* rows) {
+  const Stretch all{0, inputs_};
+  uint16_t* to = tiles_.get() + group * steps_ * tile;
+  for (int64_t r = 0; r < 16; ++r) {
+    const int64_t j = group * 16 + r;
+    if (j >= int64_t(names_.size())) {
+      for (int64_t s = 0; s < steps_; ++s) std::memset(to + s * tile + r * 32, 0, 64);
+      continue;
+    }
+    float squares[2];
+    unit_.pack(row(j), &all, 1, 0, padded_, rows, squares);
+    for (int64_t s = 0; s < steps_; ++s) std::memcpy(to + s * tile + r * 32, rows + s * 32, 64);
+    const double rest = length_of(squares[1], inputs_);
+    rest_[j] = float(rest * (1 + 0x1p-20));
+    whole_[j] = float((length_of(squares[0], inputs_) + rest) * (1 + 0x1p-20));
+  }
+}
+
+// Tiles and sizes of a block's patches, and from them every neuron's error.
+void Screen::pack_patches(Block& b, const float* offset, const float* scale) const {
+  Scratch<uint16_t> rows(16 * padded_ + 16);
+  double a[block], size[block], as = 0, sizes = 0;
+  for (int64_t g = 0; g < b.groups; ++g) {
+    for (int64_t r = 0; r < 16; ++r) {
+      const int64_t i = g * 16 + r, at = std::min(i, b.count - 1);  // past the last patch it is repeated
+      const float shift = offset ? offset[b.first + at] : 0.0f;
+      float squares[2];
+      const bool any = unit_.pack(source_.x + b.bases[at], stretches_.data(), stretches_.size(), shift, padded_,
+                                  rows.get() + r * padded_, squares);
+      b.zero[i] = i >= b.count || (!any && shift == 0) || (scale && scale[b.first + i] == 0);
+      const double rest = length_of(squares[1], inputs_);
+      size[i] = length_of(squares[0], inputs_);
+      a[i] =
+          rest + grain_ * (2 * size[i] + rest + std::abs(double(shift)) * std::sqrt(double(inputs_)) * (1 + 0x1p-20));
+      if (b.zero[i]) continue;
+      as += a[i];
+      sizes += size[i];
+    }
+    unit_.interleave(rows.get(), padded_, b.tiles.get() + g * steps_ * tile);
+  }
+  const double r = sizes > 0 ? std::max(as / sizes, 0x1p-30) : 1;
+  const float ratio = float(r * (1 + 0x1p-20));
+  for (int64_t j = 0; j < int64_t(names_.size()); ++j) b.error[j] = (ratio * whole_[j] + rest_[j]) * float(1 + 0x1p-20);
+  for (int64_t g = 0; g < b.groups; ++g) {
+    Race& race = b.races[g];
+    std::fill(&race.top[0][0], &race.top[0][0] + Race::most * Race::patches, -std::numeric_limits<float>::infinity());
+    for (int64_t p = 0; p < 16; ++p) {
+      const int64_t i = g * 16 + p;
+      race.size[p] = float(std::max(size[i], a[i] / r) * (1 + 0x1p-20));
+      race.count[p] = b.zero[i] ? capacity + 1 : 0;  // nobody need be listed
+    }
+  }
+}
+
+// All neurons past all patches of the block, a chunk of neurons at a time.
+void Screen::sweep(Block& b, int k) const {
+  const int64_t neurons = names_.size();
+  for (int64_t from = 0; from < groups_; from += chunk) {
+    const int64_t groups = std::min(chunk, groups_ - from);
+    const int count = int(std::min(groups * 16, neurons - from * 16));
+    for (int64_t g = 0; g < b.groups; g += 2) {
+      const int pair = int(std::min<int64_t>(2, b.groups - g));
+      unit_.products(tiles_.get() + from * steps_ * tile, groups, b.tiles.get() + g * steps_ * tile, pair, steps_,
+                     b.responses.get());
+      for (int p = 0; p < pair; ++p)
+        unit_.scan(b.responses.get() + p * groups * 256, count, b.error.get() + from * 16, slack_, k,
+                   int32_t(from * 16), capacity, &b.races[g + p], b.who.get() + (g + p) * 16 * capacity,
+                   b.upper.get() + (g + p) * 16 * capacity);
+    }
+  }
+}
+
+// Puts (score, neuron) behind every better or equal one.
+static void insert(float score, int32_t neuron, int k, float* best, int32_t* who) {
+  if (!(score > best[k - 1])) return;
+  int at = k - 1;
+  for (; at > 0 && best[at - 1] < score; --at) {
+    best[at] = best[at - 1];
+    who[at] = who[at - 1];
+  }
+  best[at] = score;
+  who[at] = neuron;
+}
+
+// Candidates of one patch, up to four, and where they are listed.
+struct Quad {
+  int64_t patch, at;  // within the block, its lists
+  int size;
+};
+
+// The float32 responses of four quads (fewer at the end) go to their patches' k best.
+void Screen::rescore(const Block& b, const Quad* quads, int count, int k, const float* offset, float* best,
+                     int32_t* who) const {
+  const float *x[4], *w[16];
+  float offsets[4] = {}, wsums[16] = {}, scores[16];
+  for (int q = 0; q < 4; ++q) {
+    const Quad& quad = quads[std::min(q, count - 1)];
+    x[q] = source_.x + b.bases[quad.patch];
+    if (offset) offsets[q] = offset[b.first + quad.patch];
+    for (int c = 0; c < 4; ++c) {
+      const int32_t j = b.who[quad.at + std::min(c, quad.size - 1)];
+      w[4 * q + c] = row(j);
+      if (offset) wsums[4 * q + c] = wsum_[j];
+    }
+  }
+  unit_.rescore(x, w, stretches_.data(), stretches_.size(), offsets, offset ? wsums : nullptr, scores);
+  for (int q = 0; q < count; ++q)
+    for (int c = 0; c < quads[q].size; ++c)
+      insert(scores[4 * q + c], names_[b.who[quads[q].at + c]], k, best + quads[q].patch * k, who + quads[q].patch * k);
+}
+
+void Screen::decide(Block& b, int k, const float* offset, bool responses, float* best, int32_t* who,
+                    std::vector<int64_t>& left) const {
+  // Rescoring a neuron takes about eight times what the register tile takes for it.
+  const int many = std::min<int>(capacity, k + 2 + int(names_.size() / 8));
+  Quad quads[4];
+  int waiting = 0;
+  for (int64_t i = 0; i < b.count; ++i) {
+    const Race& race = b.races[i / 16];
+    const int64_t at = i * capacity;
+    const float least = threshold(race.top[k - 1][i % 16], slack_);
+    int count = 0;
+    if (b.zero[i]) {
+      for (int r = 0; r < k; ++r) {
+        best[i * k + r] = 0;
+        who[i * k + r] = names_[r];
+      }
+      continue;
+    }
+    if (race.count[i % 16] <= capacity)
+      for (int c = 0; c < race.count[i % 16]; ++c)
+        if (!(b.upper[at + c] < least)) b.who[at + count++] = b.who[at + c];
+    if (count == 0 || count > many) {
+      left.push_back(b.first + i);
+      continue;
+    }
+    if (count == 1 && !responses) {
+      best[i] = 0;
+      who[i] = names_[b.who[at]];
+      continue;
+    }
+    std::fill(best + i * k, best + (i + 1) * k, -std::numeric_limits<float>::infinity());
+    std::fill(who + i * k, who + (i + 1) * k, -1);
+    for (int c = 0; c < count; c += 4) {
+      quads[waiting++] = {i, at + c, std::min(4, count - c)};
+      if (waiting < 4) continue;
+      rescore(b, quads, waiting, k, offset, best, who);
+      waiting = 0;
+    }
+  }
+  if (waiting > 0) rescore(b, quads, waiting, k, offset, best, who);
+}
+
+void Screen::compete(int64_t first, int64_t count, int k, const float* offset, const float* scale, bool responses,
+                     float* best, int32_t* who, std::vector<int64_t>& left) const {
+  Block block(*this, first, count);
+  pack_patches(block, offset, scale);
+  sweep(block, k);
+  decide(block, k, offset, responses, best, who, left);
+}
+
+static std::atomic<Screening> screening{Screening::automatic};
+
+void set_screening(Screening mode) { screening = mode; }
+
+Screened& screened() {
+  static Screened counts;
+  return counts;
+}
+
+const MatrixUnit* worth_screening(const Geometry& g, int64_t contenders, int k) {
+  const Screening mode = screening;
+  const MatrixUnit* unit = mode == Screening::off ? nullptr : matrix_unit();
+  if (!unit || k > Race::most || contenders < 2 * k || g.patches() == 0) return nullptr;
+  if (mode == Screening::always) return unit;
+  return g.patches() >= 64 && contenders >= 64 && g.inputs() >= 64 ? unit : nullptr;
+}
+
+}  // namespace hebbkern

@@ -1,0 +1,100 @@
+// Certified winners: bf16 products on a matrix unit say who cannot win, float32 decides among the rest.
+//
+// Let F be the float32 response of neuron w to patch x (compete.cpp: the register tile adds x[n] w[n] one by one, then
+// subtracts offset * wsum from centred patches), and s the matrix unit's, of x~ = x - offset and w rounded to bf16: x^,
+// w^. bf16 keeps 8 bits, so an entry is off by up to 2^-8 of itself; what it is off by is measured, not assumed:
+//
+//     x~.w - x^.w^ = (x~ - x^).w^ + x~.(w - w^),  at most |x~ - x^| |w^| + |x~| |w - w^|      (Cauchy-Schwarz)
+//
+// |.| being Euclidean norms. A sum of N products, added up in whatever order with a relative error of u a step, is off
+// by at most N u sum |x[n] w[n]| <= N u |x| |w| to first order. With u = 2^-23, twice what rounding to nearest needs,
+// and N + 64 steps there is room for the second order (N u <= 1/16), for the roundings of offset, wsum, x - offset
+// and offset * wsum (|offset| sqrt(N) <= |x|, |wsum| <= sqrt(N) |w|), of these bounds and of the comparisons:
+//
+//     |F - s| <= |x~ - x^| |w^| + |x~| |w - w^| + g (|x~| + |x~ - x^| + |x|) max(|w|, |w^|) + tau,   g = (N + 64)
+//     2^-23.
+//
+// tau = 2 N 2^-125 (1 + max|x|) (1 + max|w|) covers what underflows or is flushed to zero, as AMX does. Where max|x| or
+// max|w| exceeds 2^48 nobody is screened, so nothing overflows. Hence, with |F - s| <= e + tau for all neurons: k of
+// them have F >= L - tau, L the k-th highest s - e, and whoever is among the k best has s + e >= L - 2 tau. Those are
+// the candidates. rescore() computes their F bit for bit, and the k best of them, ties to the lower index, are the
+// winners.
+//
+// To cost one multiply-add a response, e = size * error: with a = |x~ - x^| + g (..), b = |x~| and any r > 0,
+// a |w| + b |w - w^| <= max(b, a / r) (r |w| + |w - w^|). r = sum a / sum b over a block of patches loses next to
+// nothing.
+#pragma once
+
+#include "matrix.h"
+#include "panels.h"
+
+namespace hebbkern {
+
+struct Quad;
+
+class Screen {
+ public:
+  // Weights rounded to bf16 and measured. `source` and `names` must outlive it.
+  Screen(const MatrixUnit& unit, const Source<float>& source, const Tensor& weight, const std::vector<int32_t>& names,
+         const Prepare& prepare);
+
+  bool usable() const { return usable_; }  // false: entries that are not finite, or too large to be certain of
+
+  // Patches of a block: their bf16 tiles and one sweep's share of the neurons stay in L2.
+  static constexpr int64_t block = 256;
+
+  // The k winners of patches [first, first + count), count <= block, as F and neuron, [count][k] each, except for those
+  // whose candidates are too many: they are appended to `left`. offset, scale: of centred and standardised patches, or
+  // null. Without `responses` best holds nothing of use.
+  void compete(int64_t first, int64_t count, int k, const float* offset, const float* scale, bool responses,
+               float* best, int32_t* who, std::vector<int64_t>& left) const;
+
+ private:
+  struct Block;
+  void prepare_rows(const Tensor& weight, const Prepare& prepare);
+  void pack_neurons(int64_t group, uint16_t* rows);
+  void pack_patches(Block& block, const float* offset, const float* scale) const;
+  void sweep(Block& block, int k) const;
+  void decide(Block& block, int k, const float* offset, bool responses, float* best, int32_t* who,
+              std::vector<int64_t>& left) const;
+  void rescore(const Block& block, const Quad* quads, int count, int k, const float* offset, float* best,
+               int32_t* who) const;
+
+  const MatrixUnit& unit_;
+  const Source<float>& source_;
+  const std::vector<int32_t>& names_;
+  const int64_t inputs_, steps_, padded_;  // padded_: inputs to a whole number of tiles, steps_ of 32
+  const int64_t groups_;                   // of 16 neurons
+  const double grain_;                     // g
+  std::vector<Stretch> stretches_;
+  const float* rows_ = nullptr;  // neuron j of `names` at rows_ + place(j)
+  int64_t row_step_ = 0;
+  bool by_name_ = true;  // rows_ holds all neurons of the layer, not only those of `names`
+  std::optional<Scratch<float>> copied_;
+  Scratch<uint16_t> tiles_;      // [groups][steps][16][32]
+  Scratch<float> whole_, rest_;  // [neurons] max(|w|, |w^|), |w - w^|
+  Scratch<float> wsum_;          // [neurons], of centred patches
+  float slack_ = 0;              // 2 tau
+  std::atomic<bool> usable_{true};
+
+  const float* row(int64_t j) const { return rows_ + (by_name_ ? names_[j] : j) * row_step_; }
+};
+
+// Whether float32 competitions are screened: never; where it is faster; wherever it can be.
+enum class Screening { off, automatic, always };
+void set_screening(Screening mode);
+
+// The unit to screen a competition on, or null.
+const MatrixUnit* worth_screening(const Geometry& g, int64_t contenders, int k);
+
+// For tests and reports: patches that went through a screen since the process began, and those it left undecided.
+struct Screened {
+  std::atomic<int64_t> patches{0}, left{0};
+};
+Screened& screened();
+inline void count_screened(int64_t patches, int64_t left) {
+  screened().patches += patches;
+  screened().left += left;
+}
+
+}  // namespace hebbkern
