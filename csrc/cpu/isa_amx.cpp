@@ -15,49 +15,18 @@
 #include <unistd.h>
 
 #if defined(__clang__)
-#pragma clang attribute push(                                                                       \
-    __attribute__((target("amx-tile,amx-bf16,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma"))), \
+#pragma clang attribute push(                                                                                   \
+    __attribute__((target("amx-tile,amx-bf16,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi2,fma"))), \
     apply_to = function)
 #else
-#pragma GCC target("amx-tile,amx-bf16,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma,prefer-vector-width=512")
+#pragma GCC target( \
+    "amx-tile,amx-bf16,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi2,fma,prefer-vector-width=512")
 #endif
 
 namespace hebbkern {
 namespace amx {
 
 constexpr int64_t tile = 512;  // bf16 entries of a tile
-
-static inline float sum(__m512 v) { return _mm512_reduce_add_ps(v); }
-
-static bool pack(const float* x, const Stretch* stretches, int64_t count, float shift, int64_t padded, uint16_t* out,
-                 float* squares) {
-  const __m512 shifts = _mm512_set1_ps(shift);
-  __m512 all = _mm512_setzero_ps(), rest = all;
-  __mmask16 any = 0;
-  uint16_t* to = out;
-  for (int64_t s = 0; s < count; ++s) {
-    const float* from = x + stretches[s].offset;
-    const int64_t length = stretches[s].length;
-    for (int64_t n = 0; n < length; n += 16) {
-      const __mmask16 in = length - n >= 16 ? 0xffff : __mmask16((1 << (length - n)) - 1);
-      const __m512 entry = _mm512_maskz_loadu_ps(in, from + n);
-      any |= _mm512_test_epi32_mask(_mm512_castps_si512(entry), _mm512_set1_epi32(0x7fffffff));
-      const __m512 v = _mm512_maskz_sub_ps(in, entry, shifts);
-      const __m256bh rounded = _mm512_cvtneps_pbh(v);
-      const __m256i bits = (__m256i)rounded;
-      const __m512 back = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
-      const __m512 off = _mm512_sub_ps(v, back);
-      all = _mm512_fmadd_ps(v, v, all);
-      rest = _mm512_fmadd_ps(off, off, rest);
-      _mm256_storeu_si256((__m256i*)(to + n), bits);  // past a short stretch the next one writes
-    }
-    to += length;
-  }
-  for (; to < out + padded; ++to) *to = 0;
-  squares[0] = sum(all);
-  squares[1] = sum(rest);
-  return any != 0;
-}
 
 // Rows H apart exchange the blocks off their diagonal, H wide: four such stages transpose 16 x 16.
 template <int H>
@@ -81,41 +50,100 @@ static inline __attribute__((always_inline)) void exchange(__m512i* v) {
     }
 }
 
+static inline __attribute__((always_inline)) void transpose(__m512i* v) {
+  exchange<8>(v);
+  exchange<4>(v);
+  exchange<2>(v);
+  exchange<1>(v);
+}
+
+// sqrt of 16 sums of squares, rounded up: see Grain.
+static inline __attribute__((always_inline)) __m512 length_of(__m512 squares, const Grain& grain) {
+  const __m512 wider = _mm512_fmadd_ps(squares, _mm512_set1_ps(grain.wider), _mm512_set1_ps(grain.least));
+  return _mm512_mul_ps(_mm512_sqrt_ps(wider), _mm512_set1_ps(1 + 0x1p-20f));
+}
+
+// Lane r: the sum of the entries of v[r].
+static inline __attribute__((always_inline)) __m512 sums(__m512* v) {
+  transpose((__m512i*)v);
+#pragma GCC unroll 4
+  for (int h = 8; h > 0; h /= 2)
+#pragma GCC unroll 8
+    for (int r = 0; r < h; ++r) v[r] = _mm512_add_ps(v[r], v[r + h]);
+  return v[0];
+}
+
+static unsigned pack(const float* x, const int64_t* bases, const Piece* pieces, int64_t count, const float* shifts,
+                     const Grain& grain, int64_t padded, uint16_t* rows, float* size, float* rest) {
+  const Piece& last = pieces[count - 1];
+  const int64_t inputs = last.first + __builtin_popcount(last.lanes);
+  __m512 squares[16], rests[16];
+  unsigned zero = 0;
+  for (int r = 0; r < 16; ++r, rows += padded) {
+    const float* from = x + bases[r];
+    const __m512 shift = _mm512_set1_ps(shifts[r]);
+    __m512 all = _mm512_setzero_ps(), lost = all;
+    __m512i any = _mm512_setzero_si512();
+    for (int64_t s = 0; s < count; ++s) {
+      const Piece& piece = pieces[s];
+      const __m512 entry = _mm512_maskz_loadu_ps(piece.lanes, from + piece.offset);
+      any = _mm512_or_si512(any, _mm512_castps_si512(entry));
+      const __m512 v = _mm512_maskz_sub_ps(piece.lanes, entry, shift);
+      const __m256i bits = (__m256i)_mm512_cvtneps_pbh(v);
+      const __m512 back = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+      const __m512 off = _mm512_sub_ps(v, back);
+      all = _mm512_fmadd_ps(v, v, all);
+      lost = _mm512_fmadd_ps(off, off, lost);
+      _mm256_storeu_si256((__m256i*)(rows + piece.first), bits);  // what it writes too much the next piece overwrites
+    }
+    for (int64_t n = inputs; n < padded; ++n) rows[n] = 0;
+    squares[r] = all;
+    rests[r] = lost;
+    zero |= unsigned(shifts[r] == 0 && !_mm512_test_epi32_mask(any, _mm512_set1_epi32(0x7fffffff))) << r;
+  }
+  _mm512_storeu_ps(size, length_of(sums(squares), grain));
+  _mm512_storeu_ps(rest, length_of(sums(rests), grain));
+  return zero;
+}
+
 static void interleave(const uint16_t* rows, int64_t padded, uint16_t* tiles) {
   for (int64_t n = 0; n < padded; n += 32, tiles += tile) {
     __m512i v[16];
 #pragma GCC unroll 16
     for (int r = 0; r < 16; ++r) v[r] = _mm512_loadu_si512(rows + r * padded + n);
-    exchange<8>(v);
-    exchange<4>(v);
-    exchange<2>(v);
-    exchange<1>(v);
+    transpose(v);
 #pragma GCC unroll 16
     for (int r = 0; r < 16; ++r) _mm512_store_si512(tiles + r * 32, v[r]);
   }
 }
 
-// A x B accumulators: tiles 0 to 3, neurons in 4 and 5, patches in 6 and 7. `back`: from the last step to the first.
+// A x B accumulators: tiles 0 to 3, neurons in 4 and 5, patches in 6 and 7. `add`: to what `out` holds. `stride`: from
+// one group's tiles to the next one's.
 template <int A, int B>
-static inline __attribute__((always_inline)) void block(const uint16_t* neurons, const uint16_t* patches, int64_t steps,
-                                                        bool back, float* out, int64_t rows) {
-  _tile_zero(0);
-  if (B == 2) _tile_zero(1);
-  if (A == 2) _tile_zero(2);
-  if (A == 2 && B == 2) _tile_zero(3);
-  const int64_t next = steps * tile, step = back ? -tile : tile, at = back ? (steps - 1) * tile : 0;
-  neurons += at;
-  patches += at;
-  for (int64_t s = 0; s < steps; ++s, neurons += step, patches += step) {
+static inline __attribute__((always_inline)) void block(const uint16_t* neurons, const uint16_t* patches,
+                                                        int64_t stride, int64_t steps, bool add, float* out,
+                                                        int64_t rows) {
+  if (add) {
+    _tile_loadd(0, out, 64);
+    if (B == 2) _tile_loadd(1, out + rows * 16, 64);
+    if (A == 2) _tile_loadd(2, out + 256, 64);
+    if (A == 2 && B == 2) _tile_loadd(3, out + rows * 16 + 256, 64);
+  } else {
+    _tile_zero(0);
+    if (B == 2) _tile_zero(1);
+    if (A == 2) _tile_zero(2);
+    if (A == 2 && B == 2) _tile_zero(3);
+  }
+  for (int64_t s = 0; s < steps; ++s, neurons += tile, patches += tile) {
     _tile_loadd(4, neurons, 64);
     _tile_loadd(6, patches, 64);
     _tile_dpbf16ps(0, 4, 6);
     if (B == 2) {
-      _tile_loadd(7, patches + next, 64);
+      _tile_loadd(7, patches + stride, 64);
       _tile_dpbf16ps(1, 4, 7);
     }
     if (A == 2) {
-      _tile_loadd(5, neurons + next, 64);
+      _tile_loadd(5, neurons + stride, 64);
       _tile_dpbf16ps(2, 5, 6);
     }
     if (A == 2 && B == 2) _tile_dpbf16ps(3, 5, 7);
@@ -126,52 +154,74 @@ static inline __attribute__((always_inline)) void block(const uint16_t* neurons,
   if (A == 2 && B == 2) _tile_stored(3, out + rows * 16 + 256, 64);
 }
 
-static void products(const uint16_t* neurons, int64_t groups, const uint16_t* patches, int pair, int64_t steps,
-                     float* out) {
+static void begin() {
   alignas(64) static const struct Shape {
     uint8_t palette = 1, start = 0, reserved[14] = {};
     uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
     uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
   } shape;
   _tile_loadconfig(&shape);
+}
+
+static void end() { _tile_release(); }
+
+static void products(const uint16_t* neurons, int64_t groups, const uint16_t* patches, int pair, int64_t steps,
+                     float* out) {
+  // Steps at a time: both groups' patches (16 kB) stay in L1 while the neurons come from L2.
+  constexpr int64_t most = 8;
+  const int64_t parts = (steps + most - 1) / most, part = (steps + parts - 1) / parts, stride = steps * tile;
   __asm__ volatile("" ::: "memory");  // GCC's tile loads do not say that they read memory
-  for (int64_t g = 0; g < groups; g += 2) {
-    const uint16_t* at = neurons + g * steps * tile;
-    // To and fro: the patches that the last pair of groups ended with are still in L1.
-    const bool back = g & 2, two = g + 1 < groups;
-    float* to = out + g * 256;
-    if (two && pair == 2)
-      block<2, 2>(at, patches, steps, back, to, groups * 16);
-    else if (two)
-      block<2, 1>(at, patches, steps, back, to, groups * 16);
-    else if (pair == 2)
-      block<1, 2>(at, patches, steps, back, to, groups * 16);
-    else
-      block<1, 1>(at, patches, steps, back, to, groups * 16);
+  for (int64_t from = 0; from < steps; from += part) {
+    const int64_t now = steps - from < part ? steps - from : part;
+    for (int64_t g = 0; g < groups; g += 2) {
+      const uint16_t *a = neurons + g * stride + from * tile, *b = patches + from * tile;
+      float* to = out + g * 256;
+      if (g + 1 < groups && pair == 2)
+        block<2, 2>(a, b, stride, now, from > 0, to, groups * 16);
+      else if (g + 1 < groups)
+        block<2, 1>(a, b, stride, now, from > 0, to, groups * 16);
+      else if (pair == 2)
+        block<1, 2>(a, b, stride, now, from > 0, to, groups * 16);
+      else
+        block<1, 1>(a, b, stride, now, from > 0, to, groups * 16);
+    }
   }
-  _tile_release();
 }
 
 // Puts a row of lower bounds into each patch's k highest.
 template <int K>
-static inline __attribute__((always_inline)) void raise(__m512 lower, __m512* top, int k) {
-  for (int i = 0; i < (K ? K : k); ++i) {
+static inline __attribute__((always_inline)) void raise(__m512 lower, __m512* top) {
+#pragma GCC unroll 8
+  for (int i = 0; i < K; ++i) {
     const __m512 beaten = _mm512_min_ps(top[i], lower);
     top[i] = _mm512_max_ps(top[i], lower);
     lower = beaten;
   }
 }
 
-template <int K>
-static void raise_all(const float* responses, int neurons, const float* error, int k, Race* race) {
+// Chains of rows, C of them, hide the latency of a maximum (4 cycles).
+template <int K, int C>
+static void raise_all(const float* responses, int neurons, const float* error, Race* race) {
   const __m512 size = _mm512_load_ps(race->size);
-  __m512 top[Race::most];
-  for (int i = 0; i < k; ++i) top[i] = _mm512_load_ps(race->top[i]);
-  for (int j = 0; j < neurons; ++j) {
-    const __m512 lower = _mm512_fnmadd_ps(size, _mm512_set1_ps(error[j]), _mm512_load_ps(responses + j * 16));
-    if (K || _mm512_cmp_ps_mask(lower, top[k - 1], _CMP_GT_OQ)) raise<K>(lower, top, k);
-  }
-  for (int i = 0; i < k; ++i) _mm512_store_ps(race->top[i], top[i]);
+  __m512 top[C][K];
+#pragma GCC unroll 8
+  for (int c = 0; c < C; ++c)
+#pragma GCC unroll 8
+    for (int i = 0; i < K; ++i) top[c][i] = c == 0 ? _mm512_load_ps(race->top[i]) : _mm512_set1_ps(-__builtin_inff());
+  const auto lower = [&](int j) __attribute__((always_inline)) {
+    return _mm512_fnmadd_ps(size, _mm512_set1_ps(error[j]), _mm512_load_ps(responses + j * 16));
+  };
+  int j = 0;
+  for (; j + C <= neurons; j += C)
+#pragma GCC unroll 8
+    for (int c = 0; c < C; ++c) raise<K>(lower(j + c), top[c]);
+  for (; j < neurons; ++j) raise<K>(lower(j), top[0]);
+#pragma GCC unroll 8
+  for (int c = 1; c < C; ++c)
+#pragma GCC unroll 8
+    for (int i = 0; i < K; ++i) raise<K>(top[c][i], top[0]);
+#pragma GCC unroll 8
+  for (int i = 0; i < K; ++i) _mm512_store_ps(race->top[i], top[0][i]);
 }
 
 // Makes room in a full list: those whom the bound has since overtaken go. True if there is room now.
@@ -187,33 +237,46 @@ static __attribute__((noinline)) bool thin(int32_t* count, float least, int32_t*
   return room;
 }
 
-static void scan(const float* responses, int neurons, const float* error, float slack, int k, int32_t first,
-                 int capacity, Race* race, int32_t* who, float* upper) {
-  if (k == 1)
-    raise_all<1>(responses, neurons, error, k, race);
-  else if (k == 2)
-    raise_all<2>(responses, neurons, error, k, race);
-  else
-    raise_all<0>(responses, neurons, error, k, race);
+alignas(64) static const uint16_t numbers[32] = {0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15,
+                                                 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31};
+
+static void scan(float* responses, int neurons, const float* error, float slack, int k, int32_t first, int capacity,
+                 Race* race, int32_t* who, float* upper) {
+  static void (*const raisers[Race::most])(const float*, int, const float*, Race*) = {
+      raise_all<1, 4>, raise_all<2, 4>, raise_all<3, 2>, raise_all<4, 2>,
+      raise_all<5, 1>, raise_all<6, 1>, raise_all<7, 1>, raise_all<8, 1>};
+  raisers[k - 1](responses, neurons, error, race);
   const __m512 size = _mm512_load_ps(race->size), top = _mm512_load_ps(race->top[k - 1]);
   const __m512 least =
       _mm512_sub_ps(_mm512_fnmadd_ps(_mm512_abs_ps(top), _mm512_set1_ps(0x1p-22f), top), _mm512_set1_ps(slack));
-  for (int j = 0; j < neurons; ++j) {
-    const __m512 high = _mm512_fmadd_ps(size, _mm512_set1_ps(error[j]), _mm512_load_ps(responses + j * 16));
-    unsigned may = _mm512_cmp_ps_mask(high, least, _CMP_NLT_UQ);
-    if (!may) continue;
-    alignas(64) float highs[16], leasts[16];
-    _mm512_store_ps(highs, high);
-    _mm512_store_ps(leasts, least);
-    for (; may; may &= may - 1) {
-      const int p = __builtin_ctz(may);
-      int32_t* count = &race->count[p];
-      if (*count >= capacity &&
-          (*count > capacity || !thin(count, leasts[p], who + p * capacity, upper + p * capacity)))
-        continue;
-      who[p * capacity + *count] = first + j;
-      upper[p * capacity + (*count)++] = highs[p];
+  alignas(64) float leasts[16];
+  _mm512_store_ps(leasts, least);
+  // Who may: places in `responses`, written without a branch, for every second row has somebody.
+  alignas(64) uint16_t places[Race::chunk * 16 + 32];
+  __m512i place = _mm512_load_si512(numbers);
+  int64_t found = 0;
+  for (int j = 0; j < neurons; j += 2) {  // an odd number of rows is followed by padding
+    __mmask32 may = 0;
+#pragma GCC unroll 2
+    for (int r = 0; r < 2; ++r) {
+      float* row = responses + (j + r) * 16;
+      const __m512 high = _mm512_fmadd_ps(size, _mm512_set1_ps(error[j + r]), _mm512_load_ps(row));
+      _mm512_store_ps(row, high);
+      may |= __mmask32(_mm512_cmp_ps_mask(high, least, _CMP_NLT_UQ)) << (16 * r);
     }
+    _mm512_storeu_si512(places + found, _mm512_maskz_compress_epi16(may, place));
+    found += __builtin_popcount(may);
+    place = _mm512_add_epi16(place, _mm512_set1_epi16(32));
+  }
+  for (int64_t i = 0; i < found; ++i) {
+    const int at = places[i], p = at & 15, j = at >> 4;
+    int32_t* count = &race->count[p];
+    const int list = p * capacity;
+    if (j >= neurons ||
+        (*count >= capacity && (*count > capacity || !thin(count, leasts[p], who + list, upper + list))))
+      continue;
+    who[list + *count] = first + j;
+    upper[list + (*count)++] = responses[at];
   }
 }
 
@@ -227,7 +290,7 @@ static inline __attribute__((always_inline)) void columns(const __m512* w, __m51
   column[3] = _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(b), _mm512_castps_pd(d)));
 }
 
-// Each 128-bit lane q is four neighbouring inputs of one row: at[q * step] + n, `in` of them.
+// Lane q of four is four neighbouring inputs of row at[q * step], from n on; `in` of them where they are fewer.
 static inline __attribute__((always_inline)) __m512 quads(const float* const* at, int step, int64_t n, __mmask8 in) {
   __m512 v = _mm512_castps128_ps512(_mm_maskz_loadu_ps(in, at[0] + n));
   v = _mm512_insertf32x4(v, _mm_maskz_loadu_ps(in, at[step] + n), 1);
@@ -242,13 +305,19 @@ static inline __attribute__((always_inline)) __m512 quads(const float* const* at
   return _mm512_mask_broadcast_f32x4(v, 0xf000, _mm_loadu_ps(at[3 * step] + n));
 }
 
-static inline __attribute__((always_inline)) __m512 add(__m512 total, __m512 x, const __m512* w) {
+// Four inputs of 8 pairs: lane q holds pair 2 q (its patch in a) and pair 2 q + 1 (its patch in b).
+template <class... In>
+static inline __attribute__((always_inline)) __m512 add(__m512 total, const float* const* x, int64_t at,
+                                                        const float* const* w, int64_t n, In... in) {
+  const __m512 rows[4] = {quads(w, 4, n, in...), quads(w + 1, 4, n, in...), quads(w + 2, 4, n, in...),
+                          quads(w + 3, 4, n, in...)};
+  const __m512 a = quads(x, 2, at, in...), b = quads(x + 1, 2, at, in...);
   __m512 column[4];
-  columns(w, column);
-  total = _mm512_fmadd_ps(_mm512_permute_ps(x, 0x00), column[0], total);
-  total = _mm512_fmadd_ps(_mm512_permute_ps(x, 0x55), column[1], total);
-  total = _mm512_fmadd_ps(_mm512_permute_ps(x, 0xaa), column[2], total);
-  return _mm512_fmadd_ps(_mm512_permute_ps(x, 0xff), column[3], total);
+  columns(rows, column);
+  total = _mm512_fmadd_ps(_mm512_shuffle_ps(a, b, 0x00), column[0], total);
+  total = _mm512_fmadd_ps(_mm512_shuffle_ps(a, b, 0x55), column[1], total);
+  total = _mm512_fmadd_ps(_mm512_shuffle_ps(a, b, 0xaa), column[2], total);
+  return _mm512_fmadd_ps(_mm512_shuffle_ps(a, b, 0xff), column[3], total);
 }
 
 static void rescore(const float* const* x, const float* const* w, const Stretch* stretches, int64_t count,
@@ -256,25 +325,16 @@ static void rescore(const float* const* x, const float* const* w, const Stretch*
   __m512 total = _mm512_setzero_ps();
   int64_t n = 0;  // of w
   for (int64_t s = 0; s < count; ++s) {
-    const int64_t offset = stretches[s].offset, length = stretches[s].length;
+    const int64_t from = stretches[s].offset, length = stretches[s].length;
     int64_t i = 0;
-    for (; i + 4 <= length; i += 4) {
-      const __m512 rows[4] = {quads(w, 4, n + i), quads(w + 1, 4, n + i), quads(w + 2, 4, n + i),
-                              quads(w + 3, 4, n + i)};
-      total = add(total, quads(x, 1, offset + i), rows);
-    }
-    if (i < length) {  // 0 * 0 changes no sum
-      const __mmask8 in = __mmask8((1 << (length - i)) - 1);
-      const __m512 rows[4] = {quads(w, 4, n + i, in), quads(w + 1, 4, n + i, in), quads(w + 2, 4, n + i, in),
-                              quads(w + 3, 4, n + i, in)};
-      total = add(total, quads(x, 1, offset + i, in), rows);
-    }
+    for (; i + 4 <= length; i += 4) total = add(total, x, from + i, w, n + i);
+    if (i < length) total = add(total, x, from + i, w, n + i, __mmask8((1 << (length - i)) - 1));  // 0 * 0 adds nothing
     n += length;
   }
   if (wsum) {
-    const __m512 four = _mm512_castps128_ps512(_mm_loadu_ps(offset));
-    const __m512i quad = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
-    total = _mm512_fnmadd_ps(_mm512_permutexvar_ps(quad, four), _mm512_loadu_ps(wsum), total);
+    const __m512i pair = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
+    const __m512 offsets = _mm512_permutexvar_ps(pair, _mm512_castps256_ps512(_mm256_loadu_ps(offset)));
+    total = _mm512_fnmadd_ps(offsets, _mm512_loadu_ps(wsum), total);
   }
   _mm512_storeu_ps(out, total);
 }
@@ -282,7 +342,7 @@ static void rescore(const float* const* x, const float* const* w, const Stretch*
 // The processor's word for AMX and bf16, and the system's for this process (its tile registers are 8 kB a thread).
 static bool available() {
   unsigned a, b, c, d;
-  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 22 & 1) || !(d >> 24 & 1)) return false;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 22 & 1) || !(d >> 24 & 1) || !(c >> 6 & 1)) return false;
   if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a >> 5 & 1)) return false;
   constexpr int request_permission = 0x1023, tile_data = 18;
   return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
@@ -291,7 +351,8 @@ static bool available() {
 }  // namespace amx
 
 const MatrixUnit* amx_unit() {
-  static const MatrixUnit unit = {"amx", amx::pack, amx::interleave, amx::products, amx::scan, amx::rescore};
+  static const MatrixUnit unit = {"amx",    amx::pack,     amx::interleave, amx::begin,
+                                  amx::end, amx::products, amx::scan,       amx::rescore};
   static const bool there = amx::available();
   return there ? &unit : nullptr;
 }

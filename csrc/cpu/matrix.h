@@ -10,24 +10,40 @@ struct Stretch {
   int64_t offset, length;
 };
 
+// Up to 16 of them, a vector's worth, which become entries `first` and on; lanes: as many low bits.
+struct Piece {
+  int64_t offset, first;
+  uint16_t lanes;
+};
+
+// How much rounding may have taken from a length: sqrt(squares * wider + least) is no shorter than the true one.
+struct Grain {
+  float wider, least;
+};
+
 // 16 patches on their way through the neurons.
 struct Race {
-  static constexpr int patches = 16, most = 8;  // most: the largest k
-  alignas(64) float top[most][patches];         // the k highest lower bounds so far, falling
-  alignas(64) float size[patches];              // a response is off by less than size * error[neuron]
-  int32_t count[patches];                       // candidates listed; capacity + 1: they did not fit
+  static constexpr int patches = 16, chunk = 128, most = 8;  // chunk: neurons of a scan; most: the largest k
+  alignas(64) float top[most][patches];                      // the k highest lower bounds so far, falling
+  alignas(64) float size[patches];                           // a response is off by less than size * error[neuron]
+  int32_t count[patches];                                    // candidates listed; capacity + 1: they did not fit
 };
 
 struct MatrixUnit {
   const char* name;
 
-  // out[0 .. padded) = bf16(x - shift) of the stretches in turn, zeros behind them; out has room for padded + 16.
-  // squares: the sums of (x - shift)^2 and of (x - shift - bf16)^2. False if every x is zero.
-  bool (*pack)(const float* x, const Stretch* stretches, int64_t count, float shift, int64_t padded, uint16_t* out,
-               float* squares);
+  // rows[r][0 .. padded) = bf16(x - shifts[r]) of 16 patches' (or neurons') pieces, zeros behind them; rows has room
+  // for 16 entries more. size: their lengths |x - shift|, rest: |x - shift - bf16|, both rounded up. Bit r of the
+  // result: all entries are zero, and so is the shift.
+  unsigned (*pack)(const float* x, const int64_t* bases, const Piece* pieces, int64_t count, const float* shifts,
+                   const Grain& grain, int64_t padded, uint16_t* rows, float* size, float* rest);
 
   // rows [16][step of steps][32] of bf16 become tiles [steps][16 pairs of inputs][16 patches][2].
   void (*interleave)(const uint16_t* rows, int64_t padded, uint16_t* tiles);
+
+  // Around products, on every thread.
+  void (*begin)();
+  void (*end)();
 
   // out[b][16 * a + neuron][patch] = the products of neuron tiles [groups][steps][16][32] with patch tiles
   // [pair <= 2][steps][16][16][2], in float32.
@@ -35,12 +51,12 @@ struct MatrixUnit {
                    float* out);
 
   // One chunk of responses [neurons][16]: raises race.top, then lists who can still be among the k best, with the upper
-  // bound of his response, in [16][capacity]. slack: what every bound has to be wider.
-  void (*scan)(const float* responses, int neurons, const float* error, float slack, int k, int32_t first, int capacity,
+  // bound of his response, in [16][capacity]. slack: what every bound has to be wider. Destroys the responses.
+  void (*scan)(float* responses, int neurons, const float* error, float slack, int k, int32_t first, int capacity,
                Race* race, int32_t* who, float* upper);
 
-  // out[4 q + j] = the response of w[4 q + j] to x[q], added up in the order of the float32 register tile, less
-  // offset[q] * wsum[4 q + j] where wsum is given.
+  // Eight pairs of neurons, each with a patch: out[2 i + j] = the response of w[2 i + j] to x[i], added up in the order
+  // of the float32 register tile, less offset[i] * wsum[2 i + j] where wsum is given.
   void (*rescore)(const float* const* x, const float* const* w, const Stretch* stretches, int64_t count,
                   const float* offset, const float* wsum, float* out);
 };

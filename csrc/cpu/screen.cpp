@@ -12,11 +12,6 @@ constexpr int capacity = 64;        // candidates listed per patch on the way
 constexpr double largest = 0x1p48;  // |x| and |w| beyond are not screened
 constexpr int64_t most_inputs = 1 << 19;
 
-// sqrt of a sum of n squares, each rounded to float32, rounded up.
-static double length_of(double squares, int64_t n) {
-  return std::sqrt(squares * (1 + double(n + 64) * 0x1p-23) + double(n) * 0x1p-125) * (1 + 0x1p-20);
-}
-
 struct Screen::Block {
   Block(const Screen& s, int64_t from, int64_t patches)
       : first(from),
@@ -40,6 +35,13 @@ struct Screen::Block {
   Scratch<Race> races;
 };
 
+static void add_pieces(int64_t offset, int64_t first, int64_t length, std::vector<Piece>* pieces) {
+  for (int64_t n = 0; n < length; n += 16) {
+    const int64_t size = std::min<int64_t>(16, length - n);
+    pieces->push_back({offset + n, first + n, uint16_t((1 << size) - 1)});
+  }
+}
+
 Screen::Screen(const MatrixUnit& unit, const Source<float>& source, const Tensor& weight,
                const std::vector<int32_t>& names, const Prepare& prepare)
     : unit_(unit),
@@ -49,19 +51,26 @@ Screen::Screen(const MatrixUnit& unit, const Source<float>& source, const Tensor
       steps_((inputs_ + 31) / 32),
       padded_(steps_ * 32),
       groups_((int64_t(names.size()) + 15) / 16),
-      grain_(double(inputs_ + 64) * 0x1p-23),
+      grain_{1 + float(inputs_ + 64) * 0x1p-22f, float(inputs_) * 0x1p-125f},
+      noise_(float(inputs_ + 64) * 0x1p-23f * (1 + 0x1p-20f)),
+      root_(float(std::sqrt(double(inputs_))) * (1 + 0x1p-20f)),
       tiles_(groups_ * steps_ * tile),
       whole_(groups_ * 16),
       rest_(groups_ * 16),
       wsum_(prepare.sums ? groups_ * 16 : 0) {
   usable_ = inputs_ <= most_inputs && double(source.bound) * std::sqrt(double(inputs_)) <= largest;
   if (!usable_) return;
-  for (const auto& run : source.runs) stretches_.push_back({source.offset[run.first], run.length});
+  for (const auto& run : source.runs) {
+    stretches_.push_back({source.offset[run.first], run.length});
+    add_pieces(source.offset[run.first], run.first, run.length, &pieces_);
+  }
   prepare_rows(weight, prepare);
   constexpr int64_t share = 4;  // groups of neurons to a hand-out
+  std::vector<Piece> pieces;
+  add_pieces(0, 0, inputs_, &pieces);
   parallel((groups_ + share - 1) / share, [&](int64_t part) {
-    Scratch<uint16_t> rows(padded_ + 16);
-    for (int64_t g = part * share; g < std::min(groups_, (part + 1) * share); ++g) pack_neurons(g, rows.get());
+    Scratch<uint16_t> rows(16 * padded_ + 16);
+    for (int64_t g = part * share; g < std::min(groups_, (part + 1) * share); ++g) pack_neurons(g, pieces, rows.get());
   });
   float longest = 0;
   for (size_t j = 0; j < names.size(); ++j) {
@@ -105,55 +114,55 @@ void Screen::prepare_rows(const Tensor& weight, const Prepare& prepare) {
   });
 }
 
-void Screen::pack_neurons(int64_t group, uint16_t* rows) {
-  const Stretch all{0, inputs_};
-  uint16_t* to = tiles_.get() + group * steps_ * tile;
-  for (int64_t r = 0; r < 16; ++r) {
-    const int64_t j = group * 16 + r;
-    if (j >= int64_t(names_.size())) {
-      for (int64_t s = 0; s < steps_; ++s) std::memset(to + s * tile + r * 32, 0, 64);
-      continue;
-    }
-    float squares[2];
-    unit_.pack(row(j), &all, 1, 0, padded_, rows, squares);
-    for (int64_t s = 0; s < steps_; ++s) std::memcpy(to + s * tile + r * 32, rows + s * 32, 64);
-    const double rest = length_of(squares[1], inputs_);
-    rest_[j] = float(rest * (1 + 0x1p-20));
-    whole_[j] = float((length_of(squares[0], inputs_) + rest) * (1 + 0x1p-20));
+void Screen::pack_neurons(int64_t group, const std::vector<Piece>& pieces, uint16_t* packed) {
+  const float shifts[16] = {};
+  int64_t bases[16];
+  for (int64_t r = 0; r < 16; ++r) {  // past the last neuron it is repeated
+    const int64_t j = std::min<int64_t>(group * 16 + r, names_.size() - 1);
+    bases[r] = (by_name_ ? names_[j] : j) * row_step_;
   }
+  float* whole = &whole_[group * 16];
+  float* rest = &rest_[group * 16];
+  unit_.pack(rows_, bases, pieces.data(), pieces.size(), shifts, grain_, padded_, packed, whole, rest);
+  for (int64_t r = 0; r < 16; ++r) whole[r] = (whole[r] + rest[r]) * (1 + 0x1p-20f);
+  uint16_t* to = tiles_.get() + group * steps_ * tile;
+  for (int64_t s = 0; s < steps_; ++s)
+    for (int64_t r = 0; r < 16; ++r) std::memcpy(to + s * tile + r * 32, packed + r * padded_ + s * 32, 64);
 }
 
 // Tiles and sizes of a block's patches, and from them every neuron's error.
 void Screen::pack_patches(Block& b, const float* offset, const float* scale) const {
   Scratch<uint16_t> rows(16 * padded_ + 16);
-  double a[block], size[block], as = 0, sizes = 0;
+  alignas(64) float size[block], error[block];
+  float errors = 0, sizes = 0;
   for (int64_t g = 0; g < b.groups; ++g) {
+    float shifts[16] = {}, rest[16];
+    int64_t bases[16];
     for (int64_t r = 0; r < 16; ++r) {
-      const int64_t i = g * 16 + r, at = std::min(i, b.count - 1);  // past the last patch it is repeated
-      const float shift = offset ? offset[b.first + at] : 0.0f;
-      float squares[2];
-      const bool any = unit_.pack(source_.x + b.bases[at], stretches_.data(), stretches_.size(), shift, padded_,
-                                  rows.get() + r * padded_, squares);
-      b.zero[i] = i >= b.count || (!any && shift == 0) || (scale && scale[b.first + i] == 0);
-      const double rest = length_of(squares[1], inputs_);
-      size[i] = length_of(squares[0], inputs_);
-      a[i] =
-          rest + grain_ * (2 * size[i] + rest + std::abs(double(shift)) * std::sqrt(double(inputs_)) * (1 + 0x1p-20));
-      if (b.zero[i]) continue;
-      as += a[i];
-      sizes += size[i];
+      const int64_t at = std::min(g * 16 + r, b.count - 1);  // past the last patch it is repeated
+      bases[r] = b.bases[at];
+      if (offset) shifts[r] = offset[b.first + at];
     }
+    float *sized = size + g * 16, *off = error + g * 16;
+    const unsigned zero =
+        unit_.pack(source_.x, bases, pieces_.data(), pieces_.size(), shifts, grain_, padded_, rows.get(), sized, rest);
     unit_.interleave(rows.get(), padded_, b.tiles.get() + g * steps_ * tile);
+    for (int64_t r = 0; r < 16; ++r) {
+      off[r] = (rest[r] + noise_ * (2 * sized[r] + rest[r] + std::abs(shifts[r]) * root_)) * (1 + 0x1p-20f);
+      const int64_t i = g * 16 + r;
+      b.zero[i] = (zero >> r & 1) || i >= b.count || (scale && scale[b.first + i] == 0);
+    }
+    errors += off[0];  // any patches will do for the ratio that they have in common
+    sizes += sized[0];
   }
-  const double r = sizes > 0 ? std::max(as / sizes, 0x1p-30) : 1;
-  const float ratio = float(r * (1 + 0x1p-20));
-  for (int64_t j = 0; j < int64_t(names_.size()); ++j) b.error[j] = (ratio * whole_[j] + rest_[j]) * float(1 + 0x1p-20);
+  const float r = std::max(errors / sizes, 0x1p-30f), inverse = (1 + 0x1p-20f) / r;
+  for (int64_t j = 0; j < groups_ * 16; ++j) b.error[j] = (r * whole_[j] + rest_[j]) * (1 + 0x1p-20f);
   for (int64_t g = 0; g < b.groups; ++g) {
     Race& race = b.races[g];
     std::fill(&race.top[0][0], &race.top[0][0] + Race::most * Race::patches, -std::numeric_limits<float>::infinity());
     for (int64_t p = 0; p < 16; ++p) {
       const int64_t i = g * 16 + p;
-      race.size[p] = float(std::max(size[i], a[i] / r) * (1 + 0x1p-20));
+      race.size[p] = std::max(size[i], error[i] * inverse) * (1 + 0x1p-20f);
       race.count[p] = b.zero[i] ? capacity + 1 : 0;  // nobody need be listed
     }
   }
@@ -162,6 +171,7 @@ void Screen::pack_patches(Block& b, const float* offset, const float* scale) con
 // All neurons past all patches of the block, a chunk of neurons at a time.
 void Screen::sweep(Block& b, int k) const {
   const int64_t neurons = names_.size();
+  unit_.begin();
   for (int64_t from = 0; from < groups_; from += chunk) {
     const int64_t groups = std::min(chunk, groups_ - from);
     const int count = int(std::min(groups * 16, neurons - from * 16));
@@ -175,6 +185,7 @@ void Screen::sweep(Block& b, int k) const {
                    b.upper.get() + (g + p) * 16 * capacity);
     }
   }
+  unit_.end();
 }
 
 // Puts (score, neuron) behind every better or equal one.
@@ -189,38 +200,38 @@ static void insert(float score, int32_t neuron, int k, float* best, int32_t* who
   who[at] = neuron;
 }
 
-// Candidates of one patch, up to four, and where they are listed.
-struct Quad {
+// One or two candidates of a patch, and where they are listed.
+struct Pair {
   int64_t patch, at;  // within the block, its lists
   int size;
 };
 
-// The float32 responses of four quads (fewer at the end) go to their patches' k best.
-void Screen::rescore(const Block& b, const Quad* quads, int count, int k, const float* offset, float* best,
+// The float32 responses of eight pairs (fewer at the end) go to their patches' k best.
+void Screen::rescore(const Block& b, const Pair* pairs, int count, int k, const float* offset, float* best,
                      int32_t* who) const {
-  const float *x[4], *w[16];
-  float offsets[4] = {}, wsums[16] = {}, scores[16];
-  for (int q = 0; q < 4; ++q) {
-    const Quad& quad = quads[std::min(q, count - 1)];
-    x[q] = source_.x + b.bases[quad.patch];
-    if (offset) offsets[q] = offset[b.first + quad.patch];
-    for (int c = 0; c < 4; ++c) {
-      const int32_t j = b.who[quad.at + std::min(c, quad.size - 1)];
-      w[4 * q + c] = row(j);
-      if (offset) wsums[4 * q + c] = wsum_[j];
+  const float *x[8], *w[16];
+  float offsets[8] = {}, wsums[16] = {}, scores[16];
+  for (int i = 0; i < 8; ++i) {
+    const Pair& pair = pairs[std::min(i, count - 1)];
+    x[i] = source_.x + b.bases[pair.patch];
+    if (offset) offsets[i] = offset[b.first + pair.patch];
+    for (int c = 0; c < 2; ++c) {
+      const int32_t j = b.who[pair.at + std::min(c, pair.size - 1)];
+      w[2 * i + c] = row(j);
+      if (offset) wsums[2 * i + c] = wsum_[j];
     }
   }
   unit_.rescore(x, w, stretches_.data(), stretches_.size(), offsets, offset ? wsums : nullptr, scores);
-  for (int q = 0; q < count; ++q)
-    for (int c = 0; c < quads[q].size; ++c)
-      insert(scores[4 * q + c], names_[b.who[quads[q].at + c]], k, best + quads[q].patch * k, who + quads[q].patch * k);
+  for (int i = 0; i < count; ++i)
+    for (int c = 0; c < pairs[i].size; ++c)
+      insert(scores[2 * i + c], names_[b.who[pairs[i].at + c]], k, best + pairs[i].patch * k, who + pairs[i].patch * k);
 }
 
 void Screen::decide(Block& b, int k, const float* offset, bool responses, float* best, int32_t* who,
                     std::vector<int64_t>& left) const {
   // Rescoring a neuron takes about eight times what the register tile takes for it.
   const int many = std::min<int>(capacity, k + 2 + int(names_.size() / 8));
-  Quad quads[4];
+  Pair pairs[8];
   int waiting = 0;
   for (int64_t i = 0; i < b.count; ++i) {
     const Race& race = b.races[i / 16];
@@ -248,14 +259,14 @@ void Screen::decide(Block& b, int k, const float* offset, bool responses, float*
     }
     std::fill(best + i * k, best + (i + 1) * k, -std::numeric_limits<float>::infinity());
     std::fill(who + i * k, who + (i + 1) * k, -1);
-    for (int c = 0; c < count; c += 4) {
-      quads[waiting++] = {i, at + c, std::min(4, count - c)};
-      if (waiting < 4) continue;
-      rescore(b, quads, waiting, k, offset, best, who);
+    for (int c = 0; c < count; c += 2) {
+      pairs[waiting++] = {i, at + c, std::min(2, count - c)};
+      if (waiting < 8) continue;
+      rescore(b, pairs, waiting, k, offset, best, who);
       waiting = 0;
     }
   }
-  if (waiting > 0) rescore(b, quads, waiting, k, offset, best, who);
+  if (waiting > 0) rescore(b, pairs, waiting, k, offset, best, who);
 }
 
 void Screen::compete(int64_t first, int64_t count, int k, const float* offset, const float* scale, bool responses,

@@ -30,7 +30,7 @@
 
 namespace hebbkern {
 
-struct Quad;
+struct Pair;
 
 class Screen {
  public:
@@ -52,12 +52,12 @@ class Screen {
  private:
   struct Block;
   void prepare_rows(const Tensor& weight, const Prepare& prepare);
-  void pack_neurons(int64_t group, uint16_t* rows);
+  void pack_neurons(int64_t group, const std::vector<Piece>& pieces, uint16_t* packed);
   void pack_patches(Block& block, const float* offset, const float* scale) const;
   void sweep(Block& block, int k) const;
   void decide(Block& block, int k, const float* offset, bool responses, float* best, int32_t* who,
               std::vector<int64_t>& left) const;
-  void rescore(const Block& block, const Quad* quads, int count, int k, const float* offset, float* best,
+  void rescore(const Block& block, const Pair* pairs, int count, int k, const float* offset, float* best,
                int32_t* who) const;
 
   const MatrixUnit& unit_;
@@ -65,8 +65,10 @@ class Screen {
   const std::vector<int32_t>& names_;
   const int64_t inputs_, steps_, padded_;  // padded_: inputs to a whole number of tiles, steps_ of 32
   const int64_t groups_;                   // of 16 neurons
-  const double grain_;                     // g
-  std::vector<Stretch> stretches_;
+  const Grain grain_;
+  const float noise_, root_;        // g, sqrt(inputs)
+  std::vector<Stretch> stretches_;  // of a patch
+  std::vector<Piece> pieces_;
   const float* rows_ = nullptr;  // neuron j of `names` at rows_ + place(j)
   int64_t row_step_ = 0;
   bool by_name_ = true;  // rows_ holds all neurons of the layer, not only those of `names`
