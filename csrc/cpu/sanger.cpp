@@ -4,7 +4,7 @@
 #include <cmath>
 #include <limits>
 
-#include "sanger.h"
+#include "residual.h"
 
 namespace hebbkern {
 
@@ -36,18 +36,15 @@ Sanger<T>::Sanger(const Tensor& x, const Tensor& weight, const Geometry& g, cons
       inputs_(g.inputs()),
       rows_of_sum_(round_up(inputs_, kernel_.rows)),
       rows_of_gram_(round_up(columns_, kernel_.rows)),
-      residual_(residual_is_cheaper(rule, g, width_)),
-      chunk_(residual_ ? round_up(g.patches(), block) : chunk_of(g.patches(), columns_, sizeof(T))),
-      scaled_(rule.patches == Patches::standardised && !residual_),
+      chunk_(chunk_of(g.patches(), columns_, sizeof(T))),
+      scaled_(rule.patches == Patches::standardised),
       y_(columns_ * chunk_),
       ys_(scaled_ ? columns_ * chunk_ : 0),
-      xt_(g.image || residual_ ? 0 : rows_of_sum_ * (chunk_ + 2)),
-      rt_(residual_ ? round_up(g.patches(), width_) * rows_of_sum_ : 0),
-      yt_(residual_ ? round_up(g.patches(), width_) * width_ : 0),
+      xt_(g.image ? 0 : rows_of_sum_ * (chunk_ + 2)),
       bases_(chunk_),
       steps_(std::max(chunk_, columns_)),
       sum_(panels_.count() * rows_of_sum_ * width_),
-      gram_(rule.decay == Decay::triangular ? (residual_ ? 1 : panels_.count()) * rows_of_gram_ * width_ : 0),
+      gram_(rule.decay == Decay::triangular ? panels_.count() * rows_of_gram_ * width_ : 0),
       part_diagonal_(chunk_ / block * columns_),
       part_shift_(chunk_ / block * columns_),
       diagonal_(columns_),
@@ -106,7 +103,7 @@ void Sanger<T>::respond(int64_t first, int64_t count) {
            [&](int64_t item) { respond_block(item % parts, item / parts, first, size(item % parts)); });
   if (overflow_) fail_overflow("sanger", finite_responses, sizeof(T) == 8);
   if (rule_.activation == Activation::softmax) parallel(parts, [&](int64_t part) { soften(part, size(part)); });
-  if (moments_ && !residual_)
+  if (moments_)
     parallel(parts * panels_.count(), [&](int64_t item) {
       const int64_t part = item % parts, panel = item / parts, rows = size(part), p = first + part * block;
       const T* y = response(panel) + part * block * width_;
@@ -119,7 +116,7 @@ void Sanger<T>::respond(int64_t first, int64_t count) {
   for (int64_t part = 0; part < parts; ++part)
     for (int64_t j = 0; j < columns_; ++j) {
       if (rule_.decay == Decay::diagonal) diagonal_[j] += part_diagonal_[part * columns_ + j];
-      if (moments_ && !residual_) shift_[j] += part_shift_[part * columns_ + j];
+      if (moments_) shift_[j] += part_shift_[part * columns_ + j];
     }
 }
 
@@ -217,21 +214,17 @@ void Sanger<T>::write(const bool* frozen, int64_t frozen_step, T* sum) const {
 
 template <class T>
 void Sanger<T>::run(const bool* frozen, int64_t frozen_step, T* sum) {
-  const bool gram_order = rule_.decay == Decay::triangular && !residual_;
-  if (!residual_ || source_.g.patches() == 0) std::fill_n(sum_.get(), panels_.count() * rows_of_sum_ * width_, T(0));
-  if (gram_order) std::fill_n(gram_.get(), panels_.count() * rows_of_gram_ * width_, T(0));
+  const bool triangular = rule_.decay == Decay::triangular;
+  std::fill_n(sum_.get(), panels_.count() * rows_of_sum_ * width_, T(0));
+  if (triangular) std::fill_n(gram_.get(), panels_.count() * rows_of_gram_ * width_, T(0));
   const int64_t patches = source_.g.patches();
   for (int64_t first = 0; first < patches; first += chunk_) {
     const int64_t count = std::min(chunk_, patches - first);
     respond(first, count);
-    if (residual_) {
-      residual(count);
-      continue;
-    }
     gradient(count);
-    if (gram_order) gram(count);
+    if (triangular) gram(count);
   }
-  if (gram_order) subtract_triangle();
+  if (triangular) subtract_triangle();
   write(frozen, frozen_step, sum);
   const double x = std::max(1.0, double(source_.bound)), w = std::max(1.0, double(panels_.bound)), y = inputs_ * x * w;
   if (y * y * w * x * double(patches) * double(columns_) > std::numeric_limits<T>::max() / 4 &&
@@ -263,6 +256,51 @@ static Dense check_rule(const std::string& activation, const std::string& decay,
   return rule;
 }
 
+// Sums as a tensor like weight.
+template <class T>
+struct Sums : Sink<T> {
+  Sums(const Residual<T>& order, int64_t inputs, const bool* frozen, int64_t frozen_step, T* sum)
+      : frozen(frozen), frozen_step(frozen_step), inputs(inputs), sum(sum) {
+    for (int64_t n = 0; n < inputs; ++n) {
+      to_weight.push_back(order.in_weight(n));
+      in_order &= to_weight[n] == n;
+    }
+  }
+  void take(int64_t first, int64_t neurons, int64_t input, int64_t count, const T* negated, int64_t step) override {
+    for (int64_t j = first; j < first + neurons; ++j, negated += step) {
+      T* to = sum + j * inputs;
+      const bool skip = frozen && frozen[j * frozen_step];
+      if (in_order && !adds && !skip)
+        for (int64_t n = 0; n < count; ++n) to[input + n] = -negated[n];
+      else
+        for (int64_t n = 0; n < count; ++n) {
+          T& entry = to[to_weight[input + n]];
+          entry = skip ? T(0) : (adds ? entry : T(0)) - negated[n];
+        }
+    }
+  }
+  const bool* frozen;
+  const int64_t frozen_step, inputs;
+  T* sum;
+  std::vector<int64_t> to_weight;
+  bool in_order = true, adds = false;
+};
+
+template <class T>
+static void by_residual(const Tensor& x, const Tensor& weight, const Geometry& g, const Dense& rule, const bool* frozen,
+                        int64_t frozen_step, T* sum) {
+  Residual<T> order(x, weight, g, rule);
+  Sums<T> sink(order, g.inputs(), frozen, frozen_step, sum);
+  const int64_t size = g.neurons * g.inputs();
+  if (order.done()) std::fill_n(sum, size, T(0));
+  for (; !order.done(); sink.adds = true) {
+    order.respond();
+    order.walk(sink);
+  }
+  if (!(order.largest_sum() < std::numeric_limits<T>::max()) && !finite(sum, size))
+    fail_overflow("sanger", "x and weight must give finite sums", sizeof(T) == 8);
+}
+
 static std::tuple<Tensor, Tensor> sanger(Tensor x, Tensor weight, std::string activation, std::string decay,
                                          double temperature, std::string patches, Ints stride, Ints padding,
                                          Ints dilation, OptionalTensor frozen) {
@@ -275,7 +313,12 @@ static std::tuple<Tensor, Tensor> sanger(Tensor x, Tensor weight, std::string ac
   const bool* ice = frozen ? static_cast<const bool*>(frozen->const_data_ptr()) : nullptr;
   with_dtype(result, [&](auto, auto tag) {
     using T = decltype(tag);
-    Sanger<T>(x, weight, g, rule).run(ice, frozen ? frozen->stride(0) : 0, static_cast<T*>(sum.mutable_data_ptr()));
+    T* to = static_cast<T*>(sum.mutable_data_ptr());
+    const int64_t step = frozen ? frozen->stride(0) : 0;
+    if (residual_is_cheaper(rule, g, kernels<T>().width))
+      by_residual<T>(x, weight, g, rule, ice, step, to);
+    else
+      Sanger<T>(x, weight, g, rule).run(ice, step, to);
     *static_cast<T*>(count.mutable_data_ptr()) = T(g.patches());
   });
   return {sum, count};

@@ -1,4 +1,4 @@
-// sanger's state: what both orders of the triangular decay share.
+// sanger's state, with many patches; residual.h is for few.
 #pragma once
 
 #include "panels.h"
@@ -31,10 +31,6 @@ class Sanger {
   void gradient(int64_t count);
   void gram(int64_t count);
   void subtract_triangle();
-  void residual(int64_t count);
-  void residual_images(int64_t count);
-  void residual_sum(int64_t panel, int64_t count);
-  void residual_less(int64_t panel, int64_t count);
   void write(const bool* frozen, int64_t frozen_step, T* sum) const;
 
   T* response(int64_t panel) const { return y_.get() + panel * chunk_ * width_; }
@@ -46,12 +42,10 @@ class Sanger {
   const Panels<T> panels_;
   std::optional<Moments<T>> moments_;
   const int64_t width_, columns_, inputs_, rows_of_sum_, rows_of_gram_;
-  const bool residual_;  // the order of fewer patches than neurons: see sanger_residual.cpp
   const int64_t chunk_;  // patches whose responses are kept at once
   const bool scaled_;    // standardised: what is taught is y * scale
   Scratch<T> y_, ys_;    // [panels][chunk][width]
   Scratch<T> xt_;        // linear layers: [inputs / rows of a tile][chunk + 2][rows of a tile]
-  Scratch<T> rt_, yt_;   // residual order: [patch panels][inputs][width] and [patch panels][width][width]
   Scratch<int64_t> bases_, steps_;
   Scratch<T> sum_;                         // [panels][inputs][width], YᵀX
   Scratch<T> gram_;                        // [panels][neurons][width], YᵀY up to the diagonal's panel
