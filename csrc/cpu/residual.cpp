@@ -19,9 +19,10 @@ static bool identity(const std::vector<int64_t>& entry) {
 constexpr int64_t longest_chunk = 1536;
 
 template <class T>
-Residual<T>::Residual(const Tensor& x, const Tensor& weight, const Geometry& g, const Dense& rule)
-    : rule_(rule),
-      source_("sanger", x, g),
+Residual<T>::Residual(const char* op, const Tensor& x, const Tensor& weight, const Geometry& g, const Dense& rule)
+    : op_(op),
+      rule_(rule),
+      source_(op, x, g),
       weight_(weight),
       entry_(weight_entries(source_, weight)),
       in_order_(identity(entry_)),
@@ -41,7 +42,7 @@ Residual<T>::Residual(const Tensor& x, const Tensor& weight, const Geometry& g, 
       along_(std::max(inputs_, y_step_)),
       across_(block_),
       taught_(chunk_rows_ + block_) {
-  if (rule.patches != Patches::raw) moments_.emplace("sanger", source_, rule.patches);
+  if (rule.patches != Patches::raw) moments_.emplace(op, source_, rule.patches);
   for (size_t n = 0; n < along_.size(); ++n) along_[n] = int64_t(n);
   for (int64_t i = 0; i < block_; ++i) across_[i] = i * y_step_;
 }
@@ -160,11 +161,11 @@ void Residual<T>::respond() {
   });
   double y = 0;
   for (int64_t item = 0; item < parts; ++item) {
-    if (!std::isfinite(heaviest[item])) fail_finite("sanger", "weight");
+    if (!std::isfinite(heaviest[item])) fail_finite(op_, "weight");
     weight_bound_ = std::max(weight_bound_, double(heaviest[item]));
   }
   for (int64_t item = 0; item < parts; ++item) {
-    if (!std::isfinite(strongest[item])) fail_overflow("sanger", finite_responses, sizeof(T) == 8);
+    if (!std::isfinite(strongest[item])) fail_overflow(op_, finite_responses, sizeof(T) == 8);
     y = std::max(y, double(strongest[item]));
   }
   // |R| <= x + K y w, and a sum takes y R of each patch and the products of its block; twice that for the roundings.
@@ -225,8 +226,7 @@ void Residual<T>::walk_strips(const S* weight, int64_t first, int64_t last, Sink
   for (int64_t neuron = 0; neuron < neurons_; neuron += block_) {
     const int64_t size = neurons(neuron), next = std::max<int64_t>(0, std::min(block_, neurons_ - neuron - block_));
     for (int64_t i = 0; i < size; ++i)
-      for (int64_t strip = first; strip < last; ++strip)
-        load(weight, neuron + i, strip, weights(strip) + i * width_);
+      for (int64_t strip = first; strip < last; ++strip) load(weight, neuron + i, strip, weights(strip) + i * width_);
     for (int64_t strip = first; strip < last; ++strip) {
       for (int64_t i = 0; i < next; ++i)  // the next block's weights come in while this one's are at work
         for (int64_t n = strip * width_; n < std::min(inputs_, (strip + 1) * width_); n += line)

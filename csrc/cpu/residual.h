@@ -15,8 +15,9 @@ struct Sink {
 template <class T>
 class Residual {
  public:
-  Residual(const Tensor& x, const Tensor& weight, const Geometry& g, const Dense& rule);
+  Residual(const char* op, const Tensor& x, const Tensor& weight, const Geometry& g, const Dense& rule);
 
+  bool in_order() const { return in_order_; }
   // Patches are taught in chunks whose sums add up; a step of the weights needs them all at once.
   bool one_chunk() const { return patches_ <= chunk_; }
   // The responses of the next chunk. Raises if a weight or a response is not finite.
@@ -51,6 +52,7 @@ class Residual {
   T* weights(int64_t strip) const { return residual(strip) + rows_ * width_; }
   T* response(int64_t neuron) const { return y_.get() + neuron * y_step_; }
 
+  const char* const op_;
   const Kernels<T>& kernel_ = kernels<T>();
   const Dense rule_;
   const Source<T> source_;
@@ -63,11 +65,11 @@ class Residual {
   const int64_t chunk_;       // patches at once
   const int64_t chunk_rows_;  // chunk_, to whole tiles
   const int64_t y_step_;
-  int64_t first_ = 0, count_ = 0;            // the present chunk
-  int64_t rows_ = 0, padded_ = 0, wide_ = 0;  // its patches to whole tiles, to whole vectors, and of a panel of xt_
-  Scratch<T> xt_;                   // [panels of patches][inputs][wide_]
-  Scratch<T> r_;                    // [strips][patches, then a block of weights][width]
-  Scratch<T> y_;                    // [neurons][-responses, then the block's products with itself]
+  int64_t first_ = 0, count_ = 0;                 // the present chunk
+  int64_t rows_ = 0, padded_ = 0, wide_ = 0;      // its patches to whole tiles, to whole vectors, and of a panel of xt_
+  Scratch<T> xt_;                                 // [panels of patches][inputs][wide_]
+  Scratch<T> r_;                                  // [strips][patches, then a block of weights][width]
+  Scratch<T> y_;                                  // [neurons][-responses, then the block's products with itself]
   std::vector<int64_t> along_, across_, taught_;  // steps: 1 apart; a neuron apart; responses, then products
   double weight_bound_ = 0, sum_bound_ = 0;
 };

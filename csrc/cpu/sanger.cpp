@@ -18,7 +18,7 @@ static int64_t chunk_of(int64_t patches, int64_t columns, int64_t size) {
 
 // Multiply-adds of the two orders, per input: the Gram order's weight gradient, Gram matrix and triangular product
 // against the residual order's gradient, residual and triangle within a panel.
-static bool residual_is_cheaper(const Dense& rule, const Geometry& g, int64_t width) {
+bool residual_is_cheaper(const Dense& rule, const Geometry& g, int64_t width) {
   if (rule.decay != Decay::triangular) return false;
   const double p = double(g.patches()), k = double(g.neurons), n = double(g.inputs()), w = double(width);
   return 2 * p * k * n + k * w * n + p * k * w < p * k * n + p * k * k / 2 + k * k * n / 2;
@@ -27,10 +27,11 @@ static bool residual_is_cheaper(const Dense& rule, const Geometry& g, int64_t wi
 static std::vector<int32_t> everyone(int64_t neurons) { return chosen_neurons(std::nullopt, neurons); }
 
 template <class T>
-Sanger<T>::Sanger(const Tensor& x, const Tensor& weight, const Geometry& g, const Dense& rule)
-    : rule_(rule),
-      source_("sanger", x, g),
-      panels_("sanger", source_, weight, everyone(g.neurons), Prepare{2, false, rule.patches != Patches::raw}),
+Sanger<T>::Sanger(const char* op, const Tensor& x, const Tensor& weight, const Geometry& g, const Dense& rule)
+    : op_(op),
+      rule_(rule),
+      source_(op, x, g),
+      panels_(op, source_, weight, everyone(g.neurons), Prepare{2, false, rule.patches != Patches::raw}),
       width_(panels_.width),
       columns_(panels_.count() * panels_.width),
       inputs_(g.inputs()),
@@ -49,7 +50,7 @@ Sanger<T>::Sanger(const Tensor& x, const Tensor& weight, const Geometry& g, cons
       part_shift_(chunk_ / block * columns_),
       diagonal_(columns_),
       shift_(columns_) {
-  if (rule.patches != Patches::raw) moments_.emplace("sanger", source_, rule.patches);
+  if (rule.patches != Patches::raw) moments_.emplace(op, source_, rule.patches);
 }
 
 template <class T>
@@ -101,7 +102,7 @@ void Sanger<T>::respond(int64_t first, int64_t count) {
   source_.bases(first, count, bases_.get());
   parallel(parts * panels_.count(),
            [&](int64_t item) { respond_block(item % parts, item / parts, first, size(item % parts)); });
-  if (overflow_) fail_overflow("sanger", finite_responses, sizeof(T) == 8);
+  if (overflow_) fail_overflow(op_, finite_responses, sizeof(T) == 8);
   if (rule_.activation == Activation::softmax) parallel(parts, [&](int64_t part) { soften(part, size(part)); });
   if (moments_)
     parallel(parts * panels_.count(), [&](int64_t item) {
@@ -229,11 +230,11 @@ void Sanger<T>::run(const bool* frozen, int64_t frozen_step, T* sum) {
   const double x = std::max(1.0, double(source_.bound)), w = std::max(1.0, double(panels_.bound)), y = inputs_ * x * w;
   if (y * y * w * x * double(patches) * double(columns_) > std::numeric_limits<T>::max() / 4 &&
       !finite(sum, source_.g.neurons * inputs_))
-    fail_overflow("sanger", "x and weight must give finite sums", sizeof(T) == 8);
+    fail_overflow(op_, "x and weight must give finite sums", sizeof(T) == 8);
 }
 
-static Dense check_rule(const std::string& activation, const std::string& decay, double temperature, Patches patches) {
-  const char* op = "sanger";
+Dense check_rule(const char* op, const std::string& activation, const std::string& decay, double temperature,
+                 Patches patches) {
   Dense rule{Activation::linear, Decay::none, temperature, patches};
   if (activation == "relu")
     rule.activation = Activation::relu;
@@ -287,9 +288,9 @@ struct Sums : Sink<T> {
 };
 
 template <class T>
-static void by_residual(const Tensor& x, const Tensor& weight, const Geometry& g, const Dense& rule, const bool* frozen,
-                        int64_t frozen_step, T* sum) {
-  Residual<T> order(x, weight, g, rule);
+static void by_residual(const char* op, const Tensor& x, const Tensor& weight, const Geometry& g, const Dense& rule,
+                        const bool* frozen, int64_t frozen_step, T* sum) {
+  Residual<T> order(op, x, weight, g, rule);
   Sums<T> sink(order, g.inputs(), frozen, frozen_step, sum);
   const int64_t size = g.neurons * g.inputs();
   if (order.done()) std::fill_n(sum, size, T(0));
@@ -298,7 +299,25 @@ static void by_residual(const Tensor& x, const Tensor& weight, const Geometry& g
     order.walk(sink);
   }
   if (!(order.largest_sum() < std::numeric_limits<T>::max()) && !finite(sum, size))
-    fail_overflow("sanger", "x and weight must give finite sums", sizeof(T) == 8);
+    fail_overflow(op, "x and weight must give finite sums", sizeof(T) == 8);
+}
+
+std::tuple<Tensor, Tensor> dense_sums(const char* op, const Tensor& x, const Tensor& weight, const Geometry& g,
+                                      const Dense& rule, const OptionalTensor& frozen) {
+  const ScalarType result = result_dtype(x.scalar_type());
+  Tensor sum = empty(Ints(weight.sizes().begin(), weight.sizes().end()), result), count = empty({1}, result);
+  const bool* ice = frozen ? static_cast<const bool*>(frozen->const_data_ptr()) : nullptr;
+  const int64_t step = frozen ? frozen->stride(0) : 0;
+  with_dtype(result, [&](auto, auto tag) {
+    using T = decltype(tag);
+    T* to = static_cast<T*>(sum.mutable_data_ptr());
+    if (residual_is_cheaper(rule, g, kernels<T>().width))
+      by_residual<T>(op, x, weight, g, rule, ice, step, to);
+    else
+      Sanger<T>(op, x, weight, g, rule).run(ice, step, to);
+    *static_cast<T*>(count.mutable_data_ptr()) = T(g.patches());
+  });
+  return {sum, count};
 }
 
 static std::tuple<Tensor, Tensor> sanger(Tensor x, Tensor weight, std::string activation, std::string decay,
@@ -306,22 +325,9 @@ static std::tuple<Tensor, Tensor> sanger(Tensor x, Tensor weight, std::string ac
                                          Ints dilation, OptionalTensor frozen) {
   const char* op = "sanger";
   const Geometry g = check_layer(op, x, weight, stride, padding, dilation);
-  const Dense rule = check_rule(activation, decay, temperature, check_patches(op, patches));
+  const Dense rule = check_rule(op, activation, decay, temperature, check_patches(op, patches));
   check_mask(op, "frozen", frozen, g.neurons);
-  const ScalarType result = result_dtype(x.scalar_type());
-  Tensor sum = empty(Ints(weight.sizes().begin(), weight.sizes().end()), result), count = empty({1}, result);
-  const bool* ice = frozen ? static_cast<const bool*>(frozen->const_data_ptr()) : nullptr;
-  with_dtype(result, [&](auto, auto tag) {
-    using T = decltype(tag);
-    T* to = static_cast<T*>(sum.mutable_data_ptr());
-    const int64_t step = frozen ? frozen->stride(0) : 0;
-    if (residual_is_cheaper(rule, g, kernels<T>().width))
-      by_residual<T>(x, weight, g, rule, ice, step, to);
-    else
-      Sanger<T>(x, weight, g, rule).run(ice, step, to);
-    *static_cast<T*>(count.mutable_data_ptr()) = T(g.patches());
-  });
-  return {sum, count};
+  return dense_sums(op, x, weight, g, rule, frozen);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(hebbkern, CPU, m) { m.impl("sanger", TORCH_BOX(&sanger)); }

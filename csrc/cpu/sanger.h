@@ -20,7 +20,7 @@ constexpr int64_t block = 64;
 template <class T>
 class Sanger {
  public:
-  Sanger(const Tensor& x, const Tensor& weight, const Geometry& g, const Dense& rule);
+  Sanger(const char* op, const Tensor& x, const Tensor& weight, const Geometry& g, const Dense& rule);
   void run(const bool* frozen, int64_t frozen_step, T* sum);
 
  private:
@@ -36,6 +36,7 @@ class Sanger {
   T* response(int64_t panel) const { return y_.get() + panel * chunk_ * width_; }
   T* taught(int64_t panel) const { return (scaled_ ? ys_.get() : y_.get()) + panel * chunk_ * width_; }
 
+  const char* const op_;
   const Kernels<T>& kernel_ = kernels<T>();
   const Dense rule_;
   const Source<T> source_;
@@ -53,6 +54,16 @@ class Sanger {
   std::vector<double> diagonal_, shift_;   // [columns]: sum of r u, sum of y scale offset
   std::atomic<bool> overflow_{false};      // of a response
 };
+
+Dense check_rule(const char* op, const std::string& activation, const std::string& decay, double temperature,
+                 Patches patches);
+bool residual_is_cheaper(const Dense& rule, const Geometry& g, int64_t width);
+std::tuple<Tensor, Tensor> dense_sums(const char* op, const Tensor& x, const Tensor& weight, const Geometry& g,
+                                      const Dense& rule, const OptionalTensor& frozen);
+
+// The operator itself.
+void apply_(Tensor weight, Tensor sum, OptionalTensor decay, OptionalTensor denominator, double lr,
+            std::string normalise, double rate_power, OptionalTensor frozen);
 
 inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
