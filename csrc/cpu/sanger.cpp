@@ -49,7 +49,9 @@ Sanger<T>::Sanger(const char* op, const Tensor& x, const Tensor& weight, const G
       part_diagonal_(chunk_ / block * columns_),
       part_shift_(chunk_ / block * columns_),
       diagonal_(columns_),
-      shift_(columns_) {
+      shift_(columns_),
+      along_(chunk_) {
+  for (int64_t p = 0; p < chunk_; ++p) along_[p] = p * width_;
   if (rule.patches != Patches::raw) moments_.emplace(op, source_, rule.patches);
 }
 
@@ -138,36 +140,42 @@ void Sanger<T>::gather_inputs(int64_t count) {
 
 // sum += YᵀX: the tile's rows are inputs, its steps are patches.
 template <class T>
-void Sanger<T>::gradient(int64_t count) {
+void Sanger<T>::gradient_tile(int64_t panel, int64_t n, int64_t count) {
+  const T* rows[8];
+  for (int r = 0; r < kernel_.rows; ++r)
+    rows[r] =
+        source_.g.image ? source_.x + source_.offset[std::min(n + r, inputs_ - 1)] : xt_.get() + n * (chunk_ + 2) + r;
+  kernel_.tile(rows, steps_.get(), count, taught(panel), width_, panels_.vectors(panel),
+               sum_.get() + (panel * rows_of_sum_ + n) * width_, width_, true);
+}
+
+// gram[i][k] += sum of y_i y_k, for the vectors of neurons k that reach i or go past it.
+template <class T>
+void Sanger<T>::gram_tile(int64_t panel, int64_t i, int64_t count) {
+  const int64_t below = std::max<int64_t>(0, i - panel * width_) / kernel_.lanes, vectors = panels_.vectors(panel);
+  if (i >= source_.g.neurons || below >= vectors) return;
+  const T* rows[8];
+  for (int r = 0; r < kernel_.rows; ++r) {
+    const int64_t neuron = std::min(i + r, columns_ - 1);
+    rows[r] = response(neuron / width_) + neuron % width_;
+  }
+  const int64_t at = below * kernel_.lanes;
+  kernel_.tile(rows, along_.data(), count, response(panel) + at, width_, int(vectors - below),
+               gram_.get() + (panel * rows_of_gram_ + i) * width_ + at, width_, true);
+}
+
+// What a chunk adds to both: one hand-out, for each tile is the work of some microseconds.
+template <class T>
+void Sanger<T>::add_products(int64_t count) {
   const bool gathered = !source_.g.image;
   if (gathered) gather_inputs(count);
   for (int64_t p = 0; p < count; ++p) steps_[p] = gathered ? p * kernel_.rows : bases_[p];
-  const int64_t tiles = rows_of_sum_ / kernel_.rows;
-  parallel(tiles * panels_.count(), [&](int64_t item) {
-    const int64_t panel = item / tiles, n = item % tiles * kernel_.rows;
-    const T* rows[8];
-    for (int r = 0; r < kernel_.rows; ++r)
-      rows[r] = gathered ? xt_.get() + n * (chunk_ + 2) + r : source_.x + source_.offset[std::min(n + r, inputs_ - 1)];
-    kernel_.tile(rows, steps_.get(), count, taught(panel), width_, panels_.vectors(panel),
-                 sum_.get() + (panel * rows_of_sum_ + n) * width_, width_, true);
-  });
-}
-
-// gram[i][k] += sum of y_i y_k for i up to the end of k's panel.
-template <class T>
-void Sanger<T>::gram(int64_t count) {
-  for (int64_t p = 0; p < count; ++p) steps_[p] = p * width_;
-  const int64_t tiles = rows_of_gram_ / kernel_.rows;
-  parallel(tiles * panels_.count(), [&](int64_t item) {
-    const int64_t panel = panels_.count() - 1 - item / tiles, i = item % tiles * kernel_.rows;  // longest panels first
-    if (i >= (panel + 1) * width_ || i >= source_.g.neurons) return;
-    const T* rows[8];
-    for (int r = 0; r < kernel_.rows; ++r) {
-      const int64_t neuron = std::min(i + r, columns_ - 1);
-      rows[r] = response(neuron / width_) + neuron % width_;
-    }
-    kernel_.tile(rows, steps_.get(), count, response(panel), width_, panels_.vectors(panel),
-                 gram_.get() + (panel * rows_of_gram_ + i) * width_, width_, true);
+  const int64_t rows = kernel_.rows, tiles = rows_of_sum_ / rows, panels = panels_.count();
+  const int64_t square = rule_.decay == Decay::triangular ? rows_of_gram_ / rows * panels : 0;
+  parallel(tiles * panels + square, [&](int64_t item) {
+    if (item < tiles * panels) return gradient_tile(item / tiles, item % tiles * rows, count);
+    item -= tiles * panels;
+    gram_tile(item % panels, item / panels * rows, count);
   });
 }
 
@@ -182,12 +190,19 @@ void Sanger<T>::subtract_triangle() {
   });
   for (int64_t i = 0; i < neurons; ++i) steps_[i] = i / width_ * inputs_ * width_ + i % width_;
   parallel(tiles * panels_.count(), [&](int64_t item) {
-    const int64_t panel = panels_.count() - 1 - item / tiles, n = item % tiles * kernel_.rows;
+    const int64_t panel = panels_.count() - 1 - item / tiles, n = item % tiles * kernel_.rows;  // longest first
     const T* rows[8];
     for (int r = 0; r < kernel_.rows; ++r) rows[r] = panels_[0] + std::min(n + r, inputs_ - 1) * width_;
-    kernel_.tile(rows, steps_.get(), std::min(neurons, (panel + 1) * width_),
-                 gram_.get() + panel * rows_of_gram_ * width_, width_, panels_.vectors(panel),
-                 sum_.get() + (panel * rows_of_sum_ + n) * width_, width_, true);
+    const T* c = gram_.get() + panel * rows_of_gram_ * width_;
+    T* to = sum_.get() + (panel * rows_of_sum_ + n) * width_;
+    // Up to the diagonal's first vector for all columns, then a vector of neurons for a vector of columns less.
+    int64_t first = 0, last = panel * width_;
+    for (int v = 0; v < panels_.vectors(panel); ++v, first = last) {
+      last = std::min(neurons, last + kernel_.lanes);
+      const int64_t at = v * kernel_.lanes;
+      kernel_.tile(rows, steps_.get() + first, last - first, c + first * width_ + at, width_,
+                   panels_.vectors(panel) - v, to + at, width_, true);
+    }
   });
 }
 
@@ -222,8 +237,7 @@ void Sanger<T>::run(const bool* frozen, int64_t frozen_step, T* sum) {
   for (int64_t first = 0; first < patches; first += chunk_) {
     const int64_t count = std::min(chunk_, patches - first);
     respond(first, count);
-    gradient(count);
-    if (triangular) gram(count);
+    add_products(count);
   }
   if (triangular) subtract_triangle();
   write(frozen, frozen_step, sum);

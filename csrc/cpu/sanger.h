@@ -28,8 +28,9 @@ class Sanger {
   void respond_block(int64_t part, int64_t panel, int64_t first, int64_t count);
   void soften(int64_t part, int64_t count);
   void gather_inputs(int64_t count);
-  void gradient(int64_t count);
-  void gram(int64_t count);
+  void gradient_tile(int64_t panel, int64_t n, int64_t count);
+  void gram_tile(int64_t panel, int64_t i, int64_t count);
+  void add_products(int64_t count);
   void subtract_triangle();
   void write(const bool* frozen, int64_t frozen_step, T* sum) const;
 
@@ -52,6 +53,7 @@ class Sanger {
   Scratch<T> gram_;                        // [panels][neurons][width], YᵀY up to the diagonal's panel
   Scratch<T> part_diagonal_, part_shift_;  // [blocks of a chunk][columns]
   std::vector<double> diagonal_, shift_;   // [columns]: sum of r u, sum of y scale offset
+  std::vector<int64_t> along_;             // steps from patch to patch of a panel's responses
   std::atomic<bool> overflow_{false};      // of a response
 };
 
