@@ -1,5 +1,7 @@
 """learn_dense_: a dense rule's step as one operator, bit for bit sanger and then apply_."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -111,6 +113,22 @@ def test_an_overflow_leaves_the_weights(backend, dtype):
         with pytest.raises((ValueError, RuntimeError)):
             hk.ops.learn_dense_(weight, x, lr=lr)
         assert calls.same_bits([weight], [before])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: "-".join(rule.values()))
+def test_extreme_numbers_are_finite_or_refused(backend, rule, dtype):
+    layer = FEW_PATCHES[1]
+    for x_size, w_size, lr in itertools.product((1e-42, 1e-6, 1e4, 3e38), (1e-42, 1e-6, 1e4, 3e38), (1e-42, 1, 1e38)):
+        x, weight = (cases.random(shape, seed=seed).sign() for seed, shape in enumerate((layer.x, layer.weight)))
+        x, weight = (x * x_size).to(dtype), (weight * w_size).to(dtype)
+        before = weight.clone()
+        try:
+            hk.ops.learn_dense_(weight, x, lr=lr, **rule)
+        except (ValueError, RuntimeError):
+            assert calls.same_bits([weight], [before])
+        else:
+            assert weight.isfinite().all(), (x_size, w_size, lr)
 
 
 @pytest.mark.parametrize("place", [(0, 0), (699, 256), (350, 100)])

@@ -68,7 +68,7 @@ static void learn_dense_(Tensor weight, Tensor x, std::string activation, std::s
   with_dtype(x.scalar_type(), [&](auto stored, auto tag) {
     using S = decltype(stored);
     using T = decltype(tag);
-    if (residual_is_cheaper(rule, g, kernels<T>().width)) done = learn_at_once<S, T>(x, weight, g, rule, lr, frozen);
+    if (residual_is_cheaper(rule, g)) done = learn_at_once<S, T>(x, weight, g, rule, lr, frozen);
   });
   if (done) return;
   const auto [sum, count] = dense_sums(op, x, weight, g, rule, frozen);

@@ -1,5 +1,5 @@
-// Fewer patches than neurons: walk down blocks of neurons and keep the residual R = X - Y W of those passed so far,
-//   sum_b = Y_b' R - tril(Y_b' Y_b) W_b, then R -= Y_b W_b.
+// Few patches: walk down blocks of neurons and keep the residual R = X - Y W of those passed so far,
+//   sum_b = Y_b' R - tril(Y_b' Y_b) W_b, then R -= Y_b W_b          (of the other decays R stays X).
 // All responses come first, for they need no residual; then each strip of inputs walks down by itself, its residual in
 // L2, so threads never meet and no sum is split: the same bits for any number of them. Y is kept negated, which makes
 // every subtraction the register tile's addition; what it finds is -sum.

@@ -59,7 +59,7 @@ class Sanger {
 
 Dense check_rule(const char* op, const std::string& activation, const std::string& decay, double temperature,
                  Patches patches);
-bool residual_is_cheaper(const Dense& rule, const Geometry& g, int64_t width);
+bool residual_is_cheaper(const Dense& rule, const Geometry& g);
 std::tuple<Tensor, Tensor> dense_sums(const char* op, const Tensor& x, const Tensor& weight, const Geometry& g,
                                       const Dense& rule, const OptionalTensor& frozen);
 
