@@ -246,7 +246,9 @@ ROWS += [row for operator in ("compete", "match", "sanger", "learn_dense_") for 
 ROWS += [row for operator in ("compete", "match", "sanger", "learn_dense_") for row in weight_rows(operator)]
 ROWS += geometry_rows("accumulate", "kernel")
 ROWS += mask_rows("compete", "mask") + mask_rows("match", "mask")
-ROWS += [row for operator in ("accumulate", "sanger", "apply_", "learn_dense_") for row in mask_rows(operator, "frozen")]
+ROWS += [
+    row for operator in ("accumulate", "sanger", "apply_", "learn_dense_") for row in mask_rows(operator, "frozen")
+]
 ROWS += typed_rows("accumulate", "coefficients", "[2] or [64, 2]", "x")
 ROWS += typed_rows("accumulate", "responses", "[64, 2]", "x")
 ROWS += typed_rows("apply_", "sum", "[10, 20]", "weight") + typed_rows("apply_", "decay", "[10]", "weight")

@@ -71,7 +71,9 @@ def test_drawn_layers(backend, drawn, data):
 
 
 @pytest.mark.parametrize("decay", ["triangular", "diagonal", "none"])
-@pytest.mark.parametrize("shape", [(300, 20, 65), (20, 65, 300), (64, 257, 257), (1, 40, 130), (1600, 65, 20), (1600, 20, 130)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(300, 20, 65), (20, 65, 300), (64, 257, 257), (1, 40, 130), (1600, 65, 20), (1600, 20, 130)], ids=str
+)
 def test_more_patches_than_neurons_and_fewer(backend, shape, decay):
     """Both orders in which the triangular decay can be worked out."""
     batch, inputs, neurons = shape

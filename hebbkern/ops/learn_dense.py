@@ -33,7 +33,8 @@ def learn_dense_(
         patches, stride, padding, dilation: as for ``compete``.
         frozen: bool [K], True = this row keeps its bits, while it takes part in the decay of the others.
 
-    Raises ValueError or RuntimeError, with the weights as before, on arguments that do not fit, on a NaN or an infinity in x or weight, and on a step that would leave a weight that is not finite.
+    Raises ValueError or RuntimeError, with the weights as before, on arguments that do not fit, on a NaN or an infinity
+    in x or weight, on an overflow, and on a step that would leave a weight that is not finite.
     Deterministic: the same bits on every run, on compiled backends also for any number of threads.
     """
     where = patches, pair(stride), pair(padding), pair(dilation), frozen
