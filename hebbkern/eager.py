@@ -13,6 +13,7 @@ from hebbkern.ops.accumulate import check as check_accumulate
 from hebbkern.ops.apply import check as check_apply
 from hebbkern.ops.compete import check as check_compete
 from hebbkern.ops.kwinners import check as check_kwinners
+from hebbkern.ops.learn_dense import check as check_learn_dense
 from hebbkern.ops.match import check as check_match
 from hebbkern.ops.sanger import check as check_sanger
 
@@ -121,11 +122,18 @@ def accumulate(x, taught, coefficients, responses, neurons, kernel, patches, str
 
 @torch.no_grad()
 def sanger(x, weight, activation, decay, temperature, patches, stride, padding, dilation, frozen):
-    check_sanger(x, weight, activation, decay, temperature, patches, stride, padding, dilation, frozen)
-    checks.finite("sanger", x=x, weight=weight)
-    X, W = layer_matrices("sanger", x, weight, patches, stride, padding, dilation)
+    geometry = patches, stride, padding, dilation
+    check_sanger(x, weight, activation, decay, temperature, *geometry, frozen)
+    return dense_sums("sanger", x, weight, activation, decay, temperature, *geometry, frozen)
+
+
+def dense_sums(op, x, weight, activation, decay, temperature, *where):
+    """The sum [K, ...] and the number of patches."""
+    *geometry, frozen = where
+    checks.finite(op, x=x, weight=weight)
+    X, W = layer_matrices(op, x, weight, *geometry)
     U = X @ W.T
-    checks.no_overflow("sanger", checks.RESPONSES, U)
+    checks.no_overflow(op, checks.RESPONSES, U)
     if activation == "softmax":
         Y = ((U - U.amax(1, keepdim=True)) / temperature).softmax(dim=1)
         winner = torch.zeros_like(U, dtype=torch.bool).scatter_(1, U.argmax(1, keepdim=True), True)
@@ -139,7 +147,7 @@ def sanger(x, weight, activation, decay, temperature, patches, stride, padding, 
         total = total - (Y * (U if activation == "softmax" else Y)).sum(0)[:, None] * W
     if frozen is not None:
         total = total.masked_fill(frozen[:, None], 0)
-    checks.no_overflow("sanger", "x and weight must give finite sums", total)
+    checks.no_overflow(op, "x and weight must give finite sums", total)
     return total.reshape(weight.shape).contiguous(), X.new_full((1,), X.shape[0])
 
 
@@ -169,6 +177,13 @@ def apply_(weight, sum, decay, denominator, lr, normalise, rate_power, frozen):
     if not result.isfinite().all():
         checks.fail("apply_", "weight", "stay finite", "a step that overflows it")
     weight.copy_(result)
+
+
+@torch.no_grad()
+def learn_dense_(weight, x, activation, decay, lr, *geometry):
+    check_learn_dense(weight, x, activation, decay, lr, *geometry)
+    total, count = dense_sums("learn_dense_", x, weight, activation, decay, 1.0, *geometry)
+    apply_(weight, total, None, count, lr, "none", 0.0, geometry[-1])
 
 
 @torch.no_grad()

@@ -25,6 +25,8 @@ from hebbkern.ops.checks import layer as check_layer
 from hebbkern.ops.library import pair
 from hebbkern.update import Update
 
+_PARTS = ("update", "_update", "apply_")  # of a step
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -84,9 +86,22 @@ class Rule:
         padding=0,
         dilation=1,
     ) -> None:
-        """One learning step in place: `apply_` of `update`. Arguments and errors as there."""
+        """One learning step in place: `apply_` of `update`, bit for bit. Arguments and errors as there."""
+        if self._in_one is not None and not isinstance(lr, Tensor):
+            geometry = {"stride": stride, "padding": padding, "dilation": dilation}
+            self._in_one(weight, x, labels, lr=lr, frozen=frozen, patches=self.patches, **geometry)
+            return
         update = self.update(weight, x, labels=labels, frozen=frozen, stride=stride, padding=padding, dilation=dilation)
         self.apply_(weight, update, lr=lr, frozen=frozen)
+
+    _in_one = None  # a method that takes update and apply_ in one operator, in rules that have such
+
+    def __init_subclass__(cls, **settings):
+        """A class that changes a part of the step takes it in parts, unless it says anew how they go in one."""
+        super().__init_subclass__(**settings)
+        order = {name: [name in vars(base) for base in cls.__mro__].index(True) for name in (*_PARTS, "_in_one")}
+        if any(order[part] < order["_in_one"] for part in _PARTS):
+            cls._in_one = None
 
     def _one_of(self, name: str, wanted: tuple[str, ...]):
         value = getattr(self, name)
@@ -290,6 +305,9 @@ class _Dense(Rule):
             **geometry,
         )
         return Update(total, None, count)
+
+    def _in_one(self, weight, x, labels, **options) -> None:
+        ops.learn_dense_(weight, x, activation=self.activation, decay=self._decay, **options)
 
 
 @dataclass(frozen=True)

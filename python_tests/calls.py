@@ -6,7 +6,7 @@ import cases
 import hebbkern as hk
 import oracle
 
-OPERATORS = ["compete", "match", "accumulate", "sanger", "apply_", "kwinners"]
+OPERATORS = ["compete", "match", "accumulate", "sanger", "apply_", "kwinners", "learn_dense_"]
 LINEAR = cases.Layer((64, 20), (10, 20))
 CONVOLUTION = cases.Layer((2, 3, 9, 8), (10, 3, 4, 3), {"stride": (2, 1), "padding": (1, 0), "dilation": (1, 2)})
 
@@ -27,6 +27,8 @@ def call(name, layer=LINEAR, dtype=torch.float32, device="cpu", seed=0):
         rows = {"decay": cases.random(neurons, wide, device, seed), "denominator": torch.ones(neurons, dtype=wide)}
         total = cases.random(layer.weight, wide, device, seed + 1)
         return {"weight": weight, "sum": total, **rows, "lr": 0.1, "normalise": "row_l2", "frozen": mask}
+    if name == "learn_dense_":
+        return {"weight": weight, "x": x, "lr": 0.1, "frozen": mask, "patches": "centred", **layer.geometry}
     if name == "kwinners":
         return {"y": x, "k": 3, "dim": 1}
     responses = cases.random((count, 2), wide, device, seed)
@@ -36,11 +38,11 @@ def call(name, layer=LINEAR, dtype=torch.float32, device="cpu", seed=0):
 
 
 def run(name, arguments):
-    """The results of a call, as a list; of apply_ the weight, moved in a copy."""
-    if name == "apply_":
+    """The results of a call, as a list; of an operator in place the weight, moved in a copy."""
+    if name.endswith("_"):
         arguments = {**arguments, "weight": arguments["weight"].detach().clone()}
     results = getattr(hk.ops, name)(**arguments)
-    results = arguments["weight"] if name == "apply_" else results
+    results = arguments["weight"] if name.endswith("_") else results
     return list(results) if isinstance(results, tuple) else [results]
 
 

@@ -234,13 +234,21 @@ KWINNERS = [
         for bad in (NAN, INF, -INF)
     ),
 ]
+LEARN_DENSE = [
+    ("linear", {"activation": "softmax"}, 'activation must be "linear", "relu" or "tanh", got "softmax"'),
+    ("linear", {"decay": "foo"}, 'decay must be "triangular", "diagonal" or "none", got "foo"'),
+    *(("linear", {"lr": bad}, f"lr must be finite, got {bad:g}") for bad in (NAN, INF, -INF)),
+]
 TABLES = {"compete": COMPETE, "accumulate": ACCUMULATE, "sanger": SANGER, "apply_": APPLY, "kwinners": KWINNERS}
+TABLES["learn_dense_"] = LEARN_DENSE
 ROWS = [(operator, *row) for operator, table in TABLES.items() for row in table]
-ROWS += [row for operator in ("compete", "match", "sanger") for row in geometry_rows(operator)]
-ROWS += [row for operator in ("compete", "match", "sanger") for row in weight_rows(operator)]
+ROWS += [row for operator in ("compete", "match", "sanger", "learn_dense_") for row in geometry_rows(operator)]
+ROWS += [row for operator in ("compete", "match", "sanger", "learn_dense_") for row in weight_rows(operator)]
 ROWS += geometry_rows("accumulate", "kernel")
 ROWS += mask_rows("compete", "mask") + mask_rows("match", "mask")
-ROWS += [row for operator in ("accumulate", "sanger", "apply_") for row in mask_rows(operator, "frozen")]
+ROWS += [
+    row for operator in ("accumulate", "sanger", "apply_", "learn_dense_") for row in mask_rows(operator, "frozen")
+]
 ROWS += typed_rows("accumulate", "coefficients", "[2] or [64, 2]", "x")
 ROWS += typed_rows("accumulate", "responses", "[64, 2]", "x")
 ROWS += typed_rows("apply_", "sum", "[10, 20]", "weight") + typed_rows("apply_", "decay", "[10]", "weight")
@@ -272,7 +280,7 @@ def test_refused_with_a_sentence_and_nothing_written(backend, row):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("kind", LAYERS)
-@pytest.mark.parametrize("operator", ["compete", "match", "sanger"])
+@pytest.mark.parametrize("operator", ["compete", "match", "sanger", "learn_dense_"])
 def test_responses_that_overflow_are_refused(backend, operator, kind, dtype):
     huge = torch.finfo(getattr(torch, dtype)).max / 2
     arguments = calls.call(operator, LAYERS[kind], getattr(torch, dtype), backend.device) | {"patches": "raw"}
@@ -301,7 +309,7 @@ def test_fake_kernels_say_the_same(row):
 
 
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
-@pytest.mark.parametrize("operator", ["compete", "match", "sanger", "kwinners"])
+@pytest.mark.parametrize("operator", ["compete", "match", "sanger", "kwinners", "learn_dense_"])
 def test_one_bad_number_anywhere_is_found(backend, operator, dtype):
     """Whatever the layout, wherever it is: vectors, tails, and what a stride jumps over."""
     layer = cases.Layer((3, 37), (5, 37))

@@ -16,6 +16,7 @@ LAYERS = [
     cases.Layer((257, 100), (63, 100)),
     cases.Layer((20, 300), (700, 300)),
     cases.Layer((2000, 33), (100, 33)),
+    cases.Layer((1300, 90), (101, 90)),
     cases.Layer((6, 3, 20, 19), (40, 3, 5, 5), {"padding": 2}),
     cases.Layer((3, 16, 12, 12), (65, 16, 3, 3), {"stride": 2, "dilation": 2, "padding": 1}),
 ]
@@ -35,6 +36,9 @@ def everything(layer, dtype, device="cpu"):
         results += [total, decay, count, *hk.ops.match(x, weight, **options)]
         for activation, how in (("relu", "triangular"), ("linear", "diagonal"), ("softmax", "diagonal")):
             results += hk.ops.sanger(x, weight, activation=activation, decay=how, **options)
+        moved = weight.clone()
+        hk.ops.learn_dense_(moved, x, lr=1e-3, **options)
+        results.append(moved)
         for normalise in ("none", "row_max", "row_l2", "global_max"):
             moved = weight.clone()
             hk.ops.apply_(moved, total, decay=decay, denominator=count, lr=0.1, normalise=normalise, rate_power=0.5)

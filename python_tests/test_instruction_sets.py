@@ -10,7 +10,7 @@ import pytest
 import hebbkern as hk
 
 HERE = Path(__file__).parent
-STAGES = ["compete", "match", "accumulate", "sanger", "apply", "kwinners"]
+STAGES = ["compete", "match", "accumulate", "sanger", "apply", "kwinners", "learn_dense"]
 
 
 @pytest.mark.parametrize("isa", ["baseline", "avx2"])

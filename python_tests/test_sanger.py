@@ -15,6 +15,11 @@ RULES = [
     for decay in ("triangular", "diagonal", "none")
     if (activation, decay) != ("softmax", "triangular")
 ]
+MANY_PATCHES = [  # for which the compiled kernels make a matrix of neurons x neurons
+    cases.Layer((1300, 37), (53, 37)),
+    cases.Layer((1300, 90), (101, 90)),
+    cases.Layer((9, 3, 16, 13), (20, 3, 3, 3), {"padding": 1}),
+]
 
 
 def name(rule):
@@ -30,7 +35,7 @@ def scaled(layer, dtype, device="cpu", seed=0):
 @pytest.mark.parametrize("rule", RULES, ids=name)
 @pytest.mark.parametrize("patches", cases.PATCHES)
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
-@pytest.mark.parametrize("layer", cases.LAYERS, ids=str)
+@pytest.mark.parametrize("layer", cases.LAYERS + MANY_PATCHES, ids=str)
 def test_sums(backend, layer, dtype, patches, rule):
     x, weight = scaled(layer, dtype, backend.device)
     options = {**rule, "patches": patches, **layer.geometry}
@@ -39,7 +44,7 @@ def test_sums(backend, layer, dtype, patches, rule):
 
 @pytest.mark.parametrize("of_weight", cases.LAYOUTS)
 @pytest.mark.parametrize("of_x", cases.LAYOUTS)
-@pytest.mark.parametrize("layer", cases.FEW, ids=str)
+@pytest.mark.parametrize("layer", cases.FEW + MANY_PATCHES[1:], ids=str)
 def test_layouts(backend, layer, of_x, of_weight):
     for dtype in cases.DTYPES:
         x, weight = scaled(layer, dtype, backend.device)
@@ -66,7 +71,9 @@ def test_drawn_layers(backend, drawn, data):
 
 
 @pytest.mark.parametrize("decay", ["triangular", "diagonal", "none"])
-@pytest.mark.parametrize("shape", [(300, 20, 65), (20, 65, 300), (64, 257, 257), (1, 40, 130)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(300, 20, 65), (20, 65, 300), (64, 257, 257), (1, 40, 130), (1600, 65, 20), (1600, 20, 130)], ids=str
+)
 def test_more_patches_than_neurons_and_fewer(backend, shape, decay):
     """Both orders in which the triangular decay can be worked out."""
     batch, inputs, neurons = shape
@@ -78,7 +85,7 @@ def test_more_patches_than_neurons_and_fewer(backend, shape, decay):
 
 @pytest.mark.parametrize("rule", RULES, ids=name)
 def test_frozen_neurons_take_part_but_learn_nothing(backend, rule):
-    for layer in (cases.FEW[1], cases.FEW[2]):
+    for layer in (cases.FEW[1], cases.FEW[2], MANY_PATCHES[1]):
         x, weight = scaled(layer, torch.float32, backend.device)
         frozen = cases.some(layer.neurons, backend.device)
         total, _ = hk.ops.sanger(x, weight, frozen=frozen, **rule, **layer.geometry)
@@ -87,7 +94,7 @@ def test_frozen_neurons_take_part_but_learn_nothing(backend, rule):
 
 
 def test_integers_are_exact(backend):
-    for layer in cases.LAYERS:
+    for layer in cases.LAYERS + MANY_PATCHES:
         x = cases.integers(layer.x, -1, 1, torch.float64, backend.device)
         weight = cases.integers(layer.weight, -1, 1, torch.float64, backend.device, seed=1)
         for rule in RULES[:6]:

@@ -4,8 +4,7 @@
 #include <cmath>
 #include <limits>
 
-#include "../checks.h"
-#include "kernels.h"
+#include "sanger.h"
 
 namespace hebbkern {
 
@@ -268,7 +267,7 @@ static void apply_checked(const Tensor& weight, const Tensor& sum, const Optiona
   apply_typed<S, T>(weight, static_cast<const T*>(dense.const_data_ptr()), rates);
 }
 
-static void apply_(Tensor weight, Tensor sum, OptionalTensor decay, OptionalTensor denominator, double lr,
+void apply_(Tensor weight, Tensor sum, OptionalTensor decay, OptionalTensor denominator, double lr,
                    std::string normalise, double rate_power, OptionalTensor frozen) {
   check_apply(weight, sum, decay, denominator, lr, rate_power, frozen);
   const Normalise kind = check_normalise(normalise);

@@ -1,4 +1,4 @@
-// sanger's state: what both orders of the triangular decay share.
+// sanger's state, with many patches; residual.h is for few.
 #pragma once
 
 #include "panels.h"
@@ -20,7 +20,7 @@ constexpr int64_t block = 64;
 template <class T>
 class Sanger {
  public:
-  Sanger(const Tensor& x, const Tensor& weight, const Geometry& g, const Dense& rule);
+  Sanger(const char* op, const Tensor& x, const Tensor& weight, const Geometry& g, const Dense& rule);
   void run(const bool* frozen, int64_t frozen_step, T* sum);
 
  private:
@@ -28,37 +28,44 @@ class Sanger {
   void respond_block(int64_t part, int64_t panel, int64_t first, int64_t count);
   void soften(int64_t part, int64_t count);
   void gather_inputs(int64_t count);
-  void gradient(int64_t count);
-  void gram(int64_t count);
+  void gradient_tile(int64_t panel, int64_t n, int64_t count);
+  void gram_tile(int64_t panel, int64_t i, int64_t count);
+  void add_products(int64_t count);
   void subtract_triangle();
-  void residual(int64_t count);
-  void residual_images(int64_t count);
-  void residual_sum(int64_t panel, int64_t count);
-  void residual_less(int64_t panel, int64_t count);
   void write(const bool* frozen, int64_t frozen_step, T* sum) const;
 
   T* response(int64_t panel) const { return y_.get() + panel * chunk_ * width_; }
   T* taught(int64_t panel) const { return (scaled_ ? ys_.get() : y_.get()) + panel * chunk_ * width_; }
 
+  const char* const op_;
   const Kernels<T>& kernel_ = kernels<T>();
   const Dense rule_;
   const Source<T> source_;
   const Panels<T> panels_;
   std::optional<Moments<T>> moments_;
   const int64_t width_, columns_, inputs_, rows_of_sum_, rows_of_gram_;
-  const bool residual_;  // the order of fewer patches than neurons: see sanger_residual.cpp
   const int64_t chunk_;  // patches whose responses are kept at once
   const bool scaled_;    // standardised: what is taught is y * scale
   Scratch<T> y_, ys_;    // [panels][chunk][width]
   Scratch<T> xt_;        // linear layers: [inputs / rows of a tile][chunk + 2][rows of a tile]
-  Scratch<T> rt_, yt_;   // residual order: [patch panels][inputs][width] and [patch panels][width][width]
   Scratch<int64_t> bases_, steps_;
   Scratch<T> sum_;                         // [panels][inputs][width], YᵀX
   Scratch<T> gram_;                        // [panels][neurons][width], YᵀY up to the diagonal's panel
   Scratch<T> part_diagonal_, part_shift_;  // [blocks of a chunk][columns]
   std::vector<double> diagonal_, shift_;   // [columns]: sum of r u, sum of y scale offset
+  std::vector<int64_t> along_;             // steps from patch to patch of a panel's responses
   std::atomic<bool> overflow_{false};      // of a response
 };
+
+Dense check_rule(const char* op, const std::string& activation, const std::string& decay, double temperature,
+                 Patches patches);
+bool residual_is_cheaper(const Dense& rule, const Geometry& g);
+std::tuple<Tensor, Tensor> dense_sums(const char* op, const Tensor& x, const Tensor& weight, const Geometry& g,
+                                      const Dense& rule, const OptionalTensor& frozen);
+
+// The operator itself.
+void apply_(Tensor weight, Tensor sum, OptionalTensor decay, OptionalTensor denominator, double lr,
+            std::string normalise, double rate_power, OptionalTensor frozen);
 
 inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 

@@ -1,0 +1,80 @@
+// learn_dense_: sanger and apply_ in one. With few patches, and where a bound proves that every new weight is finite,
+// each block's step is taken while its weights are in L2, and there is no tensor of sums; else sums, then apply_.
+#include <cmath>
+
+#include "residual.h"
+
+namespace hebbkern {
+
+static constexpr const char* op = "learn_dense_";
+
+template <class S, class T>
+struct StepInPlace : Sink<T> {
+  StepInPlace(S* weight, int64_t row, const RowStep<T>& step, const bool* frozen, int64_t frozen_step)
+      : weight(weight), row(row), row_step(step), frozen(frozen), frozen_step(frozen_step) {}
+
+  void take(int64_t first, int64_t neurons, int64_t input, int64_t count, const T* negated, int64_t step) override {
+    Scratch<T> buffer(std::is_same_v<S, T> ? 0 : count);
+    for (int64_t j = first; j < first + neurons; ++j, negated += step) {
+      if (frozen && frozen[j * frozen_step]) continue;
+      S* w = weight + j * row + input;
+      bool moved = false;
+      if constexpr (std::is_same_v<S, T>) {
+        kernel.step(w, negated, count, row_step, w, &moved);
+        continue;
+      }
+      for (int64_t n = 0; n < count; ++n) buffer[n] = T(w[n]);
+      kernel.step(buffer.get(), negated, count, row_step, buffer.get(), &moved);
+      for (int64_t n = 0; n < count; ++n) w[n] = S(buffer[n]);
+    }
+  }
+
+  const Kernels<T>& kernel = kernels<T>();
+  S* const weight;
+  const int64_t row;
+  const RowStep<T> row_step;
+  const bool* const frozen;
+  const int64_t frozen_step;
+};
+
+// False, with the weight as it was, where the step cannot be proven safe beforehand.
+template <class S, class T>
+static bool learn_at_once(const Tensor& x, const Tensor& weight, const Geometry& g, const Dense& rule, double lr,
+                          const OptionalTensor& frozen) {
+  Residual<T> order(op, x, weight, g, rule);
+  const bool apart = order.in_order() && weight.stride(0) >= g.inputs();  // else apply_ looks closer
+  if (!apart || !order.one_chunk() || order.done()) return false;
+  order.respond();
+  // Every number on the way in T's range, every new weight in that of the stored dtype.
+  const double range = std::is_same_v<T, double> ? 1e307 : 1e37, limit = std::is_same_v<S, Half> ? 3e4 : range;
+  if (!((1 + std::abs(lr)) * (1 + order.largest_sum()) < range)) return false;
+  if (!(order.heaviest() + std::abs(lr) * order.largest_sum() / double(g.patches()) < limit)) return false;
+  const RowStep<T> row_step{0, 1 / T(g.patches()), -T(lr), 0};  // the sums come negated
+  StepInPlace<S, T> sink(static_cast<S*>(weight.mutable_data_ptr()), weight.stride(0), row_step,
+                         frozen ? static_cast<const bool*>(frozen->const_data_ptr()) : nullptr,
+                         frozen ? frozen->stride(0) : 0);
+  order.walk(sink);
+  return true;
+}
+
+static void learn_dense_(Tensor weight, Tensor x, std::string activation, std::string decay, double lr,
+                         std::string patches, Ints stride, Ints padding, Ints dilation, OptionalTensor frozen) {
+  const Geometry g = check_layer(op, x, weight, stride, padding, dilation);
+  if (activation == "softmax") fail(op, "activation must be \"linear\", \"relu\" or \"tanh\", got \"softmax\"");
+  if (!std::isfinite(lr)) fail(op, "lr must be finite, got ", lr);
+  const Dense rule = check_rule(op, activation, decay, 1, check_patches(op, patches));
+  check_mask(op, "frozen", frozen, g.neurons);
+  bool done = false;
+  with_dtype(x.scalar_type(), [&](auto stored, auto tag) {
+    using S = decltype(stored);
+    using T = decltype(tag);
+    if (residual_is_cheaper(rule, g)) done = learn_at_once<S, T>(x, weight, g, rule, lr, frozen);
+  });
+  if (done) return;
+  const auto [sum, count] = dense_sums(op, x, weight, g, rule, frozen);
+  apply_(weight, sum, std::nullopt, count, lr, "none", 0, frozen);
+}
+
+STABLE_TORCH_LIBRARY_IMPL(hebbkern, CPU, m) { m.impl("learn_dense_", TORCH_BOX(&learn_dense_)); }
+
+}  // namespace hebbkern

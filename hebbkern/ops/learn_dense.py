@@ -1,0 +1,65 @@
+"""learn_dense_: sanger and apply_ as one operator, for the rules in which every patch teaches every neuron."""
+
+import torch
+
+from hebbkern.ops import checks
+from hebbkern.ops.apply import overlaps
+from hebbkern.ops.library import chosen, define, pair
+
+
+def learn_dense_(
+    weight,
+    x,
+    *,
+    lr,
+    activation="relu",
+    decay="triangular",
+    patches="raw",
+    stride=1,
+    padding=0,
+    dilation=1,
+    frozen=None,
+):
+    """One step in place of a dense rule: weight += lr * sum / P, sum and P being what ``sanger`` gives.
+
+    Bit for bit ``sanger`` and then ``apply_``; the compiled kernels write no sum in between where patches are few.
+
+    Args:
+        weight: [K, N], or [K, C, kh, kw]; float32, float64, bfloat16 or float16, any strides. Written in place.
+        x: [B, N], or images [B, C, H, W], of weight's dtype.
+        lr: learning rate, a finite number.
+        activation: "linear", "relu" or "tanh".
+        decay: as for ``sanger``.
+        patches, stride, padding, dilation: as for ``compete``.
+        frozen: bool [K], True = this row keeps its bits, while it takes part in the decay of the others.
+
+    Raises ValueError or RuntimeError, with the weights as before, on arguments that do not fit, on a NaN or an infinity
+    in x or weight, on an overflow, and on a step that would leave a weight that is not finite.
+    Deterministic: the same bits on every run, on compiled backends also for any number of threads.
+    """
+    where = patches, pair(stride), pair(padding), pair(dilation), frozen
+    chosen["learn_dense_"](weight, x, activation, decay, lr, *where)
+    # The operator has no autograd kernel to count the write, which saved tensors of a backward pass rely on.
+    if not torch.compiler.is_compiling() and not weight.is_inference():
+        torch.autograd.graph.increment_version(weight)
+
+
+def check(weight, x, activation, decay, lr, patches, stride, padding, dilation, frozen):
+    """Shapes and settings."""
+    op = "learn_dense_"
+    checks.layer(op, x, weight, patches, stride, padding, dilation)
+    checks.choice(op, "activation", activation, checks.ACTIVATIONS[:3])
+    checks.choice(op, "decay", decay, checks.DECAYS)
+    checks.neuron_mask(op, "frozen", frozen, weight.shape[0], x)
+    if overlaps(weight):
+        got = f"strides {list(weight.stride())} for shape {list(weight.shape)}"
+        checks.fail("apply_", "weight", "hold each entry once", got)
+    if not checks.is_finite(lr):
+        checks.fail(op, "lr", "be finite", f"{lr:g}")
+
+
+define(
+    "learn_dense_(Tensor(a!) weight, Tensor x, str activation, str decay, float lr, str patches, int[] stride, "
+    "int[] padding, int[] dilation, Tensor? frozen) -> ()",
+    check,
+)
