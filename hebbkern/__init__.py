@@ -3,7 +3,7 @@
 from importlib import metadata
 
 from hebbkern import nn, ops, reference
-from hebbkern.backends import backend
+from hebbkern.backends import backend, screening
 from hebbkern.nn import learning
 from hebbkern.rules import WTA, Hebb, KrotovHopfield, Oja, Rule, Sanger, SoftWTA, Teacher
 from hebbkern.update import Update
@@ -29,4 +29,5 @@ __all__ = [
     "nn",
     "ops",
     "reference",
+    "screening",
 ]

@@ -7,6 +7,8 @@ HEBBKERN_BACKEND override the choice:
     "auto"    by the tensors' device: compiled if there, else plain torch (says so once)
     "cpu"     the same, after making sure that the compiled CPU kernels are there
     "eager"   plain torch, everywhere
+
+``screening(False)`` and HEBBKERN_SCREENING=off keep the CPU kernels from screening float32 competitions in bf16.
 """
 
 import contextlib
@@ -21,8 +23,11 @@ from hebbkern.ops import library
 COMPILED = {"cpu": "hebbkern._cpu"}  # device type -> the extension that serves it
 NAMES = ("auto", "eager", *COMPILED)
 
+SCREENING = {"off": 0, "auto": 1, "always": 2}
+
 _missing = {}  # backend -> why it cannot run
 _current = "auto"
+_screening = "auto"
 
 
 def available():
@@ -55,6 +60,33 @@ def backend(name):
         yield
     finally:
         select(before)
+
+
+def screens(mode):
+    """Choose for the whole process whether float32 competitions are screened: "auto", "off" or "always"."""
+    global _screening
+    if mode not in SCREENING:
+        raise RuntimeError(f"hebbkern: screening must be one of {', '.join(SCREENING)}, got {mode!r}")
+    if "cpu" not in _missing:
+        importlib.import_module(COMPILED["cpu"]).screening(SCREENING[mode])
+    _screening = mode
+
+
+@contextlib.contextmanager
+def screening(mode):
+    """Within ``with hebbkern.screening(False):`` no competition is screened, in all threads.
+
+    Where the processor has a bf16 matrix unit (AMX), ``compete`` sorts out in bf16 who cannot win, by a proven bound,
+    and computes the float32 responses of the others only: same winners, same responses, bit for bit. True does so
+    where it is faster (the default), False never, "always" for every shape it can be done for. HEBBKERN_SCREENING=off,
+    auto or always sets the default.
+    """
+    before = _screening
+    screens(mode if isinstance(mode, str) else "auto" if mode else "off")
+    try:
+        yield
+    finally:
+        screens(before)
 
 
 @functools.cache
@@ -93,3 +125,4 @@ def _load():
 
 _load()
 select(os.environ.get("HEBBKERN_BACKEND") or "auto")
+screens(os.environ.get("HEBBKERN_SCREENING") or "auto")

@@ -11,12 +11,12 @@ namespace hebbkern {
 constexpr int64_t longest = 256;  // patches of a block
 
 // Patches that a thread takes at once. Every block streams all panels, from beyond L2 where they are many, so it should
-// be long; but its patches must stay in a quarter of an L2 (512 kB), and each thread should get four blocks or more to
-// share evenly, with few patches eight.
+// be long; but its patches must stay in half an L2 (1 MiB), and each thread should get four blocks or more to share
+// evenly, with few patches eight.
 static int64_t block_of(int64_t patches, int64_t bytes, int64_t rows) {
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t even = patches / (4 * threads) >= 64 ? patches / (4 * threads) : patches / (8 * threads);
-  const int64_t fit = std::clamp<int64_t>((int64_t(1) << 18) / bytes, 32, longest);
+  const int64_t fit = std::clamp<int64_t>((int64_t(1) << 20) / bytes, 32, longest);
   return std::clamp<int64_t>((std::min(even, fit) + rows - 1) / rows * rows, rows, longest);
 }
 

@@ -240,15 +240,14 @@ static __attribute__((noinline)) bool thin(int32_t* count, float least, int32_t*
 alignas(64) static const uint16_t numbers[32] = {0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15,
                                                  16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31};
 
-static void scan(float* responses, int neurons, const float* error, float slack, int k, int32_t first, int capacity,
-                 Race* race, int32_t* who, float* upper) {
+static void scan(float* responses, int neurons, const float* error, int k, int32_t first, int capacity, Race* race,
+                 int32_t* who, float* upper) {
   static void (*const raisers[Race::most])(const float*, int, const float*, Race*) = {
       raise_all<1, 4>, raise_all<2, 4>, raise_all<3, 2>, raise_all<4, 2>,
       raise_all<5, 1>, raise_all<6, 1>, raise_all<7, 1>, raise_all<8, 1>};
   raisers[k - 1](responses, neurons, error, race);
   const __m512 size = _mm512_load_ps(race->size), top = _mm512_load_ps(race->top[k - 1]);
-  const __m512 least =
-      _mm512_sub_ps(_mm512_fnmadd_ps(_mm512_abs_ps(top), _mm512_set1_ps(0x1p-22f), top), _mm512_set1_ps(slack));
+  const __m512 least = _mm512_fnmadd_ps(_mm512_abs_ps(top), _mm512_set1_ps(0x1p-22f), top);
   alignas(64) float leasts[16];
   _mm512_store_ps(leasts, least);
   // Who may: places in `responses`, written without a branch, for every second row has somebody.

@@ -51,9 +51,9 @@ struct MatrixUnit {
                    float* out);
 
   // One chunk of responses [neurons][16]: raises race.top, then lists who can still be among the k best, with the upper
-  // bound of his response, in [16][capacity]. slack: what every bound has to be wider. Destroys the responses.
-  void (*scan)(float* responses, int neurons, const float* error, float slack, int k, int32_t first, int capacity,
-               Race* race, int32_t* who, float* upper);
+  // bound of his response, in [16][capacity]. Destroys the responses.
+  void (*scan)(float* responses, int neurons, const float* error, int k, int32_t first, int capacity, Race* race,
+               int32_t* who, float* upper);
 
   // Eight pairs of neurons, each with a patch: out[2 i + j] = the response of w[2 i + j] to x[i], added up in the order
   // of the float32 register tile, less offset[i] * wsum[2 i + j] where wsum is given.
@@ -61,8 +61,8 @@ struct MatrixUnit {
                   const float* offset, const float* wsum, float* out);
 };
 
-// What the bound of `top` leaves possible: upper bounds below it are beaten by k others.
-inline float threshold(float top, float slack) { return top - (top < 0 ? -top : top) * 0x1p-22f - slack; }
+// Upper bounds below it are beaten by k others, of whom `top` is the lowest lower bound.
+inline float threshold(float top) { return top - (top < 0 ? -top : top) * 0x1p-22f; }
 
 // Null where the processor has none, or the system does not let this process use it.
 const MatrixUnit* matrix_unit();

@@ -51,7 +51,7 @@ Screen::Screen(const MatrixUnit& unit, const Source<float>& source, const Tensor
       steps_((inputs_ + 31) / 32),
       padded_(steps_ * 32),
       groups_((int64_t(names.size()) + 15) / 16),
-      grain_{1 + float(inputs_ + 64) * 0x1p-22f, float(inputs_) * 0x1p-125f},
+      grain_{1 + float(inputs_ + 64) * 0x1p-22f, float(inputs_) * 0x1p-123f},
       noise_(float(inputs_ + 64) * 0x1p-23f * (1 + 0x1p-20f)),
       root_(float(std::sqrt(double(inputs_))) * (1 + 0x1p-20f)),
       tiles_(groups_ * steps_ * tile),
@@ -72,12 +72,8 @@ Screen::Screen(const MatrixUnit& unit, const Source<float>& source, const Tensor
     Scratch<uint16_t> rows(16 * padded_ + 16);
     for (int64_t g = part * share; g < std::min(groups_, (part + 1) * share); ++g) pack_neurons(g, pieces, rows.get());
   });
-  float longest = 0;
-  for (size_t j = 0; j < names.size(); ++j) {
+  for (size_t j = 0; j < names.size(); ++j)
     if (!(whole_[j] <= float(largest))) usable_ = false;
-    longest = std::max(longest, whole_[j]);
-  }
-  slack_ = float(4 * double(inputs_) * 0x1p-125 * (1 + double(source.bound)) * (1 + double(longest)));
 }
 
 // Where the float32 rows lie; a copy, where they are not what the register tile would multiply by.
@@ -180,8 +176,8 @@ void Screen::sweep(Block& b, int k) const {
       unit_.products(tiles_.get() + from * steps_ * tile, groups, b.tiles.get() + g * steps_ * tile, pair, steps_,
                      b.responses.get());
       for (int p = 0; p < pair; ++p)
-        unit_.scan(b.responses.get() + p * groups * 256, count, b.error.get() + from * 16, slack_, k,
-                   int32_t(from * 16), capacity, &b.races[g + p], b.who.get() + (g + p) * 16 * capacity,
+        unit_.scan(b.responses.get() + p * groups * 256, count, b.error.get() + from * 16, k, int32_t(from * 16),
+                   capacity, &b.races[g + p], b.who.get() + (g + p) * 16 * capacity,
                    b.upper.get() + (g + p) * 16 * capacity);
     }
   }
@@ -236,7 +232,7 @@ void Screen::decide(Block& b, int k, const float* offset, bool responses, float*
   for (int64_t i = 0; i < b.count; ++i) {
     const Race& race = b.races[i / 16];
     const int64_t at = i * capacity;
-    const float least = threshold(race.top[k - 1][i % 16], slack_);
+    const float least = threshold(race.top[k - 1][i % 16]);
     int count = 0;
     if (b.zero[i]) {
       for (int r = 0; r < k; ++r) {

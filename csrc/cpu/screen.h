@@ -11,18 +11,22 @@
 // and N + 64 steps there is room for the second order (N u <= 1/16), for the roundings of offset, wsum, x - offset
 // and offset * wsum (|offset| sqrt(N) <= |x|, |wsum| <= sqrt(N) |w|), of these bounds and of the comparisons:
 //
-//     |F - s| <= |x~ - x^| |w^| + |x~| |w - w^| + g (|x~| + |x~ - x^| + |x|) max(|w|, |w^|) + tau,   g = (N + 64)
-//     2^-23.
+//     |F - s| <= e = (|x~ - x^| + g (|x~| + |x~ - x^| + |x|)) max(|w|, |w^|) + |x~| |w - w^|,   g = (N + 64) 2^-23.
 //
-// tau = 2 N 2^-125 (1 + max|x|) (1 + max|w|) covers what underflows or is flushed to zero, as AMX does. Where max|x| or
-// max|w| exceeds 2^48 nobody is screened, so nothing overflows. Hence, with |F - s| <= e + tau for all neurons: k of
-// them have F >= L - tau, L the k-th highest s - e, and whoever is among the k best has s + e >= L - 2 tau. Those are
-// the candidates. rescore() computes their F bit for bit, and the k best of them, ties to the lower index, are the
-// winners.
+// What underflows or is flushed to zero, as AMX does, is at most 2^-126 for each of 2 N operations and 2^-126 |w[n]| or
+// |x[n]| for each entry: no length is taken to be less than sqrt(N) 2^-61.5, hence no e less than N 2^-123, which
+// covers it. Where |x| or |w| exceeds 2^48 nobody is screened, so nothing overflows.
+//
+// With |F - s| <= e for all neurons: k of them have F >= L, the k-th highest s - e, and whoever is among the k best has
+// s + e >= F >= L. Those are the candidates. rescore() computes their F bit for bit, and the k best of them, ties to
+// the lower index, are the winners.
 //
 // To cost one multiply-add a response, e = size * error: with a = |x~ - x^| + g (..), b = |x~| and any r > 0,
-// a |w| + b |w - w^| <= max(b, a / r) (r |w| + |w - w^|). r = sum a / sum b over a block of patches loses next to
-// nothing.
+// a |w| + b |w - w^| <= max(b, a / r) (r |w| + |w - w^|). r = a / b of some patches loses next to nothing for the
+// others.
+//
+// The bound holds at 0.6 of what images and normal weights use of it; a split of each factor into two bf16 (three
+// products) would leave hardly a candidate, but costs more than the one or two that are rescored here (docs/speed.md).
 #pragma once
 
 #include "matrix.h"
@@ -76,7 +80,6 @@ class Screen {
   Scratch<uint16_t> tiles_;      // [groups][steps][16][32]
   Scratch<float> whole_, rest_;  // [neurons] max(|w|, |w^|), |w - w^|
   Scratch<float> wsum_;          // [neurons], of centred patches
-  float slack_ = 0;              // 2 tau
   std::atomic<bool> usable_{true};
 
   const float* row(int64_t j) const { return rows_ + (by_name_ ? names_[j] : j) * row_step_; }
