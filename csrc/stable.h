@@ -75,8 +75,9 @@ template <class T>
 class Scratch {
  public:
   explicit Scratch(int64_t count) {
-    int64_t bytes = 64;
-    if (count > 0 && __builtin_mul_overflow(count, int64_t(sizeof(T)), &bytes)) throw std::bad_alloc();
+    if (count <= 0) return;
+    int64_t bytes;
+    if (__builtin_mul_overflow(count, int64_t(sizeof(T)), &bytes)) throw std::bad_alloc();
     const bool huge = bytes >= (int64_t(1) << 22);
     if (posix_memalign(&memory_, huge ? size_t(1) << 21 : 64, bytes) != 0) throw std::bad_alloc();
     prefer_huge_pages(memory_, bytes);

@@ -25,6 +25,8 @@ from hebbkern.ops.checks import layer as check_layer
 from hebbkern.ops.library import pair
 from hebbkern.update import Update
 
+_PARTS = ("update", "_update", "apply_")  # of a step
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -84,9 +86,22 @@ class Rule:
         padding=0,
         dilation=1,
     ) -> None:
-        """One learning step in place: `apply_` of `update`. Arguments and errors as there."""
+        """One learning step in place: `apply_` of `update`, bit for bit. Arguments and errors as there."""
+        if self._in_one is not None and not isinstance(lr, Tensor):
+            geometry = {"stride": stride, "padding": padding, "dilation": dilation}
+            self._in_one(weight, x, labels, lr=lr, frozen=frozen, patches=self.patches, **geometry)
+            return
         update = self.update(weight, x, labels=labels, frozen=frozen, stride=stride, padding=padding, dilation=dilation)
         self.apply_(weight, update, lr=lr, frozen=frozen)
+
+    _in_one = None  # a method that takes update and apply_ in one operator, in rules that have such
+
+    def __init_subclass__(cls, **settings):
+        """A class that changes a part of the step takes it in parts, unless it says anew how they go in one."""
+        super().__init_subclass__(**settings)
+        order = {name: [name in vars(base) for base in cls.__mro__].index(True) for name in (*_PARTS, "_in_one")}
+        if any(order[part] < order["_in_one"] for part in _PARTS):
+            cls._in_one = None
 
     def _one_of(self, name: str, wanted: tuple[str, ...]):
         value = getattr(self, name)
@@ -147,7 +162,7 @@ class KrotovHopfield(Rule):
 
     def _update(self, weight, x, labels, frozen, geometry) -> Update:
         winners, responses = ops.compete(x, weight, self.k, p=self.p, **geometry)
-        coefficients = constant((1.0,) + (0.0,) * (self.k - 2) + (-float(self.delta),), responses)
+        coefficients = constant(self._coefficients(), responses)
         total, decay, _ = ops.accumulate(
             x,
             winners,
@@ -162,6 +177,13 @@ class KrotovHopfield(Rule):
 
     def apply_(self, weight, update, *, lr, frozen=None) -> None:
         ops.apply_(weight, update.sum, decay=update.decay, lr=lr, normalise="global_max", frozen=frozen)
+
+    def _in_one(self, weight, x, labels, **options) -> None:
+        how = {"p": self.p, "decay_by_response": True, "normalise": "global_max"}
+        ops.learn_winners_(weight, x, k=self.k, coefficients=self._coefficients(), **how, **options)
+
+    def _coefficients(self) -> tuple[float, ...]:
+        return (1.0,) + (0.0,) * (self.k - 2) + (-float(self.delta),)
 
 
 @dataclass(frozen=True)
@@ -221,6 +243,19 @@ class WTA(Rule):
             frozen=frozen,
         )
 
+    def _in_one(self, weight, x, labels, **options) -> None:
+        ops.learn_winners_(
+            weight,
+            x,
+            k=self.k,
+            cosine=self.similarity == "cosine",
+            coefficients=(1.0,) * self.k,
+            by_response=self.coefficient == "response",
+            average=self.average,
+            normalise=self.normalise,
+            **options,
+        )
+
 
 @dataclass(frozen=True)
 class Teacher(Rule):
@@ -260,6 +295,10 @@ class Teacher(Rule):
             **geometry,
         )
         return Update(total, decay, decay if self.average else None)
+
+    def _in_one(self, weight, x, labels, **options) -> None:
+        self._check_labels(x, labels)
+        ops.learn_winners_(weight, x, labels=labels, average=self.average, **options)
 
     def _check_labels(self, x: Tensor, labels: Tensor | None):
         wanted = f"int64 or int32 of shape [{x.shape[0]}], the class of each sample"
