@@ -114,7 +114,7 @@ struct Work {
 struct Plan {
   template <class T>
   Plan(const Lists<T>& lists, int64_t inputs) {
-    constexpr int64_t worth = 1 << 17;  // multiply-adds
+    constexpr int64_t worth = 1 << 18;  // multiply-adds
     int64_t load = worth;
     for (int64_t i = 0; i < lists.size(); ++i) {
       const int64_t from = lists.start[i], to = lists.start[i + 1];

@@ -90,7 +90,7 @@ class Step {
 // Calls f(i, a row's memory) for every row, in hand-outs that are worth a thread's wake-up.
 template <class S, class T, class F>
 void each_row(const Rows<S, T>& rows, int64_t count, const F& f) {
-  const int64_t block = std::max<int64_t>(1, (int64_t(1) << 16) / rows.inputs());
+  const int64_t block = std::max<int64_t>(1, (int64_t(1) << 17) / rows.inputs());
   parallel((count + block - 1) / block, [&](int64_t part) {
     const Scratch<T> buffer = rows.buffer();
     for (int64_t i = part * block; i < std::min(count, (part + 1) * block); ++i) f(i, buffer.get());

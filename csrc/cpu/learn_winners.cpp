@@ -75,6 +75,8 @@ static void step_lists(const Rows<S, T>& rows, const Source<T>& source, const Li
 
 template <class S, class T>
 static void learn(const Tensor& weight, const Tensor& x, const Geometry& g, const Lesson& lesson) {
+  constexpr double worth = 1 << 21;  // multiply-adds that are worth waking a thread for, some 30 us of one
+  const Alone alone(double(g.patches()) * double(g.inputs()) * double(lesson.labels ? 1 : g.neurons) < worth);
   const Source<T> source(op, x, g);
   const Rows<S, T> rows(weight);
   if (lesson.labels && !finite_rows(rows, g.neurons)) fail_finite(op, "weight");
