@@ -11,8 +11,6 @@ Every rule is deterministic: the same inputs give the same bits, with the compil
 
 from __future__ import annotations
 
-import math
-import numbers
 from dataclasses import dataclass, field
 
 import torch
@@ -23,13 +21,14 @@ from hebbkern.coefficients import constant
 from hebbkern.ops.checks import PATCHES
 from hebbkern.ops.checks import layer as check_layer
 from hebbkern.ops.library import pair
+from hebbkern.settings import Settings
 from hebbkern.update import Update
 
 _PARTS = ("update", "_update", "apply_")  # of a step
 
 
 @dataclass(frozen=True)
-class Rule:
+class Rule(Settings):
     """What every rule shares. `patches`: "raw", "centred" (each less its mean) or "standardised" (and of norm 1)."""
 
     patches: str = field(default="raw", kw_only=True)
@@ -102,34 +101,6 @@ class Rule:
         order = {name: [name in vars(base) for base in cls.__mro__].index(True) for name in (*_PARTS, "_in_one")}
         if any(order[part] < order["_in_one"] for part in _PARTS):
             cls._in_one = None
-
-    def _one_of(self, name: str, wanted: tuple[str, ...]):
-        value = getattr(self, name)
-        if value not in wanted:
-            names = ", ".join(f'"{option}"' for option in wanted[:-1])
-            self._refuse(name, f'{names} or "{wanted[-1]}"', f'"{value}"' if isinstance(value, str) else value)
-
-    def _whole(self, name: str, least: int):
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-            self._refuse(name, "a whole number", value)
-        if value < least:
-            self._refuse(name, f"at least {least}", value)
-        object.__setattr__(self, name, int(value))  # NumPy's integers are no int to torch
-
-    def _number(self, name: str, wanted: str, test):
-        value = getattr(self, name)
-        number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        if not number or not math.isfinite(value) or not test(value):
-            self._refuse(name, f"a finite number{wanted}", value)
-        object.__setattr__(self, name, value if isinstance(value, int) else float(value))
-
-    def _boolean(self, name: str):
-        if not isinstance(getattr(self, name), bool):
-            self._refuse(name, "True or False", getattr(self, name))
-
-    def _refuse(self, name: str, wanted: str, got):
-        raise ValueError(f"hebbkern.{type(self).__name__}: {name} must be {wanted}, got {got}")
 
 
 @dataclass(frozen=True)
