@@ -81,6 +81,18 @@ inline void check_mask(const char* op, const char* argument, const OptionalTenso
     fail(op, argument, " must be bool of shape [", neurons, "] on cpu, got ", describe(*mask), " on cpu");
 }
 
+// Of one bool a neuron, everywhere false where there is none.
+class Mask {
+ public:
+  explicit Mask(const OptionalTensor& mask)
+      : data_(mask ? static_cast<const bool*>(mask->const_data_ptr()) : nullptr), step_(mask ? mask->stride(0) : 0) {}
+  bool operator[](int64_t neuron) const { return data_ && data_[neuron * step_]; }
+
+ private:
+  const bool* data_;
+  int64_t step_;
+};
+
 inline void check_x(const char* op, const Tensor& x) {
   if (x.dim() != 2 && x.dim() != 4)
     fail(op, "x must be [batch, inputs] or [batch, channels, height, width], got shape ", list(x.sizes()));
@@ -97,6 +109,13 @@ inline void check_weight(const char* op, const Tensor& x, const Tensor& weight) 
     fail(op, "weight must have at least one neuron and one input, got shape ", list(weight.sizes()));
   if (weight.size(1) != x.size(1))
     fail(op, "weight must have x's ", x.size(1), x.dim() == 4 ? " channels" : " inputs", ", got ", weight.size(1));
+}
+
+inline void check_contest(const char* op, int64_t k, double p, bool cosine, int64_t neurons) {
+  const int64_t most = neurons < 64 ? neurons : 64;
+  if (k < 1 || k > most) fail(op, "k must be between 1 and min(64, ", neurons, " neurons), got ", k);
+  if (!(p >= 1) || std::isinf(p)) fail(op, "p must be a finite number of at least 1, got ", p);
+  if (cosine && p != 2) fail(op, "p must be 2 with cosine responses, got ", p);
 }
 
 inline Patches check_patches(const char* op, const std::string& patches) {
@@ -163,6 +182,7 @@ inline Geometry check_layer(const char* op, const Tensor& x, const Tensor& weigh
 }
 
 constexpr const char* finite_responses = "x and weight must give finite responses";
+constexpr const char* finite_sums = "x and weight must give finite sums";
 
 [[noreturn]] inline void fail_finite(const char* op, const char* argument) {
   fail(op, argument, " must be finite, got a NaN or an infinity");

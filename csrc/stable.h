@@ -48,12 +48,28 @@ inline Tensor empty(const Ints& sizes, ScalarType dtype) {
   return fresh;
 }
 
+// While one lives that is asked for, `parallel` stays in its thread: for work as a whole too small to wake others.
+class Alone {
+ public:
+  explicit Alone(bool asked) : before_(active()) { active() |= asked; }
+  ~Alone() { active() = before_; }
+  Alone(const Alone&) = delete;
+  Alone& operator=(const Alone&) = delete;
+  static bool& active() {
+    static thread_local bool alone = false;
+    return alone;
+  }
+
+ private:
+  const bool before_;
+};
+
 // Calls f(item) for every item, on as many threads as torch would use; items are handed out one by one, so f must not
 // depend on the order. What f throws is thrown again here, once every thread is back: it cannot cross the stable ABI.
 template <class F>
 void parallel(int64_t items, const F& f) {
   const int64_t threads = torch::stable::get_num_threads();
-  if (items <= 1 || threads == 1) {
+  if (items <= 1 || threads == 1 || Alone::active()) {
     for (int64_t item = 0; item < items; ++item) f(item);
     return;
   }
@@ -75,8 +91,9 @@ template <class T>
 class Scratch {
  public:
   explicit Scratch(int64_t count) {
-    int64_t bytes = 64;
-    if (count > 0 && __builtin_mul_overflow(count, int64_t(sizeof(T)), &bytes)) throw std::bad_alloc();
+    if (count <= 0) return;
+    int64_t bytes;
+    if (__builtin_mul_overflow(count, int64_t(sizeof(T)), &bytes)) throw std::bad_alloc();
     const bool huge = bytes >= (int64_t(1) << 22);
     if (posix_memalign(&memory_, huge ? size_t(1) << 21 : 64, bytes) != 0) throw std::bad_alloc();
     prefer_huge_pages(memory_, bytes);

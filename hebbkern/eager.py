@@ -14,6 +14,7 @@ from hebbkern.ops.apply import check as check_apply
 from hebbkern.ops.compete import check as check_compete
 from hebbkern.ops.kwinners import check as check_kwinners
 from hebbkern.ops.learn_dense import check as check_learn_dense
+from hebbkern.ops.learn_winners import check as check_learn_winners
 from hebbkern.ops.match import check as check_match
 from hebbkern.ops.sanger import check as check_sanger
 
@@ -59,23 +60,28 @@ def compete(x, weight, k, p, cosine, patches, stride, padding, dilation, mask):
     check_compete(x, weight, k, p, cosine, patches, stride, padding, dilation, mask)
     checks.finite("compete", x=x, weight=weight)
     X, W = layer_matrices("compete", x, weight, patches, stride, padding, dilation)
+    return winners_of("compete", X, W, k, p, cosine, mask)
+
+
+def winners_of(op, X, W, k, p, cosine, mask=None):
+    """The k winners of each patch, falling, and their responses."""
     if p != 2:
         W = W.sign() * W.abs() ** (p - 1)
-        checks.no_overflow("compete", "weight and p must give finite powers", W)
+        checks.no_overflow(op, "weight and p must give finite powers", W)
     if cosine:
         x_norms, w_norms = norms(X), norms(W)
-        checks.finite_norms("compete", x_norms.masked_fill(x_norms == 0, 1))
+        checks.finite_norms(op, x_norms.masked_fill(x_norms == 0, 1))
         responses = (X / x_norms.masked_fill(x_norms == 0, 1)) @ (W / w_norms.masked_fill(w_norms == 0, 1)).T
     else:
         responses = X @ W.T
-    checks.no_overflow("compete", checks.RESPONSES, responses if mask is None else responses[:, mask])
+    checks.no_overflow(op, checks.RESPONSES, responses if mask is None else responses[:, mask])
     if mask is not None:
         responses = responses.masked_fill(~mask, -torch.inf)
     # A stable sort, because topk leaves the order of equal responses open.
     responses, winners = (ranked[:, :k] for ranked in responses.sort(dim=1, descending=True, stable=True))
     nobody = torch.zeros_like(winners, dtype=torch.bool)
     if mask is not None:
-        nobody |= torch.arange(k, device=x.device) >= mask.sum()
+        nobody |= torch.arange(k, device=X.device) >= mask.sum()
     return winners.masked_fill(nobody, -1).int(), responses.masked_fill(nobody, 0)
 
 
@@ -103,13 +109,19 @@ def accumulate(x, taught, coefficients, responses, neurons, kernel, patches, str
     geometry = kernel, patches, stride, padding, dilation
     check_accumulate(x, taught, coefficients, responses, neurons, *geometry, frozen)
     checks.finite("accumulate", x=x, coefficients=coefficients, responses=responses)
-    checks.taught_range("accumulate", taught, neurons)
+    checks.named_range("accumulate", "taught", taught, neurons)
     X = patch_matrix("accumulate", x, *geometry)
+    total, decay, count = sums_of(X, taught, coefficients, responses, neurons, frozen)
+    return total.reshape(neurons, x.shape[1], *kernel), decay, count
+
+
+def sums_of(X, taught, coefficients, responses, neurons, frozen):
+    """Per neuron: the sum of coefficient * patch [K, N], its decay and the number of entries."""
     coefficients = coefficients.expand(taught.shape)
     decays = coefficients if responses is None else coefficients * responses
     share = X.new_zeros(neurons, X.shape[0])  # [K, P]: by how much each patch teaches each neuron
     decay, count = X.new_zeros(neurons), X.new_zeros(neurons)
-    learners = torch.arange(neurons, device=x.device)[:, None]
+    learners = torch.arange(neurons, device=X.device)[:, None]
     for rank in range(taught.shape[1]):
         entry = (taught[:, rank] == learners) & (coefficients[:, rank] != 0)
         if frozen is not None:
@@ -117,7 +129,7 @@ def accumulate(x, taught, coefficients, responses, neurons, kernel, patches, str
         share += torch.where(entry, coefficients[:, rank], 0)
         decay += torch.where(entry, decays[:, rank], 0).sum(1)
         count += entry.sum(1)
-    return (share @ X).reshape(neurons, x.shape[1], *kernel), decay, count
+    return share @ X, decay, count
 
 
 @torch.no_grad()
@@ -147,7 +159,7 @@ def dense_sums(op, x, weight, activation, decay, temperature, *where):
         total = total - (Y * (U if activation == "softmax" else Y)).sum(0)[:, None] * W
     if frozen is not None:
         total = total.masked_fill(frozen[:, None], 0)
-    checks.no_overflow(op, "x and weight must give finite sums", total)
+    checks.no_overflow(op, checks.SUMS, total)
     return total.reshape(weight.shape).contiguous(), X.new_full((1,), X.shape[0])
 
 
@@ -155,6 +167,11 @@ def dense_sums(op, x, weight, activation, decay, temperature, *where):
 def apply_(weight, sum, decay, denominator, lr, normalise, rate_power, frozen):
     check_apply(weight, sum, decay, denominator, lr, normalise, rate_power, frozen)
     checks.finite("apply_", weight=weight, sum=sum, decay=decay, denominator=denominator)
+    take("apply_", weight, sum, decay, denominator, lr, normalise, rate_power, frozen)
+
+
+def take(op, weight, sum, decay, denominator, lr, normalise, rate_power, frozen):
+    """The step itself, weights as before on an overflow."""
     W, delta = weight.flatten(1).to(sum.dtype), sum.flatten(1)
     if decay is not None:
         delta = delta - decay[:, None] * W
@@ -175,7 +192,7 @@ def apply_(weight, sum, decay, denominator, lr, normalise, rate_power, frozen):
     moves = (step != 0).any(dim=1, keepdim=True)
     result = torch.where(moves, moved.to(weight.dtype), weight.flatten(1)).reshape(weight.shape)
     if not result.isfinite().all():
-        checks.fail("apply_", "weight", "stay finite", "a step that overflows it")
+        checks.fail(op, "weight", "stay finite", "a step that overflows it")
     weight.copy_(result)
 
 
@@ -184,6 +201,25 @@ def learn_dense_(weight, x, activation, decay, lr, *geometry):
     check_learn_dense(weight, x, activation, decay, lr, *geometry)
     total, count = dense_sums("learn_dense_", x, weight, activation, decay, 1.0, *geometry)
     apply_(weight, total, None, count, lr, "none", 0.0, geometry[-1])
+
+
+@torch.no_grad()
+def learn_winners_(weight, x, labels, *settings):
+    count = check_learn_winners(weight, x, labels, *settings)
+    k, p, cosine, coefficients, by_response, decay_by_response, average, normalise, lr, *geometry, frozen = settings
+    op, neurons = "learn_winners_", weight.shape[0]
+    checks.finite(op, x=x, weight=weight)
+    X, W = layer_matrices(op, x, weight, *geometry)
+    coefficients = X.new_tensor(coefficients)
+    if labels is None:
+        taught, responses = winners_of(op, X, W, k, p, cosine)
+        coefficients = responses.clamp(min=0) * coefficients if by_response else coefficients
+    else:
+        checks.named_range(op, "labels", labels, neurons)
+        taught, responses = labels.repeat_interleave(count // max(x.shape[0], 1))[:, None], None
+    total, decay, _ = sums_of(X, taught, coefficients, responses if decay_by_response else None, neurons, frozen)
+    checks.no_overflow(op, checks.SUMS, total, decay)
+    take(op, weight, total, decay, decay if average else None, lr, normalise, 0.0, frozen)
 
 
 @torch.no_grad()

@@ -11,8 +11,6 @@ Every rule is deterministic: the same inputs give the same bits, with the compil
 
 from __future__ import annotations
 
-import math
-import numbers
 from dataclasses import dataclass, field
 
 import torch
@@ -23,13 +21,14 @@ from hebbkern.coefficients import constant
 from hebbkern.ops.checks import PATCHES
 from hebbkern.ops.checks import layer as check_layer
 from hebbkern.ops.library import pair
+from hebbkern.settings import Settings
 from hebbkern.update import Update
 
 _PARTS = ("update", "_update", "apply_")  # of a step
 
 
 @dataclass(frozen=True)
-class Rule:
+class Rule(Settings):
     """What every rule shares. `patches`: "raw", "centred" (each less its mean) or "standardised" (and of norm 1)."""
 
     patches: str = field(default="raw", kw_only=True)
@@ -103,34 +102,6 @@ class Rule:
         if any(order[part] < order["_in_one"] for part in _PARTS):
             cls._in_one = None
 
-    def _one_of(self, name: str, wanted: tuple[str, ...]):
-        value = getattr(self, name)
-        if value not in wanted:
-            names = ", ".join(f'"{option}"' for option in wanted[:-1])
-            self._refuse(name, f'{names} or "{wanted[-1]}"', f'"{value}"' if isinstance(value, str) else value)
-
-    def _whole(self, name: str, least: int):
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-            self._refuse(name, "a whole number", value)
-        if value < least:
-            self._refuse(name, f"at least {least}", value)
-        object.__setattr__(self, name, int(value))  # NumPy's integers are no int to torch
-
-    def _number(self, name: str, wanted: str, test):
-        value = getattr(self, name)
-        number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        if not number or not math.isfinite(value) or not test(value):
-            self._refuse(name, f"a finite number{wanted}", value)
-        object.__setattr__(self, name, value if isinstance(value, int) else float(value))
-
-    def _boolean(self, name: str):
-        if not isinstance(getattr(self, name), bool):
-            self._refuse(name, "True or False", getattr(self, name))
-
-    def _refuse(self, name: str, wanted: str, got):
-        raise ValueError(f"hebbkern.{type(self).__name__}: {name} must be {wanted}, got {got}")
-
 
 @dataclass(frozen=True)
 class KrotovHopfield(Rule):
@@ -162,7 +133,7 @@ class KrotovHopfield(Rule):
 
     def _update(self, weight, x, labels, frozen, geometry) -> Update:
         winners, responses = ops.compete(x, weight, self.k, p=self.p, **geometry)
-        coefficients = constant((1.0,) + (0.0,) * (self.k - 2) + (-float(self.delta),), responses)
+        coefficients = constant(self._coefficients(), responses)
         total, decay, _ = ops.accumulate(
             x,
             winners,
@@ -177,6 +148,13 @@ class KrotovHopfield(Rule):
 
     def apply_(self, weight, update, *, lr, frozen=None) -> None:
         ops.apply_(weight, update.sum, decay=update.decay, lr=lr, normalise="global_max", frozen=frozen)
+
+    def _in_one(self, weight, x, labels, **options) -> None:
+        how = {"p": self.p, "decay_by_response": True, "normalise": "global_max"}
+        ops.learn_winners_(weight, x, k=self.k, coefficients=self._coefficients(), **how, **options)
+
+    def _coefficients(self) -> tuple[float, ...]:
+        return (1.0,) + (0.0,) * (self.k - 2) + (-float(self.delta),)
 
 
 @dataclass(frozen=True)
@@ -236,6 +214,19 @@ class WTA(Rule):
             frozen=frozen,
         )
 
+    def _in_one(self, weight, x, labels, **options) -> None:
+        ops.learn_winners_(
+            weight,
+            x,
+            k=self.k,
+            cosine=self.similarity == "cosine",
+            coefficients=(1.0,) * self.k,
+            by_response=self.coefficient == "response",
+            average=self.average,
+            normalise=self.normalise,
+            **options,
+        )
+
 
 @dataclass(frozen=True)
 class Teacher(Rule):
@@ -275,6 +266,10 @@ class Teacher(Rule):
             **geometry,
         )
         return Update(total, decay, decay if self.average else None)
+
+    def _in_one(self, weight, x, labels, **options) -> None:
+        self._check_labels(x, labels)
+        ops.learn_winners_(weight, x, labels=labels, average=self.average, **options)
 
     def _check_labels(self, x: Tensor, labels: Tensor | None):
         wanted = f"int64 or int32 of shape [{x.shape[0]}], the class of each sample"

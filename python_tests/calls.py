@@ -6,7 +6,8 @@ import cases
 import hebbkern as hk
 import oracle
 
-OPERATORS = ["compete", "match", "accumulate", "sanger", "apply_", "kwinners", "learn_dense_"]
+OPERATORS = ["compete", "match", "accumulate", "sanger", "apply_", "kwinners", "learn_dense_", "learn_winners_"]
+IN_PLACE = ("apply_", "learn_dense_", "learn_winners_")  # on weight
 LINEAR = cases.Layer((64, 20), (10, 20))
 CONVOLUTION = cases.Layer((2, 3, 9, 8), (10, 3, 4, 3), {"stride": (2, 1), "padding": (1, 0), "dilation": (1, 2)})
 
@@ -31,6 +32,9 @@ def call(name, layer=LINEAR, dtype=torch.float32, device="cpu", seed=0):
         return {"weight": weight, "x": x, "lr": 0.1, "frozen": mask, "patches": "centred", **layer.geometry}
     if name == "kwinners":
         return {"y": x, "k": 3, "dim": 1}
+    if name == "learn_winners_":
+        how = {"k": 2, "coefficients": (1.0, -0.4), "decay_by_response": True, "normalise": "global_max"}
+        return {"weight": weight, "x": x, "lr": 0.1, **how, "frozen": mask, "patches": "centred", **layer.geometry}
     responses = cases.random((count, 2), wide, device, seed)
     taught = torch.arange(2 * count, device=device, dtype=torch.int32).reshape(count, 2) * 7 % (neurons + 1) - 1
     who = {"x": x, "taught": taught, "coefficients": responses * 2, "responses": responses}
@@ -38,11 +42,11 @@ def call(name, layer=LINEAR, dtype=torch.float32, device="cpu", seed=0):
 
 
 def run(name, arguments):
-    """The results of a call, as a list; of an operator in place the weight, moved in a copy."""
-    if name.endswith("_"):
+    """The results of a call, as a list; of those in place the weight, moved in a copy."""
+    if name in IN_PLACE:
         arguments = {**arguments, "weight": arguments["weight"].detach().clone()}
     results = getattr(hk.ops, name)(**arguments)
-    results = arguments["weight"] if name.endswith("_") else results
+    results = arguments["weight"] if name in IN_PLACE else results
     return list(results) if isinstance(results, tuple) else [results]
 
 

@@ -220,6 +220,51 @@ APPLY = [
     ),
     ("linear", {"lr": 3e38, "normalise": "none"}, "weight must stay finite, got a step that overflows it"),
 ]
+LABELLED = {"k": 1, "coefficients": (1.0,), "decay_by_response": False}
+LABELS = "labels must be int64 or int32 of shape [64], the class of each sample, got "
+LEARN_WINNERS = [
+    *((kind, {key: value for key, value in wrong.items() if key != "mask"}, text) for kind, wrong, text in COMPETE),
+    *(
+        ("linear", {"coefficients": bad}, "coefficients must be k = 2 finite numbers, got " + got)
+        for bad, got in (
+            ((1.5,), "[1.5]"),
+            ((), "[]"),
+            ((1.0, NAN), "[1, nan]"),
+            ((-INF, 1.0), "[-inf, 1]"),
+            ((1.0, 1e39), "[1, 1e+39]"),
+        )
+    ),
+    *(row for row in APPLY if "each entry once" in row[2] or "normalise" in row[1] or row[1].keys() == {"lr"}),
+    ("linear", LABELLED | {"labels": of(64)}, LABELS + "float32 of shape [64]"),
+    ("linear", LABELLED | {"labels": of(63, dtype=torch.int64)}, LABELS + "int64 of shape [63]"),
+    ("linear", LABELLED | {"labels": of(64, 1, dtype=torch.int64)}, LABELS + "int64 of shape [64, 1]"),
+    (
+        "linear",
+        LABELLED | {"labels": of(64, dtype=torch.int32).to("meta")},
+        "labels must be on x's device cpu, got meta",
+    ),
+    *(
+        (
+            "linear",
+            LABELLED | {"labels": spoilt(of(64, dtype=to), bad)},
+            f"labels must name neurons 0 to 9, or -1 for nobody, got {bad}",
+        )
+        for bad, to in ((10, torch.int32), (-2, torch.int32), (2**31 + 1, torch.int64))
+    ),
+    *(
+        ("linear", LABELLED | {"labels": of(64, dtype=torch.int64)} | more, message)
+        for more, message in (
+            ({"k": 2, "coefficients": (1.0, 1.0)}, "k must be 1 with labels, got 2"),
+            ({"by_response": True}, "by_response must be False with labels, got True"),
+            ({"decay_by_response": True}, "decay_by_response must be False with labels, got True"),
+            ({"weight": spoilt(of(10, 20), NAN)}, "weight must be finite, got a NaN or an infinity"),
+            (
+                {"x": 3e38 * of(64, 20), "patches": "raw", "frozen": None},
+                "x and weight must give finite sums, got an overflow of float32",
+            ),
+        )
+    ),
+]
 KWINNERS = [
     ("linear", {"k": 0}, "k must be between 1 and 20 entries along dim 1, got 0"),
     ("linear", {"k": 21}, "k must be between 1 and 20 entries along dim 1, got 21"),
@@ -241,13 +286,17 @@ LEARN_DENSE = [
 ]
 TABLES = {"compete": COMPETE, "accumulate": ACCUMULATE, "sanger": SANGER, "apply_": APPLY, "kwinners": KWINNERS}
 TABLES["learn_dense_"] = LEARN_DENSE
+TABLES["learn_winners_"] = LEARN_WINNERS
+SEE_BOTH = ("compete", "match", "sanger", "learn_dense_", "learn_winners_")  # x and weight
 ROWS = [(operator, *row) for operator, table in TABLES.items() for row in table]
-ROWS += [row for operator in ("compete", "match", "sanger", "learn_dense_") for row in geometry_rows(operator)]
-ROWS += [row for operator in ("compete", "match", "sanger", "learn_dense_") for row in weight_rows(operator)]
+ROWS += [row for operator in SEE_BOTH for row in geometry_rows(operator)]
+ROWS += [row for operator in SEE_BOTH for row in weight_rows(operator)]
 ROWS += geometry_rows("accumulate", "kernel")
 ROWS += mask_rows("compete", "mask") + mask_rows("match", "mask")
 ROWS += [
-    row for operator in ("accumulate", "sanger", "apply_", "learn_dense_") for row in mask_rows(operator, "frozen")
+    row
+    for operator in ("accumulate", "sanger", "apply_", "learn_dense_", "learn_winners_")
+    for row in mask_rows(operator, "frozen")
 ]
 ROWS += typed_rows("accumulate", "coefficients", "[2] or [64, 2]", "x")
 ROWS += typed_rows("accumulate", "responses", "[64, 2]", "x")
@@ -280,7 +329,7 @@ def test_refused_with_a_sentence_and_nothing_written(backend, row):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("kind", LAYERS)
-@pytest.mark.parametrize("operator", ["compete", "match", "sanger", "learn_dense_"])
+@pytest.mark.parametrize("operator", SEE_BOTH)
 def test_responses_that_overflow_are_refused(backend, operator, kind, dtype):
     huge = torch.finfo(getattr(torch, dtype)).max / 2
     arguments = calls.call(operator, LAYERS[kind], getattr(torch, dtype), backend.device) | {"patches": "raw"}
@@ -291,7 +340,7 @@ def test_responses_that_overflow_are_refused(backend, operator, kind, dtype):
     assert f"hebbkern.{operator}: {sentence}" in str(caught.value)
 
 
-VALUES = ("finite, got a NaN", "an overflow of", "taught must name", "stay finite", "each entry once")
+VALUES = ("finite, got a NaN", "an overflow of", "must name", "stay finite", "each entry once")
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if "meta" not in row[3]], ids=name)
@@ -309,7 +358,7 @@ def test_fake_kernels_say_the_same(row):
 
 
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
-@pytest.mark.parametrize("operator", ["compete", "match", "sanger", "kwinners", "learn_dense_"])
+@pytest.mark.parametrize("operator", [*SEE_BOTH, "kwinners"])
 def test_one_bad_number_anywhere_is_found(backend, operator, dtype):
     """Whatever the layout, wherever it is: vectors, tails, and what a stride jumps over."""
     layer = cases.Layer((3, 37), (5, 37))

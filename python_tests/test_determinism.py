@@ -43,6 +43,9 @@ def everything(layer, dtype, device="cpu"):
             moved = weight.clone()
             hk.ops.apply_(moved, total, decay=decay, denominator=count, lr=0.1, normalise=normalise, rate_power=0.5)
             results.append(moved)
+            learnt = weight.clone()
+            hk.ops.learn_winners_(learnt, x, lr=0.1, by_response=True, average=True, normalise=normalise, **options)
+            results.append(learnt)
     return [*results, hk.ops.kwinners(x, 3, 1)]
 
 

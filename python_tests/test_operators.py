@@ -23,6 +23,7 @@ def positional(name, arguments):
 GEOMETRY = {"stride": 1, "padding": 0, "dilation": 1}
 DEFAULTS = {key: library.pair(value) for key, value in GEOMETRY.items()}
 DEFAULTS |= {"p": 2.0, "cosine": False, "activation": "relu", "decay": "triangular", "temperature": 1.0}
+DEFAULTS |= {"by_response": False, "decay_by_response": False, "average": False}
 DEFAULTS |= {"normalise": "none", "rate_power": 0.0, "patches": "raw", "kernel": ()}
 
 
@@ -59,7 +60,7 @@ def test_compiles_whole(backend, name):
         arguments = calls.call(name, layer, device=backend.device, seed=seed)
         want = calls.run(name, arguments)
         results = compiled(**arguments)
-        if name.endswith("_"):
+        if name in calls.IN_PLACE:
             results = arguments["weight"]
         assert calls.same_bits(want, results if isinstance(results, tuple) else [results])
 
@@ -109,11 +110,11 @@ def test_no_autograd(backend, name, layer):
     with torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("error")
         results = getattr(hk.ops, name)(**arguments)
-    results = arguments["weight"] if name.endswith("_") else results
+    results = arguments["weight"] if name in calls.IN_PLACE else results
     results = results if isinstance(results, tuple) else [results]
     assert calls.same_bits(want, results)
     for result in results:
-        assert result.grad_fn is None and result.requires_grad == name.endswith("_")
+        assert result.grad_fn is None and result.requires_grad == (name in calls.IN_PLACE)
 
 
 @pytest.mark.parametrize("name", calls.OPERATORS)

@@ -221,7 +221,7 @@ def test_teacher_compares_x_with_the_weight(weight, x, dtype, message):
 def test_a_label_without_a_neuron_is_refused(backend, wrong):
     weight, x = layer((4, 8), (5, 8))
     before = weight.clone()
-    with pytest.raises((ValueError, RuntimeError), match=f"taught must name neurons 0 to 4, .* got {wrong}"):
+    with pytest.raises((ValueError, RuntimeError), match=f"labels must name neurons 0 to 4, .* got {wrong}"):
         hk.Teacher().step_(weight, x, labels=torch.tensor([0, 1, wrong, 2]), lr=0.1)
     assert torch.equal(weight, before)
 

@@ -1,8 +1,8 @@
-// accumulate: each taught neuron adds its patches in patch order. No atomics, no sums that depend on the threads.
+// accumulate: patches grouped by neuron with a counting sort, then added up list by list.
+#include "accumulate.h"
+
 #include <algorithm>
 #include <cmath>
-
-#include "source.h"
 
 namespace hebbkern {
 
@@ -10,89 +10,41 @@ namespace hebbkern {
 // neuron may win everything and still keep every thread busy.
 constexpr int64_t piece = 256;
 
-// Patches grouped by taught neuron, a stable counting sort: neuron j's entries are [start[j], start[j + 1]).
-template <class T>
-struct Lists {
-  explicit Lists(std::vector<int64_t> starts)
-      : start(std::move(starts)), base(start.back()), coefficient(start.back()), shift(start.back()) {}
-  const std::vector<int64_t> start;
-  Scratch<int64_t> base;
-  Scratch<T> coefficient;  // coefficient * scale
-  Scratch<T> shift;        // coefficient * scale * offset, where patches have an offset
-};
-
-struct Taught {
-  const Tensor& neurons;       // [P, R]
-  const Tensor& coefficients;  // [P, R] or [R]
-  const OptionalTensor& responses;
-  const bool* frozen;
-  int64_t frozen_step;
-};
-
-// Calls f(patch, neuron, coefficient, response) for every entry that teaches, in patch order. A neuron out of range
-// is returned.
-template <class T, class I, class F>
-static std::optional<int64_t> each_entry(const Taught& taught, int64_t neurons, const F& f) {
-  const int64_t patches = taught.neurons.size(0), ranks = taught.neurons.size(1);
-  const int64_t np = taught.neurons.stride(0), nr = taught.neurons.stride(1);
-  const bool shared = taught.coefficients.dim() == 1;
-  const int64_t cp = shared ? 0 : taught.coefficients.stride(0), cr = taught.coefficients.stride(shared ? 0 : 1);
-  const I* who = static_cast<const I*>(taught.neurons.const_data_ptr());
-  const T* coefficient = static_cast<const T*>(taught.coefficients.const_data_ptr());
-  const T* response = taught.responses ? static_cast<const T*>(taught.responses->const_data_ptr()) : nullptr;
-  const int64_t sp = response ? taught.responses->stride(0) : 0, sr = response ? taught.responses->stride(1) : 0;
-  for (int64_t p = 0; p < patches; ++p)
-    for (int64_t r = 0; r < ranks; ++r) {
-      const int64_t j = who[p * np + r * nr];
-      if (j < -1 || j >= neurons) return j;
-      const T c = coefficient[p * cp + r * cr];
-      if (j < 0 || c == 0 || (taught.frozen && taught.frozen[j * taught.frozen_step])) continue;
-      f(p, j, c, response ? response[p * sp + r * sr] : T(1));
-    }
-  return std::nullopt;
-}
-
+// Calls f(patch, neuron, coefficient, response) for every entry that teaches, in patch order.
 template <class T, class F>
-static std::optional<int64_t> each_entry(const Taught& taught, int64_t neurons, const F& f) {
-  if (taught.neurons.scalar_type() == ScalarType::Int) return each_entry<T, int32_t>(taught, neurons, f);
-  return each_entry<T, int64_t>(taught, neurons, f);
+static void each_entry(const Taught<T>& taught, int64_t patches, const F& f) {
+  const int32_t* who = taught.who;
+  for (int64_t p = 0; p < patches; ++p)
+    for (int64_t r = 0; r < taught.ranks; ++r) {
+      const int32_t j = *who++;
+      const T c = taught.coefficients(p, r);
+      if (j >= 0 && c != 0 && !taught.frozen[j]) f(p, j, c, taught.responses(p, r));
+    }
 }
 
+// Counts, then places: two walks over the entries. The decays are summed in patch order.
 template <class T>
-static void check_entries(const Taught& taught) {
-  auto sound = [](const Tensor& t) {
-    const T* data = static_cast<const T*>(t.const_data_ptr());
-    const int64_t inner = t.size(t.dim() - 1), outer = t.dim() == 2 ? t.size(0) : 1;
-    for (int64_t i = 0; i < outer; ++i)
-      for (int64_t j = 0; j < inner; ++j)
-        if (!std::isfinite(data[(t.dim() == 2 ? i * t.stride(0) : 0) + j * t.stride(t.dim() - 1)])) return false;
-    return true;
-  };
-  if (!sound(taught.coefficients)) fail_finite("accumulate", "coefficients");
-  if (taught.responses && !sound(*taught.responses)) fail_finite("accumulate", "responses");
-}
-
-// Counts, then places: two walks over the entries. Also yields decay and count, summed in patch order.
-template <class T>
-static Lists<T> group(const Source<T>& source, const Moments<T>* moments, const Taught& taught, int64_t neurons,
-                      T* decay, T* count) {
-  std::vector<int64_t> start(neurons + 1);
+Lists<T> group(const Source<T>& source, const Moments<T>* moments, const Taught<T>& taught) {
+  const int64_t neurons = source.g.neurons, patches = source.g.patches();
+  std::vector<int64_t> next(neurons);  // of each neuron: how many entries, then where the next one goes
   std::vector<double> total(neurons);
-  const auto wrong = each_entry<T>(taught, neurons, [&](int64_t, int64_t j, T c, T s) {
-    ++start[j + 1];
+  each_entry(taught, patches, [&](int64_t, int32_t j, T c, T s) {
+    ++next[j];
     total[j] += double(c) * double(s);
   });
-  if (wrong) fail("accumulate", "taught must name neurons 0 to ", neurons - 1, ", or -1 for nobody, got ", *wrong);
+  std::vector<int32_t> names;
+  std::vector<int64_t> start{0};
   for (int64_t j = 0; j < neurons; ++j) {
-    decay[j] = T(total[j]);
-    count[j] = T(start[j + 1]);
-    start[j + 1] += start[j];
+    if (next[j] == 0) continue;
+    names.push_back(int32_t(j));
+    start.push_back(start.back() + std::exchange(next[j], start.back()));
   }
-  Lists<T> lists(start);
-  Scratch<int64_t> bases(source.g.patches());
-  source.bases(0, source.g.patches(), bases.get());
-  each_entry<T>(taught, neurons, [&](int64_t p, int64_t j, T c, T) {
-    const int64_t at = start[j]++;
+  Lists<T> lists(std::move(names), std::move(start));
+  for (int64_t i = 0; i < lists.size(); ++i) lists.decay[i] = T(total[lists.neurons[i]]);
+  Scratch<int64_t> bases(patches);
+  source.bases(0, patches, bases.get());
+  each_entry(taught, patches, [&](int64_t p, int32_t j, T c, T) {
+    const int64_t at = next[j]++;
     lists.base[at] = bases[p];
     const T scaled = moments ? c * moments->scale[p] : c;
     lists.coefficient[at] = scaled;
@@ -152,64 +104,159 @@ static void add_piece(const Source<T>& source, const Vectors& vectors, const Lis
   }
 }
 
-template <class T>
-static void accumulate_typed(const Tensor& x, const Geometry& g, const Taught& taught, Patches patches, T* sum,
-                             T* decay, T* count) {
-  const Source<T> source("accumulate", x, g);
-  check_entries<T>(taught);
-  std::optional<Moments<T>> moments;
-  if (patches != Patches::raw) moments.emplace("accumulate", source, patches);
-  const Lists<T> lists = group(source, moments ? &*moments : nullptr, taught, g.neurons, decay, count);
-  const Vectors vectors = cover(source);
-  const int64_t inputs = g.inputs();
+// Entries [from, to) of a list. A list of several such pieces is long: each fills a row of partial sums.
+struct Work {
+  int64_t list, from, to;
+  int64_t partial = -1, long_list = -1;
+};
 
-  struct Work {
-    int64_t neuron, from, to, partial;  // partial: the row of `partials` it fills, or -1 for the neuron's sum itself
-  };
-  std::vector<Work> work;
-  std::vector<int64_t> long_lists, first_partial;
-  int64_t partial = 0;
-  for (int64_t j = 0; j < g.neurons; ++j) {
-    const int64_t from = lists.start[j], to = lists.start[j + 1];
-    if (to - from <= piece) {
-      work.push_back({j, from, to, -1});
-      continue;
-    }
-    long_lists.push_back(j);
-    first_partial.push_back(partial);
-    for (int64_t at = from; at < to; at += piece) work.push_back({j, at, std::min(at + piece, to), partial++});
-  }
-  first_partial.push_back(partial);
-  Scratch<T> partials(partial * inputs);
-
-  const bool in_order = g.kh * g.kw == 1;
-  const auto store = [&](int64_t j, const T* row) {
-    T* to = sum + j * inputs;
-    for (int64_t n = 0; n < inputs; ++n) to[source.in_weight(n)] = row[n];
-  };
-  constexpr int64_t batch = 8;  // most lists are short: eight to a hand-out
-  parallel((int64_t(work.size()) + batch - 1) / batch, [&](int64_t part) {
-    Scratch<T> row(inputs);
-    for (int64_t i = part * batch; i < std::min<int64_t>(work.size(), (part + 1) * batch); ++i) {
-      const Work& w = work[i];
-      if (w.from == w.to) {
-        std::fill(sum + w.neuron * inputs, sum + (w.neuron + 1) * inputs, T(0));
-      } else if (w.partial >= 0) {
-        add_piece(source, vectors, lists, w.from, w.to, partials.get() + w.partial * inputs);
-      } else if (in_order) {
-        add_piece(source, vectors, lists, w.from, w.to, sum + w.neuron * inputs);
-      } else {
-        add_piece(source, vectors, lists, w.from, w.to, row.get());
-        store(w.neuron, row.get());
+// Lists in pieces, and pieces in hand-outs that are worth a thread's wake-up.
+struct Plan {
+  template <class T>
+  Plan(const Lists<T>& lists, int64_t inputs) {
+    constexpr int64_t worth = 1 << 18;  // multiply-adds
+    int64_t load = worth;
+    for (int64_t i = 0; i < lists.size(); ++i) {
+      const int64_t from = lists.start[i], to = lists.start[i + 1];
+      const bool is_long = to - from > piece;
+      if (is_long) first_partial.push_back(partials);
+      for (int64_t at = from; at < to; at += piece) {
+        if (load >= worth) {
+          hand_out.push_back(int64_t(work.size()));
+          load = 0;
+        }
+        const int64_t end = std::min(at + piece, to);
+        work.push_back({i, at, end});
+        if (is_long) {
+          work.back().partial = partials++;
+          work.back().long_list = int64_t(first_partial.size()) - 1;
+        }
+        load += (end - at + 4) * inputs;  // what a row costs by itself is about four entries
       }
     }
+    hand_out.push_back(int64_t(work.size()));
+    first_partial.push_back(partials);
+  }
+  std::vector<Work> work;
+  std::vector<int64_t> hand_out;       // number h is work [hand_out[h], hand_out[h + 1])
+  std::vector<int64_t> first_partial;  // of each long list, and of the end
+  int64_t partials = 0;
+};
+
+template <class T>
+void add_lists(const Source<T>& source, const Lists<T>& lists, const std::function<T*(int64_t)>& row,
+               const std::function<void(int64_t, const T*)>& done) {
+  const int64_t inputs = source.g.inputs();
+  const bool in_order = source.g.kh * source.g.kw == 1;
+  const Vectors vectors = cover(source);
+  const Plan plan(lists, inputs);
+  Scratch<T> partials(plan.partials * inputs);
+  std::vector<std::atomic<int64_t>> added(plan.first_partial.size());  // pieces of each long list
+  const auto store = [&](int64_t list, const T* sum) {
+    T* to = row(list);
+    for (int64_t n = 0; n < inputs; ++n) to[source.in_weight(n)] = sum[n];
+  };
+  // Whoever adds a long list's last piece adds the pieces' sums, in their order.
+  const auto merge = [&](const Work& w) {
+    const int64_t first = plan.first_partial[w.long_list], end = plan.first_partial[w.long_list + 1];
+    if (++added[w.long_list] < end - first) return false;
+    T* sum = partials.get() + first * inputs;
+    for (const T* next = sum + inputs; next < partials.get() + end * inputs; next += inputs)
+      for (int64_t n = 0; n < inputs; ++n) sum[n] += next[n];
+    store(w.list, sum);
+    return true;
+  };
+  parallel(int64_t(plan.hand_out.size()) - 1, [&](int64_t part) {
+    Scratch<T> buffer(in_order ? 0 : inputs);
+    for (int64_t i = plan.hand_out[part]; i < plan.hand_out[part + 1]; ++i) {
+      const Work& w = plan.work[i];
+      T* const sum = w.partial >= 0 ? partials.get() + w.partial * inputs : in_order ? row(w.list) : buffer.get();
+      add_piece(source, vectors, lists, w.from, w.to, sum);
+      if (w.partial >= 0) {
+        if (!merge(w)) continue;
+      } else if (!in_order) {
+        store(w.list, sum);
+      }
+      done(w.list, row(w.list));
+    }
   });
-  parallel(long_lists.size(), [&](int64_t i) {
-    T* row = partials.get() + first_partial[i] * inputs;
-    for (int64_t piece = first_partial[i] + 1; piece < first_partial[i + 1]; ++piece)
-      for (int64_t n = 0; n < inputs; ++n) row[n] += partials[piece * inputs + n];
-    store(long_lists[i], row);
+}
+
+template <class I>
+static void copy_names(const char* op, const char* argument, const Tensor& tensor, int64_t repeat, int64_t neurons,
+                       int32_t* out) {
+  const I* names = static_cast<const I*>(tensor.const_data_ptr());
+  const int64_t columns = tensor.dim() == 2 ? tensor.size(1) : 1, down = tensor.stride(0);
+  const int64_t right = tensor.dim() == 2 ? tensor.stride(1) : 0;
+  for (int64_t i = 0; i < tensor.size(0); ++i)
+    for (int64_t copy = 0; copy < repeat; ++copy)
+      for (int64_t j = 0; j < columns; ++j) {
+        const int64_t name = names[i * down + j * right];
+        if (name < -1 || name >= neurons)
+          fail(op, argument, " must name neurons 0 to ", neurons - 1, ", or -1 for nobody, got ", name);
+        *out++ = int32_t(name);
+      }
+}
+
+Scratch<int32_t> named_neurons(const char* op, const char* argument, const Tensor& tensor, int64_t repeat,
+                               int64_t neurons) {
+  Scratch<int32_t> names(tensor.numel() * repeat);
+  if (tensor.scalar_type() == ScalarType::Int)
+    copy_names<int32_t>(op, argument, tensor, repeat, neurons, names.get());
+  else
+    copy_names<int64_t>(op, argument, tensor, repeat, neurons, names.get());
+  return names;
+}
+
+template Lists<float> group(const Source<float>&, const Moments<float>*, const Taught<float>&);
+template Lists<double> group(const Source<double>&, const Moments<double>*, const Taught<double>&);
+template void add_lists(const Source<float>&, const Lists<float>&, const std::function<float*(int64_t)>&,
+                        const std::function<void(int64_t, const float*)>&);
+template void add_lists(const Source<double>&, const Lists<double>&, const std::function<double*(int64_t)>&,
+                        const std::function<void(int64_t, const double*)>&);
+
+// [P, R], or [R] for the same in every patch.
+template <class T>
+static Numbers<T> numbers_of(const char* argument, const Tensor& tensor) {
+  const int64_t inner = tensor.dim() - 1;
+  const Numbers<T> numbers{static_cast<const T*>(tensor.const_data_ptr()), inner ? tensor.stride(0) : 0,
+                           tensor.stride(inner)};
+  for (int64_t p = 0; p < (inner ? tensor.size(0) : 1); ++p)
+    for (int64_t r = 0; r < tensor.size(inner); ++r)
+      if (!std::isfinite(numbers(p, r))) fail_finite("accumulate", argument);
+  return numbers;
+}
+
+template <class T>
+static void accumulate_typed(const Tensor& x, const Geometry& g, const Tensor& who, const Tensor& coefficients,
+                             const OptionalTensor& responses, const OptionalTensor& frozen, Patches patches, T* sum,
+                             T* decay, T* count) {
+  const char* op = "accumulate";
+  const Source<T> source(op, x, g);
+  Taught<T> taught{who.size(1), nullptr, numbers_of<T>("coefficients", coefficients), {}, Mask(frozen)};
+  if (responses) taught.responses = numbers_of<T>("responses", *responses);
+  std::optional<Moments<T>> moments;
+  if (patches != Patches::raw) moments.emplace(op, source, patches);
+  const Scratch<int32_t> names = named_neurons(op, "taught", who, 1, g.neurons);
+  taught.who = names.get();
+  const Lists<T> lists = group(source, moments ? &*moments : nullptr, taught);
+  const int64_t inputs = g.inputs();
+  std::vector<bool> is_taught(g.neurons);
+  std::fill(decay, decay + g.neurons, T(0));
+  std::fill(count, count + g.neurons, T(0));
+  for (int64_t i = 0; i < lists.size(); ++i) {
+    const int32_t j = lists.neurons[i];
+    is_taught[j] = true;
+    decay[j] = lists.decay[i];
+    count[j] = T(lists.start[i + 1] - lists.start[i]);
+  }
+  const int64_t block = std::max<int64_t>(1, (1 << 18) / inputs);  // rows that are worth a thread's wake-up
+  parallel((g.neurons + block - 1) / block, [&](int64_t part) {
+    for (int64_t j = part * block; j < std::min(g.neurons, (part + 1) * block); ++j)
+      if (!is_taught[j]) std::fill(sum + j * inputs, sum + (j + 1) * inputs, T(0));
   });
+  add_lists<T>(
+      source, lists, [&](int64_t list) { return sum + lists.neurons[list] * inputs; }, [](int64_t, const T*) {});
 }
 
 static void check_taught(const Tensor& x, const Tensor& taught, const Tensor& coefficients,
@@ -247,12 +294,9 @@ static std::tuple<Tensor, Tensor, Tensor> accumulate(Tensor x, Tensor taught, Te
   const ScalarType result = result_dtype(x.scalar_type());
   Tensor sum = g.image ? empty({neurons, g.channels, g.kh, g.kw}, result) : empty({neurons, g.channels}, result);
   Tensor decay = empty({neurons}, result), count = empty({neurons}, result);
-  const Taught who{taught, coefficients, responses,
-                   frozen ? static_cast<const bool*>(frozen->const_data_ptr()) : nullptr,
-                   frozen ? frozen->stride(0) : 0};
   with_dtype(result, [&](auto, auto tag) {
     using T = decltype(tag);
-    accumulate_typed<T>(x, g, who, kind, static_cast<T*>(sum.mutable_data_ptr()),
+    accumulate_typed<T>(x, g, taught, coefficients, responses, frozen, kind, static_cast<T*>(sum.mutable_data_ptr()),
                         static_cast<T*>(decay.mutable_data_ptr()), static_cast<T*>(count.mutable_data_ptr()));
   });
   return {sum, decay, count};

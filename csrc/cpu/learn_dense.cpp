@@ -2,6 +2,7 @@
 // each block's step is taken while its weights are in L2, and there is no tensor of sums; else sums, then apply_.
 #include <cmath>
 
+#include "apply.h"
 #include "residual.h"
 
 namespace hebbkern {
@@ -64,6 +65,7 @@ static void learn_dense_(Tensor weight, Tensor x, std::string activation, std::s
   if (!std::isfinite(lr)) fail(op, "lr must be finite, got ", lr);
   const Dense rule = check_rule(op, activation, decay, 1, check_patches(op, patches));
   check_mask(op, "frozen", frozen, g.neurons);
+  check_apart(op, weight);
   bool done = false;
   with_dtype(x.scalar_type(), [&](auto stored, auto tag) {
     using S = decltype(stored);

@@ -101,7 +101,7 @@ void Residual<T>::respond_rows(const S* weight, int64_t first, int64_t last, T* 
       for (int64_t n = 0; n < inputs_; ++n)
         copy[(j - first) * inputs_ + n] = T(weight[j * weight_.stride(0) + entry_[n]]);
     const T top = kernel_.bound(row(j), inputs_);
-    *heaviest = top <= *heaviest ? *heaviest : top;  // a NaN stays until a number comes
+    *heaviest = top <= *heaviest ? *heaviest : top;
     if (std::isnan(top)) return;
   }
   for (int64_t n = 0; n < inputs_; n += depth)

@@ -248,7 +248,7 @@ void Sanger<T>::run(const bool* frozen, int64_t frozen_step, T* sum) {
   const double x = std::max(1.0, double(source_.bound)), w = std::max(1.0, double(panels_.bound)), y = inputs_ * x * w;
   if (y * y * w * x * double(patches) * double(columns_) > std::numeric_limits<T>::max() / 4 &&
       !finite(sum, source_.g.neurons * inputs_))
-    fail_overflow(op_, "x and weight must give finite sums", sizeof(T) == 8);
+    fail_overflow(op_, finite_sums, sizeof(T) == 8);
 }
 
 Dense check_rule(const char* op, const std::string& activation, const std::string& decay, double temperature,

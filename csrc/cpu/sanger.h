@@ -63,10 +63,6 @@ bool residual_is_cheaper(const Dense& rule, const Geometry& g);
 std::tuple<Tensor, Tensor> dense_sums(const char* op, const Tensor& x, const Tensor& weight, const Geometry& g,
                                       const Dense& rule, const OptionalTensor& frozen);
 
-// The operator itself.
-void apply_(Tensor weight, Tensor sum, OptionalTensor decay, OptionalTensor denominator, double lr,
-            std::string normalise, double rate_power, OptionalTensor frozen);
-
 inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 }  // namespace hebbkern

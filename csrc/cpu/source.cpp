@@ -47,6 +47,7 @@ Source<T>::Source(const char* op, const Tensor& from, const Geometry& geometry)
   }
   bound = largest();
   if (!std::isfinite(bound)) fail_finite(op, "x");
+  offset.reserve(g.inputs());
   for (int64_t i = 0; i < g.kh; ++i)
     for (int64_t j = 0; j < g.kw; ++j) {
       const int64_t at = i * g.dilation[0] * row + j * g.dilation[1] * column;
@@ -63,8 +64,8 @@ template <class T>
 T Source<T>::largest() const {
   const auto& kernel = kernels<T>();
   const int64_t height = g.padded_h(), width = g.padded_w();
-  // Samples of a linear layer in blocks that are worth a thread's wake-up (256 kB of float32).
-  const int64_t block = std::max<int64_t>(1, (1 << 16) / std::max<int64_t>(1, height * width * g.channels));
+  // Samples of a linear layer in blocks that are worth a thread's wake-up (1 MB of float32).
+  const int64_t block = std::max<int64_t>(1, (1 << 18) / std::max<int64_t>(1, height * width * g.channels));
   const int64_t blocks = (g.batch + block - 1) / block;
   Scratch<T> tops(blocks);
   const auto keep = [](T& top, T value) { top = value <= top ? top : value; };  // a NaN stays
@@ -130,26 +131,33 @@ struct Wider<double> {
   using type = long double;
 };
 
-// Box sums of x and x^2 over one image's patches: channels, then columns, then rows.
+// Sum of f(x[i]), in eight chains that hide the adder's latency.
+template <class D, class T, class F>
+static D total(const T* x, int64_t n, const F& f) {
+  D part[8] = {};
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8)
+    for (int l = 0; l < 8; ++l) part[l] += f(D(x[i + l]));
+  for (; i < n; ++i) part[0] += f(D(x[i]));
+  return ((part[0] + part[1]) + (part[2] + part[3])) + ((part[4] + part[5]) + (part[6] + part[7]));
+}
+
+// Box sums of x (if asked for) and x^2 over one image's patches: channels, then columns, then rows.
 template <class T>
-static void box_sums(const Source<T>& s, int64_t b, typename Wider<T>::type* pixel, typename Wider<T>::type* strip,
-                     typename Wider<T>::type* sum, typename Wider<T>::type* squares) {
+static void box_sums(const Source<T>& s, int64_t b, bool means, typename Wider<T>::type* pixel,
+                     typename Wider<T>::type* strip, typename Wider<T>::type* sum, typename Wider<T>::type* squares) {
   using D = typename Wider<T>::type;
   const Geometry& g = s.g;
   const int64_t height = g.image ? (g.out_h() - 1) * g.stride[0] + g.span_h() : 1;
   const int64_t width = g.image ? (g.out_w() - 1) * g.stride[1] + g.span_w() : 1;
-  for (int power = 1; power <= 2; ++power) {
+  for (int power = means ? 1 : 2; power <= 2; ++power) {
     D* out = power == 1 ? sum : squares;
     std::fill(out, out + g.per_image(), D(0));
     for (int64_t i = 0; i < height; ++i) {
       for (int64_t j = 0; j < width; ++j) {
         const T* x = s.x + b * s.image + i * s.row + j * s.column;
-        D part[4] = {0, 0, 0, 0};  // four chains hide the adder's latency
-        int64_t c = 0;
-        for (; c + 4 <= g.channels; c += 4)
-          for (int l = 0; l < 4; ++l) part[l] += power == 1 ? D(x[c + l]) : D(x[c + l]) * D(x[c + l]);
-        for (; c < g.channels; ++c) part[0] += power == 1 ? D(x[c]) : D(x[c]) * D(x[c]);
-        pixel[j] = (part[0] + part[1]) + (part[2] + part[3]);
+        pixel[j] = power == 1 ? total<D>(x, g.channels, [](D v) { return v; })
+                              : total<D>(x, g.channels, [](D v) { return v * v; });
       }
       std::fill(strip, strip + g.out_w(), D(0));
       for (int64_t k = 0; k < g.kw; ++k)
@@ -176,11 +184,12 @@ Moments<T>::Moments(const char* op, const Source<T>& s, Patches patches, bool no
   parallel((g.batch + block - 1) / block, [&](int64_t part) {
     Scratch<D> pixel(g.padded_w()), strip(g.out_w()), sum(per_image), squares(per_image);
     for (int64_t b = part * block; b < std::min(g.batch, (part + 1) * block); ++b) {
-      box_sums(s, b, pixel.get(), strip.get(), sum.get(), squares.get());
+      box_sums(s, b, patches != Patches::raw, pixel.get(), strip.get(), sum.get(), squares.get());
       for (int64_t i = 0; i < per_image; ++i) {
         const int64_t p = b * per_image + i;
-        const D mean = patches == Patches::raw ? D(0) : sum[i] / n;
-        const D left = std::max(D(0), squares[i] - mean * sum[i]);
+        const bool raw = patches == Patches::raw;
+        const D mean = raw ? D(0) : sum[i] / n;
+        const D left = raw ? squares[i] : std::max(D(0), squares[i] - mean * sum[i]);
         const D size = std::sqrt(left);
         offset[p] = T(mean);
         norm[p] = T(size);

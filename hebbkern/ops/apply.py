@@ -3,7 +3,7 @@
 import torch
 
 from hebbkern.ops import checks
-from hebbkern.ops.library import LIBRARY, chosen, define
+from hebbkern.ops.library import LIBRARY, chosen, counted, define
 
 
 def apply_(weight, sum, *, decay=None, denominator=None, lr, normalise="none", rate_power=0.0, frozen=None):
@@ -30,19 +30,17 @@ def apply_(weight, sum, *, decay=None, denominator=None, lr, normalise="none", r
     """
     operator = chosen["apply_"] if not isinstance(lr, torch.Tensor) else torch.ops.hebbkern.apply_scheduled_.default
     operator(weight, sum, decay, denominator, lr, normalise, rate_power, frozen)
-    # The operator has no autograd kernel to count the write, which saved tensors of a backward pass rely on.
-    if not torch.compiler.is_compiling() and not weight.is_inference():
-        torch.autograd.graph.increment_version(weight)
+    counted(weight)
 
 
-def overlaps(weight):
-    """Whether two entries may share memory: a dimension's stride must exceed the reach of those with smaller ones."""
+def check_apart(op, weight):
+    """No two entries may share memory: a dimension's stride must exceed the reach of those with smaller ones."""
     reach = 0
     for stride, size in sorted(zip(weight.stride(), weight.shape, strict=True)):
         if size > 1 and stride <= reach:
-            return True
+            got = f"strides {list(weight.stride())} for shape {list(weight.shape)}"
+            checks.fail(op, "weight", "hold each entry once", got)
         reach += stride * (size - 1)
-    return False
 
 
 def check(weight, sum, decay, denominator, lr, normalise, rate_power, frozen):
@@ -54,9 +52,7 @@ def check(weight, sum, decay, denominator, lr, normalise, rate_power, frozen):
     checks.floating(op, "weight", weight)
     if 0 in weight.shape:
         checks.fail(op, "weight", "have at least one neuron and one input", checks.shape_name(weight))
-    if overlaps(weight):
-        got = f"strides {list(weight.stride())} for shape {list(weight.shape)}"
-        checks.fail(op, "weight", "hold each entry once", got)
+    check_apart(op, weight)
     dtype, neurons = checks.result_dtype(weight.dtype), weight.shape[0]
     checks.typed(op, "sum", sum, dtype, (weight.shape,), "weight", weight)
     checks.typed(op, "decay", decay, dtype, ([neurons],), "weight", weight)

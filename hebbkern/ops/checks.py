@@ -16,6 +16,7 @@ NORMALISATIONS = ("none", "row_max", "row_l2", "global_max")
 MOST_WINNERS = 64
 LARGEST_EXTENT = 2**31 - 1  # extents below it multiply without overflow
 RESPONSES = "x and weight must give finite responses"
+SUMS = "x and weight must give finite sums"
 
 
 def result_dtype(dtype):
@@ -150,8 +151,8 @@ def finite_norms(op, norms):
         fail(op, "x", "have patches whose norm and its inverse are finite", got)
 
 
-def taught_range(op, taught, neurons):
+def named_range(op, argument, named, neurons):
     """Values: every entry names a neuron, or nobody by -1."""
-    outside = taught[(taught < -1) | (taught >= neurons)]
+    outside = named[(named < -1) | (named >= neurons)]
     if outside.numel():
-        fail(op, "taught", f"name neurons 0 to {neurons - 1}, or -1 for nobody", int(outside[0]))
+        fail(op, argument, f"name neurons 0 to {neurons - 1}, or -1 for nobody", int(outside[0]))

@@ -36,15 +36,18 @@ def compete(x, weight, k=1, *, p=2.0, cosine=False, patches="raw", stride=1, pad
 def check(x, weight, k, p, cosine, patches, stride, padding, dilation, mask):
     """Shapes and settings; the number of patches."""
     count = checks.layer("compete", x, weight, patches, stride, padding, dilation)
-    neurons = weight.shape[0]
-    if not 1 <= k <= min(checks.MOST_WINNERS, neurons):
-        checks.fail("compete", "k", f"be between 1 and min({checks.MOST_WINNERS}, {neurons} neurons)", k)
-    if not (checks.is_finite(p) and p >= 1):
-        checks.fail("compete", "p", "be a finite number of at least 1", f"{p:g}")
-    if cosine and p != 2:
-        checks.fail("compete", "p", "be 2 with cosine responses", f"{p:g}")
-    checks.neuron_mask("compete", "mask", mask, neurons, x)
+    check_contest("compete", k, p, cosine, weight.shape[0])
+    checks.neuron_mask("compete", "mask", mask, weight.shape[0], x)
     return count
+
+
+def check_contest(op, k, p, cosine, neurons):
+    if not 1 <= k <= min(checks.MOST_WINNERS, neurons):
+        checks.fail(op, "k", f"be between 1 and min({checks.MOST_WINNERS}, {neurons} neurons)", k)
+    if not (checks.is_finite(p) and p >= 1):
+        checks.fail(op, "p", "be a finite number of at least 1", f"{p:g}")
+    if cosine and p != 2:
+        checks.fail(op, "p", "be 2 with cosine responses", f"{p:g}")
 
 
 def fake(x, weight, k, p, cosine, patches, stride, padding, dilation, mask):

@@ -1,10 +1,8 @@
 """learn_dense_: sanger and apply_ as one operator, for the rules in which every patch teaches every neuron."""
 
-import torch
-
 from hebbkern.ops import checks
-from hebbkern.ops.apply import overlaps
-from hebbkern.ops.library import chosen, define, pair
+from hebbkern.ops.apply import check_apart
+from hebbkern.ops.library import chosen, counted, define, pair
 
 
 def learn_dense_(
@@ -39,9 +37,7 @@ def learn_dense_(
     """
     where = patches, pair(stride), pair(padding), pair(dilation), frozen
     chosen["learn_dense_"](weight, x, activation, decay, lr, *where)
-    # The operator has no autograd kernel to count the write, which saved tensors of a backward pass rely on.
-    if not torch.compiler.is_compiling() and not weight.is_inference():
-        torch.autograd.graph.increment_version(weight)
+    counted(weight)
 
 
 def check(weight, x, activation, decay, lr, patches, stride, padding, dilation, frozen):
@@ -51,9 +47,7 @@ def check(weight, x, activation, decay, lr, patches, stride, padding, dilation, 
     checks.choice(op, "activation", activation, checks.ACTIVATIONS[:3])
     checks.choice(op, "decay", decay, checks.DECAYS)
     checks.neuron_mask(op, "frozen", frozen, weight.shape[0], x)
-    if overlaps(weight):
-        got = f"strides {list(weight.stride())} for shape {list(weight.shape)}"
-        checks.fail("apply_", "weight", "hold each entry once", got)
+    check_apart(op, weight)
     if not checks.is_finite(lr):
         checks.fail(op, "lr", "be finite", f"{lr:g}")
 

@@ -38,6 +38,12 @@ def choose(overload):
         chosen[name] = operator(name, overload)
 
 
+def counted(weight):
+    """Counts a write in place: the operators have no autograd kernel to do so, and saved tensors rely on it."""
+    if not torch.compiler.is_compiling() and not weight.is_inference():
+        torch.autograd.graph.increment_version(weight)
+
+
 def pair(value):
     """(vertical, horizontal) from one number or a pair, of anything that counts as an integer (NumPy's too)."""
     if isinstance(value, int):

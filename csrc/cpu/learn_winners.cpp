@@ -1,0 +1,135 @@
+// learn_winners_: compete, accumulate and apply_ in one go. The patches are read in once, only neurons that are taught
+// get a sum, and their steps are surveyed while the sums are in cache.
+#include <algorithm>
+#include <cmath>
+
+#include "accumulate.h"
+#include "apply.h"
+#include "compete.h"
+
+namespace hebbkern {
+
+static constexpr const char* op = "learn_winners_";
+
+struct Lesson {
+  const OptionalTensor& labels;             // given: nobody competes
+  const std::vector<double>& coefficients;  // one a rank
+  double p;
+  bool cosine, by_response, decay_by_response, average;
+  Normalise normalise;
+  double lr;
+  Patches patches;
+  const OptionalTensor& frozen;
+
+  int64_t ranks() const { return int64_t(coefficients.size()); }
+};
+
+// Who is taught by each patch, [P][ranks]; responses are filled where somebody competes.
+template <class T>
+static Scratch<int32_t> learners(const Source<T>& source, const Tensor& weight, const Lesson& lesson, T* responses) {
+  if (lesson.labels) return named_neurons(op, "labels", *lesson.labels, source.g.per_image(), source.g.neurons);
+  Scratch<int32_t> who(source.g.patches() * lesson.ranks());
+  const OptionalTensor everyone;
+  const Contest contest{int(lesson.ranks()),
+                        {lesson.p, lesson.cosine, lesson.patches != Patches::raw},
+                        lesson.patches,
+                        everyone,
+                        lesson.by_response || lesson.decay_by_response};
+  find_winners(op, source, weight, contest, responses, who.get());
+  return who;
+}
+
+// One a rank, or one an entry where they follow the responses.
+template <class T>
+static Scratch<T> coefficients_of(const Lesson& lesson, const T* responses, int64_t patches) {
+  const int64_t ranks = lesson.ranks(), count = lesson.by_response ? patches * ranks : ranks;
+  Scratch<T> coefficients(count);
+  for (int64_t i = 0; i < count; ++i) {
+    const T c = T(lesson.coefficients[i % ranks]);
+    coefficients[i] = lesson.by_response ? c * std::max(responses[i], T(0)) : c;
+  }
+  return coefficients;
+}
+
+template <class S, class T>
+static void step_lists(const Rows<S, T>& rows, const Source<T>& source, const Lists<T>& lists, const Lesson& lesson) {
+  const int64_t inputs = rows.inputs();
+  for (int64_t i = 0; i < lists.size(); ++i)
+    if (!std::isfinite(lists.decay[i])) fail_overflow(op, finite_sums, sizeof(T) == 8);
+  Rates<T> rates;
+  rates.decay = lists.decay.get();
+  if (lesson.average) rates.denominator = lists.decay.get();
+  rates.lr = lesson.lr;
+  rates.normalise = lesson.normalise;
+  Step<S, T> step(rows, rates, lists.neurons.data(), lists.size());
+  const Scratch<T> sums(lists.size() * inputs);
+  add_lists<T>(
+      source, lists, [&](int64_t list) { return sums.get() + list * inputs; },
+      [&](int64_t list, const T* sum) { step.survey(list, sum, rows.buffer().get()); });
+  const int flaws = step.judge(sums.get());
+  if (flaws & flaw_weight) fail_finite(op, "weight");
+  if (flaws & flaw_sum) fail_overflow(op, finite_sums, sizeof(T) == 8);
+  if (flaws & flaw_step) fail_step(op);
+  step.take(sums.get());
+}
+
+template <class S, class T>
+static void learn(const Tensor& weight, const Tensor& x, const Geometry& g, const Lesson& lesson) {
+  constexpr double worth = 1 << 21;  // multiply-adds that are worth waking a thread for, some 30 us of one
+  const Alone alone(double(g.patches()) * double(g.inputs()) * double(lesson.labels ? 1 : g.neurons) < worth);
+  const Source<T> source(op, x, g);
+  const Rows<S, T> rows(weight);
+  if (lesson.labels && !finite_rows(rows, g.neurons)) fail_finite(op, "weight");
+  const Scratch<T> responses(lesson.labels ? 0 : g.patches() * lesson.ranks());
+  const Scratch<int32_t> who = learners(source, weight, lesson, responses.get());
+  const Scratch<T> coefficients = coefficients_of(lesson, responses.get(), g.patches());
+  Taught<T> taught{lesson.ranks(), who.get(), {coefficients.get(), 0, 1}, {}, Mask(lesson.frozen)};
+  if (lesson.by_response) taught.coefficients.down = lesson.ranks();
+  if (lesson.decay_by_response) taught.responses = {responses.get(), lesson.ranks(), 1};
+  std::optional<Moments<T>> moments;
+  if (lesson.patches != Patches::raw) moments.emplace(op, source, lesson.patches);
+  step_lists(rows, source, group(source, moments ? &*moments : nullptr, taught), lesson);
+}
+
+static void check_labels(const Tensor& labels, int64_t samples, int64_t k, const Lesson& lesson) {
+  if ((labels.scalar_type() != ScalarType::Int && labels.scalar_type() != ScalarType::Long) ||
+      !has_shape(labels, {samples}))
+    fail(op, "labels must be int64 or int32 of shape [", samples, "], the class of each sample, got ",
+         describe(labels));
+  if (k != 1) fail(op, "k must be 1 with labels, got ", k);
+  if (lesson.by_response) fail(op, "by_response must be False with labels, got True");
+  if (lesson.decay_by_response) fail(op, "decay_by_response must be False with labels, got True");
+}
+
+static void check_lesson(const Lesson& lesson, int64_t k, const Geometry& g, ScalarType result) {
+  check_contest(op, k, lesson.p, lesson.cosine, g.neurons);
+  const double most =
+      result == ScalarType::Double ? std::numeric_limits<double>::max() : double(std::numeric_limits<float>::max());
+  const auto sound = [&](double c) { return std::abs(c) <= most; };
+  if (lesson.ranks() != k || !std::all_of(lesson.coefficients.begin(), lesson.coefficients.end(), sound))
+    fail(op, "coefficients must be k = ", k, " finite numbers, got ", list(lesson.coefficients));
+  if (lesson.labels) check_labels(*lesson.labels, g.batch, k, lesson);
+  if (!std::isfinite(lesson.lr)) fail(op, "lr must be finite, got ", lesson.lr);
+  check_mask(op, "frozen", lesson.frozen, g.neurons);
+}
+
+static void learn_winners_(Tensor weight, Tensor x, OptionalTensor labels, int64_t k, double p, bool cosine,
+                           std::vector<double> coefficients, bool by_response, bool decay_by_response, bool average,
+                           std::string normalise, double lr, std::string patches, Ints stride, Ints padding,
+                           Ints dilation, OptionalTensor frozen) {
+  const Geometry g = check_layer(op, x, weight, stride, padding, dilation);
+  check_apart(op, weight);
+  const Lesson lesson{labels,      coefficients,
+                      p,           cosine,
+                      by_response, decay_by_response,
+                      average,     check_normalise(op, normalise),
+                      lr,          check_patches(op, patches),
+                      frozen};
+  check_lesson(lesson, k, g, result_dtype(x.scalar_type()));
+  with_dtype(x.scalar_type(),
+             [&](auto stored, auto tag) { learn<decltype(stored), decltype(tag)>(weight, x, g, lesson); });
+}
+
+STABLE_TORCH_LIBRARY_IMPL(hebbkern, CPU, m) { m.impl("learn_winners_", TORCH_BOX(&learn_winners_)); }
+
+}  // namespace hebbkern
