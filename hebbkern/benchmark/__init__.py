@@ -25,6 +25,7 @@ def about():
     return {
         "version": __version__,
         "machine": doctor.processor(),
+        "instructions": doctor.instructions(),
         "kernels": doctor.kernels(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

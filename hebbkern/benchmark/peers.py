@@ -203,10 +203,8 @@ def formulations(kernel):
 
 def formulated(formula, name, kernel=(), compiled=False):
     """``lay_out(w)`` and ``step(W, x, lr)``: one update of the laid out weights in place."""
-    step = STEPS[formula]
-    if name == "broadcast":
-        form = Broadcast(kernel, compiled=compiled)
-    else:
-        form = formulations(kernel)[name](kernel)
-        step = torch.compile(step, dynamic=False) if compiled else step
+    step, formulation = STEPS[formula], formulations(kernel)[name]
+    form = formulation(kernel, compiled=True) if compiled and name == "broadcast" else formulation(kernel)
+    if compiled and name != "broadcast":
+        step = torch.compile(step, dynamic=False)
     return form.lay_out, lambda *inputs, **labels: step(form, *inputs, **labels)

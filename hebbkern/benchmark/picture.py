@@ -56,18 +56,20 @@ def draw_curves(report, path):
     """A panel for each axis, a line a rule, with the slope of its log-log fit."""
     names = list(dict.fromkeys(row["axis"] for row in report["rows"]))
     drawn = figure(9, 5.6)
-    panels = drawn.subplots(2, 3).flat
+    panels = list(drawn.subplots(2, 3).flat)
     for axes, axis in zip(panels, names, strict=False):
         for row in (row for row in report["rows"] if row["axis"] == axis):
             marker, colour = CURVES[row["rule"]]
             label = f"{row['rule']}: slope {row['slope']:.2f}"
             axes.loglog(row["sizes"], row["values"], marker=marker, color=colour, markersize=4, label=label)
+        axes.set_xscale("log", base=2)
+        axes.yaxis.set_minor_formatter("")
         axes.set_xlabel(axis)
         axes.set_ylabel(row["unit"])
         axes.legend(fontsize=7, frameon=False)
         axes.grid(which="major", color="0.9")
         axes.spines[["top", "right"]].set_visible(False)
-    for axes in panels:
+    for axes in panels[len(names) :]:
         axes.set_axis_off()
     drawn.suptitle(words.machine(report), fontsize=9)
     return _save(drawn, path)

@@ -73,7 +73,7 @@ def epoch_case(samples, inputs, neurons, batch, *, lr=0.02, share=0.1, **setting
 
     def build(samples=samples, share=share):
         i, part = Inputs(images(samples, inputs), weights(neurons, inputs, scale=1.0)), round(samples * share)
-        start, W, few, few64 = i.W64.copy(), i.W.clone(), i.plain[:part], i.x64[:part]
+        start, W, few, few64 = torch.from_numpy(i.W64.copy()), i.W.clone(), i.plain[:part], i.x64[:part]
         lay_out, fast = peers.formulated("krotov_hopfield", "eager", compiled=True)
         _, plain = peers.formulated("krotov_hopfield", "eager")
         numpy, compiled, idle = baselines.NUMPY["krotov_hopfield"], lay_out(W), copy(i.w)
