@@ -1,5 +1,6 @@
 """The peers of the benchmark compute what the specification computes; the pictures and curves are drawn."""
 
+import json
 import re
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 import hebbkern as hk
 from cases import random
 from hebbkern import benchmark, reference
-from hebbkern.benchmark import baselines, curves, peers, picture, report, steps, timing
+from hebbkern.benchmark import baselines, curves, peers, report, steps, timing
 from hebbkern.benchmark.cases import CASES
 
 LINEAR = ((13, 11), (7, 11), {})
@@ -146,8 +147,11 @@ def test_command_writes_table_and_picture(uncompiled, monkeypatch, tmp_path, cap
     page, drawn = tmp_path / "README.md", tmp_path / "peers.png"
     start, end = report.marks(" --peers")
     page.write_text(f"a\n{start}\n{end}\nb\n")
-    assert benchmark.main(["--peers", "--rounds", "1", "--picture", str(drawn), "--markdown", str(page)]) == 0
+    written = ["--json", str(tmp_path / "peers.json"), "--picture", str(drawn), "--markdown", str(page)]
+    assert benchmark.main(["--peers", "--rounds", "1", *written]) == 0
     table = page.read_text()
+    assert "](peers.png)" in table and table.endswith("\nb\n")
+    assert json.loads((tmp_path / "peers.json").read_text())["command"].startswith("hebbkern bench --peers --rounds 1 ")
     for name, label in report.PEERS.items():
         assert (label in table) == (name != "unscreened")
     assert re.search(r"\| WTA step, 3x3x9x8 to 6 \(3x3\) \| \d+ µs \|", table) and table.count("(") > 10
@@ -167,7 +171,7 @@ def test_losses_are_said():
     assert report.losses([row, won]) == ["Something else is faster than hebbkern in: a (2.00 x the time of numpy)."]
 
 
-def test_curves_have_slopes_and_a_picture(monkeypatch, tmp_path):
+def test_curves_have_slopes_and_a_picture(monkeypatch, tmp_path, capsys):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     monkeypatch.setattr(curves, "step_seconds", lambda rule, x, w, rounds: 1e-9 * np.prod(x) * w[0])
     monkeypatch.setattr(curves.properties, "rise", lambda rule, x, w: float(x[0]))
@@ -175,8 +179,15 @@ def test_curves_have_slopes_and_a_picture(monkeypatch, tmp_path):
     slopes = {(row["rule"], row["axis"]): row["slope"] for row in found["rows"]}
     assert slopes["KrotovHopfield", "patches"] == pytest.approx(1) and slopes["WTA", "neurons"] == pytest.approx(1)
     assert slopes["Sanger", "batch, memory"] == pytest.approx(1) and len(slopes) == 14
-    assert picture.draw_curves(found, tmp_path / "curves.png").stat().st_size < 300_000
     assert "WTA              neurons        32: " in curves.text(found)
+    page, (start, end) = tmp_path / "speed.md", report.marks(" --curves")
+    page.write_text(f"{start}\n{end}")
+    drawn = tmp_path / "curves.png"
+    assert benchmark.main(["--curves", "--rounds", "1", "--picture", str(drawn), "--markdown", str(page)]) == 0
+    assert (
+        "](curves.png)" in page.read_text() and "| KrotovHopfield | 1.00 | 1.00 | 1.00 |  | 1.00 |" in page.read_text()
+    )
+    assert drawn.stat().st_size < 300_000 and capsys.readouterr().out
 
 
 def test_a_step_of_a_curve_and_its_memory():

@@ -7,6 +7,7 @@ hebbkern bench --curves    how time and memory grow with patches, neurons, input
 
 import argparse
 import json
+import os
 import shlex
 import sys
 import time
@@ -53,26 +54,41 @@ def failures(found):
 
 
 def main(argv=None):
+    argv = sys.argv[2:] if argv is None else argv
     parser = _parser()
     arguments = parser.parse_args(argv)
-    if arguments.picture and not (arguments.peers or arguments.curves):
-        parser.error("--picture needs --peers or --curves")
-    if arguments.curves and (arguments.peers or arguments.only or arguments.markdown or arguments.strict):
-        parser.error("--curves goes with --quick, --rounds, --json and --picture only")
-    if arguments.picture:
-        picture.figure(1, 1)  # a missing matplotlib is said before minutes of work
+    _refuse_before_any_work(parser, arguments)
     rounds = arguments.rounds or (5 if arguments.quick else 9 if arguments.peers or arguments.curves else 15)
-    cases = [] if arguments.curves else _cases(parser, arguments)
-    found = {"command": shlex.join(["hebbkern", "bench", *(sys.argv[2:] if argv is None else argv)])}
+    found = {"command": shlex.join(["hebbkern", "bench", *argv])}
     if arguments.curves:
         growth = curves.GROWTH[:3] if arguments.quick else curves.GROWTH
         found |= about() | curves.run(rounds, growth, _say)
         print(f"{report.machine(found)}\n\n{curves.text(found)}")
     else:
-        found |= run(cases, rounds, arguments.peers, _say)
+        found |= run(_cases(parser, arguments), rounds, arguments.peers, _say)
         print(report.text(found))
     _write(found, arguments)
     return 1 if arguments.strict and failures(found) else 0
+
+
+def _refuse_before_any_work(parser, arguments):
+    """Ends the program where the options do not go together, or what they ask for could not be written."""
+    if arguments.picture and not (arguments.peers or arguments.curves):
+        parser.error("--picture needs --peers or --curves")
+    if arguments.curves and (arguments.peers or arguments.only or arguments.strict):
+        parser.error("--curves does not go with --peers, --only or --strict")
+    try:
+        if arguments.picture:
+            picture.figure(1, 1)
+        if arguments.markdown:
+            report.put_between_marks(Path(arguments.markdown).read_text(), "", _kind(arguments))
+    except (ImportError, OSError, ValueError) as error:
+        parser.error(str(error))
+
+
+def _kind(arguments):
+    """Which marks of a page are meant."""
+    return " --curves" * arguments.curves + " --peers" * arguments.peers
 
 
 def _parser():
@@ -89,7 +105,7 @@ def _parser():
         "--rounds", type=options.count, metavar="N", help="samples (default 15, peers and curves 9, quick 5)"
     )
     options.add_json(parser)
-    parser.add_argument("--markdown", metavar="FILE", help="put the table between its marks in FILE")
+    parser.add_argument("--markdown", metavar="FILE", help="put table and picture between their marks in FILE")
     parser.add_argument("--picture", type=options.new_file, metavar="FILE", help="draw what --peers or --curves found")
     parser.add_argument("--strict", action="store_true", help="exit with 1 where a limit is missed")
     return parser
@@ -115,5 +131,9 @@ def _write(found, arguments):
     if arguments.picture:
         (picture.draw_curves if arguments.curves else picture.draw_peers)(found, arguments.picture)
     if arguments.markdown:
-        page, kind = Path(arguments.markdown), " --peers" * arguments.peers
-        page.write_text(report.put_between_marks(page.read_text(), report.markdown(found), kind))
+        page = Path(arguments.markdown)
+        table = curves.markdown(found) if arguments.curves else report.markdown(found)
+        if arguments.picture:
+            link = Path(os.path.relpath(arguments.picture, page.parent)).as_posix()
+            table = f"![{picture.CAPTIONS[arguments.curves]}]({link})\n\n{table}"
+        page.write_text(report.put_between_marks(page.read_text(), table, _kind(arguments)))

@@ -11,6 +11,7 @@ import numpy as np
 import hebbkern as hk
 from hebbkern.benchmark import properties
 from hebbkern.benchmark.contest import images, weights
+from hebbkern.benchmark.report import machine
 from hebbkern.benchmark.timing import race
 
 GROWTH = (1, 2, 4, 8, 16)
@@ -70,6 +71,17 @@ def step_seconds(rule, x_shape, w_shape, rounds):
 
 def text(report):
     lines = [f"{row['rule']:<16} {row['axis']:<14} {_points(row)}  slope {row['slope']:.2f}" for row in report["rows"]]
+    return "\n".join(lines)
+
+
+def markdown(report):
+    """The slopes, a row a rule."""
+    axes = list(dict.fromkeys(row["axis"] for row in report["rows"]))
+    lines = [machine(report), "", f"| slope against | {' | '.join(axes)} |", f"|{' --- |' * (len(axes) + 1)}"]
+    for rule in RULES:
+        found = {row["axis"]: row for row in report["rows"] if row["rule"] == rule}
+        slopes = (f"{found[axis]['slope']:.2f}" if axis in found else "" for axis in axes)
+        lines.append(f"| {rule} | {' | '.join(slopes)} |")
     return "\n".join(lines)
 
 

@@ -16,6 +16,12 @@ MARKS = {
     "gradient": (">", "#cc79a7"),
 }
 
+CURVES = {"KrotovHopfield": ("D", "#d55e00"), "WTA": ("o", "#0072b2"), "Sanger": ("s", "#009e73")}
+CAPTIONS = {  # False: of the peers, True: of the curves
+    False: "Time of every formulation in multiples of the bare forward pass",
+    True: "Time against patches, neurons, inputs and batch, memory against batch",
+}
+
 
 def figure(width, height):
     try:
@@ -73,9 +79,6 @@ def draw_curves(report, path):
         axes.set_axis_off()
     drawn.suptitle(words.machine(report), fontsize=9)
     return _save(drawn, path)
-
-
-CURVES = {"KrotovHopfield": ("D", "#d55e00"), "WTA": ("o", "#0072b2"), "Sanger": ("s", "#009e73")}
 
 
 def _short(case):
