@@ -73,7 +73,7 @@ def verdict(name, attempt, committed, attempts=ATTEMPTS):
 def guard(cases, committed, say=print):
     """The exit status: 1 where a row is slower than committed."""
     here = benchmark.about()
-    differs = [f"{key} {here[key]}, committed {committed[key]}" for key in SAME if here[key] != committed[key]]
+    differs = [f"{key} {here[key]}, committed {committed.get(key)}" for key in SAME if here[key] != committed.get(key)]
     if differs:
         say(f"The guard of speed has nothing to compare with here and passes: {'; '.join(differs)}.")
         return 0

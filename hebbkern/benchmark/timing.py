@@ -21,6 +21,13 @@ def agree(case, contestants):
         assert error <= case.tolerance, f"{case.id}: {name} differs from NumPy by {error:.1e} of its norm"
 
 
+def checked(case, everybody=False):
+    """The usual contestants of the case, or everybody, after they have agreed."""
+    contestants = _chosen(case.build(), everybody)
+    agree(case, _chosen(case.rehearsal(), everybody) if case.rehearsal else contestants)
+    return contestants
+
+
 def race(contestants, rounds):
     """Median seconds a call of every contestant: {"hebbkern": 0.0123, ...}.
 
@@ -39,14 +46,10 @@ def race(contestants, rounds):
 
 def measure(case, rounds, everybody=False):
     """One row of the table: medians, ratios, and whether each limit holds; of the usual contestants or of everybody."""
-    torch.compiler.reset()  # what earlier cases compiled counts towards the limit of recompilations
+    if everybody:
+        torch.compiler.reset()  # what earlier cases compiled counts towards the limit of recompilations
     with torch.no_grad():
-        if case.rehearsal:
-            agree(case, _chosen(case.rehearsal(), everybody))
-        contestants = _chosen(case.build(), everybody)
-        if not case.rehearsal:
-            agree(case, contestants)
-        seconds = race(contestants, rounds)
+        seconds = race(checked(case, everybody), rounds)
     seconds = {name: value / case.share.get(name, 1) for name, value in seconds.items()}
     row = {"case": case.id, "seconds": seconds, "ratios": ratios(seconds), "floor": case.floor}
     to_floor = {name: value / seconds["floor"] for name, value in seconds.items() if name != "floor"}
