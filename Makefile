@@ -1,5 +1,6 @@
 # make demo   watch neurons learn          make test   lint, build, all tests
-# make bench  the table of ratios          make wheel  one wheel in dist/ for every torch >= 2.11
+# make bench  the table of ratios          make guard  has a step become slower than committed?
+# make wheel  one wheel in dist/ for every torch >= 2.11
 # Everything happens in .venv, which is made when it is missing. PYTHON=python3.12 chooses the interpreter.
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ BIN := .venv/bin
 CSRC := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
 BUILT := .venv/built-$(HEBBKERN_BUILD)
 
-.PHONY: demo test one-wheel lint format bench doctor wheel clean
+.PHONY: demo test one-wheel lint format bench guard doctor wheel clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -34,6 +35,9 @@ format: .venv/has-dev
 
 bench: .venv/has-bench $(BUILT)
 	$(BIN)/hebbkern bench $(ARGS)
+
+guard: $(BUILT)
+	$(BIN)/python bench/guard.py $(ARGS)
 
 doctor: .venv/has-demo $(BUILT)
 	$(BIN)/hebbkern doctor $(ARGS)

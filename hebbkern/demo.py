@@ -110,20 +110,21 @@ def time_steps(x: Tensor, rounds: int) -> dict[str, dict[str, float]]:
 
     Raises AssertionError unless the three first agree on the step.
     """
-    from hebbkern.benchmark import baselines
+    from hebbkern.benchmark import baselines, peers
     from hebbkern.benchmark.timing import race
 
     batch = x[torch.arange(STEP["samples"]) % len(x)].contiguous()
     weight, rule = normal_weights((STEP["neurons"], x.shape[1]), seed=0), hk.KrotovHopfield()
+    _, eager = peers.formulated("krotov_hopfield", "eager")
     w_numpy, x_numpy, w_eager, w_ours = weight.double().numpy(), batch.double().numpy(), weight.clone(), weight.clone()
     contestants = {
         "NumPy, float64, the authors' notebook": lambda: baselines.numpy_krotov_hopfield(w_numpy, x_numpy, 1e-4),
-        "eager torch, one-hot and matmul": lambda: baselines.eager_krotov_hopfield(w_eager, batch, 1e-4),
+        "eager torch, one-hot and matmul": lambda: eager(w_eager, batch, 1e-4),
         "hebbkern": lambda: rule.step_(w_ours, batch, lr=1e-4),
     }
     with torch.no_grad():
         baselines.numpy_krotov_hopfield(w_numpy, x_numpy, 0.02)
-        baselines.eager_krotov_hopfield(w_eager, batch, 0.02)
+        eager(w_eager, batch, 0.02)
         rule.step_(w_ours, batch, lr=0.02)
         check_agreement(weight.double().numpy(), w_numpy, {"eager torch": w_eager, "hebbkern": w_ours})
         seconds = race({name: (run, None) for name, run in contestants.items()}, rounds)

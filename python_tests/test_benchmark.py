@@ -7,7 +7,9 @@ import torch
 
 from hebbkern import benchmark
 from hebbkern.benchmark import report, timing
-from hebbkern.benchmark.cases import CASES, Case, compete_case, kwinners_case
+from hebbkern.benchmark.cases import CASES
+from hebbkern.benchmark.contest import Case
+from hebbkern.benchmark.operators import compete_case, kwinners_case
 
 
 def doubled(factor):
@@ -48,15 +50,15 @@ def test_case_names_are_unique():
 def test_command_writes_the_table_and_says_which_limit_fails(monkeypatch, tmp_path, capsys):
     missed = Case("compete", "slow", doubled(1.0).build, "a copy", limits={"numpy": 1e9})
     monkeypatch.setattr(benchmark, "CASES", (doubled(1.0), missed))
-    monkeypatch.setattr(benchmark.properties, "memory", lambda: None)
-    monkeypatch.setattr(benchmark.properties, "determinism", list)
-    page = tmp_path / "README.md"
-    page.write_text(f"before\n{report.MARKS[0]}\nstale\n{report.MARKS[1]}\nafter\n")
+    for name in ("memory", "overhead", "scaling", "determinism"):
+        monkeypatch.setattr(benchmark.properties, name, lambda *_: [])
+    page, (start, end) = tmp_path / "README.md", report.marks()
+    page.write_text(f"before\n{start}\nstale\n{end}\nafter\n")
     files = ["--json", str(tmp_path / "bench.json"), "--markdown", str(page)]
     assert benchmark.main(["--rounds", "1", "--strict", *files]) == 1
     assert benchmark.main(["--rounds", "1", "--strict", "--only", "two"]) == 0
     printed = capsys.readouterr().out
-    assert "floor ≤ 1e+09 holds" in printed and "numpy ≥ 1e+09 FAILS" in printed
+    assert "floor ≤ 1e+09 holds" in printed and "NumPy ≥ 1e+09 FAILS" in printed
     assert page.read_text().startswith("before\n") and page.read_text().endswith("after\n")
     assert "stale" not in page.read_text() and "| compete: two |" in page.read_text()
     assert len(json.loads((tmp_path / "bench.json").read_text())["rows"]) == 2

@@ -107,17 +107,25 @@ REFUSED = [
         (f"{command} --json no/such/folder.json", "--json: must be in a folder that exists, got no/such/folder.json")
         for command in ("train", "demo", "bench", "doctor")
     ),
+    ("bench --picture new.png", "--picture needs --peers or --curves"),
+    ("bench --curves --peers", "--curves does not go with --peers, --only or --strict"),
+    ("bench --peers --picture no/such/folder.png", "--picture: must be in a folder that exists"),
+    ("bench --peers --markdown CHANGELOG.md", "the page has no place for the table: <!-- hebbkern bench --peers -->"),
+    ("bench --markdown no.such.page", "No such file"),
     ("doctor --json .", "--json: must be a file, got ."),
     ("bench --only nosuch", '--only must be part of the name of a case, got "nosuch"; there are\n  '),
 ]
 
 
 @pytest.mark.parametrize(("line", "message"), REFUSED, ids=[case[0] for case in REFUSED])
-def test_options_are_refused_before_any_work(line, message, capsys, monkeypatch):
+def test_options_are_refused_before_any_work(line, message, capsys, monkeypatch, tmp_path):
     from hebbkern import benchmark, datasets
 
     monkeypatch.setattr(datasets, "load", lambda *_, **__: pytest.fail("started"))
     monkeypatch.setattr(benchmark, "run", lambda *_: pytest.fail("started"))
+    monkeypatch.setattr(benchmark.curves, "run", lambda *_: pytest.fail("started"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "CHANGELOG.md").write_text("no marks")
     with pytest.raises(SystemExit) as stopped:
         cli.main(line.split())
     assert stopped.value.code == 2 and message in capsys.readouterr().err

@@ -1,8 +1,8 @@
-"""What hebbkern is measured against: each learning step as it is usually written, twice.
+"""What hebbkern is measured against in NumPy: each learning step as Krotov and Hopfield's notebook would write it.
 
-NUMPY holds the float64 formulation of Krotov and Hopfield's notebook, carried over to the other rules: all responses, a
-sort or argmax, a matrix of who learns what, dense products. EAGER holds the float32 torch scripts of the field: unfold,
-topk or one-hot, matmul. Both are vectorised, use all threads, and write W [K, N] in place; X [P, N] are the patches.
+All responses in float64, a sort or argmax, a matrix of who learns what, dense products; vectorised, on all threads. W
+[K, N] is written in place; X [P, N] are the patches. Below them the operators, in NumPy and in eager float32 torch, as
+scripts of the field write them; the learning steps in torch are in peers.py.
 """
 
 import numpy as np
@@ -36,41 +36,34 @@ def numpy_krotov_hopfield(W, X, lr, p=2.0, k=2, delta=0.4):
     W += lr * step / max(np.abs(step).max(), 1e-30)
 
 
-def eager_krotov_hopfield(W, X, lr, p=2.0, k=2, delta=0.4):
-    S = X @ (W.sign() * W.abs() ** (p - 1)).T
-    ranking = S.topk(k, dim=1).indices
-    G = torch.zeros_like(S).scatter_(1, ranking[:, :1], 1).scatter_(1, ranking[:, -1:], -delta)
-    step = G.T @ X - (G * S).sum(0)[:, None] * W
-    W += lr * step / step.abs().max().clamp(min=1e-30)
-
-
 def numpy_wta(W, X, lr):
     """HWTA. The length of the patch is left out of the cosine: it cannot change the winner."""
     winners = (X @ (W / np.linalg.norm(W, axis=1, keepdims=True)).T).argmax(axis=1)
     G = np.zeros((len(X), len(W)))
     G[np.arange(len(X)), winners] = 1
-    _towards_the_mean(W, G.T @ X, G.sum(axis=0)[:, None], lr, np.maximum)
-
-
-def eager_wta(W, X, lr):
-    winners = (X @ F.normalize(W).T).argmax(1)
-    G = F.one_hot(winners, len(W)).to(X.dtype)
-    _towards_the_mean(W, G.T @ X, G.sum(0)[:, None], lr, torch.clamp_min)
+    _towards_the_mean(W, X, G, lr)
 
 
 def numpy_teacher(W, X, lr, labels):
     G = np.zeros((len(X), len(W)))
     G[np.arange(len(X)), labels] = 1
-    _towards_the_mean(W, G.T @ X, G.sum(axis=0)[:, None], lr, np.maximum)
+    _towards_the_mean(W, X, G, lr)
 
 
-def eager_teacher(W, X, lr, labels):
-    G = F.one_hot(labels, len(W)).to(X.dtype)
-    _towards_the_mean(W, G.T @ X, G.sum(0)[:, None], lr, torch.clamp_min)
+def _towards_the_mean(W, X, G, lr):
+    count = G.sum(axis=0)[:, None]
+    W += lr * (G.T @ X - count * W) / np.maximum(count, 1)
 
 
-def _towards_the_mean(W, sum, count, lr, at_least):
-    W += lr * (sum - count * W) / at_least(count, 1)
+def numpy_hebbcl(W, X, lr, threshold):
+    """Neurons nearer than threshold to a sample win but do not learn; rows that moved are divided by their maximum."""
+    frozen = numpy_match(X, W) < threshold
+    G = np.zeros((len(X), len(W)))
+    G[np.arange(len(X)), (X @ W.T).argmax(axis=1)] = 1
+    G[:, frozen] = 0
+    _towards_the_mean(W, X, G, lr)
+    moved = G.any(axis=0)
+    W[moved] /= np.abs(W[moved]).max(axis=1, keepdims=True)
 
 
 def numpy_sanger_sum(W, X):
@@ -88,25 +81,12 @@ def numpy_sanger(W, X, lr):
     W += lr / len(X) * numpy_sanger_sum(W, X)
 
 
-def eager_sanger(W, X, lr):
-    W += lr / len(X) * eager_sanger_sum(W, X)
-
-
 def numpy_oja(W, X, lr):
     Y = X @ W.T
     W += lr / len(X) * (Y.T @ X - (Y**2).sum(axis=0)[:, None] * W)
 
 
-def eager_oja(W, X, lr):
-    Y = X @ W.T
-    W += lr / len(X) * (Y.T @ X - Y.square().sum(0)[:, None] * W)
-
-
 def numpy_hebb(W, X, lr):
-    W += lr / len(X) * ((X @ W.T).T @ X)
-
-
-def eager_hebb(W, X, lr):
     W += lr / len(X) * ((X @ W.T).T @ X)
 
 
@@ -119,17 +99,17 @@ def numpy_soft_wta(W, X, lr):
     W += lr / len(X) * np.sqrt(np.abs(np.linalg.norm(W, axis=1) - 1))[:, None] * step
 
 
-def eager_soft_wta(W, X, lr):
-    U = X @ W.T
-    R = -U.softmax(1)
-    R[torch.arange(len(X)), U.argmax(1)] *= -1
-    step = R.T @ X - (R * U).sum(0)[:, None] * W
-    W += lr / len(X) * (W.norm(dim=1) - 1).abs().sqrt()[:, None] * step
-
-
-RULES = ("krotov_hopfield", "wta", "teacher", "sanger", "oja", "hebb", "soft_wta")
-NUMPY = {name: globals()[f"numpy_{name}"] for name in RULES}
-EAGER = {name: globals()[f"eager_{name}"] for name in RULES}
+RULES = (
+    numpy_krotov_hopfield,
+    numpy_wta,
+    numpy_teacher,
+    numpy_hebbcl,
+    numpy_sanger,
+    numpy_oja,
+    numpy_hebb,
+    numpy_soft_wta,
+)
+NUMPY = {rule.__name__.removeprefix("numpy_"): rule for rule in RULES}
 
 
 def numpy_compete(X, W, k):

@@ -1,5 +1,6 @@
 """How a case is measured: results compared first, then contestants in alternating order, medians of many samples."""
 
+import functools
 import statistics
 import time
 
@@ -7,15 +8,24 @@ import torch
 
 SAMPLE = 5e-3  # seconds a sample lasts at least; shorter calls are repeated within it
 SETTLE = 0.05  # seconds in which idle threads of another library stop spinning (OpenBLAS: 2**26 cycles)
+BUDGET = 2.0  # seconds a contestant: whoever needs more for all its samples takes fewer of them, at least one
+USUAL = ("hebbkern", "unscreened", "numpy", "eager", "floor")
 
 
 def agree(case, contestants):
-    """Raises AssertionError unless hebbkern and eager torch compute what NumPy computes."""
+    """Raises AssertionError unless all that hebbkern is measured against compute what NumPy computes."""
     results = {name: to_tensor(run()) for name, (run, to_tensor) in contestants.items() if name != "floor"}
     expected = results.pop("numpy").double()
     for name, result in results.items():
         error = ((result.double() - expected).norm() / expected.norm()).item()
         assert error <= case.tolerance, f"{case.id}: {name} differs from NumPy by {error:.1e} of its norm"
+
+
+def checked(case, everybody=False):
+    """The usual contestants of the case, or everybody, after they have agreed."""
+    contestants = _chosen(case.build(), everybody)
+    agree(case, _chosen(case.rehearsal(), everybody) if case.rehearsal else contestants)
+    return contestants
 
 
 def race(contestants, rounds):
@@ -24,34 +34,65 @@ def race(contestants, rounds):
     Each round lets everybody run once, the next one in reverse order, so that a drifting clock favours nobody. Between
     two of them a pause lets the threads of the one before fall asleep, and a call that is not timed wakes one's own.
     """
-    repeats = {name: _repeats(run) for name, (run, _) in contestants.items()}
-    samples = {name: [] for name in contestants}
+    once = {name: _seconds(run) for name, (run, _) in contestants.items()}
+    samples = {name: [seconds] if seconds > BUDGET else [] for name, seconds in once.items()}
     for number in range(rounds):
         for name in list(contestants)[:: -1 if number % 2 else 1]:
-            run, _ = contestants[name]
-            time.sleep(SETTLE)
-            run()
-            start = time.perf_counter()
-            for _ in range(repeats[name]):
-                run()
-            samples[name].append((time.perf_counter() - start) / repeats[name])
+            if number < BUDGET // once[name]:
+                time.sleep(SETTLE)
+                samples[name].append(_sample(contestants[name][0], once[name]))
     return {name: statistics.median(seconds) for name, seconds in samples.items()}
 
 
-def measure(case, rounds):
-    """One row of the table: medians, ratios, and whether each limit holds."""
+def measure(case, rounds, everybody=False):
+    """One row of the table: medians, ratios, and whether each limit holds; of the usual contestants or of everybody."""
+    if everybody:
+        torch.compiler.reset()  # what earlier cases compiled counts towards the limit of recompilations
     with torch.no_grad():
-        contestants = case.build()
-        agree(case, contestants)
-        seconds = race(contestants, rounds)
-    ours = seconds["hebbkern"]
-    ratios = {"numpy": seconds["numpy"] / ours, "eager": seconds["eager"] / ours, "floor": ours / seconds["floor"]}
-    holds = {k: ratios[k] >= limit if k == "numpy" else ratios[k] <= limit for k, limit in case.limits.items()}
-    row = {"case": case.id, "seconds": seconds, "ratios": ratios, "floor": case.floor}
-    return row | {"limits": case.limits, "holds": holds}
+        seconds = race(checked(case, everybody), rounds)
+    seconds = {name: value / case.share.get(name, 1) for name, value in seconds.items()}
+    row = {"case": case.id, "seconds": seconds, "ratios": ratios(seconds), "floor": case.floor}
+    to_floor = {name: value / seconds["floor"] for name, value in seconds.items() if name != "floor"}
+    found = row["ratios"]
+    holds = {k: found[k] >= limit if k == "numpy" else found[k] <= limit for k, limit in case.limits.items()}
+    return row | {"to_floor": to_floor, "share": case.share, "limits": case.limits, "holds": holds}
 
 
-def _repeats(run):
+def ratios(seconds):
+    """How many times as fast as NumPy and eager torch hebbkern is, and its time in floors, screened or not."""
+    ours, floor = seconds["hebbkern"], seconds["floor"]
+    found = {"numpy": seconds["numpy"] / ours, "eager": seconds["eager"] / ours, "floor": ours / floor}
+    return found | ({"unscreened": seconds["unscreened"] / floor} if "unscreened" in seconds else {})
+
+
+@functools.cache
+def no_compiler():
+    """Why torch.compile cannot run here, or None."""
+    try:
+        torch.compile(lambda x: x + 1)(torch.ones(1))
+    except Exception as error:  # each backend raises its own
+        return f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    return None
+
+
+def _chosen(contestants, everybody):
+    def chosen(name):
+        return name in USUAL or (everybody and not (name.startswith("compiled") and no_compiler()))
+
+    return {name: contestant for name, contestant in contestants.items() if chosen(name)}
+
+
+def _seconds(run):
     start = time.perf_counter()
     run()
-    return max(1, round(SAMPLE / (time.perf_counter() - start)))
+    return time.perf_counter() - start
+
+
+def _sample(run, once):
+    repeats = max(1, round(SAMPLE / once))
+    if once < BUDGET / 4:
+        run()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        run()
+    return (time.perf_counter() - start) / repeats

@@ -1,0 +1,144 @@
+"""Has hebbkern become slower? Compares its time in multiples of the floor with the committed ones.
+
+    python bench/guard.py             exit status 1 where a step takes more of its floor than it did
+    python bench/guard.py --update    measure, and write the committed ratios anew
+
+Only ratios are compared, never times: each is the median over pairs, hebbkern and the bare forward pass in immediate
+alternation, so that what else the machine does slows both of a pair; where it is so busy that it does not, the ratio of
+the fastest runs may speak for hebbkern. All on one thread: several that wait for each other make any other load count
+many times. A row fails when it is slower in every one of several attempts. Ratios hold for one processor and
+instruction set; elsewhere the guard has nothing to compare with, and passes.
+"""
+
+import argparse
+import contextlib
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from hebbkern import benchmark
+from hebbkern.benchmark.cases import CASES
+
+COMMITTED = Path(__file__).parent.parent / "results" / "bench_guard.json"
+SAME = ("machine", "instructions", "kernels")
+TOLERANCE = 1.25  # times the committed ratio
+ATTEMPTS = 4
+PAIRS, SECONDS = 41, 2.0  # an attempt ends after so many pairs, or after so long, with at least 5
+GUARDED = (
+    "rules: KrotovHopfield step, 1024 x 784 x 2000",
+    "rules: KrotovHopfield step, 100 x 784 x 100",
+    "rules: WTA step, 64x3x32x32 to 96 (5x5)",
+    "rules: WTA step, 64x128x12x12 to 192 (3x3)",
+    "rules: Sanger step, 64x96x14x14 to 128 (3x3)",
+    "rules: Sanger step, 64 x 2304 x 4096",
+    "rules: SoftWTA step, 64x3x32x32 to 96 (5x5)",
+    "rules: HebbCL step with freezing, 100 x 784 x 500",
+    "kwinners: k = 50 of 10000x500",
+)
+
+
+@contextlib.contextmanager
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@one_thread()
+def ratio(ours, floor):
+    """The median over the pairs, of which who goes first alternates; or the ratio of the fastest runs, if smaller."""
+    pairs, start = [], time.perf_counter()
+    ours(), floor()
+    while len(pairs) < 5 or (len(pairs) < PAIRS and time.perf_counter() - start < SECONDS):
+        runs = (ours, floor) if len(pairs) % 2 else (floor, ours)
+        seconds = {run: _seconds(run) for run in runs}
+        pairs.append((seconds[ours], seconds[floor]))
+    fastest = [min(seconds) for seconds in zip(*pairs, strict=True)]
+    return min(statistics.median(a / b for a, b in pairs), fastest[0] / fastest[1])
+
+
+def measured(case):
+    """A function that measures the ratio of the case once more."""
+    with torch.no_grad():
+        contestants = case.build()
+    return lambda: ratio(contestants["hebbkern"][0], contestants["floor"][0])
+
+
+def verdict(name, attempt, committed, attempts=ATTEMPTS):
+    """(fails, sentence): slower than the tolerance in every attempt."""
+    found = []
+    while len(found) < attempts:
+        found.append(attempt())
+        if found[-1] <= committed * TOLERANCE:
+            return False, f"ok      {name}: {found[-1]:.2f} floors, committed {committed:.2f}"
+    best = min(found)
+    sentence = f"{best:.2f} floors at best of {attempts} attempts, committed {committed:.2f}"
+    return True, f"SLOWER  {name}: {sentence}: {100 * (best / committed - 1):.0f} % slower"
+
+
+def guard(cases, committed, say=print):
+    """The exit status: 1 where a row is slower than committed."""
+    here = benchmark.about()
+    differs = [f"{key} {here[key]}, committed {committed.get(key)}" for key in SAME if here[key] != committed.get(key)]
+    if differs:
+        say(f"The guard of speed has nothing to compare with here and passes: {'; '.join(differs)}.")
+        return 0
+    if here["torch"] != committed["torch"]:
+        say(f"Note: torch {here['torch']}, committed {committed['torch']}; the floor may have moved.")
+    slower = []
+    for case in cases:
+        if case.id not in committed["ratios"]:
+            say(f"new     {case.id}: no committed ratio, `python bench/guard.py --update` writes it")
+            continue
+        fails, sentence = verdict(case.id, measured(case), committed["ratios"][case.id])
+        say(sentence)
+        slower += [case.id] * fails
+    say(_conclusion(slower, len(cases)))
+    return 1 if slower else 0
+
+
+def update(cases, path, say=print):
+    """Writes the median of three attempts for every case."""
+    ratios = {}
+    for case in cases:
+        attempt = measured(case)
+        ratios[case.id] = round(statistics.median(attempt() for _ in range(3)), 3)
+        say(f"{case.id}: {ratios[case.id]:.2f} floors")
+    about = benchmark.about() | {"threads": 1}
+    found = {"command": "python bench/guard.py --update", **about, "ratios": ratios}
+    path.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def _conclusion(slower, number):
+    if not slower:
+        return f"No step is slower than committed ({number} compared, tolerance {100 * (TOLERANCE - 1):.0f} %)."
+    return f"{len(slower)} of {number} steps have become slower: make them fast again, or, where it is meant, --update."
+
+
+def _seconds(run):
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--update", action="store_true", help="write the committed ratios anew")
+    parser.add_argument("--ratios", type=Path, default=COMMITTED, metavar="FILE", help="(default %(default)s)")
+    arguments = parser.parse_args(argv)
+    cases = [case for case in CASES if case.id in GUARDED]
+    if arguments.update:
+        update(cases, arguments.ratios)
+        return 0
+    return guard(cases, json.loads(arguments.ratios.read_text()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
