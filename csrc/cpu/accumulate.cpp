@@ -10,11 +10,11 @@ namespace hebbkern {
 // neuron may win everything and still keep every thread busy.
 constexpr int64_t piece = 256;
 
-// Calls f(patch, neuron, coefficient, response) for every entry that teaches, in patch order.
+// Calls f(patch, neuron, coefficient, response) for every entry of patches [first, last) that teaches, in patch order.
 template <class T, class F>
-static void each_entry(const Taught<T>& taught, int64_t patches, const F& f) {
-  const int32_t* who = taught.who;
-  for (int64_t p = 0; p < patches; ++p)
+static void each_entry(const Taught<T>& taught, int64_t first, int64_t last, const F& f) {
+  const int32_t* who = taught.who + first * taught.ranks;
+  for (int64_t p = first; p < last; ++p)
     for (int64_t r = 0; r < taught.ranks; ++r) {
       const int32_t j = *who++;
       const T c = taught.coefficients(p, r);
@@ -22,33 +22,48 @@ static void each_entry(const Taught<T>& taught, int64_t patches, const F& f) {
     }
 }
 
-// Counts, then places: two walks over the entries. The decays are summed in patch order.
+// Counts, then places: two walks over the entries, each in chunks of patches that depend on nothing but their number.
+// The decays are summed in patch order within a chunk, then chunk by chunk.
 template <class T>
 Lists<T> group(const Source<T>& source, const Moments<T>* moments, const Taught<T>& taught) {
   const int64_t neurons = source.g.neurons, patches = source.g.patches();
-  std::vector<int64_t> next(neurons);  // of each neuron: how many entries, then where the next one goes
-  std::vector<double> total(neurons);
-  each_entry(taught, patches, [&](int64_t, int32_t j, T c, T s) {
-    ++next[j];
-    total[j] += double(c) * double(s);
+  const int64_t chunks = std::clamp<int64_t>(patches / 8192, 1, 8), size = (patches + chunks - 1) / chunks;
+  std::vector<int64_t> next(chunks * neurons);  // of each neuron: how many entries, then where the next one goes
+  std::vector<double> total(chunks * neurons);
+  parallel(chunks, [&](int64_t chunk) {
+    int64_t* count = &next[chunk * neurons];
+    double* sum = &total[chunk * neurons];
+    each_entry(taught, chunk * size, std::min(patches, (chunk + 1) * size), [&](int64_t, int32_t j, T c, T s) {
+      ++count[j];
+      sum[j] += double(c) * double(s);
+    });
   });
   std::vector<int32_t> names;
   std::vector<int64_t> start{0};
   for (int64_t j = 0; j < neurons; ++j) {
-    if (next[j] == 0) continue;
+    int64_t at = start.back();
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) at += std::exchange(next[chunk * neurons + j], at);
+    if (at == start.back()) continue;
     names.push_back(int32_t(j));
-    start.push_back(start.back() + std::exchange(next[j], start.back()));
+    start.push_back(at);
   }
   Lists<T> lists(std::move(names), std::move(start));
-  for (int64_t i = 0; i < lists.size(); ++i) lists.decay[i] = T(total[lists.neurons[i]]);
-  Scratch<int64_t> bases(patches);
-  source.bases(0, patches, bases.get());
-  each_entry(taught, patches, [&](int64_t p, int32_t j, T c, T) {
-    const int64_t at = next[j]++;
-    lists.base[at] = bases[p];
-    const T scaled = moments ? c * moments->scale[p] : c;
-    lists.coefficient[at] = scaled;
-    lists.shift[at] = moments ? scaled * moments->offset[p] : T(0);
+  for (int64_t i = 0; i < lists.size(); ++i) {
+    double sum = 0;
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) sum += total[chunk * neurons + lists.neurons[i]];
+    lists.decay[i] = T(sum);
+  }
+  parallel(chunks, [&](int64_t chunk) {
+    const int64_t first = chunk * size, last = std::min(patches, first + size);
+    Scratch<int64_t> bases(last - first);
+    source.bases(first, last - first, bases.get());
+    each_entry(taught, first, last, [&](int64_t p, int32_t j, T c, T) {
+      const int64_t at = next[chunk * neurons + j]++;
+      lists.base[at] = bases[p - first];
+      const T scaled = moments ? c * moments->scale[p] : c;
+      lists.coefficient[at] = scaled;
+      lists.shift[at] = moments ? scaled * moments->offset[p] : T(0);
+    });
   });
   return lists;
 }

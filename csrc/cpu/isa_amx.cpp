@@ -63,13 +63,22 @@ static inline __attribute__((always_inline)) __m512 length_of(__m512 squares, co
   return _mm512_mul_ps(_mm512_sqrt_ps(wider), _mm512_set1_ps(1 + 0x1p-20f));
 }
 
-// Lane r: the sum of the entries of v[r].
+// Lane r: the sum of the entries of v[r]. Each stage adds halves of two vectors: 30 shuffles, not a transpose's 64.
 static inline __attribute__((always_inline)) __m512 sums(__m512* v) {
-  transpose((__m512i*)v);
-#pragma GCC unroll 4
-  for (int h = 8; h > 0; h /= 2)
 #pragma GCC unroll 8
-    for (int r = 0; r < h; ++r) v[r] = _mm512_add_ps(v[r], v[r + h]);
+  for (int i = 0; i < 8; ++i)
+    v[i] = _mm512_add_ps(_mm512_unpacklo_ps(v[2 * i], v[2 * i + 1]), _mm512_unpackhi_ps(v[2 * i], v[2 * i + 1]));
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const __m512d a = _mm512_castps_pd(v[2 * i]), b = _mm512_castps_pd(v[2 * i + 1]);
+    v[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+  }
+#pragma GCC unroll 3
+  for (int half = 2; half > 0; half /= 2)
+#pragma GCC unroll 2
+    for (int i = 0; i < half; ++i)
+      v[i] = _mm512_add_ps(_mm512_shuffle_f32x4(v[2 * i], v[2 * i + 1], 0x88),
+                           _mm512_shuffle_f32x4(v[2 * i], v[2 * i + 1], 0xdd));
   return v[0];
 }
 
@@ -104,6 +113,67 @@ static unsigned pack(const float* x, const int64_t* bases, const Piece* pieces, 
   _mm512_storeu_ps(size, length_of(sums(squares), grain));
   _mm512_storeu_ps(rest, length_of(sums(rests), grain));
   return zero;
+}
+
+static void round(const float* x, int64_t count, uint16_t* out, float* squares, float* rests) {
+  for (int64_t n = 0; n < count; n += 16) {
+    const __mmask16 in = count - n >= 16 ? 0xffff : __mmask16((1 << (count - n)) - 1);
+    const __m512 v = _mm512_maskz_loadu_ps(in, x + n);
+    const __m256i bits = (__m256i)_mm512_cvtneps_pbh(v);
+    const __m512 off = _mm512_sub_ps(v, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16)));
+    const __mmask16 any = _mm512_test_epi32_mask(_mm512_castps_si512(v), _mm512_set1_epi32(0x7fffffff));
+    const __m512 square = _mm512_mul_ps(v, v);
+    _mm256_mask_storeu_epi16(out + n, in, bits);
+    // However small, an entry that is not zero leaves a trace in its square.
+    _mm512_mask_storeu_ps(squares + n, in, _mm512_mask_add_ps(square, any, square, _mm512_set1_ps(0x1p-126f)));
+    _mm512_mask_storeu_ps(rests + n, in, _mm512_mul_ps(off, off));
+  }
+}
+
+// 16 patches' sums of `columns` over the pieces.
+static inline __attribute__((always_inline)) __m512 sums_of(const Row& row, const float* columns, int64_t first) {
+  __m512 v[16];
+  for (int r = 0; r < 16; ++r) {
+    const int64_t p = first + r < row.patches ? first + r : row.patches - 1;
+    v[r] = _mm512_setzero_ps();
+    for (int64_t s = 0; s < row.count; ++s)
+      v[r] = _mm512_add_ps(v[r],
+                           _mm512_maskz_loadu_ps(row.pieces[s].lanes, columns + p * row.right + row.pieces[s].offset));
+  }
+  return sums(v);
+}
+
+static void lengths(const Row& row, const Grain& grain, float* columns, float* size, float* rest, bool* zero) {
+  float* lost = columns + row.width + 16;
+  for (int64_t n = 0; n < row.width; n += 16) {
+    const __mmask16 in = row.width - n >= 16 ? 0xffff : __mmask16((1 << (row.width - n)) - 1);
+    __m512 all = _mm512_setzero_ps(), rests = all;
+    for (int64_t k = 0; k < row.height; ++k) {
+      all = _mm512_add_ps(all, _mm512_maskz_loadu_ps(in, row.squares + k * row.down + n));
+      rests = _mm512_add_ps(rests, _mm512_maskz_loadu_ps(in, row.rests + k * row.down + n));
+    }
+    _mm512_storeu_ps(columns + n, all);
+    _mm512_storeu_ps(lost + n, rests);
+  }
+  for (int64_t p = 0; p < row.patches; p += 16) {
+    const __m512 all = sums_of(row, columns, p);
+    const __mmask16 none = _mm512_cmp_ps_mask(all, _mm512_setzero_ps(), _CMP_EQ_OQ);
+    for (int r = 0; r < 16 && p + r < row.patches; ++r) zero[p + r] = none >> r & 1;
+    _mm512_storeu_ps(size + p, length_of(all, grain));
+    _mm512_storeu_ps(rest + p, length_of(sums_of(row, lost, p), grain));
+  }
+}
+
+static void collect(const uint16_t* x, const int64_t* bases, const Piece* pieces, int64_t count, int64_t padded,
+                    uint16_t* rows) {
+  const Piece& last = pieces[count - 1];
+  const int64_t inputs = last.first + __builtin_popcount(last.lanes);
+  for (int r = 0; r < 16; ++r, rows += padded) {
+    const uint16_t* from = x + bases[r];
+    for (int64_t s = 0; s < count; ++s)  // what one writes too much the next overwrites
+      _mm512_storeu_si512(rows + pieces[s].first, _mm512_loadu_si512(from + pieces[s].offset));
+    for (int64_t n = inputs; n < padded; ++n) rows[n] = 0;
+  }
 }
 
 static void interleave(const uint16_t* rows, int64_t padded, uint16_t* tiles) {
@@ -350,8 +420,8 @@ static bool available() {
 }  // namespace amx
 
 const MatrixUnit* amx_unit() {
-  static const MatrixUnit unit = {"amx",    amx::pack,     amx::interleave, amx::begin,
-                                  amx::end, amx::products, amx::scan,       amx::rescore};
+  static const MatrixUnit unit = {"amx",      amx::pack, amx::round,    amx::lengths, amx::collect, amx::interleave,
+                                  amx::begin, amx::end,  amx::products, amx::scan,    amx::rescore};
   static const bool there = amx::available();
   return there ? &unit : nullptr;
 }

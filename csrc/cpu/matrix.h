@@ -13,7 +13,17 @@ struct Stretch {
 // Up to 16 of them, a vector's worth, which become entries `first` and on; lanes: as many low bits.
 struct Piece {
   int64_t offset, first;
-  uint16_t lanes;
+  uint32_t lanes;
+};
+
+// One row of patches of an image whose entries' squares are known: see `lengths`.
+struct Row {
+  const float *squares, *rests;  // of the first image row that the patches reach
+  int64_t height, down;          // rows of a kernel, and from one to the next
+  int64_t width;                 // entries of an image row that the patches reach
+  const Piece* pieces;           // of a kernel's row, from its first entry
+  int64_t count;
+  int64_t patches, right;  // and from one patch to the next
 };
 
 // How much rounding may have taken from a length: sqrt(squares * wider + least) is no shorter than the true one.
@@ -37,6 +47,15 @@ struct MatrixUnit {
   // result: all entries are zero, and so is the shift.
   unsigned (*pack)(const float* x, const int64_t* bases, const Piece* pieces, int64_t count, const float* shifts,
                    const Grain& grain, int64_t padded, uint16_t* rows, float* size, float* rest);
+
+  // The same where patches overlap: entries are rounded once, with the squares of each and of what bf16 loses of it; a
+  // patch of zeros alone has a sum of squares of 0.
+  void (*round)(const float* x, int64_t count, uint16_t* out, float* squares, float* rests);
+  // size and rest of a row's patches (room for 16 more), and whether each is zero. `columns`: room for 2 width + 32.
+  void (*lengths)(const Row& row, const Grain& grain, float* columns, float* size, float* rest, bool* zero);
+  // rows[r] = 16 patches' pieces, as pack leaves them; pieces may have 32 entries, rows has room for 32 more.
+  void (*collect)(const uint16_t* x, const int64_t* bases, const Piece* pieces, int64_t count, int64_t padded,
+                  uint16_t* rows);
 
   // rows [16][step of steps][32] of bf16 become tiles [steps][16 pairs of inputs][16 patches][2].
   void (*interleave)(const uint16_t* rows, int64_t padded, uint16_t* tiles);

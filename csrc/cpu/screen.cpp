@@ -35,10 +35,10 @@ struct Screen::Block {
   Scratch<Race> races;
 };
 
-static void add_pieces(int64_t offset, int64_t first, int64_t length, std::vector<Piece>* pieces) {
-  for (int64_t n = 0; n < length; n += 16) {
-    const int64_t size = std::min<int64_t>(16, length - n);
-    pieces->push_back({offset + n, first + n, uint16_t((1 << size) - 1)});
+static void add_pieces(int64_t offset, int64_t first, int64_t length, std::vector<Piece>* pieces, int64_t most = 16) {
+  for (int64_t n = 0; n < length; n += most) {
+    const int64_t size = std::min(most, length - n);
+    pieces->push_back({offset + n, first + n, uint32_t((int64_t(1) << size) - 1)});
   }
 }
 
@@ -64,6 +64,7 @@ Screen::Screen(const MatrixUnit& unit, const Source<float>& source, const Tensor
     stretches_.push_back({source.offset[run.first], run.length});
     add_pieces(source.offset[run.first], run.first, run.length, &pieces_);
   }
+  if (source.g.kh * source.g.kw > 1 && !prepare.sums) round_images();
   prepare_rows(weight, prepare);
   constexpr int64_t share = 4;  // groups of neurons to a hand-out
   std::vector<Piece> pieces;
@@ -74,6 +75,32 @@ Screen::Screen(const MatrixUnit& unit, const Source<float>& source, const Tensor
   });
   for (size_t j = 0; j < names.size(); ++j)
     if (!(whole_[j] <= float(largest))) usable_ = false;
+}
+
+void Screen::round_images() {
+  const Geometry& g = source_.g;
+  const int64_t span = (g.padded_h() - 1) * source_.row + (g.padded_w() - 1) * source_.column + g.channels;
+  if (span > 2 * g.padded_h() * g.padded_w() * g.channels || source_.image > 2 * span) return;  // mostly gaps
+  rounded_.emplace(source_, source_.end);
+  for (const auto& run : source_.runs)
+    add_pieces(source_.offset[run.first], run.first, run.length, &rounded_->pieces, 32);
+  std::vector<Piece> across;  // of a kernel's row
+  const bool dense = g.dilation[1] == 1 && source_.column == g.channels;
+  for (int64_t k = 0; k < (dense ? 1 : g.kw); ++k)
+    add_pieces(k * g.dilation[1] * source_.column, 0, dense ? g.kw * g.channels : g.channels, &across);
+  const int64_t width = (g.out_w() - 1) * g.stride[1] * source_.column + (g.span_w() - 1) * source_.column + g.channels;
+  parallel(g.batch, [&](int64_t b) {
+    Scratch<float> squares(span), rests(span), columns(2 * width + 32), size(g.out_w() + 16), rest(g.out_w() + 16);
+    unit_.round(source_.x + b * source_.image, span, rounded_->x.get() + b * source_.image, squares.get(), rests.get());
+    for (int64_t i = 0; i < g.out_h(); ++i) {
+      const int64_t from = i * g.stride[0] * source_.row, patch = b * g.per_image() + i * g.out_w();
+      const Row row{squares.get() + from, rests.get() + from,     g.kh,      g.dilation[0] * source_.row, width,
+                    across.data(),        int64_t(across.size()), g.out_w(), g.stride[1] * source_.column};
+      unit_.lengths(row, grain_, columns.get(), size.get(), rest.get(), &rounded_->zero[patch]);
+      std::copy_n(size.get(), g.out_w(), &rounded_->size[patch]);
+      std::copy_n(rest.get(), g.out_w(), &rounded_->rest[patch]);
+    }
+  });
 }
 
 // Where the float32 rows lie; a copy, where they are not what the register tile would multiply by.
@@ -128,28 +155,38 @@ void Screen::pack_neurons(int64_t group, const std::vector<Piece>& pieces, uint1
 
 // Tiles and sizes of a block's patches, and from them every neuron's error.
 void Screen::pack_patches(Block& b, const float* offset, const float* scale) const {
-  Scratch<uint16_t> rows(16 * padded_ + 16);
+  Scratch<uint16_t> rows(16 * padded_ + 32);
   alignas(64) float size[block], error[block];
   float errors = 0, sizes = 0;
   for (int64_t g = 0; g < b.groups; ++g) {
     float shifts[16] = {}, rest[16];
     int64_t bases[16];
+    const int64_t from = g * 16, last = b.count - 1;  // past the last patch it is repeated
     for (int64_t r = 0; r < 16; ++r) {
-      const int64_t at = std::min(g * 16 + r, b.count - 1);  // past the last patch it is repeated
-      bases[r] = b.bases[at];
-      if (offset) shifts[r] = offset[b.first + at];
+      bases[r] = b.bases[std::min(from + r, last)];
+      if (offset) shifts[r] = offset[b.first + std::min(from + r, last)];
     }
-    float *sized = size + g * 16, *off = error + g * 16;
-    const unsigned zero =
-        unit_.pack(source_.x, bases, pieces_.data(), pieces_.size(), shifts, grain_, padded_, rows.get(), sized, rest);
+    unsigned zero = 0;
+    if (rounded_) {
+      unit_.collect(rounded_->x.get(), bases, rounded_->pieces.data(), rounded_->pieces.size(), padded_, rows.get());
+      for (int64_t r = 0; r < 16; ++r) {
+        const int64_t patch = b.first + std::min(from + r, last);
+        size[from + r] = rounded_->size[patch];
+        rest[r] = rounded_->rest[patch];
+        zero |= unsigned(rounded_->zero[patch]) << r;
+      }
+    } else {
+      zero = unit_.pack(source_.x, bases, pieces_.data(), pieces_.size(), shifts, grain_, padded_, rows.get(),
+                        size + from, rest);
+    }
     unit_.interleave(rows.get(), padded_, b.tiles.get() + g * steps_ * tile);
     for (int64_t r = 0; r < 16; ++r) {
-      off[r] = (rest[r] + noise_ * (2 * sized[r] + rest[r] + std::abs(shifts[r]) * root_)) * (1 + 0x1p-20f);
-      const int64_t i = g * 16 + r;
+      const int64_t i = from + r;
+      error[i] = (rest[r] + noise_ * (2 * size[i] + rest[r] + std::abs(shifts[r]) * root_)) * (1 + 0x1p-20f);
       b.zero[i] = (zero >> r & 1) || i >= b.count || (scale && scale[b.first + i] == 0);
     }
-    errors += off[0];  // any patches will do for the ratio that they have in common
-    sizes += sized[0];
+    errors += error[from];  // any patches will do for the ratio that they have in common
+    sizes += size[from];
   }
   const float r = std::max(errors / sizes, 0x1p-30f), inverse = (1 + 0x1p-20f) / r;
   for (int64_t j = 0; j < groups_ * 16; ++j) b.error[j] = (r * whole_[j] + rest_[j]) * (1 + 0x1p-20f);

@@ -36,6 +36,16 @@ namespace hebbkern {
 
 struct Pair;
 
+// Images of which bf16 and lengths are computed once for all the patches that overlap.
+struct Rounded {
+  Rounded(const Source<float>& source, int64_t entries)
+      : x(entries + 32), size(source.g.patches() + 16), rest(source.g.patches() + 16), zero(source.g.patches()) {}
+  Scratch<uint16_t> x;  // laid out as the source's
+  Scratch<float> size, rest;
+  Scratch<bool> zero;
+  std::vector<Piece> pieces;  // of a patch, of up to 32 entries
+};
+
 class Screen {
  public:
   // Weights rounded to bf16 and measured. `source` and `names` must outlive it.
@@ -55,6 +65,7 @@ class Screen {
 
  private:
   struct Block;
+  void round_images();
   void prepare_rows(const Tensor& weight, const Prepare& prepare);
   void pack_neurons(int64_t group, const std::vector<Piece>& pieces, uint16_t* packed);
   void pack_patches(Block& block, const float* offset, const float* scale) const;
@@ -73,6 +84,7 @@ class Screen {
   const float noise_, root_;        // g, sqrt(inputs)
   std::vector<Stretch> stretches_;  // of a patch
   std::vector<Piece> pieces_;
+  std::optional<Rounded> rounded_;
   const float* rows_ = nullptr;  // neuron j of `names` at rows_ + place(j)
   int64_t row_step_ = 0;
   bool by_name_ = true;  // rows_ holds all neurons of the layer, not only those of `names`
