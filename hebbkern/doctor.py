@@ -6,7 +6,7 @@ import os
 import platform
 import shutil
 import sys
-from importlib import metadata
+from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -69,6 +69,7 @@ def inspect():
         "GPUs": gpus,
         "triton": metadata.version("triton") if find_spec("triton") else None,
         "CPU kernels": kernels(),
+        "bf16 screening": _matrix_unit() if available.get("cpu", True) is None else None,
         "HEBBKERN_CPU": os.environ.get("HEBBKERN_CPU"),
         "HEBBKERN_BACKEND": os.environ.get("HEBBKERN_BACKEND"),
     }
@@ -87,8 +88,10 @@ def advice(report):
         advised.append("The GPU runs plain torch: this version has no kernels for it.")
     if found["nvcc"] and not found["GPUs"] and not found["torch's CUDA"]:
         advised.append("nvcc is here but torch is a build without CUDA: install a CUDA build of torch to use a GPU.")
-    if found["HEBBKERN_CPU"] and found["HEBBKERN_CPU"] not in KERNELS:
-        advised.append(f"HEBBKERN_CPU must be {' or '.join(KERNELS)}, got {found['HEBBKERN_CPU']}: it limits nothing.")
+    if found["HEBBKERN_CPU"] and found["HEBBKERN_CPU"] not in (*KERNELS, "amx"):
+        advised.append(
+            f"HEBBKERN_CPU must be {' or '.join((*KERNELS, 'amx'))}, got {found['HEBBKERN_CPU']}: it limits nothing."
+        )
     if found["HEBBKERN_BACKEND"] not in (None, "", "auto"):
         advised.append(f"HEBBKERN_BACKEND={found['HEBBKERN_BACKEND']} overrides the choice; unset it to go back.")
     return advised
@@ -118,6 +121,11 @@ def main(argv=None):
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(report, indent=2) + "\n")
     return 0
+
+
+def _matrix_unit():
+    """The matrix unit that certified winners are screened on; None where there is none, or none is allowed."""
+    return import_module("hebbkern._cpu").matrix_unit or None
 
 
 def _first(available, names):

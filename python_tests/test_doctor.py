@@ -61,5 +61,5 @@ def test_which_cpu_kernels_run(monkeypatch, flags, asked, runs):
     monkeypatch.setenv("HEBBKERN_CPU", asked or "")
     report = doctor.inspect()
     assert report["found"]["CPU kernels"] == runs
-    unknown = "HEBBKERN_CPU must be baseline or avx2 or avx512, got sse: it limits nothing."
+    unknown = "HEBBKERN_CPU must be baseline or avx2 or avx512 or amx, got sse: it limits nothing."
     assert (unknown in report["advice"]) == (asked == "sse")

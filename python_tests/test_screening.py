@@ -286,5 +286,10 @@ def test_screening_is_chosen_by_shape_and_can_be_switched_off(unit):
         with hk.screening(False):
             assert screened(*large) == 0
         assert screened(*large) == 512
+    alike = torch.ones(512, 784), torch.ones(1000, 784)  # a tie of all neurons: no screen can decide it
+    with hk.screening(True):
+        assert screened(*alike) == 512
+        assert screened(*alike) == 0  # the like of it is spared the detour for a while
+        assert screened(torch.ones(512, 783), torch.ones(1000, 783)) == 512
     with pytest.raises(RuntimeError, match="screening must be one of off, auto, always"), hk.screening("perhaps"):
         pass

@@ -117,7 +117,7 @@ static std::vector<int64_t> undecided(const Screen* screen, const Source<T>& sou
       });
       std::vector<int64_t> all;
       for (const auto& some : left) all.insert(all.end(), some.begin(), some.end());
-      count_screened(count, all.size());
+      count_screened(source.g, contest.k, all.size());
       return all;
     }
   std::vector<int64_t> all(count);

@@ -109,9 +109,8 @@ struct Screened {
   std::atomic<int64_t> patches{0}, left{0};
 };
 Screened& screened();
-inline void count_screened(int64_t patches, int64_t left) {
-  screened().patches += patches;
-  screened().left += left;
-}
+
+// What a screen left of such a competition. Where it was most of it, the next ones like it are spared the detour.
+void count_screened(const Geometry& g, int k, int64_t left);
 
 }  // namespace hebbkern
