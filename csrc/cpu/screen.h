@@ -25,8 +25,7 @@
 // a |w| + b |w - w^| <= max(b, a / r) (r |w| + |w - w^|). r = a / b of some patches loses next to nothing for the
 // others.
 //
-// The bound holds at 0.6 of what images and normal weights use of it; a split of each factor into two bf16 (three
-// products) would leave hardly a candidate, but costs more than the one or two that are rescored here (docs/speed.md).
+// docs/speed.md counts the candidates that this bound and others leave.
 #pragma once
 
 #include "matrix.h"
