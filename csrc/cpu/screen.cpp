@@ -157,7 +157,7 @@ void Screen::pack_neurons(int64_t group, const std::vector<Piece>& pieces, uint1
 void Screen::pack_patches(Block& b, const float* offset, const float* scale) const {
   Scratch<uint16_t> rows(16 * padded_ + 32);
   alignas(64) float size[block], error[block];
-  float errors = 0, sizes = 0;
+  float errors[4] = {}, sizes[4] = {};  // their ratio serves as r; four chains hide the adder's latency
   for (int64_t g = 0; g < b.groups; ++g) {
     float shifts[16] = {}, rest[16];
     int64_t bases[16];
@@ -185,10 +185,18 @@ void Screen::pack_patches(Block& b, const float* offset, const float* scale) con
       error[i] = (rest[r] + noise_ * (2 * size[i] + rest[r] + std::abs(shifts[r]) * root_)) * (1 + 0x1p-20f);
       b.zero[i] = (zero >> r & 1) || i >= b.count || (scale && scale[b.first + i] == 0);
     }
-    errors += error[from];  // any patches will do for the ratio that they have in common
-    sizes += size[from];
+    for (int64_t r = 0; r < 16; ++r) {
+      errors[r % 4] += error[from + r];
+      sizes[r % 4] += size[from + r];
+    }
   }
-  const float r = std::max(errors / sizes, 0x1p-30f), inverse = (1 + 0x1p-20f) / r;
+  const auto total = [](const float* parts) { return (parts[0] + parts[1]) + (parts[2] + parts[3]); };
+  line_up(b, size, error, std::max(total(errors) / total(sizes), 0x1p-30f));
+}
+
+// Races at their start: the bounds of screen.h for this ratio r.
+void Screen::line_up(Block& b, const float* size, const float* error, float r) const {
+  const float inverse = (1 + 0x1p-20f) / r;
   for (int64_t j = 0; j < groups_ * 16; ++j) b.error[j] = (r * whole_[j] + rest_[j]) * (1 + 0x1p-20f);
   for (int64_t g = 0; g < b.groups; ++g) {
     Race& race = b.races[g];

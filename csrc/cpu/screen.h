@@ -68,6 +68,7 @@ class Screen {
   void prepare_rows(const Tensor& weight, const Prepare& prepare);
   void pack_neurons(int64_t group, const std::vector<Piece>& pieces, uint16_t* packed);
   void pack_patches(Block& block, const float* offset, const float* scale) const;
+  void line_up(Block& block, const float* size, const float* error, float r) const;
   void sweep(Block& block, int k) const;
   void decide(Block& block, int k, const float* offset, bool responses, float* best, int32_t* who,
               std::vector<int64_t>& left) const;
