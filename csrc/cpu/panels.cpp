@@ -106,6 +106,8 @@ T Panels<T>::fill(const S* weight, int64_t panel, int64_t begin, int64_t end, co
         T* row = buffer + j * block;
         if (from == buffer)
           for (int64_t n = 0; n < size; ++n) row[n] = T(weight[name[j] * rows.step + rows.entry[first + n]]);
+        if (from != buffer && j + 1 < count)
+          for (int64_t n = 0; n < size; n += 16) __builtin_prefetch(from + (j + 1) * step + n);
         const T largest = kernel.bound(from + j * step, size);
         if (!std::isfinite(largest)) flaw_ = true;
         if (prepare.p == 2) keep(largest);
