@@ -143,21 +143,42 @@ static void measure(const Source<T>& s, const Panels<T>& panels, const Moments<T
   });
 }
 
+// Packs some of the neurons, searches and measures. False if something may leave T's range.
+template <class T>
+static bool match_some(const Source<T>& s, const Moments<T>* m, const Lengths<T>& lengths, const Tensor& weight,
+                       const std::vector<int32_t>& names, bool part, int32_t* nearest, T* distance) {
+  const Panels<T> panels("match", s, weight, names, Prepare{2, false, true, part});
+  if (panels.may_overflow(s)) return false;
+  for (size_t column = 0; column < names.size(); ++column)
+    if (!std::isfinite(panels.wnorm[column])) return false;
+  measure(s, panels, m, lengths, search_all(s, panels, m, lengths), weight, nearest, distance);
+  return true;
+}
+
 template <class T>
 static void match_typed(const Tensor& x, const Tensor& weight, const Geometry& g, Patches patches,
                         const OptionalTensor& mask, int32_t* nearest, T* distance) {
   const Source<T> source("match", x, g);
-  const Panels<T> panels("match", source, weight, chosen_neurons(mask, g.neurons), Prepare{2, false, true});
   std::optional<Moments<T>> moments;
   if (patches != Patches::raw) moments.emplace("match", source, patches);
   const Moments<T>* m = moments ? &*moments : nullptr;
   const Lengths<T> lengths(source, m);
-  bool sound = lengths.sound;
-  for (size_t column = 0; column < panels.names.size(); ++column) sound &= std::isfinite(panels.wnorm[column]);
-  if (!sound || panels.may_overflow(source)) fail_overflow("match", finite_responses, sizeof(T) == 8);
   std::fill(nearest, nearest + g.neurons, -1);
   std::fill(distance, distance + g.neurons, std::numeric_limits<T>::infinity());
-  measure(source, panels, m, lengths, search_all(source, panels, m, lengths), weight, nearest, distance);
+  const std::vector<int32_t> names = chosen_neurons(mask, g.neurons);
+  const int64_t columns = names.size(), width = kernels<T>().width, panels = (columns + width - 1) / width;
+  // Panels enough to feed every thread: one thread packs, searches and measures a panel, which never leaves its L2.
+  const bool separately = panels >= 4 * torch::stable::get_num_threads() && columns == g.neurons;
+  std::atomic<bool> sound{lengths.sound};
+  if (separately)
+    parallel(panels, [&](int64_t panel) {
+      const Alone alone(true);
+      const auto first = names.begin() + panel * width, end = names.begin() + std::min(columns, (panel + 1) * width);
+      if (!match_some(source, m, lengths, weight, {first, end}, true, nearest, distance)) sound = false;
+    });
+  else if (!match_some(source, m, lengths, weight, names, false, nearest, distance))
+    sound = false;
+  if (!sound) fail_overflow("match", finite_responses, sizeof(T) == 8);
 }
 
 static std::tuple<Tensor, Tensor> match(Tensor x, Tensor weight, std::string patches, Ints stride, Ints padding,

@@ -167,7 +167,7 @@ Panels<T>::Panels(const char* op, const Source<T>& source, const Tensor& weight,
           sums ? fill_with_sums(data, item, rows, prepare)
                : fill(data, item / strips, first, std::min(inputs, first + strip), rows, prepare, nullptr, nullptr);
     });
-    if (int64_t(names.size()) == neurons) return;
+    if (prepare.part || int64_t(names.size()) == neurons) return;
     for (int64_t j = 0; j < neurons; ++j)  // the rows left out must be finite too
       for (int64_t at : entry)
         if (!std::isfinite(T(data[j * rows.step + at]))) flaw_ = true;

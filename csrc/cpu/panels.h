@@ -14,12 +14,14 @@ struct Prepare {
   double p = 2;         // sign(w) |w|^(p - 1)
   bool cosine = false;  // w / ||w||
   bool sums = false;    // wsum and wnorm are wanted
+  bool part = false;    // others see to the rows left out
 };
 
 template <class T>
 class Panels {
  public:
-  // Packs the rows `names` of weight in the source's input order. Raises if any weight is not finite.
+  // Packs the rows `names` of weight in the source's input order. Raises if any weight, of the rows left out too, is
+  // not finite.
   Panels(const char* op, const Source<T>& source, const Tensor& weight, std::vector<int32_t> names,
          const Prepare& prepare);
 
