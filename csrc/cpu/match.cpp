@@ -117,8 +117,7 @@ static Found<T> search_all(const Source<T>& s, const Panels<T>& panels, const Mo
 template <class T>
 static void measure(const Source<T>& s, const Panels<T>& panels, const Moments<T>* m, const Lengths<T>& lengths,
                     const Found<T>& found, const Tensor& weight, int32_t* nearest, T* distance) {
-  constexpr int64_t share =
-      16;  // neurons to a hand-out: they outweigh the hand-out, and layers have many times as many
+  constexpr int64_t share = 16;  // neurons to a hand-out, so that handing out costs little
   const int64_t inputs = s.g.inputs(), columns = panels.names.size();
   const std::vector<int64_t> entry = weight_entries(s, weight);
   const bool as_it_lies = in_order(entry);
