@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import calls
 import cases
 import hebbkern as hk
 import oracle
@@ -88,3 +89,27 @@ def test_mask(backend):
     everyone = hk.ops.match(x, weight)
     assert torch.equal(nearest[mask], everyone[0][mask]) and torch.equal(distance[mask], everyone[1][mask])
     assert (nearest[~mask] == -1).all() and distance[~mask].isinf().all()
+
+
+@pytest.mark.parametrize("neurons", [500, 47])
+def test_ties_and_bits_however_the_work_is_shared(backend, threads, neurons):
+    """Panels by themselves on few threads, panels times blocks of patches on many: ties between blocks as well."""
+    x, weight = cases.integers((300, 20), 0, 3, device=backend.device, seed=5), cases.random((neurons, 20), seed=6)
+    x[150:] = x[:150].clone()
+    weight = weight.to(backend.device)
+    results = []
+    for count in (1, 2, 3, 7) if backend.any_threads else (2,):
+        threads(count)
+        results.append(hk.ops.match(x, weight))
+        assert results[-1][0].max() < 150
+        assert calls.same_bits(results[0], results[-1])
+    oracle.check_match(results[0], x[:150], weight)
+
+
+@pytest.mark.parametrize("neurons", [1000, 5])
+@pytest.mark.parametrize("wrong, want", [(torch.nan, "weight must be finite"), (1e30, "finite")])
+def test_one_wrong_weight_among_many(backend, neurons, wrong, want):
+    x, weight = cases.random((20, 30)), cases.random((neurons, 30))
+    weight[neurons - 2, 29] = wrong
+    with pytest.raises((ValueError, RuntimeError), match=want):
+        hk.ops.match(x.to(backend.device), weight.to(backend.device))

@@ -65,6 +65,11 @@ struct Kernels {
   // The largest |x[i]|, infinite or NaN if an entry is.
   T (*bound)(const T* x, int64_t n);
 
+  // The sums of x[i] and of x[i]^2; of |x[i]| and of x[i]^2; of (x[i] - y[i])^2. In double.
+  void (*sums)(const T* x, int64_t n, double* sum, double* squares);
+  void (*norms)(const T* x, int64_t n, double* one, double* squares);
+  double (*apart)(const T* x, const T* y, int64_t n);
+
   // y [rows][width] of dot products becomes f(scale[i] * (y - offset[i] * wsum[j])); offset null: raw patches.
   void (*respond)(T* y, int64_t rows, int64_t width, const T* offset, const T* scale, const T* wsum, Activation f);
   // out[j] = sum over i < rows of a[i][j] * b[i][j], j < width; b null: of a[i][j].

@@ -8,129 +8,176 @@
 
 namespace hebbkern {
 
-// Patches of a search that one thread does alone; fixed, so that the merge is the same on any number of threads.
-constexpr int64_t block = 64;
-
-// One patch as the differences need it: x~[n] for n < N.
+// A patch as it is: read where it lies if it can be, else copied to `buffer`.
 template <class T>
-static void read_patch(const Source<T>& s, const Moments<T>* m, int64_t patch, T* out) {
+static const T* patch_of(const Source<T>& s, const Moments<T>* m, int64_t patch, T* buffer) {
   const T* x = s.x + s.base(patch);
-  const T offset = m ? m->offset[patch] : T(0), scale = m ? m->scale[patch] : T(1);
-  for (size_t n = 0; n < s.offset.size(); ++n) out[n] = (x[s.offset[n]] - offset) * scale;
-}
-
-// ||x~||_1 of a patch, and the squared distance of w from it (w null: ||x~||^2). Four chains hide the adder's latency.
-template <class T>
-static void measure(const T* x, const T* w, int64_t n, double* one, double* squares) {
-  double ones[4] = {}, twos[4] = {};
-  for (int64_t i = 0; i < n; ++i) {
-    const double d = w ? double(w[i]) - double(x[i]) : double(x[i]);
-    ones[i % 4] += std::abs(double(x[i]));
-    twos[i % 4] += d * d;
+  if (!m && s.runs.size() == 1) return x;
+  for (const auto& run : s.runs) {
+    const T* from = x + s.offset[run.first];
+    std::copy(from, from + run.length, buffer + run.first);
   }
-  *one = (ones[0] + ones[1]) + (ones[2] + ones[3]);
-  *squares = (twos[0] + twos[1]) + (twos[2] + twos[3]);
+  if (m)
+    for (int64_t n = 0; n < s.g.inputs(); ++n) buffer[n] = (buffer[n] - m->offset[patch]) * m->scale[patch];
+  return buffer;
 }
 
-// 1 / ||x~||_1 (0 for a patch of zeros) and ||x~||^2 of each patch; false if one leaves T's range.
+// Per patch: ||x~||_1, its inverse (0 for a patch of zeros) and ||x~||^2.
 template <class T>
-static bool norms(const Source<T>& s, const Moments<T>* m, T* inverse, T* squares) {
-  const int64_t patches = s.g.patches(), inputs = s.g.inputs();
-  std::atomic<bool> sound{true};
-  parallel((patches + block - 1) / block, [&](int64_t part) {
-    Scratch<T> x(inputs);
-    for (int64_t p = part * block; p < std::min(patches, (part + 1) * block); ++p) {
-      double one, two;
-      read_patch(s, m, p, x.get());
-      measure<T>(x.get(), nullptr, inputs, &one, &two);
-      inverse[p] = one > 0 ? T(1 / one) : T(0);
-      squares[p] = T(two);
-      if (!std::isfinite(inverse[p]) || !std::isfinite(squares[p])) sound = false;
-    }
-  });
-  return sound;
-}
-
-// The nearest of patches [first, first + count) to every column of the panels.
-template <class T>
-static void match_block(const Source<T>& s, const Panels<T>& panels, const Moments<T>* m, const T* inverse,
-                        const T* squares, int64_t first, int64_t count, T* distance, Index<T>* nearest) {
-  const auto& kernel = kernels<T>();
-  alignas(64) T dots[8 * 48];
-  std::fill(distance, distance + panels.count() * panels.width, std::numeric_limits<T>::infinity());
-  std::fill(nearest, nearest + panels.count() * panels.width, Index<T>(-1));
-  int64_t bases[block];
-  s.bases(first, count, bases);
-  for (int64_t panel = 0; panel < panels.count(); ++panel) {
-    const int vectors = panels.vectors(panel);
-    const int64_t at = panel * panels.width;
-    for (int64_t i = 0; i < count; i += kernel.rows) {
-      const T* rows[8];
-      for (int r = 0; r < kernel.rows; ++r) rows[r] = s.x + bases[std::min(i + r, count - 1)];
-      kernel.tile(rows, s.offset.data(), panels.inputs, panels[panel], panels.width, vectors, dots, kernel.width,
-                  false);
-      for (int64_t r = 0; r < kernel.rows && i + r < count; ++r) {
-        const int64_t p = first + i + r;
-        T* dot = dots + r * kernel.width;
-        if (inverse[p] == 0) continue;
-        if (m)
-          for (int j = 0; j < panels.valid(panel); ++j)
-            dot[j] = m->scale[p] * (dot[j] - m->offset[p] * panels.wsum[at + j]);
-        kernel.nearer(dot, panels.valid(panel), &panels.wnorm[at], squares[p], inverse[p], Index<T>(p), distance + at,
-                      nearest + at);
+struct Lengths {
+  Lengths(const Source<T>& s, const Moments<T>* m)
+      : one(s.g.patches()), inverse(s.g.patches()), squares(s.g.patches()) {
+    constexpr int64_t share = 16;  // patches to a hand-out: few enough for a small batch to feed every thread
+    const int64_t patches = s.g.patches();
+    std::atomic<bool> flaw{false};
+    parallel((patches + share - 1) / share, [&](int64_t part) {
+      Scratch<T> buffer(s.g.inputs());
+      for (int64_t p = part * share; p < std::min(patches, (part + 1) * share); ++p) {
+        double two;
+        kernels<T>().norms(patch_of(s, m, p, buffer.get()), s.g.inputs(), &one[p], &two);
+        inverse[p] = one[p] > 0 ? T(1 / one[p]) : T(0);
+        squares[p] = T(two);
+        if (!std::isfinite(inverse[p]) || !std::isfinite(squares[p])) flaw = true;
       }
+    });
+    sound = !flaw;
+  }
+  Scratch<double> one;
+  Scratch<T> inverse, squares;
+  bool sound;  // nothing left T's range
+};
+
+// The nearest of patches [first, end) to every column of one panel.
+template <class T>
+static void search(const Source<T>& s, const Panels<T>& panels, const Moments<T>* m, const Lengths<T>& lengths,
+                   int64_t panel, int64_t first, int64_t end, T* distance, Index<T>* nearest) {
+  const auto& kernel = kernels<T>();
+  const int vectors = panels.vectors(panel), valid = panels.valid(panel);
+  const T *wsum = &panels.wsum[panel * panels.width], *wnorm = &panels.wnorm[panel * panels.width];
+  alignas(64) T dots[8 * 48];
+  std::fill(distance, distance + valid, std::numeric_limits<T>::infinity());
+  std::fill(nearest, nearest + valid, Index<T>(-1));
+  for (int64_t i = first; i < end; i += kernel.rows) {
+    const int64_t rows = std::min<int64_t>(kernel.rows, end - i);
+    int64_t bases[8];
+    const T* row[8];
+    s.bases(i, rows, bases);
+    for (int64_t r = 0; r < kernel.rows; ++r) row[r] = s.x + bases[std::min(r, rows - 1)];
+    kernel.tile(row, s.offset.data(), panels.inputs, panels[panel], panels.width, vectors, dots, kernel.width, false);
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t p = i + r;
+      T* dot = dots + r * kernel.width;
+      if (lengths.inverse[p] == 0) continue;
+      if (m)
+        for (int j = 0; j < valid; ++j) dot[j] = m->scale[p] * (dot[j] - m->offset[p] * wsum[j]);
+      kernel.nearer(dot, valid, wnorm, lengths.squares[p], lengths.inverse[p], Index<T>(p), distance, nearest);
     }
   }
 }
 
-// The distance that the search only estimated, from the differences themselves.
+// What each hand-out of the search found, [blocks][columns], the earlier patches first.
 template <class T>
-static T true_distance(const Source<T>& s, const Moments<T>* m, const Tensor& weight, int64_t neuron, int64_t patch,
-                       const std::vector<int64_t>& entry) {
-  const int64_t inputs = entry.size();
-  Scratch<T> x(inputs), w(inputs);
-  read_patch(s, m, patch, x.get());
+struct Found {
+  Found(int64_t parts, int64_t per_part)
+      : blocks(parts), columns(per_part), best(parts * per_part), who(parts * per_part) {}
+  const int64_t blocks, columns;
+  Scratch<T> best;
+  Scratch<Index<T>> who;
+
+  // The patch nearest to a column, the lowest of those equally near; -1 for none.
+  Index<T> nearest(int64_t column) const {
+    T smallest = std::numeric_limits<T>::infinity();
+    Index<T> patch = -1;
+    for (int64_t at = column; at < blocks * columns; at += columns)
+      if (best[at] < smallest) {
+        smallest = best[at];
+        patch = who[at];
+      }
+    return patch;
+  }
+};
+
+// Panels times blocks of patches: a small batch feeds every thread, and the patches of a block stay in L2.
+template <class T>
+static Found<T> search_all(const Source<T>& s, const Panels<T>& panels, const Moments<T>* m,
+                           const Lengths<T>& lengths) {
+  const int64_t count = s.g.patches(), least = 64, most = 256;  // patches of a block; blocks that `Found` has room for
+  const int64_t parts = std::clamp<int64_t>(count / least, 1, most), tiles = (count + 7) / 8;
+  const int64_t size = std::max<int64_t>(1, (tiles + parts - 1) / parts) * 8, blocks = (count + size - 1) / size;
+  Found<T> found(blocks, panels.count() * panels.width);
+  parallel(blocks * panels.count(), [&](int64_t item) {
+    const int64_t block = item / panels.count(), panel = item % panels.count(), first = block * size;
+    const int64_t at = block * found.columns + panel * panels.width;
+    search(s, panels, m, lengths, panel, first, std::min(count, first + size), &found.best[at], &found.who[at]);
+  });
+  return found;
+}
+
+// The distances that the search only estimated, from the differences themselves.
+template <class T>
+static void measure(const Source<T>& s, const Panels<T>& panels, const Moments<T>* m, const Lengths<T>& lengths,
+                    const Found<T>& found, const Tensor& weight, int32_t* nearest, T* distance) {
+  constexpr int64_t share = 16;  // neurons to a hand-out, so that handing out costs little
+  const int64_t inputs = s.g.inputs(), columns = panels.names.size();
+  const std::vector<int64_t> entry = weight_entries(s, weight);
+  const bool as_it_lies = in_order(entry);
   with_dtype(weight.scalar_type(), [&](auto stored, auto) {
     using S = decltype(stored);
-    const S* from = static_cast<const S*>(weight.const_data_ptr()) + neuron * weight.stride(0);
-    for (int64_t n = 0; n < inputs; ++n) w[n] = T(from[entry[n]]);
+    const S* weights = static_cast<const S*>(weight.const_data_ptr());
+    parallel((columns + share - 1) / share, [&](int64_t part) {
+      Scratch<T> x(inputs), copy(inputs);
+      for (int64_t column = part * share; column < std::min(columns, (part + 1) * share); ++column) {
+        const int32_t neuron = panels.names[column];
+        const int64_t patch = found.nearest(column);
+        if (patch < 0) continue;
+        const S* from = weights + neuron * weight.stride(0);
+        const T* w = copy.get();
+        if constexpr (std::is_same_v<S, T>)
+          if (as_it_lies) w = from;
+        for (int64_t n = 0; w == copy.get() && n < inputs; ++n) copy[n] = T(from[entry[n]]);
+        nearest[neuron] = int32_t(patch);
+        distance[neuron] = T(kernels<T>().apart(patch_of(s, m, patch, x.get()), w, inputs) / lengths.one[patch]);
+      }
+    });
   });
-  double one, two;
-  measure<T>(x.get(), w.get(), inputs, &one, &two);
-  return T(two / one);
+}
+
+// Packs some of the neurons, searches and measures. False if something may leave T's range.
+template <class T>
+static bool match_some(const Source<T>& s, const Moments<T>* m, const Lengths<T>& lengths, const Tensor& weight,
+                       const std::vector<int32_t>& names, bool part, int32_t* nearest, T* distance) {
+  const Panels<T> panels("match", s, weight, names, Prepare{2, false, true, part});
+  if (panels.may_overflow(s)) return false;
+  for (size_t column = 0; column < names.size(); ++column)
+    if (!std::isfinite(panels.wnorm[column])) return false;
+  measure(s, panels, m, lengths, search_all(s, panels, m, lengths), weight, nearest, distance);
+  return true;
 }
 
 template <class T>
 static void match_typed(const Tensor& x, const Tensor& weight, const Geometry& g, Patches patches,
                         const OptionalTensor& mask, int32_t* nearest, T* distance) {
   const Source<T> source("match", x, g);
-  const Panels<T> panels("match", source, weight, chosen_neurons(mask, g.neurons), Prepare{2, false, true});
   std::optional<Moments<T>> moments;
   if (patches != Patches::raw) moments.emplace("match", source, patches);
   const Moments<T>* m = moments ? &*moments : nullptr;
-  const int64_t count = g.patches(), blocks = (count + block - 1) / block, columns = panels.count() * panels.width;
-  Scratch<T> inverse(count), squares(count), best(blocks * columns);
-  Scratch<Index<T>> who(blocks * columns);
-  bool sound = norms(source, m, inverse.get(), squares.get());
-  for (size_t column = 0; column < panels.names.size(); ++column) sound &= std::isfinite(panels.wnorm[column]);
-  if (!sound || panels.may_overflow(source)) fail_overflow("match", finite_responses, sizeof(T) == 8);
-  parallel(blocks, [&](int64_t part) {
-    match_block(source, panels, m, inverse.get(), squares.get(), part * block, std::min(block, count - part * block),
-                best.get() + part * columns, who.get() + part * columns);
-  });
+  const Lengths<T> lengths(source, m);
   std::fill(nearest, nearest + g.neurons, -1);
   std::fill(distance, distance + g.neurons, std::numeric_limits<T>::infinity());
-  const std::vector<int64_t> entry = weight_entries(source, weight);
-  parallel(panels.names.size(), [&](int64_t column) {
-    const int32_t neuron = panels.names[column];
-    T smallest = std::numeric_limits<T>::infinity();
-    for (int64_t part = 0; part < blocks; ++part)
-      if (best[part * columns + column] < smallest) {
-        smallest = best[part * columns + column];
-        nearest[neuron] = int32_t(who[part * columns + column]);
-      }
-    if (nearest[neuron] >= 0) distance[neuron] = true_distance(source, m, weight, neuron, nearest[neuron], entry);
-  });
+  const std::vector<int32_t> names = chosen_neurons(mask, g.neurons);
+  const int64_t columns = names.size(), width = kernels<T>().width, panels = (columns + width - 1) / width;
+  // Panels enough to feed every thread: one thread packs, searches and measures a panel, which never leaves its L2.
+  const bool separately = panels >= 4 * torch::stable::get_num_threads() && columns == g.neurons;
+  std::atomic<bool> sound{lengths.sound};
+  if (separately)
+    parallel(panels, [&](int64_t panel) {
+      const Alone alone(true);
+      const auto first = names.begin() + panel * width, end = names.begin() + std::min(columns, (panel + 1) * width);
+      if (!match_some(source, m, lengths, weight, {first, end}, true, nearest, distance)) sound = false;
+    });
+  else if (!match_some(source, m, lengths, weight, names, false, nearest, distance))
+    sound = false;
+  if (!sound) fail_overflow("match", finite_responses, sizeof(T) == 8);
 }
 
 static std::tuple<Tensor, Tensor> match(Tensor x, Tensor weight, std::string patches, Ints stride, Ints padding,

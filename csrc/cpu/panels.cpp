@@ -42,15 +42,27 @@ static inline T powered(T w, double p) {
   return std::copysign(T(std::pow(size, T(p - 1))), w);
 }
 
+constexpr int64_t block = 256;  // inputs at once: what a vector of columns reads and writes (32 kB) stays in L1
+
+// Adds a row's entries and their squares, block by block: rows and panels must come to the same bits.
+template <class T>
+static void add_sums(const T* row, int64_t n, double* sum, double* squares) {
+  for (int64_t first = 0; first < n; first += block) {
+    double one, two;
+    kernels<T>().sums(row + first, std::min(n - first, block), &one, &two);
+    *sum += one;
+    *squares += two;
+  }
+}
+
 template <class S, class T>
 bool prepare_row(const S* row, const std::vector<int64_t>& entry, const Prepare& prepare, T* out, T* sum) {
   const int64_t inputs = entry.size();
   double squares = 0, total = 0, scale = 1;
   for (int64_t n = 0; n < inputs; ++n) out[n] = T(row[entry[n]]);
   if (!finite(out, inputs)) return false;
-  for (int64_t n = 0; prepare.cosine && n < inputs; ++n) squares += double(out[n]) * out[n];
   for (int64_t n = 0; prepare.p != 2 && n < inputs; ++n) out[n] = powered(out[n], prepare.p);
-  for (int64_t n = 0; prepare.sums && n < inputs; ++n) total += out[n];
+  if (prepare.cosine || prepare.sums) add_sums(out, inputs, &total, &squares);
   if (prepare.cosine) {
     scale = squares > 0 ? 1 / std::sqrt(squares) : 0;
     for (int64_t n = 0; n < inputs; ++n) out[n] = T(out[n] * scale);
@@ -63,7 +75,7 @@ template bool prepare_row(const BFloat16*, const std::vector<int64_t>&, const Pr
 template bool prepare_row(const Half*, const std::vector<int64_t>&, const Prepare&, float*, float*);
 template bool prepare_row(const double*, const std::vector<int64_t>&, const Prepare&, float*, float*);
 
-static bool in_order(const std::vector<int64_t>& entry) {
+bool in_order(const std::vector<int64_t>& entry) {
   for (size_t n = 0; n < entry.size(); ++n)
     if (entry[n] != int64_t(n)) return false;
   return true;
@@ -73,7 +85,6 @@ template <class T>
 template <class S>
 T Panels<T>::fill(const S* weight, int64_t panel, int64_t begin, int64_t end, const Rows& rows, const Prepare& prepare,
                   double* sum, double* squares) {
-  constexpr int64_t block = 64;  // inputs at once: the lines that they fill of the panel stay in L1
   const auto& kernel = kernels<T>();
   T* to = data_.get() + panel * inputs * width;
   const int64_t filled = valid(panel), at = panel * width;
@@ -95,17 +106,16 @@ T Panels<T>::fill(const S* weight, int64_t panel, int64_t begin, int64_t end, co
         T* row = buffer + j * block;
         if (from == buffer)
           for (int64_t n = 0; n < size; ++n) row[n] = T(weight[name[j] * rows.step + rows.entry[first + n]]);
+        if (from != buffer && j + 1 < count)
+          for (int64_t n = 0; n < size; n += 16) __builtin_prefetch(from + (j + 1) * step + n);
         const T largest = kernel.bound(from + j * step, size);
         if (!std::isfinite(largest)) flaw_ = true;
         if (prepare.p == 2) keep(largest);
-        if (squares)
-          for (int64_t n = 0; n < size; ++n) squares[group + j] += double(from[j * step + n]) * from[j * step + n];
         if (prepare.p != 2) {
           for (int64_t n = 0; n < size; ++n) row[n] = powered(row[n], prepare.p);
           keep(kernel.bound(row, size));
         }
-        if (sum)
-          for (int64_t n = 0; n < size; ++n) sum[group + j] += from[j * step + n];
+        if (sum) add_sums(from + j * step, size, &sum[group + j], &squares[group + j]);
       }
       kernel.transpose(from, step, count, size, to + first * width + group, width);
     }
@@ -115,18 +125,18 @@ T Panels<T>::fill(const S* weight, int64_t panel, int64_t begin, int64_t end, co
 template <class T>
 template <class S>
 T Panels<T>::fill_with_sums(const S* weight, int64_t panel, const Rows& rows, const Prepare& prepare) {
-  std::vector<double> sum(width), squares(width);
+  std::vector<double> sum(width), squares(width), scale(width, 1);
   const T top = fill(weight, panel, 0, inputs, rows, prepare, sum.data(), squares.data());
   T* to = data_.get() + panel * inputs * width;
   for (int j = 0; j < width; ++j) {
-    double scale = 1;  // which float32 could not hold for the smallest and largest weights
-    if (prepare.cosine && j < valid(panel)) {
-      scale = squares[j] > 0 ? 1 / std::sqrt(squares[j]) : 0;
-      for (int64_t n = 0; n < inputs; ++n) to[n * width + j] = T(to[n * width + j] * scale);
-    }
-    wsum[panel * width + j] = T(sum[j] * scale);
+    // In double: float32 could not hold it for the smallest and largest weights.
+    if (prepare.cosine) scale[j] = squares[j] > 0 ? 1 / std::sqrt(squares[j]) : 0;
+    wsum[panel * width + j] = T(sum[j] * scale[j]);
     wnorm[panel * width + j] = T(squares[j]);
   }
+  const int64_t filled = int64_t(vectors(panel)) * lanes_;
+  for (int64_t n = 0; prepare.cosine && n < inputs; ++n)
+    for (int64_t j = 0; j < filled; ++j) to[n * width + j] = T(to[n * width + j] * scale[j]);
   return top;
 }
 
@@ -157,10 +167,17 @@ Panels<T>::Panels(const char* op, const Source<T>& source, const Tensor& weight,
           sums ? fill_with_sums(data, item, rows, prepare)
                : fill(data, item / strips, first, std::min(inputs, first + strip), rows, prepare, nullptr, nullptr);
     });
-    if (int64_t(names.size()) == neurons) return;
-    for (int64_t j = 0; j < neurons; ++j)  // the rows left out must be finite too
+    if (prepare.part || int64_t(names.size()) == neurons) return;
+    for (int64_t j = 0; j < neurons; ++j) {  // the rows left out must be finite too
+      const S* row = data + j * rows.step;
+      if constexpr (std::is_same_v<S, T>)
+        if (rows.contiguous) {
+          if (!finite(row, inputs)) flaw_ = true;
+          continue;
+        }
       for (int64_t at : entry)
-        if (!std::isfinite(T(data[j * rows.step + at]))) flaw_ = true;
+        if (!std::isfinite(T(row[at]))) flaw_ = true;
+    }
   });
   if (flaw_) fail_finite(op, "weight");
   for (int64_t item = 0; item < items; ++item) {

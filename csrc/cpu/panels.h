@@ -14,12 +14,14 @@ struct Prepare {
   double p = 2;         // sign(w) |w|^(p - 1)
   bool cosine = false;  // w / ||w||
   bool sums = false;    // wsum and wnorm are wanted
+  bool part = false;    // others see to the rows left out
 };
 
 template <class T>
 class Panels {
  public:
-  // Packs the rows `names` of weight in the source's input order. Raises if any weight is not finite.
+  // Packs the rows `names` of weight in the source's input order. Raises if any weight, of the rows left out too, is
+  // not finite.
   Panels(const char* op, const Source<T>& source, const Tensor& weight, std::vector<int32_t> names,
          const Prepare& prepare);
 
@@ -43,7 +45,7 @@ class Panels {
 
   // Only where Prepare asks for a cosine or sums:
   Scratch<T> wsum;   // [columns], the sum of the prepared weights
-  Scratch<T> wnorm;  // [columns], the squared norm of the weights as they are
+  Scratch<T> wnorm;  // [columns], the squared norm of the weights, powers taken but not yet divided
 
  private:
   // Rows of weights as they lie: `step` apart, entry n of the source's order at entry[n].
@@ -76,5 +78,6 @@ bool prepare_row(const S* row, const std::vector<int64_t>& entry, const Prepare&
 // Entry n of a row of weight, in the source's input order, relative to the row's first.
 template <class T>
 std::vector<int64_t> weight_entries(const Source<T>& source, const Tensor& weight);
+bool in_order(const std::vector<int64_t>& entry);  // whether a row lies as the source's inputs do
 
 }  // namespace hebbkern
