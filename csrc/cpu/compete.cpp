@@ -99,13 +99,16 @@ struct Scales {
 template <class T>
 static std::vector<int64_t> undecided(const Screen* screen, const Source<T>& source, const Contest& contest,
                                       const Scales<T>& scales, T* best, int32_t* who) {
-  const int64_t count = source.g.patches(), blocks = (count + Screen::block - 1) / Screen::block;
-  std::vector<std::vector<int64_t>> left(blocks);
+  const int64_t count = source.g.patches(), threads = torch::stable::get_num_threads();
+  // Blocks that share a hand-out, and its scratch, where each thread still gets eight.
+  const int64_t together = std::clamp<int64_t>(count / Screen::block / (8 * threads), 1, 16);
+  const int64_t share = together * Screen::block, parts = (count + share - 1) / share;
+  std::vector<std::vector<int64_t>> left(parts);
   if constexpr (std::is_same_v<T, float>)
     if (screen) {
       std::atomic<int64_t> seen{0}, lost{0};
-      parallel(blocks, [&](int64_t part) {
-        const int64_t first = part * Screen::block, size = std::min(Screen::block, count - first);
+      parallel(parts, [&](int64_t part) {
+        const int64_t first = part * share, size = std::min(share, count - first);
         if (lost > 64 && lost > seen / 2) {  // such patches as these are not worth screening
           for (int64_t i = 0; i < size; ++i) left[part].push_back(first + i);
           return;
@@ -181,6 +184,7 @@ void find_winners(const char* op, const Source<T>& source, const Tensor& weight,
     if (!panels) panels.emplace(op, source, weight, names, contest.prepare);
     sound = compete_exactly(source, *panels, left, scales.offset, contest.k, best, who);
   }
+  if (screen && left.empty() && !scales.scale) return;  // decided ones are as they should be
   const int k = contest.k;
   std::atomic<bool> finished{sound};
   constexpr int64_t share = 4096;  // patches to a hand-out

@@ -153,8 +153,8 @@ static __attribute__((noinline)) bool thin(int32_t* count, float least, int32_t*
 alignas(64) static const uint16_t numbers[32] = {0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15,
                                                  16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31};
 
-static void scan(float* responses, int neurons, const float* error, int k, int32_t first, int capacity, Race* race,
-                 int32_t* who, float* upper) {
+static void scan(const float* responses, int neurons, const float* error, int k, int32_t first, int capacity,
+                 Race* race, int32_t* who, float* upper) {
   static void (*const raisers[Race::most])(const float*, int, const float*, Race*) = {
       raise_all<1, 4>, raise_all<2, 4>, raise_all<3, 2>, raise_all<4, 2>,
       raise_all<5, 1>, raise_all<6, 1>, raise_all<7, 1>, raise_all<8, 1>};
@@ -171,9 +171,7 @@ static void scan(float* responses, int neurons, const float* error, int k, int32
     __mmask32 may = 0;
 #pragma GCC unroll 2
     for (int r = 0; r < 2; ++r) {
-      float* row = responses + (j + r) * 16;
-      const __m512 high = _mm512_fmadd_ps(size, _mm512_set1_ps(error[j + r]), _mm512_load_ps(row));
-      _mm512_store_ps(row, high);
+      const __m512 high = _mm512_fmadd_ps(size, _mm512_set1_ps(error[j + r]), _mm512_load_ps(responses + (j + r) * 16));
       may |= __mmask32(_mm512_cmp_ps_mask(high, least, _CMP_NLT_UQ)) << (16 * r);
     }
     _mm512_storeu_si512(places + found, _mm512_maskz_compress_epi16(may, place));
@@ -188,7 +186,7 @@ static void scan(float* responses, int neurons, const float* error, int k, int32
         (*count >= capacity && (*count > capacity || !thin(count, leasts[p], who + list, upper + list))))
       continue;
     who[list + *count] = first + j;
-    upper[list + (*count)++] = responses[at];
+    upper[list + (*count)++] = __builtin_fmaf(race->size[p], error[j], responses[at]);
   }
 }
 

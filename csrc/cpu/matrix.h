@@ -70,8 +70,8 @@ struct MatrixUnit {
                    float* out);
 
   // One chunk of responses [neurons][16]: raises race.top, then lists who can still be among the k best, with the upper
-  // bound of his response, in [16][capacity]. Destroys the responses.
-  void (*scan)(float* responses, int neurons, const float* error, int k, int32_t first, int capacity, Race* race,
+  // bound of his response, in [16][capacity].
+  void (*scan)(const float* responses, int neurons, const float* error, int k, int32_t first, int capacity, Race* race,
                int32_t* who, float* upper);
 
   // Eight pairs of neurons, each with a patch: out[2 i + j] = the response of w[2 i + j] to x[i], added up in the order

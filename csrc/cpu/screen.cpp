@@ -12,23 +12,21 @@ constexpr int capacity = 64;        // candidates listed per patch on the way
 constexpr double largest = 0x1p48;  // |x| and |w| beyond are not screened
 constexpr int64_t most_inputs = 1 << 19;
 
+// What a thread needs for a block of patches; it serves one block after another.
 struct Screen::Block {
-  Block(const Screen& s, int64_t from, int64_t patches)
-      : first(from),
-        count(patches),
-        groups((patches + 15) / 16),
-        tiles(groups * s.steps_ * tile),
+  explicit Block(const Screen& s)
+      : rows(16 * s.padded_ + 32),
+        tiles(most / 16 * s.steps_ * tile),
         responses(2 * chunk * 256),
         error(s.groups_ * 16),
-        who(groups * 16 * capacity),
-        upper(groups * 16 * capacity),
-        races(groups) {
-    s.source_.bases(first, count, bases);
-  }
-  const int64_t first, count, groups;  // groups of 16 patches
-  int64_t bases[block];
-  bool zero[block];  // patches of which every response is 0
-  Scratch<uint16_t> tiles;
+        who(most * capacity),
+        upper(most * capacity),
+        races(most / 16) {}
+  static constexpr int64_t most = Screen::block;
+  int64_t first, count, groups;  // groups of 16 patches
+  int64_t bases[most];
+  bool zero[most];  // patches of which every response is 0
+  Scratch<uint16_t> rows, tiles;
   Scratch<float> responses, error;  // error: of each neuron, per size of a patch
   Scratch<int32_t> who;
   Scratch<float> upper;
@@ -155,7 +153,6 @@ void Screen::pack_neurons(int64_t group, const std::vector<Piece>& pieces, uint1
 
 // Tiles and sizes of a block's patches, and from them every neuron's error.
 void Screen::pack_patches(Block& b, const float* offset, const float* scale) const {
-  Scratch<uint16_t> rows(16 * padded_ + 32);
   alignas(64) float size[block], error[block];
   float errors[4] = {}, sizes[4] = {};  // their ratio serves as r; four chains hide the adder's latency
   for (int64_t g = 0; g < b.groups; ++g) {
@@ -168,7 +165,7 @@ void Screen::pack_patches(Block& b, const float* offset, const float* scale) con
     }
     unsigned zero = 0;
     if (rounded_) {
-      unit_.collect(rounded_->x.get(), bases, rounded_->pieces.data(), rounded_->pieces.size(), padded_, rows.get());
+      unit_.collect(rounded_->x.get(), bases, rounded_->pieces.data(), rounded_->pieces.size(), padded_, b.rows.get());
       for (int64_t r = 0; r < 16; ++r) {
         const int64_t patch = b.first + std::min(from + r, last);
         size[from + r] = rounded_->size[patch];
@@ -176,10 +173,10 @@ void Screen::pack_patches(Block& b, const float* offset, const float* scale) con
         zero |= unsigned(rounded_->zero[patch]) << r;
       }
     } else {
-      zero = unit_.pack(source_.x, bases, pieces_.data(), pieces_.size(), shifts, grain_, padded_, rows.get(),
+      zero = unit_.pack(source_.x, bases, pieces_.data(), pieces_.size(), shifts, grain_, padded_, b.rows.get(),
                         size + from, rest);
     }
-    unit_.interleave(rows.get(), padded_, b.tiles.get() + g * steps_ * tile);
+    unit_.interleave(b.rows.get(), padded_, b.tiles.get() + g * steps_ * tile);
     for (int64_t r = 0; r < 16; ++r) {
       const int64_t i = from + r;
       error[i] = (rest[r] + noise_ * (2 * size[i] + rest[r] + std::abs(shifts[r]) * root_)) * (1 + 0x1p-20f);
@@ -312,10 +309,16 @@ void Screen::decide(Block& b, int k, const float* offset, bool responses, float*
 
 void Screen::compete(int64_t first, int64_t count, int k, const float* offset, const float* scale, bool responses,
                      float* best, int32_t* who, std::vector<int64_t>& left) const {
-  Block block(*this, first, count);
-  pack_patches(block, offset, scale);
-  sweep(block, k);
-  decide(block, k, offset, responses, best, who, left);
+  Block b(*this);
+  for (int64_t from = 0; from < count; from += block) {
+    b.first = first + from;
+    b.count = std::min(block, count - from);
+    b.groups = (b.count + 15) / 16;
+    source_.bases(b.first, b.count, b.bases);
+    pack_patches(b, offset, scale);
+    sweep(b, k);
+    decide(b, k, offset, responses, best + from * k, who + from * k, left);
+  }
 }
 
 static std::atomic<Screening> screening{Screening::automatic};

@@ -56,7 +56,7 @@ class Screen {
   // Patches of a block: their bf16 tiles and one sweep's share of the neurons stay in L2.
   static constexpr int64_t block = 256;
 
-  // The k winners of patches [first, first + count), count <= block, as F and neuron, [count][k] each, except for those
+  // The k winners of patches [first, first + count) as F and neuron, [count][k] each, except for those
   // whose candidates are too many: they are appended to `left`. offset, scale: of centred and standardised patches, or
   // null. Without `responses` best holds nothing of use.
   void compete(int64_t first, int64_t count, int k, const float* offset, const float* scale, bool responses,
