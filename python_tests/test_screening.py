@@ -114,7 +114,8 @@ def test_the_bound_is_needed_in_full(inputs):
     hidden = 0
     for thousandths in range(800, 920, 2):
         x, winner, loser = hidden_winner(inputs, thousandths / 1000)
-        also_ran = -torch.ones(30, inputs)
+        also_ran = torch.tensor([0.125, 0.125, -0.125, -0.125]).repeat(30, inputs // 4)  # short, at right angles to all
+        also_ran[::2] *= -1  # and nothing in common
         weight = torch.cat([winner[None], loser[None], also_ran])
         hidden += bool((x @ winner > x @ loser) and (x.bfloat16().float() @ winner < x.bfloat16().float() @ loser))
         same(x.repeat(64, 1) * torch.tensor([1.0, 2.0, -4.0, 0.25]).repeat(16)[:, None], weight, 1)
@@ -189,6 +190,24 @@ def test_every_size_in_one_row(seed):
     same(x, weight, 2)
     same(x, F.normalize(weight), 2)
     same(x, torch.ldexp(weight, torch.randint(-40, 5, (120, 1), generator=generator(seed))), 4)
+
+
+@pytest.mark.parametrize("spread", [1e-7, 1e-5, 1e-3, 0.1])
+@pytest.mark.parametrize("size", [1.0, 1e4])
+@pytest.mark.parametrize("seed", range(2))
+def test_neurons_that_have_much_in_common(spread, size, seed):
+    """The nearer they are, the more float32's own rounding decides: the screen works on what sets them apart."""
+    alike = normal(1, 90, seed=seed).abs() * size
+    weight = alike + normal(200, 90, seed=seed + 1) * spread * size
+    x = torch.rand(PATCHES, 90, generator=generator(seed))
+    for patches in ("raw", "centred"):
+        decided = same(x, weight, 1, patches=patches)
+        same(x - 0.5, weight, 3, patches=patches)
+    assert spread < 1e-3 or decided > PATCHES / 2
+    same(x, weight, 2, cosine=True)
+    same(torch.cat([x[:50], F.normalize(weight)]), weight, 2, p=3.0)
+    image = torch.rand(8, 10, 12, 12, generator=generator(seed))
+    same(image, weight.reshape(200, 10, 3, 3), 1)
 
 
 def test_rows_that_are_alike():

@@ -46,7 +46,7 @@ struct MatrixUnit {
   // for 16 entries more. size: their lengths |x - shift|, rest: |x - shift - bf16|, both rounded up. Bit r of the
   // result: all entries are zero, and so is the shift.
   unsigned (*pack)(const float* x, const int64_t* bases, const Piece* pieces, int64_t count, const float* shifts,
-                   const Grain& grain, int64_t padded, uint16_t* rows, float* size, float* rest);
+                   const float* common, const Grain& grain, int64_t padded, uint16_t* rows, float* size, float* rest);
 
   // The same where patches overlap: entries are rounded once, with the squares of each and of what bf16 loses of it; a
   // patch of zeros alone has a sum of squares of 0.

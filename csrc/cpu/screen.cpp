@@ -25,7 +25,8 @@ struct Screen::Block {
   static constexpr int64_t most = Screen::block;
   int64_t first, count, groups;  // groups of 16 patches
   int64_t bases[most];
-  bool zero[most];  // patches of which every response is 0
+  bool zero[most];                                        // patches of which every response is 0
+  alignas(64) float size[most], lost[most], noise[most];  // b, a and c of screen.h
   Scratch<uint16_t> rows, tiles;
   Scratch<float> responses, error;  // error: of each neuron, per size of a patch
   Scratch<int32_t> who;
@@ -64,6 +65,8 @@ Screen::Screen(const MatrixUnit& unit, const Source<float>& source, const Tensor
   }
   if (source.g.kh * source.g.kw > 1 && !prepare.sums) round_images();
   prepare_rows(weight, prepare);
+  if (!usable_) return;
+  find_common();
   constexpr int64_t share = 4;  // groups of neurons to a hand-out
   std::vector<Piece> pieces;
   add_pieces(0, 0, inputs_, &pieces);
@@ -72,7 +75,32 @@ Screen::Screen(const MatrixUnit& unit, const Source<float>& source, const Tensor
     for (int64_t g = part * share; g < std::min(groups_, (part + 1) * share); ++g) pack_neurons(g, pieces, rows.get());
   });
   for (size_t j = 0; j < names.size(); ++j)
-    if (!(whole_[j] <= float(largest))) usable_ = false;
+    if (!(whole_[j] + common_length_ <= float(largest))) usable_ = false;
+}
+
+// m, from some of the neurons; none where subtracting it would not leave them much shorter.
+void Screen::find_common() {
+  const int64_t neurons = names_.size(), sample = std::min<int64_t>(neurons, 32);
+  std::vector<float> mean(inputs_);
+  for (int64_t i = 0; i < sample; ++i) {
+    const float* w = row(i * neurons / sample);
+    for (int64_t n = 0; n < inputs_; ++n) mean[n] += w[n] / float(sample);
+  }
+  double whole = 0, rest = 0, length = 0;
+  for (int64_t n = 0; n < inputs_; ++n) length += double(mean[n]) * mean[n];
+  for (int64_t i = 0; i < sample; ++i) {
+    const float* w = row(i * neurons / sample);
+    double squares = 0, left = 0;
+    for (int64_t n = 0; n < inputs_; ++n) {
+      squares += double(w[n]) * w[n];
+      left += (double(w[n]) - mean[n]) * (double(w[n]) - mean[n]);
+    }
+    whole += std::sqrt(squares);
+    rest += std::sqrt(left);
+  }
+  if (!(rest < 0.7 * whole)) return;
+  common_ = std::move(mean);
+  common_length_ = float(std::sqrt(length)) * (1 + 0x1p-20f);
 }
 
 void Screen::round_images() {
@@ -144,19 +172,18 @@ void Screen::pack_neurons(int64_t group, const std::vector<Piece>& pieces, uint1
   }
   float* whole = &whole_[group * 16];
   float* rest = &rest_[group * 16];
-  unit_.pack(rows_, bases, pieces.data(), pieces.size(), shifts, grain_, padded_, packed, whole, rest);
+  const float* common = common_.empty() ? nullptr : common_.data();
+  unit_.pack(rows_, bases, pieces.data(), pieces.size(), shifts, common, grain_, padded_, packed, whole, rest);
   for (int64_t r = 0; r < 16; ++r) whole[r] = (whole[r] + rest[r]) * (1 + 0x1p-20f);
   uint16_t* to = tiles_.get() + group * steps_ * tile;
   for (int64_t s = 0; s < steps_; ++s)
     for (int64_t r = 0; r < 16; ++r) std::memcpy(to + s * tile + r * 32, packed + r * padded_ + s * 32, 64);
 }
 
-// Tiles and sizes of a block's patches, and from them every neuron's error.
+// Tiles of a block's patches, and the three lengths of each that bound its errors.
 void Screen::pack_patches(Block& b, const float* offset, const float* scale) const {
-  alignas(64) float size[block], error[block];
-  float errors[4] = {}, sizes[4] = {};  // their ratio serves as r; four chains hide the adder's latency
   for (int64_t g = 0; g < b.groups; ++g) {
-    float shifts[16] = {}, rest[16];
+    float shifts[16] = {};
     int64_t bases[16];
     const int64_t from = g * 16, last = b.count - 1;  // past the last patch it is repeated
     for (int64_t r = 0; r < 16; ++r) {
@@ -168,39 +195,41 @@ void Screen::pack_patches(Block& b, const float* offset, const float* scale) con
       unit_.collect(rounded_->x.get(), bases, rounded_->pieces.data(), rounded_->pieces.size(), padded_, b.rows.get());
       for (int64_t r = 0; r < 16; ++r) {
         const int64_t patch = b.first + std::min(from + r, last);
-        size[from + r] = rounded_->size[patch];
-        rest[r] = rounded_->rest[patch];
+        b.size[from + r] = rounded_->size[patch];
+        b.lost[from + r] = rounded_->rest[patch];
         zero |= unsigned(rounded_->zero[patch]) << r;
       }
     } else {
-      zero = unit_.pack(source_.x, bases, pieces_.data(), pieces_.size(), shifts, grain_, padded_, b.rows.get(),
-                        size + from, rest);
+      zero = unit_.pack(source_.x, bases, pieces_.data(), pieces_.size(), shifts, nullptr, grain_, padded_,
+                        b.rows.get(), b.size + from, b.lost + from);
     }
     unit_.interleave(b.rows.get(), padded_, b.tiles.get() + g * steps_ * tile);
     for (int64_t r = 0; r < 16; ++r) {
       const int64_t i = from + r;
-      error[i] = (rest[r] + noise_ * (2 * size[i] + rest[r] + std::abs(shifts[r]) * root_)) * (1 + 0x1p-20f);
+      b.noise[i] = noise_ * (2 * b.size[i] + b.lost[i] + std::abs(shifts[r]) * root_) * (1 + 0x1p-20f);
       b.zero[i] = (zero >> r & 1) || i >= b.count || (scale && scale[b.first + i] == 0);
     }
-    for (int64_t r = 0; r < 16; ++r) {
-      errors[r % 4] += error[from + r];
-      sizes[r % 4] += size[from + r];
-    }
   }
-  const auto total = [](const float* parts) { return (parts[0] + parts[1]) + (parts[2] + parts[3]); };
-  line_up(b, size, error, std::max(total(errors) / total(sizes), 0x1p-30f));
 }
 
-// Races at their start: the bounds of screen.h for this ratio r.
-void Screen::line_up(Block& b, const float* size, const float* error, float r) const {
-  const float inverse = (1 + 0x1p-20f) / r;
-  for (int64_t j = 0; j < groups_ * 16; ++j) b.error[j] = (r * whole_[j] + rest_[j]) * (1 + 0x1p-20f);
+// Races at their start: size and error of screen.h, r and q from the sums over all patches.
+void Screen::line_up(Block& b) const {
+  const auto total = [&](const float* lengths) {
+    float parts[4] = {};  // four chains hide the adder's latency
+    for (int64_t i = 0; i < b.groups * 16; ++i) parts[i % 4] += lengths[i];
+    return (parts[0] + parts[1]) + (parts[2] + parts[3]);
+  };
+  const float sizes = total(b.size), wider = 1 + 0x1p-20f;
+  const float r = std::max(total(b.lost) / sizes, 0x1p-30f), q = std::max(total(b.noise) / sizes, 0x1p-30f);
+  for (int64_t j = 0; j < groups_ * 16; ++j)
+    b.error[j] = (r * whole_[j] + rest_[j] + q * (whole_[j] + common_length_)) * wider;
+  const float per_r = wider / r, per_q = wider / q;
   for (int64_t g = 0; g < b.groups; ++g) {
     Race& race = b.races[g];
     std::fill(&race.top[0][0], &race.top[0][0] + Race::most * Race::patches, -std::numeric_limits<float>::infinity());
     for (int64_t p = 0; p < 16; ++p) {
       const int64_t i = g * 16 + p;
-      race.size[p] = std::max(size[i], error[i] * inverse) * (1 + 0x1p-20f);
+      race.size[p] = std::max(b.size[i], std::max(b.lost[i] * per_r, b.noise[i] * per_q)) * wider;
       race.count[p] = b.zero[i] ? capacity + 1 : 0;  // nobody need be listed
     }
   }
@@ -316,6 +345,7 @@ void Screen::compete(int64_t first, int64_t count, int k, const float* offset, c
     b.groups = (b.count + 15) / 16;
     source_.bases(b.first, b.count, b.bases);
     pack_patches(b, offset, scale);
+    line_up(b);
     sweep(b, k);
     decide(b, k, offset, responses, best + from * k, who + from * k, left);
   }

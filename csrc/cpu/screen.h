@@ -21,9 +21,16 @@
 // s + e >= F >= L. Those are the candidates. rescore() computes their F bit for bit, and the k best of them, ties to
 // the lower index, are the winners.
 //
-// To cost one multiply-add a response, e = size * error: with a = |x~ - x^| + g (..), b = |x~| and any r > 0,
-// a |w| + b |w - w^| <= max(b, a / r) (r |w| + |w - w^|). r = a / b of some patches loses next to nothing for the
-// others.
+// What all neurons have in common cannot decide who wins: where they are alike (positive weights, learnt ones), the
+// matrix unit multiplies by d = w - m, m about their mean, and s falls short of F by x~.m, the same for all. Then
+//
+//     e = |x~ - x^| |d^| + |x~| |d - d^| + g (|x~| + |x~ - x^| + |x|) (|d| + |d - d^| + |m|),
+//
+// in which |d| + |d - d^| stands for |d^|, and g has room for the rounding of w - m. m = 0 gives the bound above.
+//
+// To cost one multiply-add a response, e <= size * error: with a = |x~ - x^|, b = |x~|, c = g (..) and any r, q > 0,
+// a |d^| + b |d - d^| + c |w| <= max(b, a / r, c / q) (r |d^| + |d - d^| + q |w|). r = a / b and q = c / b of a block's
+// patches lose next to nothing for each of them.
 //
 // docs/speed.md counts the candidates that this bound and others leave.
 #pragma once
@@ -65,10 +72,11 @@ class Screen {
  private:
   struct Block;
   void round_images();
+  void find_common();
   void prepare_rows(const Tensor& weight, const Prepare& prepare);
   void pack_neurons(int64_t group, const std::vector<Piece>& pieces, uint16_t* packed);
   void pack_patches(Block& block, const float* offset, const float* scale) const;
-  void line_up(Block& block, const float* size, const float* error, float r) const;
+  void line_up(Block& block) const;
   void sweep(Block& block, int k) const;
   void decide(Block& block, int k, const float* offset, bool responses, float* best, int32_t* who,
               std::vector<int64_t>& left) const;
@@ -90,7 +98,9 @@ class Screen {
   bool by_name_ = true;  // rows_ holds all neurons of the layer, not only those of `names`
   std::optional<Scratch<float>> copied_;
   Scratch<uint16_t> tiles_;      // [groups][steps][16][32]
-  Scratch<float> whole_, rest_;  // [neurons] max(|w|, |w^|), |w - w^|
+  std::vector<float> common_;    // m, empty for 0
+  float common_length_ = 0;      // |m|
+  Scratch<float> whole_, rest_;  // [neurons] |d| + |d - d^|, |d - d^|
   Scratch<float> wsum_;          // [neurons], of centred patches
   std::atomic<bool> usable_{true};
 
