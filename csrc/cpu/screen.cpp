@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <numeric>
 
 namespace hebbkern {
 
@@ -46,6 +47,7 @@ Screen::Screen(const MatrixUnit& unit, const Source<float>& source, const Tensor
     : unit_(unit),
       source_(source),
       names_(names),
+      centred_(prepare.sums),
       inputs_(source.g.inputs()),
       steps_((inputs_ + 31) / 32),
       padded_(steps_ * 32),
@@ -78,29 +80,51 @@ Screen::Screen(const MatrixUnit& unit, const Source<float>& source, const Tensor
     if (!(whole_[j] + common_length_ <= float(largest))) usable_ = false;
 }
 
-// m, from some of the neurons; none where subtracting it would not leave them much shorter.
-void Screen::find_common() {
-  const int64_t neurons = names_.size(), sample = std::min<int64_t>(neurons, 32);
+// The mean of some patches, in which neurons that win many are found.
+std::vector<float> Screen::typical_patch() const {
+  const int64_t patches = source_.g.patches(), sample = std::min<int64_t>(patches, 16);
   std::vector<float> mean(inputs_);
   for (int64_t i = 0; i < sample; ++i) {
-    const float* w = row(i * neurons / sample);
-    for (int64_t n = 0; n < inputs_; ++n) mean[n] += w[n] / float(sample);
+    const float* x = source_.x + source_.base(i * patches / sample);
+    for (int64_t n = 0; n < inputs_; ++n) mean[n] += x[source_.offset[n]] / float(sample);
   }
-  double whole = 0, rest = 0, length = 0;
-  for (int64_t n = 0; n < inputs_; ++n) length += double(mean[n]) * mean[n];
+  if (centred_) {
+    const float level = std::accumulate(mean.begin(), mean.end(), 0.0f) / float(inputs_);
+    for (float& entry : mean) entry -= level;
+  }
+  return mean;
+}
+
+// m: the mean of those who answer a typical patch best, a quarter of a sample. What they have in common matters, for
+// they compete; the others may be what they like. None where subtracting it would not leave them much shorter.
+void Screen::find_common() {
+  const auto& kernel = kernels<float>();
+  const int64_t neurons = names_.size(), sample = std::min<int64_t>(neurons, 32), best = (sample + 3) / 4;
+  const std::vector<float> typical = typical_patch();
+  std::vector<std::pair<double, int64_t>> ranking;  // -2 responses, but for a constant
   for (int64_t i = 0; i < sample; ++i) {
-    const float* w = row(i * neurons / sample);
-    double squares = 0, left = 0;
-    for (int64_t n = 0; n < inputs_; ++n) {
-      squares += double(w[n]) * w[n];
-      left += (double(w[n]) - mean[n]) * (double(w[n]) - mean[n]);
-    }
+    const int64_t j = i * neurons / sample;
+    double sum, squares;
+    kernel.sums(row(j), inputs_, &sum, &squares);
+    ranking.push_back({kernel.apart(row(j), typical.data(), inputs_) - squares, j});
+  }
+  std::sort(ranking.begin(), ranking.end());
+  std::vector<float> mean(inputs_);
+  for (int64_t i = 0; i < best; ++i) {
+    const float* w = row(ranking[i].second);
+    for (int64_t n = 0; n < inputs_; ++n) mean[n] += w[n] / float(best);
+  }
+  double whole = 0, rest = 0, sum, squares;
+  for (int64_t i = 0; i < best; ++i) {
+    const float* w = row(ranking[i].second);
+    kernel.sums(w, inputs_, &sum, &squares);
     whole += std::sqrt(squares);
-    rest += std::sqrt(left);
+    rest += std::sqrt(kernel.apart(w, mean.data(), inputs_));
   }
   if (!(rest < 0.7 * whole)) return;
+  kernel.sums(mean.data(), inputs_, &sum, &squares);
   common_ = std::move(mean);
-  common_length_ = float(std::sqrt(length)) * (1 + 0x1p-20f);
+  common_length_ = float(std::sqrt(squares)) * (1 + 0x1p-20f);
 }
 
 void Screen::round_images() {
@@ -349,42 +373,6 @@ void Screen::compete(int64_t first, int64_t count, int k, const float* offset, c
     sweep(b, k);
     decide(b, k, offset, responses, best + from * k, who + from * k, left);
   }
-}
-
-static std::atomic<Screening> screening{Screening::automatic};
-
-void set_screening(Screening mode) { screening = mode; }
-
-Screened& screened() {
-  static Screened counts;
-  return counts;
-}
-
-// The last kind of competition that a screen could not decide, and how many more of the kind go without one.
-static std::atomic<int64_t> hard_kind{-1}, spared{0};
-
-static int64_t kind_of(const Geometry& g, int k) { return (g.neurons * 4093 + g.inputs()) * 64 + k; }
-
-void count_screened(const Geometry& g, int k, int64_t left) {
-  screened().patches += g.patches();
-  screened().left += left;
-  if (left <= g.patches() / 2) return;
-  hard_kind = kind_of(g, k);
-  spared = 31;
-}
-
-const MatrixUnit* worth_screening(const Geometry& g, int64_t contenders, int k) {
-  const Screening mode = screening;
-  const MatrixUnit* unit = mode == Screening::off ? nullptr : matrix_unit();
-  if (!unit || k > Race::most || contenders < 2 * k || g.patches() == 0) return nullptr;
-  if (mode == Screening::always) return unit;
-  // Measured on 6 x 5 x 6 shapes, one thread: faster on all that this admits (0.24 to 1.0 of the float32 time), and on
-  // few others.
-  constexpr int64_t enough = 3200;
-  if (contenders < 64 || g.inputs() < 16 || contenders * g.inputs() < enough || contenders * g.patches() < enough)
-    return nullptr;
-  if (hard_kind == kind_of(g, k) && spared-- > 0) return nullptr;
-  return unit;
 }
 
 }  // namespace hebbkern

@@ -22,7 +22,8 @@
 // the lower index, are the winners.
 //
 // What all neurons have in common cannot decide who wins: where they are alike (positive weights, learnt ones), the
-// matrix unit multiplies by d = w - m, m about their mean, and s falls short of F by x~.m, the same for all. Then
+// matrix unit multiplies by d = w - m, m about the mean of those who win, and s falls short of F by x~.m, the same for
+// all. Then
 //
 //     e = |x~ - x^| |d^| + |x~| |d - d^| + g (|x~| + |x~ - x^| + |x|) (|d| + |d - d^| + |m|),
 //
@@ -72,6 +73,7 @@ class Screen {
  private:
   struct Block;
   void round_images();
+  std::vector<float> typical_patch() const;
   void find_common();
   void prepare_rows(const Tensor& weight, const Prepare& prepare);
   void pack_neurons(int64_t group, const std::vector<Piece>& pieces, uint16_t* packed);
@@ -86,6 +88,7 @@ class Screen {
   const MatrixUnit& unit_;
   const Source<float>& source_;
   const std::vector<int32_t>& names_;
+  const bool centred_;                     // or standardised: the patches
   const int64_t inputs_, steps_, padded_;  // padded_: inputs to a whole number of tiles, steps_ of 32
   const int64_t groups_;                   // of 16 neurons
   const Grain grain_;
