@@ -24,7 +24,7 @@ from hebbkern import benchmark
 from hebbkern.benchmark.cases import CASES
 
 COMMITTED = Path(__file__).parent.parent / "results" / "bench_guard.json"
-SAME = ("machine", "instructions", "kernels")
+SAME = ("machine", "instructions", "kernels", "screening", "backend")
 TOLERANCE = 1.25  # times the committed ratio
 ATTEMPTS = 4
 PAIRS, SECONDS = 41, 2.0  # an attempt ends after so many pairs, or after so long, with at least 5

@@ -72,6 +72,11 @@ def screens(mode):
     _screening = mode
 
 
+def screens_now():
+    """What ``screens`` chose last."""
+    return _screening
+
+
 @contextlib.contextmanager
 def screening(mode):
     """Within ``with hebbkern.screening(False):`` no competition is screened, in all threads.

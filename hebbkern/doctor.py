@@ -50,6 +50,13 @@ def kernels():
     return names[min(widest, names.index(asked)) if asked in names else widest]
 
 
+def screening():
+    """The matrix unit that certified winners are screened on; None where there is none, or it is switched off."""
+    if backends.available().get("cpu", True) is not None or backends.screens_now() == "off":
+        return None
+    return import_module("hebbkern._cpu").matrix_unit or None
+
+
 def inspect():
     """Everything that `hebbkern doctor` prints, as a dict that JSON can hold."""
     available = backends.available()
@@ -69,8 +76,9 @@ def inspect():
         "GPUs": gpus,
         "triton": metadata.version("triton") if find_spec("triton") else None,
         "CPU kernels": kernels(),
-        "bf16 screening": _matrix_unit() if available.get("cpu", True) is None else None,
+        "bf16 screening": screening(),
         "HEBBKERN_CPU": os.environ.get("HEBBKERN_CPU"),
+        "HEBBKERN_SCREENING": os.environ.get("HEBBKERN_SCREENING"),
         "HEBBKERN_BACKEND": os.environ.get("HEBBKERN_BACKEND"),
     }
     report = {"found": found, "backends": available, "runs": runs}
@@ -121,11 +129,6 @@ def main(argv=None):
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(report, indent=2) + "\n")
     return 0
-
-
-def _matrix_unit():
-    """The matrix unit that certified winners are screened on; None where there is none, or none is allowed."""
-    return import_module("hebbkern._cpu").matrix_unit or None
 
 
 def _first(available, names):

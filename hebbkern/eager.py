@@ -63,15 +63,19 @@ def compete(x, weight, k, p, cosine, patches, stride, padding, dilation, mask):
     return winners_of("compete", X, W, k, p, cosine, mask)
 
 
-def winners_of(op, X, W, k, p, cosine, mask=None):
-    """The k winners of each patch, falling, and their responses."""
+def winners_of(op, X, W, k, p, cosine, mask=None, scaled=True):
+    """The k winners of each patch, falling, and their responses; of cosines not divided by |x| unless `scaled`."""
     if p != 2:
         W = W.sign() * W.abs() ** (p - 1)
         checks.no_overflow(op, "weight and p must give finite powers", W)
     if cosine:
-        x_norms, w_norms = norms(X), norms(W)
-        checks.finite_norms(op, x_norms.masked_fill(x_norms == 0, 1))
-        responses = (X / x_norms.masked_fill(x_norms == 0, 1)) @ (W / w_norms.masked_fill(w_norms == 0, 1)).T
+        w_norms = norms(W)
+        if scaled:
+            x_norms = norms(X)
+            x_norms = x_norms.masked_fill(x_norms == 0, 1)
+            checks.finite_norms(op, x_norms)
+            X = X / x_norms
+        responses = X @ (W / w_norms.masked_fill(w_norms == 0, 1)).T
     else:
         responses = X @ W.T
     checks.no_overflow(op, checks.RESPONSES, responses if mask is None else responses[:, mask])
@@ -212,7 +216,7 @@ def learn_winners_(weight, x, labels, *settings):
     X, W = layer_matrices(op, x, weight, *geometry)
     coefficients = X.new_tensor(coefficients)
     if labels is None:
-        taught, responses = winners_of(op, X, W, k, p, cosine)
+        taught, responses = winners_of(op, X, W, k, p, cosine, scaled=by_response or decay_by_response)
         coefficients = responses.clamp(min=0) * coefficients if by_response else coefficients
     else:
         checks.named_range(op, "labels", labels, neurons)

@@ -272,7 +272,7 @@ class Teacher(Rule):
         ops.learn_winners_(weight, x, labels=labels, average=self.average, **options)
 
     def _check_labels(self, x: Tensor, labels: Tensor | None):
-        wanted = f"int64 or int32 of shape [{x.shape[0]}], the class of each sample"
+        wanted = f"int64 or int32 of shape [{x.shape[0] if x.dim() else 0}], the class of each sample"
         if not isinstance(labels, Tensor):
             self._refuse("labels", wanted, type(labels).__name__ if labels is not None else None)
         if labels.dtype not in (torch.int64, torch.int32) or labels.shape != x.shape[:1]:

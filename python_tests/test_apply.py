@@ -153,3 +153,24 @@ def test_overflow_leaves_the_weights(backend, dtype, normalise):
     with pytest.raises((ValueError, RuntimeError), match=r"hebbkern\.apply_: weight must stay finite, got a step that"):
         hk.ops.apply_(weight, total, lr=float(lr), normalise=normalise)
     assert torch.equal(bits(weight), before)
+
+
+@pytest.mark.parametrize(
+    ("lr", "size", "options"),
+    [
+        (1e39, 1e-3, {}),  # beyond float32, though each step would be within
+        (1e10, 1e-31, {"normalise": "global_max"}),  # divided by at least 1e-30
+        (1e-4, 0.5, {"rate_power": 20.0}),  # a rate of (1000 - 1)^20
+    ],
+)
+def test_rates_beyond_float32_are_refused(backend, lr, size, options):
+    weight = torch.full((4, 100), 100.0, device=backend.device)
+    sum = torch.zeros_like(weight)
+    sum[:, ::2] = size
+    before = weight.clone()
+    try:
+        hk.ops.apply_(weight, sum, lr=lr, **options)
+    except (ValueError, RuntimeError) as error:
+        assert "finite" in str(error)
+        assert torch.equal(weight, before)
+    assert weight.isfinite().all()

@@ -252,6 +252,20 @@ def test_convolutions(dtype, patches, cosine, channels):
         same(*given, 3, cosine=cosine, patches=patches, stride=(1, 2), dilation=(2, 1))
 
 
+def test_images_that_are_rounded_once():
+    """Gaps between channels that hold NaN, every dilation, kernels as wide as the image and as high."""
+    whole = torch.rand(8, 9, 12, 12, generator=generator(1)).to(memory_format=torch.channels_last)
+    whole[:, 5:] = torch.nan
+    image = whole[:, :5]
+    for kernel in ((3, 3), (12, 12), (3, 12), (12, 2), (1, 5)):
+        weight = normal(70, 5, *kernel, seed=2)
+        same(image, weight, 1)
+        same(image.contiguous(memory_format=torch.channels_last), weight, 2, cosine=True)
+    for dilation in ((1, 2), (3, 1), (2, 5)):
+        same(image, normal(70, 5, 3, 3, seed=3), 1, dilation=dilation)
+        same(image[::2, :, ::2, 1::2], normal(70, 5, 2, 2, seed=4), 2, dilation=(*dilation[:1], 1), padding=(0, 2))
+
+
 def test_slices_and_masks():
     x, weight = normal(PATCHES, 120)[:, 10:100], normal(130, 200, seed=1)[:, 50:140]
     mask = torch.rand(130, generator=generator(3)) < 0.5

@@ -97,14 +97,16 @@ void Step<S, T>::survey(int64_t i, const T* sum, T* buffer) {
   if (!moves) steps_[i] = 0;
 }
 
-// No new weight can come near the largest number of the stored dtype.
+// No new weight, nor a number on the way to it, can come near the largest number of the stored dtype.
 template <class S, class T>
 bool Step<S, T>::surely_finite() const {
   constexpr double limit = sizeof(T) == 8 ? 1e307 : std::is_same_v<S, Half> ? 3e4 : 1e37;
   const double longest = std::sqrt(double(weight_.inputs()));
   for (int64_t i = 0; i < rows_; ++i) {
     const double rho = rates_.rate_power == 0 ? 1 : std::pow(1 + double(tops_[i]) * longest, rates_.rate_power);
-    if (!(tops_[i] + std::abs(rates_.lr) * rho * steps_[i] / divisor_ < limit)) return false;
+    const double rate = std::abs(rates_.lr) * rho;
+    const double most = std::max({std::abs(rates_.lr), rho, rate, rate / divisor_, rate / divisor_ * steps_[i]});
+    if (!(tops_[i] + most < limit)) return false;
   }
   return true;
 }

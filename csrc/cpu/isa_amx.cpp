@@ -215,19 +215,20 @@ static inline __attribute__((always_inline)) __m512 quads(const float* const* at
   return _mm512_mask_broadcast_f32x4(v, 0xf000, _mm_loadu_ps(at[3 * step] + n));
 }
 
-// Four inputs of 8 pairs: lane q holds pair 2 q (its patch in a) and pair 2 q + 1 (its patch in b).
+// Four inputs of 8 pairs, or the first `inputs` of them (a zero more would turn a sum of -0 into 0): lane q holds pair
+// 2 q (its patch in a) and pair 2 q + 1 (its patch in b).
 template <class... In>
 static inline __attribute__((always_inline)) __m512 add(__m512 total, const float* const* x, int64_t at,
-                                                        const float* const* w, int64_t n, In... in) {
+                                                        const float* const* w, int64_t n, int64_t inputs, In... in) {
   const __m512 rows[4] = {quads(w, 4, n, in...), quads(w + 1, 4, n, in...), quads(w + 2, 4, n, in...),
                           quads(w + 3, 4, n, in...)};
   const __m512 a = quads(x, 2, at, in...), b = quads(x + 1, 2, at, in...);
   __m512 column[4];
   columns(rows, column);
   total = _mm512_fmadd_ps(_mm512_shuffle_ps(a, b, 0x00), column[0], total);
-  total = _mm512_fmadd_ps(_mm512_shuffle_ps(a, b, 0x55), column[1], total);
-  total = _mm512_fmadd_ps(_mm512_shuffle_ps(a, b, 0xaa), column[2], total);
-  return _mm512_fmadd_ps(_mm512_shuffle_ps(a, b, 0xff), column[3], total);
+  if (inputs > 1) total = _mm512_fmadd_ps(_mm512_shuffle_ps(a, b, 0x55), column[1], total);
+  if (inputs > 2) total = _mm512_fmadd_ps(_mm512_shuffle_ps(a, b, 0xaa), column[2], total);
+  return inputs > 3 ? _mm512_fmadd_ps(_mm512_shuffle_ps(a, b, 0xff), column[3], total) : total;
 }
 
 static void rescore(const float* const* x, const float* const* w, const Stretch* stretches, int64_t count,
@@ -237,8 +238,8 @@ static void rescore(const float* const* x, const float* const* w, const Stretch*
   for (int64_t s = 0; s < count; ++s) {
     const int64_t from = stretches[s].offset, length = stretches[s].length;
     int64_t i = 0;
-    for (; i + 4 <= length; i += 4) total = add(total, x, from + i, w, n + i);
-    if (i < length) total = add(total, x, from + i, w, n + i, __mmask8((1 << (length - i)) - 1));  // 0 * 0 adds nothing
+    for (; i + 4 <= length; i += 4) total = add(total, x, from + i, w, n + i, 4);
+    if (i < length) total = add(total, x, from + i, w, n + i, length - i, __mmask8((1 << (length - i)) - 1));
     n += length;
   }
   if (wsum) {

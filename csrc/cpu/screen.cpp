@@ -69,6 +69,7 @@ Screen::Screen(const MatrixUnit& unit, const Source<float>& source, const Tensor
   prepare_rows(weight, prepare);
   if (!usable_) return;
   find_common();
+  if (!usable_) return;
   constexpr int64_t share = 4;  // groups of neurons to a hand-out
   std::vector<Piece> pieces;
   add_pieces(0, 0, inputs_, &pieces);
@@ -107,7 +108,9 @@ void Screen::find_common() {
     double sum, squares;
     kernel.sums(row(j), inputs_, &sum, &squares);
     ranking.push_back({kernel.apart(row(j), typical.data(), inputs_) - squares, j});
+    if (!std::isfinite(ranking.back().first)) usable_ = false;
   }
+  if (!usable_) return;
   std::sort(ranking.begin(), ranking.end());
   std::vector<float> mean(inputs_);
   for (int64_t i = 0; i < best; ++i) {
@@ -172,7 +175,7 @@ void Screen::prepare_rows(const Tensor& weight, const Prepare& prepare) {
       parallel((count + share - 1) / share, [&](int64_t part) {
         Scratch<float> row(by_name_ ? inputs_ : 0);
         for (int64_t j = part * share; j < std::min(count, (part + 1) * share); ++j) {
-          float sum;
+          float sum = 0;
           if (!prepare_row(data + names_[j] * step, entry, prepare, by_name_ ? row.get() : copied_->get() + j * inputs_,
                            &sum))
             usable_ = false;

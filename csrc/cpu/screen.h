@@ -117,7 +117,8 @@ void set_screening(Screening mode);
 // The unit to screen a competition on, or null.
 const MatrixUnit* worth_screening(const Geometry& g, int64_t contenders, int k);
 
-// For tests and reports: patches that went through a screen since the process began, and those it left undecided.
+// For tests and reports: patches of screened competitions since the process began, and those that were left to
+// float32.
 struct Screened {
   std::atomic<int64_t> patches{0}, left{0};
 };

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from hebbkern import __version__, doctor, options
+from hebbkern import __version__, backends, doctor, options
 from hebbkern.benchmark import curves, picture, properties, report
 from hebbkern.benchmark.cases import CASES
 from hebbkern.benchmark.timing import measure, no_compiler
@@ -28,6 +28,8 @@ def about():
         "machine": doctor.processor(),
         "instructions": doctor.instructions(),
         "kernels": doctor.kernels(),
+        "screening": doctor.screening(),
+        "backend": backends.current(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }

@@ -49,7 +49,7 @@ def draw_peers(report, path):
                 axes.scatter(*zip(*points, strict=True), marker=marker, zorder=3 + (name == "hebbkern"), **style)
     axes.set_yticks(range(len(rows)), [_short(row["case"]) for row in rows], fontsize=8)
     axes.set_ylim(-0.6, len(rows) - 0.4)
-    axes.set_xlabel("time in multiples of the floor (line at 1: the bare forward pass); hollow: under torch.compile")
+    axes.set_xlabel("time in multiples of the floor, the bare forward pass (hollow: torch.compile)")
     axes.grid(axis="x", which="major", color="0.85", zorder=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
