@@ -11,7 +11,6 @@ instruction set; elsewhere the guard has nothing to compare with, and passes.
 """
 
 import argparse
-import contextlib
 import json
 import statistics
 import sys
@@ -22,6 +21,7 @@ import torch
 
 from hebbkern import benchmark
 from hebbkern.benchmark.cases import CASES
+from hebbkern.benchmark.timing import seconds_of, threads_kept
 
 COMMITTED = Path(__file__).parent.parent / "results" / "bench_guard.json"
 SAME = ("machine", "instructions", "kernels", "screening", "backend")
@@ -41,24 +41,15 @@ GUARDED = (
 )
 
 
-@contextlib.contextmanager
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@one_thread()
+@threads_kept()
 def ratio(ours, floor):
     """The median over the pairs, of which who goes first alternates; or the ratio of the fastest runs, if smaller."""
+    torch.set_num_threads(1)
     pairs, start = [], time.perf_counter()
     ours(), floor()
     while len(pairs) < 5 or (len(pairs) < PAIRS and time.perf_counter() - start < SECONDS):
         runs = (ours, floor) if len(pairs) % 2 else (floor, ours)
-        seconds = {run: _seconds(run) for run in runs}
+        seconds = {run: seconds_of(run) for run in runs}
         pairs.append((seconds[ours], seconds[floor]))
     fastest = [min(seconds) for seconds in zip(*pairs, strict=True)]
     return min(statistics.median(a / b for a, b in pairs), fastest[0] / fastest[1])
@@ -120,12 +111,6 @@ def _conclusion(slower, number):
     if not slower:
         return f"No step is slower than committed ({number} compared, tolerance {100 * (TOLERANCE - 1):.0f} %)."
     return f"{len(slower)} of {number} steps have become slower: make them fast again, or, where it is meant, --update."
-
-
-def _seconds(run):
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 def main(argv=None):

@@ -111,6 +111,10 @@ inline void check_weight(const char* op, const Tensor& x, const Tensor& weight) 
     fail(op, "weight must have x's ", x.size(1), x.dim() == 4 ? " channels" : " inputs", ", got ", weight.size(1));
 }
 
+inline void check_rate(const char* op, double lr) {
+  if (!std::isfinite(lr)) fail(op, "lr must be finite, got ", lr);
+}
+
 inline void check_contest(const char* op, int64_t k, double p, bool cosine, int64_t neurons) {
   const int64_t most = neurons < 64 ? neurons : 64;
   if (k < 1 || k > most) fail(op, "k must be between 1 and min(64, ", neurons, " neurons), got ", k);

@@ -281,6 +281,7 @@ KWINNERS = [
 ]
 LEARN_DENSE = [
     ("linear", {"activation": "softmax"}, 'activation must be "linear", "relu" or "tanh", got "softmax"'),
+    ("linear", {"activation": "foo"}, 'activation must be "linear", "relu" or "tanh", got "foo"'),
     ("linear", {"decay": "foo"}, 'decay must be "triangular", "diagonal" or "none", got "foo"'),
     *(("linear", {"lr": bad}, f"lr must be finite, got {bad:g}") for bad in (NAN, INF, -INF)),
 ]

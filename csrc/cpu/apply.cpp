@@ -200,7 +200,7 @@ static Normalise check_apply(const Tensor& weight, const Tensor& sum, const Opti
   if (denominator &&
       (denominator->scalar_type() != result || !(has_shape(*denominator, {neurons}) || has_shape(*denominator, {1}))))
     fail(op, "denominator must be ", name_of(result), " of shape [", neurons, "] or [1], got ", describe(*denominator));
-  if (!std::isfinite(lr)) fail(op, "lr must be finite, got ", lr);
+  check_rate(op, lr);
   if (!std::isfinite(rate_power) || rate_power < 0)
     fail(op, "rate_power must be a finite number of at least 0, got ", rate_power);
   check_mask(op, "frozen", frozen, neurons);

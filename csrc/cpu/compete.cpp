@@ -71,19 +71,19 @@ static bool finish(const std::vector<int32_t>& names, int64_t count, int k, cons
   return true;
 }
 
-// What centred and standardised patches and cosines need of each patch, [P] or null.
+// What centred and standardised patches and cosines need of each patch, [P] or null; fills `moments` where it must.
 template <class T>
 struct Scales {
-  Scales(const char* op, const Source<T>& source, const Contest& contest)
+  Scales(const char* op, const Source<T>& source, const Contest& contest, std::optional<Moments<T>>& moments)
       : cosine_(contest.prepare.cosine && contest.responses ? source.g.patches() : 0) {
     const bool raw = contest.patches == Patches::raw, norms = contest.prepare.cosine && contest.responses;
     if (raw && !norms) return;
-    moments_.emplace(op, source, contest.patches, norms);
-    if (!raw) offset = moments_->offset.get();
-    scale = moments_->scale.get();
+    moments.emplace(op, source, contest.patches, norms);
+    if (!raw) offset = moments->offset.get();
+    scale = moments->scale.get();
     if (!norms) return;
     for (int64_t p = 0; p < source.g.patches(); ++p) {
-      const T size = moments_->norm[p];
+      const T size = moments->norm[p];
       cosine_[p] = size > 0 && scale[p] > 0 ? 1 / size : T(0);
     }
     scale = cosine_.get();
@@ -91,7 +91,6 @@ struct Scales {
   const T *offset = nullptr, *scale = nullptr;
 
  private:
-  std::optional<Moments<T>> moments_;
   Scratch<T> cosine_;
 };
 
@@ -99,13 +98,14 @@ struct Scales {
 template <class T>
 static std::vector<int64_t> undecided(const Screen* screen, const Source<T>& source, const Contest& contest,
                                       const Scales<T>& scales, T* best, int32_t* who) {
-  const int64_t count = source.g.patches(), threads = torch::stable::get_num_threads();
-  // Blocks that share a hand-out, and its scratch, where each thread still gets eight.
-  const int64_t together = std::clamp<int64_t>(count / Screen::block / (8 * threads), 1, 16);
-  const int64_t share = together * Screen::block, parts = (count + share - 1) / share;
-  std::vector<std::vector<int64_t>> left(parts);
+  const int64_t count = source.g.patches();
   if constexpr (std::is_same_v<T, float>)
     if (screen) {
+      // Blocks that share a hand-out, and its scratch, where each thread still gets eight.
+      const int64_t threads = torch::stable::get_num_threads();
+      const int64_t together = std::clamp<int64_t>(count / Screen::block / (8 * threads), 1, 16);
+      const int64_t share = together * Screen::block, parts = (count + share - 1) / share;
+      std::vector<std::vector<int64_t>> left(parts);
       std::atomic<int64_t> seen{0}, lost{0};
       parallel(parts, [&](int64_t part) {
         const int64_t first = part * share, size = std::min(share, count - first);
@@ -166,8 +166,8 @@ static bool compete_exactly(const Source<T>& source, const Panels<T>& panels, co
 }
 
 template <class T>
-void find_winners(const char* op, const Source<T>& source, const Tensor& weight, const Contest& contest, T* best,
-                  int32_t* who) {
+void find_winners(const char* op, const Source<T>& source, const Tensor& weight, const Contest& contest,
+                  std::optional<Moments<T>>& moments, T* best, int32_t* who) {
   const int64_t count = source.g.patches();
   const std::vector<int32_t> names = chosen_neurons(contest.mask, source.g.neurons);
   std::optional<Screen> screen;
@@ -177,7 +177,7 @@ void find_winners(const char* op, const Source<T>& source, const Tensor& weight,
   if (screen && !screen->usable()) screen.reset();
   std::optional<Panels<T>> panels;
   if (!screen) panels.emplace(op, source, weight, names, contest.prepare);
-  const Scales<T> scales(op, source, contest);
+  const Scales<T> scales(op, source, contest, moments);
   const std::vector<int64_t> left = undecided(screen ? &*screen : nullptr, source, contest, scales, best, who);
   bool sound = true;
   if (!left.empty()) {
@@ -196,18 +196,17 @@ void find_winners(const char* op, const Source<T>& source, const Tensor& weight,
   if (!finished) fail_overflow(op, finite_responses, sizeof(T) == 8);
 }
 
-template void find_winners(const char*, const Source<float>&, const Tensor&, const Contest&, float*, int32_t*);
-template void find_winners(const char*, const Source<double>&, const Tensor&, const Contest&, double*, int32_t*);
+template void find_winners(const char*, const Source<float>&, const Tensor&, const Contest&,
+                           std::optional<Moments<float>>&, float*, int32_t*);
+template void find_winners(const char*, const Source<double>&, const Tensor&, const Contest&,
+                           std::optional<Moments<double>>&, double*, int32_t*);
 
 static std::tuple<Tensor, Tensor> compete(Tensor x, Tensor weight, int64_t k, double p, bool cosine,
                                           std::string patches, Ints stride, Ints padding, Ints dilation,
                                           OptionalTensor mask) {
   const char* op = "compete";
   const Geometry g = check_layer(op, x, weight, stride, padding, dilation);
-  if (k < 1 || k > std::min<int64_t>(64, g.neurons))
-    fail(op, "k must be between 1 and min(64, ", g.neurons, " neurons), got ", k);
-  if (!(p >= 1) || std::isinf(p)) fail(op, "p must be a finite number of at least 1, got ", p);
-  if (cosine && p != 2) fail(op, "p must be 2 with cosine responses, got ", p);
+  check_contest(op, k, p, cosine, g.neurons);
   const Patches kind = check_patches(op, patches);
   check_mask(op, "mask", mask, g.neurons);
   const ScalarType result = result_dtype(x.scalar_type());
@@ -217,7 +216,8 @@ static std::tuple<Tensor, Tensor> compete(Tensor x, Tensor weight, int64_t k, do
   with_dtype(result, [&](auto, auto tag) {
     using T = decltype(tag);
     const Source<T> source(op, x, g);
-    find_winners(op, source, weight, contest, static_cast<T*>(responses.mutable_data_ptr()), who);
+    std::optional<Moments<T>> moments;
+    find_winners(op, source, weight, contest, moments, static_cast<T*>(responses.mutable_data_ptr()), who);
   });
   return {winners, responses};
 }

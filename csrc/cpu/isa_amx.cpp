@@ -26,7 +26,7 @@
 namespace hebbkern {
 namespace amx {
 
-constexpr int64_t tile = 512;  // bf16 entries of a tile
+constexpr int64_t tile = MatrixUnit::tile;
 
 #include "round.inc"
 

@@ -89,6 +89,19 @@ struct Kernels {
   void (*kwinners)(const T* y, int64_t n, int64_t k, Index<T>* keys, T* out);
 };
 
+// Puts (score, neuron), which beats the last of the k best, behind every better or equal one; ties keep the order of
+// arrival, which is by index. Static: each instruction set's file has its own.
+template <class T>
+static inline void insert(T score, int32_t neuron, int k, T* best, int32_t* who) {
+  int at = k - 1;
+  for (; at > 0 && best[at - 1] < score; --at) {
+    best[at] = best[at - 1];
+    who[at] = who[at - 1];
+  }
+  best[at] = score;
+  who[at] = neuron;
+}
+
 template <class T>
 const Kernels<T>& kernels();
 

@@ -11,13 +11,13 @@ static constexpr const char* op = "learn_dense_";
 
 template <class S, class T>
 struct StepInPlace : Sink<T> {
-  StepInPlace(S* weight, int64_t row, const RowStep<T>& step, const bool* frozen, int64_t frozen_step)
-      : weight(weight), row(row), row_step(step), frozen(frozen), frozen_step(frozen_step) {}
+  StepInPlace(S* weight, int64_t row, const RowStep<T>& step, const Mask& frozen)
+      : weight(weight), row(row), row_step(step), frozen(frozen) {}
 
   void take(int64_t first, int64_t neurons, int64_t input, int64_t count, const T* negated, int64_t step) override {
     Scratch<T> buffer(std::is_same_v<S, T> ? 0 : count);
     for (int64_t j = first; j < first + neurons; ++j, negated += step) {
-      if (frozen && frozen[j * frozen_step]) continue;
+      if (frozen[j]) continue;
       S* w = weight + j * row + input;
       bool moved = false;
       if constexpr (std::is_same_v<S, T>) {
@@ -34,8 +34,7 @@ struct StepInPlace : Sink<T> {
   S* const weight;
   const int64_t row;
   const RowStep<T> row_step;
-  const bool* const frozen;
-  const int64_t frozen_step;
+  const Mask frozen;
 };
 
 // False, with the weight as it was, where the step cannot be proven safe beforehand.
@@ -51,9 +50,7 @@ static bool learn_at_once(const Tensor& x, const Tensor& weight, const Geometry&
   if (!((1 + std::abs(lr)) * (1 + order.largest_sum()) < range)) return false;
   if (!(order.heaviest() + std::abs(lr) * order.largest_sum() / double(g.patches()) < limit)) return false;
   const RowStep<T> row_step{0, 1 / T(g.patches()), -T(lr), 0};  // the sums come negated
-  StepInPlace<S, T> sink(static_cast<S*>(weight.mutable_data_ptr()), weight.stride(0), row_step,
-                         frozen ? static_cast<const bool*>(frozen->const_data_ptr()) : nullptr,
-                         frozen ? frozen->stride(0) : 0);
+  StepInPlace<S, T> sink(static_cast<S*>(weight.mutable_data_ptr()), weight.stride(0), row_step, Mask(frozen));
   order.walk(sink);
   return true;
 }
@@ -61,8 +58,9 @@ static bool learn_at_once(const Tensor& x, const Tensor& weight, const Geometry&
 static void learn_dense_(Tensor weight, Tensor x, std::string activation, std::string decay, double lr,
                          std::string patches, Ints stride, Ints padding, Ints dilation, OptionalTensor frozen) {
   const Geometry g = check_layer(op, x, weight, stride, padding, dilation);
-  if (activation == "softmax") fail(op, "activation must be \"linear\", \"relu\" or \"tanh\", got \"softmax\"");
-  if (!std::isfinite(lr)) fail(op, "lr must be finite, got ", lr);
+  if (activation != "linear" && activation != "relu" && activation != "tanh")
+    fail(op, "activation must be \"linear\", \"relu\" or \"tanh\", got \"", activation, "\"");
+  check_rate(op, lr);
   const Dense rule = check_rule(op, activation, decay, 1, check_patches(op, patches));
   check_mask(op, "frozen", frozen, g.neurons);
   check_apart(op, weight);

@@ -24,9 +24,10 @@ struct Lesson {
   int64_t ranks() const { return int64_t(coefficients.size()); }
 };
 
-// Who is taught by each patch, [P][ranks]; responses are filled where somebody competes.
+// Who is taught by each patch, [P][ranks]; responses and moments are filled where somebody competes.
 template <class T>
-static Scratch<int32_t> learners(const Source<T>& source, const Tensor& weight, const Lesson& lesson, T* responses) {
+static Scratch<int32_t> learners(const Source<T>& source, const Tensor& weight, const Lesson& lesson,
+                                 std::optional<Moments<T>>& moments, T* responses) {
   if (lesson.labels) return named_neurons(op, "labels", *lesson.labels, source.g.per_image(), source.g.neurons);
   Scratch<int32_t> who(source.g.patches() * lesson.ranks());
   const OptionalTensor everyone;
@@ -35,7 +36,7 @@ static Scratch<int32_t> learners(const Source<T>& source, const Tensor& weight, 
                         lesson.patches,
                         everyone,
                         lesson.by_response || lesson.decay_by_response};
-  find_winners(op, source, weight, contest, responses, who.get());
+  find_winners(op, source, weight, contest, moments, responses, who.get());
   return who;
 }
 
@@ -81,14 +82,15 @@ static void learn(const Tensor& weight, const Tensor& x, const Geometry& g, cons
   const Rows<S, T> rows(weight);
   if (lesson.labels && !finite_rows(rows, g.neurons)) fail_finite(op, "weight");
   const Scratch<T> responses(lesson.labels ? 0 : g.patches() * lesson.ranks());
-  const Scratch<int32_t> who = learners(source, weight, lesson, responses.get());
+  std::optional<Moments<T>> moments;
+  const Scratch<int32_t> who = learners(source, weight, lesson, moments, responses.get());
   const Scratch<T> coefficients = coefficients_of(lesson, responses.get(), g.patches());
   Taught<T> taught{lesson.ranks(), who.get(), {coefficients.get(), 0, 1}, {}, Mask(lesson.frozen)};
   if (lesson.by_response) taught.coefficients.down = lesson.ranks();
   if (lesson.decay_by_response) taught.responses = {responses.get(), lesson.ranks(), 1};
-  std::optional<Moments<T>> moments;
-  if (lesson.patches != Patches::raw) moments.emplace(op, source, lesson.patches);
-  step_lists(rows, source, group(source, moments ? &*moments : nullptr, taught), lesson);
+  const bool raw = lesson.patches == Patches::raw;
+  if (!raw && !moments) moments.emplace(op, source, lesson.patches);
+  step_lists(rows, source, group(source, raw ? nullptr : &*moments, taught), lesson);
 }
 
 static void check_labels(const Tensor& labels, int64_t samples, int64_t k, const Lesson& lesson) {
@@ -109,7 +111,7 @@ static void check_lesson(const Lesson& lesson, int64_t k, const Geometry& g, Sca
   if (lesson.ranks() != k || !std::all_of(lesson.coefficients.begin(), lesson.coefficients.end(), sound))
     fail(op, "coefficients must be k = ", k, " finite numbers, got ", list(lesson.coefficients));
   if (lesson.labels) check_labels(*lesson.labels, g.batch, k, lesson);
-  if (!std::isfinite(lesson.lr)) fail(op, "lr must be finite, got ", lesson.lr);
+  check_rate(op, lesson.lr);
   check_mask(op, "frozen", lesson.frozen, g.neurons);
 }
 

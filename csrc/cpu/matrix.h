@@ -40,6 +40,8 @@ struct Race {
 };
 
 struct MatrixUnit {
+  static constexpr int64_t tile = 512;  // bf16 entries of a tile
+
   const char* name;
 
   // rows[r][0 .. padded) = bf16(x - shifts[r]) of 16 patches' (or neurons') pieces, zeros behind them; rows has room

@@ -167,17 +167,8 @@ Panels<T>::Panels(const char* op, const Source<T>& source, const Tensor& weight,
           sums ? fill_with_sums(data, item, rows, prepare)
                : fill(data, item / strips, first, std::min(inputs, first + strip), rows, prepare, nullptr, nullptr);
     });
-    if (prepare.part || int64_t(names.size()) == neurons) return;
-    for (int64_t j = 0; j < neurons; ++j) {  // the rows left out must be finite too
-      const S* row = data + j * rows.step;
-      if constexpr (std::is_same_v<S, T>)
-        if (rows.contiguous) {
-          if (!finite(row, inputs)) flaw_ = true;
-          continue;
-        }
-      for (int64_t at : entry)
-        if (!std::isfinite(T(row[at]))) flaw_ = true;
-    }
+    const bool all = prepare.part || int64_t(names.size()) == neurons;
+    if (!all && !rows_finite<T>(data, neurons, rows.step, entry)) flaw_ = true;
   });
   if (flaw_) fail_finite(op, "weight");
   for (int64_t item = 0; item < items; ++item) {

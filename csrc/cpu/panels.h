@@ -80,4 +80,20 @@ template <class T>
 std::vector<int64_t> weight_entries(const Source<T>& source, const Tensor& weight);
 bool in_order(const std::vector<int64_t>& entry);  // whether a row lies as the source's inputs do
 
+// Whether all rows are finite in T, those too that nobody asked for. Entries as of weight_entries.
+template <class T, class S>
+bool rows_finite(const S* weight, int64_t rows, int64_t step, const std::vector<int64_t>& entry) {
+  const bool as_it_lies = std::is_same_v<S, T> && in_order(entry);
+  for (int64_t j = 0; j < rows; ++j, weight += step) {
+    if constexpr (std::is_same_v<S, T>)
+      if (as_it_lies) {
+        if (!finite(weight, int64_t(entry.size()))) return false;
+        continue;
+      }
+    for (int64_t at : entry)
+      if (!std::isfinite(T(weight[at]))) return false;
+  }
+  return true;
+}
+
 }  // namespace hebbkern

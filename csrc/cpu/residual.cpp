@@ -9,12 +9,6 @@
 
 namespace hebbkern {
 
-static bool identity(const std::vector<int64_t>& entry) {
-  for (size_t n = 0; n < entry.size(); ++n)
-    if (entry[n] != int64_t(n)) return false;
-  return true;
-}
-
 // Patches at once: 48 inputs' residuals fill a seventh of L2 (1536 x 48 x 4 bytes).
 constexpr int64_t longest_chunk = 1536;
 
@@ -25,7 +19,7 @@ Residual<T>::Residual(const char* op, const Tensor& x, const Tensor& weight, con
       source_(op, x, g),
       weight_(weight),
       entry_(weight_entries(source_, weight)),
-      in_order_(identity(entry_)),
+      in_order_(hebbkern::in_order(entry_)),
       patches_(g.patches()),
       neurons_(g.neurons),
       inputs_(g.inputs()),

@@ -211,7 +211,7 @@ void Sanger<T>::subtract_triangle() {
 }
 
 template <class T>
-void Sanger<T>::write(const bool* frozen, int64_t frozen_step, T* sum) const {
+void Sanger<T>::write(const Mask& frozen, T* sum) const {
   std::vector<int64_t> to_weight(inputs_);
   for (int64_t n = 0; n < inputs_; ++n) to_weight[n] = source_.in_weight(n);
   constexpr int64_t strip = 32;  // inputs whose lines of a panel stay in L1 while its neurons are written
@@ -225,7 +225,7 @@ void Sanger<T>::write(const bool* frozen, int64_t frozen_step, T* sum) const {
       const int64_t neuron = panel * width_ + j;
       const T diagonal = T(diagonal_[neuron]), shift = T(shift_[neuron]);
       T* to = sum + neuron * inputs_;
-      const bool skip = frozen && frozen[neuron * frozen_step];
+      const bool skip = frozen[neuron];
       for (int64_t n = first; n < last; ++n)
         to[to_weight[n]] = skip ? T(0) : from[n * width_ + j] - shift - (decays ? diagonal * w[n * width_ + j] : T(0));
     }
@@ -233,7 +233,7 @@ void Sanger<T>::write(const bool* frozen, int64_t frozen_step, T* sum) const {
 }
 
 template <class T>
-void Sanger<T>::run(const bool* frozen, int64_t frozen_step, T* sum) {
+void Sanger<T>::run(const Mask& frozen, T* sum) {
   const bool triangular = rule_.decay == Decay::triangular;
   std::fill_n(sum_.get(), panels_.count() * rows_of_sum_ * width_, T(0));
   if (triangular) std::fill_n(gram_.get(), panels_.count() * rows_of_gram_ * width_, T(0));
@@ -244,7 +244,7 @@ void Sanger<T>::run(const bool* frozen, int64_t frozen_step, T* sum) {
     add_products(count);
   }
   if (triangular) subtract_triangle();
-  write(frozen, frozen_step, sum);
+  write(frozen, sum);
   const double x = std::max(1.0, double(source_.bound)), w = std::max(1.0, double(panels_.bound)), y = inputs_ * x * w;
   if (y * y * w * x * double(patches) * double(columns_) > std::numeric_limits<T>::max() / 4 &&
       !finite(sum, source_.g.neurons * inputs_))
@@ -278,18 +278,16 @@ Dense check_rule(const char* op, const std::string& activation, const std::strin
 // Sums as a tensor like weight.
 template <class T>
 struct Sums : Sink<T> {
-  Sums(const Residual<T>& order, int64_t inputs, const bool* frozen, int64_t frozen_step, T* sum)
-      : frozen(frozen), frozen_step(frozen_step), inputs(inputs), sum(sum) {
-    for (int64_t n = 0; n < inputs; ++n) {
-      to_weight.push_back(order.in_weight(n));
-      in_order &= to_weight[n] == n;
-    }
+  Sums(const Residual<T>& order, int64_t inputs, const Mask& frozen, T* sum)
+      : frozen(frozen), inputs(inputs), sum(sum) {
+    for (int64_t n = 0; n < inputs; ++n) to_weight.push_back(order.in_weight(n));
+    as_it_lies = in_order(to_weight);
   }
   void take(int64_t first, int64_t neurons, int64_t input, int64_t count, const T* negated, int64_t step) override {
     for (int64_t j = first; j < first + neurons; ++j, negated += step) {
       T* to = sum + j * inputs;
-      const bool skip = frozen && frozen[j * frozen_step];
-      if (in_order && !adds && !skip)
+      const bool skip = frozen[j];
+      if (as_it_lies && !adds && !skip)
         for (int64_t n = 0; n < count; ++n) to[input + n] = -negated[n];
       else
         for (int64_t n = 0; n < count; ++n) {
@@ -298,18 +296,18 @@ struct Sums : Sink<T> {
         }
     }
   }
-  const bool* frozen;
-  const int64_t frozen_step, inputs;
+  const Mask frozen;
+  const int64_t inputs;
   T* sum;
   std::vector<int64_t> to_weight;
-  bool in_order = true, adds = false;
+  bool as_it_lies, adds = false;
 };
 
 template <class T>
 static void by_residual(const char* op, const Tensor& x, const Tensor& weight, const Geometry& g, const Dense& rule,
-                        const bool* frozen, int64_t frozen_step, T* sum) {
+                        const Mask& frozen, T* sum) {
   Residual<T> order(op, x, weight, g, rule);
-  Sums<T> sink(order, g.inputs(), frozen, frozen_step, sum);
+  Sums<T> sink(order, g.inputs(), frozen, sum);
   const int64_t size = g.neurons * g.inputs();
   if (order.done()) std::fill_n(sum, size, T(0));
   for (; !order.done(); sink.adds = true) {
@@ -317,22 +315,21 @@ static void by_residual(const char* op, const Tensor& x, const Tensor& weight, c
     order.walk(sink);
   }
   if (!(order.largest_sum() < std::numeric_limits<T>::max()) && !finite(sum, size))
-    fail_overflow(op, "x and weight must give finite sums", sizeof(T) == 8);
+    fail_overflow(op, finite_sums, sizeof(T) == 8);
 }
 
 std::tuple<Tensor, Tensor> dense_sums(const char* op, const Tensor& x, const Tensor& weight, const Geometry& g,
                                       const Dense& rule, const OptionalTensor& frozen) {
   const ScalarType result = result_dtype(x.scalar_type());
   Tensor sum = empty(Ints(weight.sizes().begin(), weight.sizes().end()), result), count = empty({1}, result);
-  const bool* ice = frozen ? static_cast<const bool*>(frozen->const_data_ptr()) : nullptr;
-  const int64_t step = frozen ? frozen->stride(0) : 0;
+  const Mask mask(frozen);
   with_dtype(result, [&](auto, auto tag) {
     using T = decltype(tag);
     T* to = static_cast<T*>(sum.mutable_data_ptr());
     if (residual_is_cheaper(rule, g))
-      by_residual<T>(op, x, weight, g, rule, ice, step, to);
+      by_residual<T>(op, x, weight, g, rule, mask, to);
     else
-      Sanger<T>(op, x, weight, g, rule).run(ice, step, to);
+      Sanger<T>(op, x, weight, g, rule).run(mask, to);
     *static_cast<T*>(count.mutable_data_ptr()) = T(g.patches());
   });
   return {sum, count};

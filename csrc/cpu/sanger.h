@@ -21,7 +21,7 @@ template <class T>
 class Sanger {
  public:
   Sanger(const char* op, const Tensor& x, const Tensor& weight, const Geometry& g, const Dense& rule);
-  void run(const bool* frozen, int64_t frozen_step, T* sum);
+  void run(const Mask& frozen, T* sum);
 
  private:
   void respond(int64_t first, int64_t count);
@@ -32,7 +32,7 @@ class Sanger {
   void gram_tile(int64_t panel, int64_t i, int64_t count);
   void add_products(int64_t count);
   void subtract_triangle();
-  void write(const bool* frozen, int64_t frozen_step, T* sum) const;
+  void write(const Mask& frozen, T* sum) const;
 
   T* response(int64_t panel) const { return y_.get() + panel * chunk_ * width_; }
   T* taught(int64_t panel) const { return (scaled_ ? ys_.get() : y_.get()) + panel * chunk_ * width_; }

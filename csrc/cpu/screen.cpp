@@ -7,7 +7,7 @@
 
 namespace hebbkern {
 
-constexpr int64_t tile = 512;       // bf16 entries of a tile
+constexpr int64_t tile = MatrixUnit::tile;
 constexpr int64_t chunk = 8;        // groups of neurons whose responses to 32 patches are in L1 (16 kB) when scanned
 constexpr int capacity = 64;        // candidates listed per patch on the way
 constexpr double largest = 0x1p48;  // |x| and |w| beyond are not screened
@@ -159,14 +159,12 @@ void Screen::round_images() {
 // Where the float32 rows lie; a copy, where they are not what the register tile would multiply by.
 void Screen::prepare_rows(const Tensor& weight, const Prepare& prepare) {
   const std::vector<int64_t> entry = weight_entries(source_, weight);
-  bool in_order = true;
-  for (int64_t n = 0; n < inputs_; ++n) in_order &= entry[n] == n;
   const int64_t step = weight.stride(0), count = names_.size();
   const bool plain = prepare.p == 2 && !prepare.cosine;
   with_dtype(weight.scalar_type(), [&](auto stored, auto) {
     using S = decltype(stored);
     const S* data = static_cast<const S*>(weight.const_data_ptr());
-    by_name_ = std::is_same_v<S, float> && in_order && plain;
+    by_name_ = std::is_same_v<S, float> && plain && in_order(entry);
     row_step_ = by_name_ ? step : inputs_;
     if (!by_name_) copied_.emplace(count * inputs_);
     rows_ = by_name_ ? static_cast<const float*>(weight.const_data_ptr()) : copied_->get();
@@ -183,10 +181,7 @@ void Screen::prepare_rows(const Tensor& weight, const Prepare& prepare) {
         }
       });
     }
-    if (count == weight.size(0)) return;
-    for (int64_t j = 0; j < weight.size(0); ++j)  // the rows left out must be finite too
-      for (int64_t at : entry)
-        if (!std::isfinite(float(data[j * step + at]))) usable_ = false;
+    if (count != weight.size(0) && !rows_finite<float>(data, weight.size(0), step, entry)) usable_ = false;
   });
 }
 
@@ -282,18 +277,6 @@ void Screen::sweep(Block& b, int k) const {
   unit_.end();
 }
 
-// Puts (score, neuron) behind every better or equal one.
-static void insert(float score, int32_t neuron, int k, float* best, int32_t* who) {
-  if (!(score > best[k - 1])) return;
-  int at = k - 1;
-  for (; at > 0 && best[at - 1] < score; --at) {
-    best[at] = best[at - 1];
-    who[at] = who[at - 1];
-  }
-  best[at] = score;
-  who[at] = neuron;
-}
-
 // One or two candidates of a patch, and where they are listed.
 struct Pair {
   int64_t patch, at;  // within the block, its lists
@@ -317,8 +300,11 @@ void Screen::rescore(const Block& b, const Pair* pairs, int count, int k, const 
   }
   unit_.rescore(x, w, stretches_.data(), stretches_.size(), offsets, offset ? wsums : nullptr, scores);
   for (int i = 0; i < count; ++i)
-    for (int c = 0; c < pairs[i].size; ++c)
-      insert(scores[2 * i + c], names_[b.who[pairs[i].at + c]], k, best + pairs[i].patch * k, who + pairs[i].patch * k);
+    for (int c = 0; c < pairs[i].size; ++c) {
+      const int64_t to = pairs[i].patch * k;
+      if (scores[2 * i + c] > best[to + k - 1])
+        insert(scores[2 * i + c], names_[b.who[pairs[i].at + c]], k, best + to, who + to);
+    }
 }
 
 void Screen::decide(Block& b, int k, const float* offset, bool responses, float* best, int32_t* who,

@@ -28,7 +28,7 @@ KROTOV = {"scale": 1.0, "tolerance": 5e-2}  # room for winners that float32 rank
 DENSE = {"dense": True, "lr": 1e-4}  # larger steps leave the stable range within the repetitions
 
 PEERS = {"peers": True}
-CONV_LIMITS = {"floor": 0.7, "unscreened": 1.2}  # the first shape has too few neurons for screening to help
+CONV_LIMITS = {"floor": 0.7, "unscreened": 1.2}
 
 CASES = (
     rule_case(
@@ -45,8 +45,7 @@ CASES = (
     rule_case(hk.KrotovHopfield(), "krotov_hopfield", *SMALL, **KROTOV, **PEERS, limits={"numpy": 8, "floor": 3.0}),
     rule_case(hk.KrotovHopfield(), "krotov_hopfield", *TINY, **KROTOV, **PEERS),
     epoch_case(60_000, 784, 2000, 100, tolerance=5e-2, **PEERS, limits={"numpy": 14}),
-    rule_case(hk.WTA(), "wta", *CIFAR, tolerance=5e-2, **PEERS, limits={"floor": 1.6, "unscreened": 1.2}),
-    *(rule_case(hk.WTA(), "wta", *shapes, tolerance=5e-2, **PEERS, limits=CONV_LIMITS) for shapes in HPCA[1:]),
+    *(rule_case(hk.WTA(), "wta", *shapes, tolerance=5e-2, **PEERS, limits=CONV_LIMITS) for shapes in HPCA),
     *(rule_case(hk.Sanger(), "sanger", *shapes, **DENSE, **PEERS, limits={"floor": 1.15}) for shapes in HPCA),
     rule_case(hk.Sanger(), "sanger", *WIDE, lr=1e-4, **PEERS, limits={"floor": 5}),
     rule_case(hk.SoftWTA(), "soft_wta", *CIFAR, dense=True, tolerance=1e-2, **PEERS),

@@ -9,7 +9,7 @@ import torch
 
 import hebbkern as hk
 from hebbkern.benchmark.contest import images, shapes, weights
-from hebbkern.benchmark.timing import race
+from hebbkern.benchmark.timing import race, threads_kept
 
 MEBIBYTES = 64  # the limit of the extra memory
 SPEEDUP = 1.7  # of two threads
@@ -54,17 +54,15 @@ def memory():
 
 def scaling(rounds):
     """How many times as fast two threads are as one, on the large cases. One row a rule."""
-    before, found = torch.get_num_threads(), []
-    try:
-        for rule, (x_shape, w_shape) in LARGE:
-            x, w = images(*x_shape), weights(*w_shape)
+    found = []
+    for rule, (x_shape, w_shape) in LARGE:
+        x, w = images(*x_shape), weights(*w_shape)
+        with threads_kept():
             seconds = race({n: (_threaded(rule, w, x, n), None) for n in (1, 2)}, rounds)
-            times = seconds[1] / seconds[2]
-            name = f"{type(rule).__name__} step, {shapes(x_shape, w_shape)}"
-            row = {"property": "scaling", "case": name, "times": times, "limit": SPEEDUP}
-            found.append(row | {"holds": times >= SPEEDUP})
-    finally:
-        torch.set_num_threads(before)
+        times = seconds[1] / seconds[2]
+        name = f"{type(rule).__name__} step, {shapes(x_shape, w_shape)}"
+        row = {"property": "scaling", "case": name, "times": times, "limit": SPEEDUP}
+        found.append(row | {"holds": times >= SPEEDUP})
     return found
 
 
@@ -88,15 +86,13 @@ def determinism():
     """How many different weights come of three steps with 1 and 2 threads, twice each; 1 is right. One row a rule."""
     linear, conv = ((256, 784), (300, 784)), ((16, 3, 32, 32), (96, 3, 5, 5))
     rules = ((hk.KrotovHopfield(), linear), (hk.WTA(), conv), (hk.Sanger(), conv), (hk.SoftWTA(), linear))
-    before, found = torch.get_num_threads(), []
-    try:
-        for rule, (x_shape, w_shape) in rules:
+    found = []
+    for rule, (x_shape, w_shape) in rules:
+        with threads_kept():
             digests = {_digest(rule, x_shape, w_shape, threads) for threads in (1, 2, 1, 2)}
-            name = f"{type(rule).__name__}, 1 and 2 threads, twice each"
-            row = {"property": "determinism", "case": name, "results": len(digests), "limit": 1}
-            found.append(row | {"holds": len(digests) == 1})
-    finally:
-        torch.set_num_threads(before)
+        name = f"{type(rule).__name__}, 1 and 2 threads, twice each"
+        row = {"property": "determinism", "case": name, "results": len(digests), "limit": 1}
+        found.append(row | {"holds": len(digests) == 1})
     return found
 
 

@@ -1,5 +1,6 @@
 """How a case is measured: results compared first, then contestants in alternating order, medians of many samples."""
 
+import contextlib
 import functools
 import statistics
 import time
@@ -34,7 +35,7 @@ def race(contestants, rounds):
     Each round lets everybody run once, the next one in reverse order, so that a drifting clock favours nobody. Between
     two of them a pause lets the threads of the one before fall asleep, and a call that is not timed wakes one's own.
     """
-    once = {name: _seconds(run) for name, (run, _) in contestants.items()}
+    once = {name: seconds_of(run) for name, (run, _) in contestants.items()}
     samples = {name: [seconds] if seconds > BUDGET else [] for name, seconds in once.items()}
     for number in range(rounds):
         for name in list(contestants)[:: -1 if number % 2 else 1]:
@@ -82,7 +83,17 @@ def _chosen(contestants, everybody):
     return {name: contestant for name, contestant in contestants.items() if chosen(name)}
 
 
-def _seconds(run):
+@contextlib.contextmanager
+def threads_kept():
+    """Afterwards torch has as many threads as before, whatever happens within."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def seconds_of(run):
     start = time.perf_counter()
     run()
     return time.perf_counter() - start

@@ -57,8 +57,7 @@ def check(weight, sum, decay, denominator, lr, normalise, rate_power, frozen):
     checks.typed(op, "sum", sum, dtype, (weight.shape,), "weight", weight)
     checks.typed(op, "decay", decay, dtype, ([neurons],), "weight", weight)
     checks.typed(op, "denominator", denominator, dtype, ([neurons], [1]), "weight", weight)
-    if not checks.is_finite(lr):
-        checks.fail(op, "lr", "be finite", f"{lr:g}")
+    checks.rate(op, lr)
     checks.choice(op, "normalise", normalise, checks.NORMALISATIONS)
     if not (checks.is_finite(rate_power) and rate_power >= 0):
         checks.fail(op, "rate_power", "be a finite number of at least 0", f"{rate_power:g}")

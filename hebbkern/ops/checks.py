@@ -44,6 +44,11 @@ def is_finite(number):
     return -math.inf < number < math.inf
 
 
+def rate(op, lr):
+    if not is_finite(lr):
+        fail(op, "lr", "be finite", f"{lr:g}")
+
+
 def choice(op, argument, value, names):
     if value not in names:
         quoted = [f'"{name}"' for name in names]

@@ -48,8 +48,7 @@ def check(weight, x, activation, decay, lr, patches, stride, padding, dilation, 
     checks.choice(op, "decay", decay, checks.DECAYS)
     checks.neuron_mask(op, "frozen", frozen, weight.shape[0], x)
     check_apart(op, weight)
-    if not checks.is_finite(lr):
-        checks.fail(op, "lr", "be finite", f"{lr:g}")
+    checks.rate(op, lr)
 
 
 define(

@@ -87,8 +87,7 @@ def check(
         checks.fail(op, "coefficients", f"be k = {k} finite numbers", f"[{got}]")
     if labels is not None:
         check_labels(op, x, labels, k, by_response, decay_by_response)
-    if not checks.is_finite(lr):
-        checks.fail(op, "lr", "be finite", f"{lr:g}")
+    checks.rate(op, lr)
     checks.neuron_mask(op, "frozen", frozen, weight.shape[0], x)
     return count
 
