@@ -3,6 +3,8 @@
 Each test draws many patches, and each patch is a case of its own: together some millions, most of them made to deceive.
 """
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -279,8 +281,9 @@ def test_slices_and_masks():
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_what_is_not_finite_is_refused(bad):
-    for name, at in (("x", 0), ("weight", 1)):
-        given = [normal(300, 64), normal(80, 64)]
+    large = (3000, 64), (100, 64)  # where what neurons have in common is looked for
+    for shapes, (at, name) in itertools.product([((300, 64), (80, 64)), large], enumerate(("x", "weight"))):
+        given = [normal(*shape) for shape in shapes]
         given[at][7, 9] = bad
         with hk.screening("always"), pytest.raises(RuntimeError, match=f"{name} must be finite"):
             hk.ops.compete(*given, 1)

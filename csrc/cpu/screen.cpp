@@ -68,7 +68,9 @@ Screen::Screen(const MatrixUnit& unit, const Source<float>& source, const Tensor
   if (source.g.kh * source.g.kw > 1 && !prepare.sums) round_images();
   prepare_rows(weight, prepare);
   if (!usable_) return;
-  find_common();
+  // Looking for it takes some 20 us: not for less than 100 us of float32.
+  constexpr double worth = 1 << 24;  // multiply-adds
+  if (double(source.g.patches()) * double(names.size()) * double(inputs_) > worth) find_common();
   if (!usable_) return;
   constexpr int64_t share = 4;  // groups of neurons to a hand-out
   std::vector<Piece> pieces;
