@@ -1,11 +1,12 @@
-"""Which kernels serve the operators: the compiled ones of the tensors' device, or plain torch.
+"""Which kernels serve the operators: the compiled ones of the tensors' device, Triton's, or plain torch.
 
 Importing this module loads the compiled libraries (each registers its kernels with torch for its device) and gives
 every operator eager.py's function as the kernel for all other devices. ``backend(name)`` and the environment variable
 HEBBKERN_BACKEND override the choice:
 
-    "auto"    by the tensors' device: compiled if there, else plain torch (says so once)
+    "auto"    by the tensors' device: compiled if there, else Triton's on a GPU, else plain torch (says so once)
     "cpu"     the same, after making sure that the compiled CPU kernels are there
+    "triton"  Triton's on a GPU even where compiled ones are; with TRITON_INTERPRET=1 on CPU tensors too, slowly
     "eager"   plain torch, everywhere
 
 ``screening(False)`` and HEBBKERN_SCREENING=off keep the CPU kernels from screening float32 competitions in bf16.
@@ -14,14 +15,17 @@ HEBBKERN_BACKEND override the choice:
 import contextlib
 import functools
 import importlib
+import importlib.util
 import os
 import warnings
+
+import torch
 
 from hebbkern import eager
 from hebbkern.ops import library
 
 COMPILED = {"cpu": "hebbkern._cpu"}  # device type -> the extension that serves it
-NAMES = ("auto", "eager", *COMPILED)
+NAMES = ("auto", "eager", "triton", *COMPILED)
 
 SCREENING = {"off": 0, "auto": 1, "always": 2}
 
@@ -32,7 +36,7 @@ _screening = "auto"
 
 def available():
     """Each backend's name, with None if it can run, or the reason why not."""
-    return {"eager": None, **{name: _missing.get(name) for name in COMPILED}}
+    return {name: _missing.get(name) for name in NAMES[1:]}
 
 
 def current():
@@ -47,7 +51,7 @@ def select(name):
         raise RuntimeError(f"hebbkern: the backend must be one of {', '.join(NAMES)}, got {name!r}")
     if name in _missing:
         raise RuntimeError(f"hebbkern: the backend {name!r} is not available: {_missing[name]}")
-    library.choose("eager" if name == "eager" else "default")
+    library.choose(name if name in library.OVERLOADS else "default")
     _current = name
 
 
@@ -114,7 +118,30 @@ def _fallback(function):
     return run
 
 
+def _by_triton(name):
+    """The Triton kernel of operator ``name``, imported with its first use; elsewhere that of the tensors' device."""
+
+    def run(tensor, *arguments):
+        kernels = importlib.import_module("hebbkern.triton")
+        if kernels.serves(tensor):
+            return kernels.run(name, tensor, *arguments)
+        return library.operator(name)(tensor, *arguments)
+
+    return run
+
+
+def _without_triton():
+    """Why Triton's kernels cannot run, or None."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed; CUDA builds of torch for Linux bring it, pip install triton does too"
+    if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+        return "no GPU is found (TRITON_INTERPRET=1 runs its kernels on the CPU, slowly, for tests)"
+    return None
+
+
 def _load():
+    if reason := _without_triton():
+        _missing["triton"] = reason
     for name, module in COMPILED.items():
         try:
             importlib.import_module(module)
@@ -126,6 +153,9 @@ def _load():
         function = getattr(eager, name)
         library.LIBRARY.impl(name, _fallback(function), "CompositeExplicitAutograd")
         library.LIBRARY.impl(f"{name}.eager", function, "CompositeExplicitAutograd")
+        library.LIBRARY.impl(f"{name}.triton", _by_triton(name), "CompositeExplicitAutograd")
+        if "triton" not in _missing and torch.cuda.is_available():
+            library.LIBRARY.impl(name, _by_triton(name), "CUDA")
 
 
 _load()

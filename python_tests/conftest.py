@@ -9,6 +9,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from hypothesis import HealthCheck, settings
 
 import hebbkern as hk
@@ -31,6 +35,7 @@ class Backend:
 BACKENDS = [
     Backend("eager", device="cpu", any_threads=False),
     Backend("cpu", device="cpu", any_threads=True),
+    Backend("triton", device="cuda" if torch.cuda.is_available() else "cpu", any_threads=True),
 ]
 
 

@@ -1,0 +1,95 @@
+"""Launching kernels: on the GPU, in Triton's interpreter, into a graph of torch.compile, or into a list.
+
+Every launch of this package goes through ``launch``, and none of them waits for the device or reads a value of it.
+``recorded()`` turns launches into a list of what would have run: how the tests count them and see that nothing
+synchronises, and how bench/kernel_report.py learns what to compile for processors that are not there.
+"""
+
+import contextlib
+import threading
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from triton.runtime.interpreter import InterpretedFunction
+
+PROCESSORS = 132  # multiprocessors of an H100, for which launches are recorded
+INTERPRETED_PROCESSORS = 3  # so that small tests take the paths on which a GPU shares work out
+
+
+@triton.jit
+def _probe():
+    pass
+
+
+INTERPRETED = tl.constexpr(isinstance(_probe, InterpretedFunction))  # TRITON_INTERPRET=1 when this was imported
+
+
+class _State(threading.local):
+    launches = None  # the list that launches go to, instead of the device
+    tracing = False  # torch.compile is looking: launches become nodes of its graph
+
+
+_state = _State()
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch that was recorded: the kernel, its grid, arguments by position and compile-time settings."""
+
+    kernel: object
+    grid: tuple
+    arguments: tuple
+    settings: dict
+    warps: int
+    stages: int
+
+
+def launch(kernel, grid, *arguments, warps=4, stages=1, **settings):
+    """Run ``kernel`` on ``grid`` blocks of ``warps`` warps; ``settings`` are its constexprs."""
+    grid = (*grid, 1, 1)[:3]
+    if 0 in grid:
+        return
+    if _state.launches is not None:
+        _state.launches.append(Launch(kernel, grid, arguments, settings, warps, stages))
+        return
+    runner = torch.library.wrap_triton(kernel) if _state.tracing else kernel
+    runner[grid](*arguments, num_warps=warps, num_stages=stages, **settings)
+
+
+@contextlib.contextmanager
+def recorded():
+    """Within, launches of this thread are appended to the list that this yields, and nothing runs."""
+    before, _state.launches = _state.launches, []
+    try:
+        yield _state.launches
+    finally:
+        _state.launches = before
+
+
+@contextlib.contextmanager
+def traced():
+    """Within, launches of this thread become nodes of the graph that torch.compile is tracing."""
+    before, _state.tracing = _state.tracing, True
+    try:
+        yield
+    finally:
+        _state.tracing = before
+
+
+def readable(tensor):
+    """Whether the values of ``tensor`` can be looked at without waiting for a device."""
+    return tensor.device.type == "cpu" and _state.launches is None and not _state.tracing
+
+
+def processors(tensor):
+    """How many multiprocessors share the work on ``tensor``."""
+    if tensor.device.type == "cuda" and torch.cuda.is_available():
+        return torch.cuda.get_device_properties(tensor.device).multi_processor_count
+    return INTERPRETED_PROCESSORS if INTERPRETED.value else PROCESSORS
+
+
+def power_of_2(number, least=1, most=1 << 30):
+    """The power of two at or above ``number``, within bounds: tiles have no other lengths."""
+    return min(max(triton.next_power_of_2(int(number)), least), most)
