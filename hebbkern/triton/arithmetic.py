@@ -16,14 +16,14 @@ def product(a, b, total, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def narrowed(value, DTYPE: tl.constexpr):
-    """``value`` in DTYPE, rounded to nearest even (the interpreter cuts bfloat16 off)."""
-    if INTERPRETED and DTYPE == tl.bfloat16:
+def narrowed(value, dtype: tl.constexpr):
+    """``value`` rounded to the nearest number of dtype, ties to even (the interpreter cuts bfloat16 off)."""
+    if INTERPRETED and dtype == tl.bfloat16:
         bits = value.to(tl.float32).to(tl.int32, bitcast=True)
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
         bits = tl.where((bits & 0x7F800000) == 0x7F800000, bits & -65536, rounded)
         return bits.to(tl.float32, bitcast=True).to(tl.bfloat16)
-    return value.to(DTYPE)
+    return value.to(dtype)
 
 
 def precision():

@@ -14,7 +14,6 @@ import triton.language as tl
 
 from hebbkern.eager import FLAT
 
-
 # Indices into SHAPE.
 KERNEL_H, KERNEL_W, STRIDE_H, STRIDE_W, PAD_H, PAD_W, DILATE_H, DILATE_W, INSIDE, WIDE = map(tl.constexpr, range(10))
 LINEAR = tl.constexpr((1, 1, 1, 1, 0, 0, 1, 1, True, False))  # SHAPE of rows of a matrix
@@ -70,7 +69,7 @@ def taps(entry, sc, sh, sw, SHAPE: tl.constexpr):
 
 @triton.jit
 def load_patches(x, start, row, column, known, offset, down, right, within, H, W, SHAPE: tl.constexpr):
-    """[patches, entries] of x, 0 in the padding, where a patch is not ``known`` and where an entry is not ``within``."""
+    """[patches, entries] of x; 0 in the padding, in a patch not ``known`` and in an entry not ``within``."""
     inside = known[:, None] & within[None, :]
     if not SHAPE[INSIDE]:
         y = row[:, None] + down[None, :]
