@@ -11,9 +11,10 @@ import torch
 
 from hebbkern import eager
 from hebbkern.ops import library
+from hebbkern.triton.compete import compete
 from hebbkern.triton.launch import INTERPRETED, traced
 
-LAUNCHERS = {name: getattr(eager, name) for name in library.chosen}
+LAUNCHERS = {name: getattr(eager, name) for name in library.chosen} | {"compete": compete}
 
 
 def serves(tensor):

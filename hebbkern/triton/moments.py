@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from hebbkern.ops import checks
-from hebbkern.triton.launch import launch, power_of_2, readable
+from hebbkern.triton.launch import block, launch, power_of_2, readable
 from hebbkern.triton.patches import FLAT_SHARE, LINEAR, corners, load_patches, taps
 
 
@@ -99,7 +99,7 @@ def moments_kernel(
             tl.store(inverse + neuron, tl.where(norm == 0, 0, 1 / tl.where(norm == 0, 1, norm)), mask=known)
 
 
-def moments(op, where, patches, *, weight=None, unit=False, total=False):
+def moments(op, where, patches, *, weight=None, unit=False, total=False, rounding=False):
     """Moments of the patches at ``where`` and of the rows of ``weight`` [K, N], in at most one launch.
 
     ``unit`` scales patches to norm 1 (after centring, if they are), and asks for the rows' inverse norms;
@@ -114,13 +114,13 @@ def moments(op, where, patches, *, weight=None, unit=False, total=False):
     sums = x.new_empty(K, dtype=dtype) if total and K else None
     inverse = x.new_empty(K, dtype=dtype) if unit and K else None
     # 16 x 64: a warp reads 64 neighbours of 4 patches, and a few thousand patches still fill every processor.
-    block = 16
-    rows = triton.cdiv(P, block) if offset is not None or scale is not None else 0
-    rows += triton.cdiv(K, block) if sums is not None or inverse is not None else 0
+    rows_each = block(16)
+    rows = triton.cdiv(P, rows_each) if offset is not None or scale is not None else 0
+    rows += triton.cdiv(K, rows_each) if sums is not None or inverse is not None else 0
     settings = {"SHAPE": where.shape, "SCALE": "flat" if patches == "standardised" else "unit" if unit else "none"}
     launch(
         moments_kernel, (rows,), *where.arguments, weight, offset, scale, sums, inverse, P, K, N,
-        BLOCK_P=block, BLOCK_N=power_of_2(N, 16, 64), **settings,
+        BLOCK_P=rows_each, BLOCK_N=power_of_2(N, 16, block(64)), **settings,
     )  # fmt: skip
     if scaled and readable(x):
         checks.finite_norms(op, torch.where(scale == 0, 1, 1 / scale))

@@ -1,0 +1,5 @@
+def worthwhile(where, rows, k, mode):
+    return False
+
+
+screened = None
