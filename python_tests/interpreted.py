@@ -1,0 +1,65 @@
+"""What the tests of Triton's kernels share: guarded results, recorded launches, values that nobody may look at."""
+
+import contextlib
+import importlib
+import sys
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+triton = pytest.importorskip("triton", reason="triton is not installed")
+kernels = importlib.import_module("hebbkern.triton")
+launching = importlib.import_module("hebbkern.triton.launch")
+
+GUARD = 12345  # what surrounds every result
+WIDTH = 64
+
+needs_interpreter = pytest.mark.skipif(
+    not launching.INTERPRETED.value, reason="runs in Triton's interpreter (TRITON_INTERPRET=1)"
+)
+
+
+@contextlib.contextmanager
+def guarded(monkeypatch):
+    """Within, what new_empty allocates lies between guards, is poisoned, and on leaving the guards must be whole.
+
+    The interpreter lets a kernel store beyond a tensor, into whatever lies there.
+    """
+    allocated = []
+    original = torch.Tensor.new_empty
+
+    def new_empty(self, *shape, dtype=None, **options):
+        shape = shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape
+        size = torch.Size(shape).numel()
+        whole = original(self, size + 2 * WIDTH, dtype=dtype, **options).fill_(GUARD)
+        inner = whole[WIDTH : WIDTH + size]
+        inner.fill_(torch.nan if inner.is_floating_point() else torch.iinfo(inner.dtype).max)
+        allocated.append((whole, size))
+        return inner.view(shape)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "new_empty", new_empty)
+        yield allocated
+    assert allocated
+    for whole, size in allocated:
+        outside = torch.cat([whole[:WIDTH], whole[WIDTH + size :]])
+        assert (outside == torch.full((), GUARD, dtype=whole.dtype)).all(), "a kernel stored beyond its result"
+
+
+def launches(operator, *arguments):
+    """What the operator would launch on a GPU for tensors like these, found without one and without their values."""
+    with FakeTensorMode(allow_non_fake_inputs=False) as mode, launching.recorded() as recorded:
+        on_gpu = [mode.from_tensor(a).to("cuda") if isinstance(a, torch.Tensor) else a for a in arguments]
+        kernels.LAUNCHERS[operator](*on_gpu)
+    return [launch.kernel.__name__ for launch in recorded]
+
+
+@contextlib.contextmanager
+def unreadable(monkeypatch):
+    """Within, launchers treat CPU tensors as a GPU's: no value is looked at."""
+    with monkeypatch.context() as patch:
+        for name, module in list(sys.modules.items()):
+            if name.startswith("hebbkern.triton.") and hasattr(module, "readable"):
+                patch.setattr(module, "readable", lambda tensor: False)
+        yield
