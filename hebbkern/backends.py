@@ -20,6 +20,7 @@ import os
 import warnings
 
 import torch
+from torch._subclasses.functional_tensor import FunctionalTensorMode
 
 from hebbkern import eager
 from hebbkern.ops import library
@@ -36,7 +37,7 @@ _screening = "auto"
 
 def available():
     """Each backend's name, with None if it can run, or the reason why not."""
-    return {name: _missing.get(name) for name in NAMES[1:]}
+    return {name: _why_not(name) for name in NAMES[1:]}
 
 
 def current():
@@ -49,8 +50,8 @@ def select(name):
     global _current
     if name not in NAMES:
         raise RuntimeError(f"hebbkern: the backend must be one of {', '.join(NAMES)}, got {name!r}")
-    if name in _missing:
-        raise RuntimeError(f"hebbkern: the backend {name!r} is not available: {_missing[name]}")
+    if reason := _why_not(name):
+        raise RuntimeError(f"hebbkern: the backend {name!r} is not available: {reason}")
     library.choose(name if name in library.OVERLOADS else "default")
     _current = name
 
@@ -100,7 +101,7 @@ def screening(mode):
 
 @functools.cache
 def _say_once(device):
-    reason = _missing.get(device, f"this version has none for {device}")
+    reason = _why_not("triton" if device == "cuda" else device) or f"this version has none for {device}"
     warnings.warn(
         f"hebbkern: no compiled kernels for {device} tensors, plain torch runs instead, which is slower ({reason}). "
         "`hebbkern doctor` says what to do; HEBBKERN_BACKEND=eager asks for plain torch without this warning.",
@@ -130,18 +131,40 @@ def _by_triton(name):
     return run
 
 
-def _without_triton():
-    """Why Triton's kernels cannot run, or None."""
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed; CUDA builds of torch for Linux bring it, pip install triton does too"
-    if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
-        return "no GPU is found (TRITON_INTERPRET=1 runs its kernels on the CPU, slowly, for tests)"
-    return None
+def _show_to_compile(name):
+    """Let torch.compile see the Triton kernels of operator ``name``, as torch.library.triton_op does for new ones.
+
+    Those in place stay whole: besides the weights they write, to count skipped steps, what no graph knows of.
+    """
+
+    def decompose(mode, operator, types, arguments, named):
+        from torch.export._trace import custom_triton_ops_decomposition_disabled  # only there where something compiles
+
+        exporting = custom_triton_ops_decomposition_disabled()
+        if exporting or named or arguments[0].device.type != "cuda" or "triton" in _missing:
+            return mode.__torch_dispatch__(operator, types, arguments, named)
+        with mode:
+            return importlib.import_module("hebbkern.triton").trace(name, *arguments)
+
+    for overload in ("default", "triton"):
+        torch.library.register_torch_dispatch(
+            f"hebbkern::{name}" + (f".{overload}" if overload != "default" else ""),
+            FunctionalTensorMode,
+            decompose,
+            lib=library.LIBRARY,
+        )
+
+
+def _why_not(name):
+    """Why this backend cannot run, or None. Looks for a GPU only where that is the question."""
+    if name == "triton" and name not in _missing and os.environ.get("TRITON_INTERPRET") != "1":
+        return None if torch.cuda.is_available() else "no GPU is found (TRITON_INTERPRET=1 runs it on the CPU, slowly)"
+    return _missing.get(name)
 
 
 def _load():
-    if reason := _without_triton():
-        _missing["triton"] = reason
+    if importlib.util.find_spec("triton") is None:
+        _missing["triton"] = "triton is not installed; CUDA builds of torch for Linux bring it, pip install triton does"
     for name, module in COMPILED.items():
         try:
             importlib.import_module(module)
@@ -154,8 +177,10 @@ def _load():
         library.LIBRARY.impl(name, _fallback(function), "CompositeExplicitAutograd")
         library.LIBRARY.impl(f"{name}.eager", function, "CompositeExplicitAutograd")
         library.LIBRARY.impl(f"{name}.triton", _by_triton(name), "CompositeExplicitAutograd")
-        if "triton" not in _missing and torch.cuda.is_available():
+        if "triton" not in _missing:
             library.LIBRARY.impl(name, _by_triton(name), "CUDA")
+        if not name.endswith("_"):
+            _show_to_compile(name)
 
 
 _load()

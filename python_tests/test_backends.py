@@ -1,5 +1,6 @@
 """Choosing a backend, and what is said when there is none."""
 
+import os
 import subprocess
 import sys
 
@@ -79,3 +80,45 @@ def test_without_compiled_kernels_one_warning():
     assert said.startswith("1 hebbkern: no compiled kernels for cpu tensors, plain torch runs instead"), said
     assert "hebbkern._cpu was not built" in said
     assert python(HIDE + ONCE, HEBBKERN_BACKEND="eager").strip() == "0"
+
+
+TRACED = """
+import torch, hebbkern as hk
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.functional_tensor import dispatch_functionalize
+from torch.fx.experimental.proxy_tensor import make_fx
+
+def step(x, weight):
+    return torch.ops.hebbkern.compete.default(x * 2, weight, 2, 2.0, False, "centred", (1, 1), (0, 0), (1, 1), None)
+
+with FakeTensorMode():
+    tensors = torch.empty(64, 20, device="cuda"), torch.empty(300, 20, device="cuda")
+    print([str(node.target) for node in make_fx(dispatch_functionalize(step))(*tensors).graph.nodes])
+"""
+
+
+def test_torch_compile_sees_into_tritons_kernels():
+    """As into torch.library.triton_op's, found without a GPU."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    seen = python(TRACED, HOME=os.environ.get("HOME", ""))
+    assert seen.count("triton_kernel_wrapper_functional") == 3 and "hebbkern" not in seen.splitlines()[-1], seen
+
+
+def test_triton_without_a_gpu_says_so():
+    pytest.importorskip("triton", reason="triton is not installed")
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is here")
+    assert "the backend 'triton' is not available: no GPU is found" in python(
+        "import hebbkern", HEBBKERN_BACKEND="triton"
+    )
+    assert python("import hebbkern", HEBBKERN_BACKEND="triton", TRITON_INTERPRET="1") == ""
+
+
+def test_triton_leaves_the_cpu_its_own_kernels():
+    """Where a GPU is served, CPU tensors take the kernels of the CPU."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    y = torch.tensor([[1.0, 3.0, 2.0]])
+    program = (
+        "import torch, hebbkern as hk; print(torch.ops.hebbkern.kwinners.triton(torch.tensor([[1.0, 3, 2]]), 1, 1))"
+    )
+    assert python(program).strip() == str(hk.ops.kwinners(y, 1))

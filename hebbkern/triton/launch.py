@@ -59,9 +59,13 @@ def launch(kernel, grid, *arguments, warps=4, stages=1, registers=None, **settin
     if _state.launches is not None:
         _state.launches.append(Launch(kernel, grid, arguments, settings, warps, stages, registers))
         return
-    runner = torch.library.wrap_triton(kernel) if _state.tracing else kernel
-    options = {"num_warps": warps, "num_stages": stages} | ({"maxnreg": registers} if registers else {})
-    runner[grid](*arguments, **options, **settings)
+    options = {"num_warps": warps, "num_stages": stages}
+    if _state.tracing:  # a graph has no place for a limit of registers
+        torch.library.wrap_triton(kernel)[grid](*arguments, **options, **settings)
+        return
+    if registers:
+        options["maxnreg"] = registers
+    kernel[grid](*arguments, **options, **settings)
 
 
 @contextlib.contextmanager
