@@ -11,9 +11,13 @@ import torch
 
 from hebbkern import eager
 from hebbkern.ops import library
+from hebbkern.triton.apply import apply_
 from hebbkern.triton.launch import INTERPRETED, traced
 
 LAUNCHERS = {name: getattr(eager, name) for name in library.chosen}
+LAUNCHERS |= {
+    "apply_": apply_,
+}
 
 
 def serves(tensor):
