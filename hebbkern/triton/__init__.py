@@ -11,11 +11,13 @@ import torch
 
 from hebbkern import eager
 from hebbkern.ops import library
+from hebbkern.triton.accumulate import accumulate
 from hebbkern.triton.apply import apply_
 from hebbkern.triton.launch import INTERPRETED, traced
 
 LAUNCHERS = {name: getattr(eager, name) for name in library.chosen}
 LAUNCHERS |= {
+    "accumulate": accumulate,
     "apply_": apply_,
 }
 
