@@ -13,12 +13,13 @@ import triton.language as tl
 
 from hebbkern.ops import checks
 from hebbkern.ops.accumulate import check
-from hebbkern.triton.apply import INFINITY, PIECE, combined, slot_of
+from hebbkern.triton.apply import CALM, INFINITY, PIECE, combined, slot_of
 from hebbkern.triton.launch import launch, power_of_2, readable
 from hebbkern.triton.moments import moments
 from hebbkern.triton.patches import corners, load_patches, place, taps
 
-ENTRIES = 16  # patches of a list that a tile adds up side by side: 16 x 128 keeps 16 loads in flight in each thread
+ENTRIES = 16  # patches of a list that a tile adds up side by side
+TILE = 2048 * CALM  # 16 patches x 128 inputs: a warp reads 128 neighbours, each thread has 16 loads in flight
 
 
 class Lists(NamedTuple):
@@ -78,26 +79,23 @@ def keys_kernel(
 
 
 @triton.jit
-def _list(program, slots, starts, keys, E, K, PIECE: tl.constexpr):
-    """Which entries a program adds up, whose list they are of, and where it puts their sum.
+def _lists(job, slots, starts, keys, E, K, PIECE: tl.constexpr):
+    """Which entries each job adds up, of whose list, and whether there is anything to write.
 
-    The first programs, which have the most to do, own the slots of pieces (apply.slot_of), the others a list each.
+    The first jobs, which have the most to do, own the slots of pieces (apply.slot_of), the others a list each.
     """
-    if program < slots:
-        low = program // 2 * PIECE
-        # A piece beginning in here holds the entry at the low end, or begins its list, which then reaches past the end.
-        at = tl.where(program % 2 == 0, low, low + PIECE - 1)
-        neuron = tl.load(keys + at, mask=at < E, other=K)
-        mine = neuron < K
-        start, end = tl.load(starts + neuron, mask=mine, other=0), tl.load(starts + neuron + 1, mask=mine, other=0)
-        piece = tl.where(program % 2 == 0, tl.cdiv(low - start, PIECE), 0)
-        first = start + piece * PIECE
-        mine = mine & (end - start > PIECE) & (first < end) & (slot_of(start, piece, PIECE) == program)
-        last = tl.where(mine, tl.minimum(first + PIECE, end), first)
-        return neuron, first, last, mine
-    neuron = program - slots
-    first, last = tl.load(starts + neuron), tl.load(starts + neuron + 1)
-    return neuron, first, last, last - first <= PIECE
+    cut = job < slots
+    low = job // 2 * PIECE
+    # A piece beginning in here holds the entry at the low end, or begins its list, which then reaches past the end.
+    at = tl.where(job % 2 == 0, low, low + PIECE - 1)
+    neuron = tl.where(cut, tl.load(keys + at, mask=cut & (at < E), other=K), job - slots)
+    known = neuron < K
+    start, end = tl.load(starts + neuron, mask=known, other=0), tl.load(starts + neuron + 1, mask=known, other=0)
+    piece = tl.where(cut & (job % 2 == 0), tl.cdiv(low - start, PIECE), 0)
+    first = start + piece * PIECE
+    long = end - start > PIECE
+    mine = known & tl.where(cut, long & (first < end) & (slot_of(start, piece, PIECE) == job), ~long)
+    return neuron, first, tl.where(mine, tl.minimum(first + PIECE, end), first), mine
 
 
 @triton.jit
@@ -105,31 +103,33 @@ def gather_kernel(
     x, sb, sc, sh, sw, H, W, Ho, Wo, offset, scale, starts, keys, order,
     values, values_down, values_right, rectified, decays, decays_down, decays_right,
     total, decay, partial, decay_partial, slots, E, R, K, N,
-    EMPTY: tl.constexpr, SHAPE: tl.constexpr, PIECE: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_N: tl.constexpr,
+    EMPTY: tl.constexpr, SHAPE: tl.constexpr, PIECE: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_E: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """A program adds up a column tile of a list or of a piece of one; EMPTY: writes zeros for a list of nothing.
+    """A program adds up a column tile of BLOCK_J lists, or of pieces of lists; EMPTY: zeros for a list of nothing.
 
     One broken entry makes all sums NaN.
     """
     wide: tl.constexpr = total.dtype.element_ty
-    program = tl.program_id(0)
-    neuron, first, last, mine = _list(program, slots, starts, keys, E, K, PIECE)
-    broken = tl.load(starts + K + 2) > tl.load(starts + K + 1)
-    if mine & (EMPTY | (last > first)):
+    job = tl.program_id(0) * BLOCK_J + tl.arange(0, BLOCK_J)
+    neuron, first, last, mine = _lists(job, slots, starts, keys, E, K, PIECE)
+    if not EMPTY:
+        mine = mine & (last > first)
+    if tl.max(mine.to(tl.int32), axis=0) > 0:
         column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
         far, below, beside = taps(column, sc, sh, sw, SHAPE)
-        sums, shares = tl.zeros([BLOCK_E, BLOCK_N], wide), tl.zeros([BLOCK_E], wide)
-        for at in range(first, last, BLOCK_E):
-            place = at + tl.arange(0, BLOCK_E)
-            known = place < last
-            entry = tl.load(order + place, mask=known, other=0)
-            patch, rank = (entry // R).to(tl.int32), (entry % R).to(tl.int32)
+        sums, shares = tl.zeros([BLOCK_J * BLOCK_E, BLOCK_N], wide), tl.zeros([BLOCK_J * BLOCK_E], wide)
+        for at in range(0, tl.max(last - first, axis=0), BLOCK_E):
+            ahead = first[:, None] + (at + tl.arange(0, BLOCK_E))[None, :]
+            known = tl.reshape((ahead < last[:, None]).to(tl.int32), [BLOCK_J * BLOCK_E]) != 0
+            entry = tl.load(order + tl.reshape(ahead, [BLOCK_J * BLOCK_E]), mask=known, other=0).to(tl.int32)
+            patch, rank = entry // R, (entry % R).to(tl.int64)
             c = tl.load(values + patch.to(tl.int64) * values_down + rank * values_right, mask=known, other=0.0)
             if rectified is not None:
                 c = c * tl.maximum(tl.load(rectified + entry, mask=known, other=0.0), 0)
             share = c
             if decays is not None:
-                spot = patch.to(tl.int64) * decays_down + rank.to(tl.int64) * decays_right
+                spot = patch.to(tl.int64) * decays_down + rank * decays_right
                 share = c * tl.load(decays + spot, mask=known, other=0.0)
             shares += share
             start, row, right = corners(patch, sb, sh, sw, Ho, Wo, SHAPE)
@@ -139,16 +139,17 @@ def gather_kernel(
             if scale is not None:
                 tile = tile * tl.load(scale + patch, mask=known, other=0.0)[:, None]
             sums += c[:, None] * tile
-        sums = tl.sum(sums, axis=0) + tl.where(broken, float("nan"), 0.0).to(wide)
-        shares = tl.sum(shares, axis=0) + tl.where(broken, float("nan"), 0.0).to(wide)
-        if program < slots:
-            tl.store(partial + program.to(tl.int64) * N + column, sums, mask=column < N)
-            if tl.program_id(1) == 0:
-                tl.store(decay_partial + program, shares)
-        else:
-            tl.store(total + neuron.to(tl.int64) * N + column, sums, mask=column < N)
-            if tl.program_id(1) == 0:
-                tl.store(decay + neuron, shares)
+        spoilt = tl.where(tl.load(starts + K + 2) > tl.load(starts + K + 1), float("nan"), 0.0).to(wide)
+        sums = tl.sum(tl.reshape(sums, [BLOCK_J, BLOCK_E, BLOCK_N]), axis=1) + spoilt
+        shares = tl.sum(tl.reshape(shares, [BLOCK_J, BLOCK_E]), axis=1) + spoilt
+        piece, whole = mine & (job < slots), mine & (job >= slots)
+        spot, within = job.to(tl.int64)[:, None] * N + column[None, :], (column < N)[None, :]
+        tl.store(partial + spot, sums, mask=piece[:, None] & within)
+        spot = neuron.to(tl.int64)[:, None] * N + column[None, :]
+        tl.store(total + spot, sums, mask=whole[:, None] & within)
+        if tl.program_id(1) == 0:
+            tl.store(decay_partial + job, shares, mask=piece)
+            tl.store(decay + neuron, shares, mask=whole)
 
 
 @triton.jit
@@ -198,11 +199,13 @@ def grouped(where, keys, ranks, coefficients, neurons, offset, scale, empty):
     slots = 2 * triton.cdiv(E, PIECE)
     total, decay = x.new_empty((neurons, N), dtype=dtype), x.new_empty(neurons, dtype=dtype)
     partial, decay_partial = x.new_empty((slots, N), dtype=dtype), x.new_empty(slots, dtype=dtype)
-    block_n = power_of_2(N, 16, 128)
+    block_n = power_of_2(N, 16, 128 * CALM)
+    block_j = power_of_2(slots + neurons, 1, max(TILE // (ENTRIES * block_n), 1))
     launch(
-        gather_kernel, (slots + neurons, triton.cdiv(N, block_n)), *where.arguments, offset, scale, starts, keys, order,
+        gather_kernel, (triton.cdiv(slots + neurons, block_j), triton.cdiv(N, block_n)), *where.arguments, offset, scale, starts, keys, order,
         *coefficients, total, decay, partial, decay_partial, slots, E, max(ranks, 1), neurons, N,
-        EMPTY=empty, SHAPE=where.shape, PIECE=PIECE, BLOCK_E=ENTRIES, BLOCK_N=block_n,
+        EMPTY=empty, SHAPE=where.shape, PIECE=PIECE, BLOCK_J=block_j, BLOCK_E=ENTRIES,
+        BLOCK_N=block_n,
     )  # fmt: skip
     return Lists(starts, partial, decay_partial, total, decay)
 
@@ -223,7 +226,7 @@ def accumulate(x, taught, coefficients, responses, neurons, kernel, patches, str
     lists = grouped(where, keys, ranks, how, neurons, known.offset, known.scale, True)
     total, decay = lists.total, lists.decay
     count = torch.empty_like(decay)
-    block_j, block_n = power_of_2(neurons, 1, 8), power_of_2(where.entries, 16, 512)
+    block_j, block_n = power_of_2(neurons, 1, 8 * CALM), power_of_2(where.entries, 16, 512)
     launch(
         combine_kernel, (triton.cdiv(neurons, block_j), triton.cdiv(where.entries, block_n)), lists.starts,
         lists.partial, lists.decay_partial, total, decay, count, neurons, where.entries,

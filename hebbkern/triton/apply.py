@@ -14,9 +14,10 @@ from hebbkern.ops import checks
 from hebbkern.ops.apply import check
 from hebbkern.triton import status
 from hebbkern.triton.arithmetic import narrowed
-from hebbkern.triton.launch import launch, power_of_2, processors, readable
+from hebbkern.triton.launch import INTERPRETED, launch, power_of_2, processors, readable
 
-TILE = 4096  # entries in flight: 32 of a weight and of a sum by each of 128 threads, some 100 registers
+CALM = 16 if INTERPRETED.value else 1  # tiles are that much larger in the interpreter, which pays by the operation
+TILE = 4096 * CALM  # entries in flight: 32 of a weight and of a sum by each of 128 threads, some 100 registers
 SHARE = 4  # programs a multiprocessor; more would spend longer on reading what all of them found
 SMALLEST = tl.constexpr(1e-30)  # what a global maximum is at least
 ROUNDED = tl.constexpr(1 + 2.0**-18)  # more than the roundings between a bound and what it bounds
