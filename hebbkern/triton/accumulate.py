@@ -13,13 +13,14 @@ import triton.language as tl
 
 from hebbkern.ops import checks
 from hebbkern.ops.accumulate import check
-from hebbkern.triton.apply import CALM, INFINITY, PIECE, combined, slot_of
-from hebbkern.triton.launch import launch, power_of_2, readable
+from hebbkern.triton.apply import INFINITY, PIECE, combined, slot_of
+from hebbkern.triton.launch import INTERPRETED, block, launch, power_of_2, readable
 from hebbkern.triton.moments import moments
 from hebbkern.triton.patches import corners, load_patches, place, taps
 
 ENTRIES = 16  # patches of a list that a tile adds up side by side
-TILE = 2048 * CALM  # 16 patches x 128 inputs: a warp reads 128 neighbours, each thread has 16 loads in flight
+# A warp reads 128 neighbours, each thread has 16 loads in flight.
+TILE, WIDTH = (1 << 19, 1024) if INTERPRETED.value else (2048, 128)
 
 
 class Lists(NamedTuple):
@@ -179,10 +180,10 @@ def keys_of(taught, share, coefficients, neurons, frozen, count):
     """int32 [count], the key of every entry, in one launch."""
     keys = taught.new_empty(count, dtype=torch.int32)
     c, ranks = coefficients, max(taught.shape[1], 1)
-    block = 1024
+    size = 1024
     launch(
-        keys_kernel, (triton.cdiv(count, block),), taught, *taught.stride(), share, c.values, c.down, c.right,
-        c.decays, c.decays_down, c.decays_right, frozen, keys, count, ranks, neurons, BLOCK=block,
+        keys_kernel, (triton.cdiv(count, size),), taught, *taught.stride(), share, c.values, c.down, c.right,
+        c.decays, c.decays_down, c.decays_right, frozen, keys, count, ranks, neurons, BLOCK=size,
     )  # fmt: skip
     return keys
 
@@ -199,7 +200,7 @@ def grouped(where, keys, ranks, coefficients, neurons, offset, scale, empty):
     slots = 2 * triton.cdiv(E, PIECE)
     total, decay = x.new_empty((neurons, N), dtype=dtype), x.new_empty(neurons, dtype=dtype)
     partial, decay_partial = x.new_empty((slots, N), dtype=dtype), x.new_empty(slots, dtype=dtype)
-    block_n = power_of_2(N, 16, 128 * CALM)
+    block_n = power_of_2(N, 16, WIDTH)
     block_j = power_of_2(slots + neurons, 1, max(TILE // (ENTRIES * block_n), 1))
     launch(
         gather_kernel, (triton.cdiv(slots + neurons, block_j), triton.cdiv(N, block_n)), *where.arguments, offset, scale, starts, keys, order,
@@ -226,7 +227,7 @@ def accumulate(x, taught, coefficients, responses, neurons, kernel, patches, str
     lists = grouped(where, keys, ranks, how, neurons, known.offset, known.scale, True)
     total, decay = lists.total, lists.decay
     count = torch.empty_like(decay)
-    block_j, block_n = power_of_2(neurons, 1, 8 * CALM), power_of_2(where.entries, 16, 512)
+    block_j, block_n = power_of_2(neurons, 1, block(8)), power_of_2(where.entries, 16, 512)
     launch(
         combine_kernel, (triton.cdiv(neurons, block_j), triton.cdiv(where.entries, block_n)), lists.starts,
         lists.partial, lists.decay_partial, total, decay, count, neurons, where.entries,
