@@ -15,7 +15,7 @@ if backends.available()["triton"]:
     pytest.skip("Triton cannot run", allow_module_level=True)
 
 from hebbkern import triton
-from hebbkern.triton import accumulate, apply, launch, learn_winners, status
+from hebbkern.triton import accumulate, apply, compete, launch, learn_winners, moments, status
 from test_operators import positional
 
 NORMALISE = ["none", "row_max", "row_l2", "global_max"]
@@ -32,7 +32,7 @@ def by_triton():
 @pytest.fixture
 def unseen(monkeypatch):
     """Values cannot be looked at, as on a GPU."""
-    for module in (accumulate, apply, learn_winners, status):
+    for module in (accumulate, apply, compete, learn_winners, moments, status):
         monkeypatch.setattr(module, "readable", lambda tensor: False)
     yield
     status.skipped(torch.device("cpu"))

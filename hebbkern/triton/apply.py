@@ -16,8 +16,8 @@ from hebbkern.triton import status
 from hebbkern.triton.arithmetic import narrowed
 from hebbkern.triton.launch import INTERPRETED, launch, power_of_2, processors, readable
 
-CALM = 16 if INTERPRETED.value else 1  # tiles are that much larger in the interpreter, which pays by the operation
-TILE = 4096 * CALM  # entries in flight: 32 of a weight and of a sum by each of 128 threads, some 100 registers
+CALM = 32 if INTERPRETED.value else 1  # tiles are that much larger in the interpreter, which pays by the operation
+TILE = 2048 * CALM  # entries in flight: 16 of a weight and of a sum by each of 128 threads, some 100 registers
 SHARE = 4  # programs a multiprocessor; more would spend longer on reading what all of them found
 SMALLEST = tl.constexpr(1e-30)  # what a global maximum is at least
 ROUNDED = tl.constexpr(1 + 2.0**-18)  # more than the roundings between a bound and what it bounds
@@ -72,17 +72,18 @@ def _rates(weight, row, moving, lr, strides, N, wide: tl.constexpr, FORM: tl.con
            BLOCK_N: tl.constexpr):  # fmt: skip
     """ρ of each row, and lr. Norms in float64, where no square overflows."""
     base = lr.to(tl.int64).to(tl.float64, bitcast=True).to(wide)
-    if POWER == 0:
-        return tl.full(row.shape, 1, wide), base
-    squares = tl.zeros(row.shape, tl.float64)
-    for first in range(0, N, BLOCK_N):
-        column = first + tl.arange(0, BLOCK_N)
-        mask = moving[:, None] & (column < N)[None, :]
-        w = tl.load(weight + _spot(row, column, strides, FORM), mask=mask, other=0.0).to(tl.float64)
-        squares += tl.sum(w * w, axis=1)
-    from_one = tl.abs(tl.sqrt(squares) - 1)
-    rate = tl.exp2(tl.log2(tl.where(from_one == 0, 1, from_one)) * POWER)
-    return tl.where(from_one == 0, 0, rate).to(wide), base
+    rate = tl.full(row.shape, 1, wide)
+    if POWER != 0:
+        squares = tl.zeros(row.shape, tl.float64)
+        for first in range(0, N, BLOCK_N):
+            column = first + tl.arange(0, BLOCK_N)
+            mask = moving[:, None] & (column < N)[None, :]
+            w = tl.load(weight + _spot(row, column, strides, FORM), mask=mask, other=0.0).to(tl.float64)
+            squares += tl.sum(w * w, axis=1)
+        from_one = tl.abs(tl.sqrt(squares) - 1)
+        power = tl.exp2(tl.log2(tl.where(from_one == 0, 1, from_one)) * POWER)
+        rate = tl.where(from_one == 0, 0, power).to(wide)
+    return rate, base
 
 
 @triton.jit
@@ -147,8 +148,8 @@ def _survey_rows(weight, total, partial, row, known, moving, shrink, share, boun
         delta = _delta(w, s, shrink, share, moving, HOW)
         fine = _finite(w) & _finite(s) & _finite(delta)
         if NORMALISE == "global_max":
-            highest = tl.maximum(highest, tl.max(tl.abs(delta), axis=1))
-            heaviest = tl.maximum(heaviest, tl.max(tl.where(moving[:, None], tl.abs(w), 0), axis=1))
+            highest = tl.maximum(highest, tl.max(tl.where(fine, tl.abs(delta), 0), axis=1))
+            heaviest = tl.maximum(heaviest, tl.max(tl.where(fine & moving[:, None], tl.abs(w), 0), axis=1))
         else:
             moved = w + rate[:, None] * delta
             if NORMALISE == "none":
@@ -214,14 +215,15 @@ def _verdict(sound, largest, top, steepest, lr, programs, wide: tl.constexpr, LI
     part = tl.arange(0, PARTS)
     within = part < programs
     good = tl.min(tl.load(sound + part, mask=within, other=1), axis=0) == 1
-    if largest is None:
-        return good, tl.full([], 1, wide)
-    steps = tl.load(largest + part, mask=within, other=0.0)
-    scale = tl.maximum(tl.max(steps, axis=0), SMALLEST)
-    base = tl.abs(lr.to(tl.int64).to(tl.float64, bitcast=True).to(wide))
-    reach = base * tl.load(steepest + part, mask=within, other=0.0) * divided(steps, scale)
-    bound = (tl.load(top + part, mask=within, other=0.0) + reach) * ROUNDED
-    return good & (tl.min((bound < LIMIT).to(tl.int32), axis=0) == 1), scale
+    scale = good.to(wide)  # 1
+    if largest is not None:
+        steps = tl.load(largest + part, mask=within, other=0.0)
+        scale = tl.maximum(tl.max(steps, axis=0), SMALLEST)
+        base = tl.abs(lr.to(tl.int64).to(tl.float64, bitcast=True).to(wide))
+        reach = base * tl.load(steepest + part, mask=within, other=0.0) * divided(steps, scale)
+        bound = (tl.load(top + part, mask=within, other=0.0) + reach) * ROUNDED
+        good = good & (tl.min((bound < LIMIT).to(tl.int32), axis=0) == 1)
+    return good, scale
 
 
 @triton.jit
