@@ -82,12 +82,12 @@ def test_parts_of_a_step_take_few_launches(name):
 
 
 def test_reading_a_value_would_have_failed():
-    with pytest.raises(Exception, match="item|data-dependent|_local_scalar"), FakeTensorMode():
+    with pytest.raises(Exception, match=r"item|data-dependent|_local_scalar"), FakeTensorMode():
         bool(torch.empty(3, device="cuda").isfinite().all())
 
 
 def test_a_neuron_learns_the_same_whatever_others_learn():
-    """To the bit, also where its list is cut in pieces: 300 and 600 of its patches, others before, between and after."""
+    """To the bit, also where its list is cut in pieces: 300 and 600 of its patches, among others."""
     x = cases.random((1500, 33))
     taught = torch.full((1500, 1), -1, dtype=torch.int32)
     taught[3::5, 0], taught[4::5, 0], taught[1::5, 0] = 2, 5, 5
@@ -194,7 +194,7 @@ GUARD = 64
 
 @pytest.fixture
 def guarded(monkeypatch):
-    """All that is allocated while it is on lies in a larger buffer of NaN; returns how many bytes around were written."""
+    """What new_empty gives lies in a larger buffer of NaN; yields how many entries around were written."""
     whole, plain = [], torch.Tensor.new_empty
 
     def new_empty(self, *shape, dtype=None, **options):

@@ -18,15 +18,15 @@ from hebbkern.triton.launch import INTERPRETED, block, launch, power_of_2, reada
 from hebbkern.triton.moments import moments
 from hebbkern.triton.patches import corners, load_patches, place, taps
 
-ENTRIES = 16  # patches of a list that a tile adds up side by side
-# A warp reads 128 neighbours, each thread has 16 loads in flight.
-TILE, WIDTH = (1 << 19, 1024) if INTERPRETED.value else (2048, 128)
+ENTRIES = 8  # patches of a list that a tile adds up side by side
+# A warp reads 128 neighbours, each thread has 8 loads in flight.
+TILE, WIDTH = (1 << 19, 1024) if INTERPRETED.value else (1024, 128)
 
 
 class Lists(NamedTuple):
     """Sums of lists, before those that were cut are put together (apply.combined)."""
 
-    starts: torch.Tensor  # int32 [K + 3]: where each neuron's list begins among the sorted entries; K nobody, K+1 broken
+    starts: torch.Tensor  # int32 [K + 3]: where the entries of each key begin, once sorted
     partial: torch.Tensor  # [slots, N]
     decay_partial: torch.Tensor  # [slots]
     total: torch.Tensor  # [K, N]
@@ -202,9 +202,10 @@ def grouped(where, keys, ranks, coefficients, neurons, offset, scale, empty):
     partial, decay_partial = x.new_empty((slots, N), dtype=dtype), x.new_empty(slots, dtype=dtype)
     block_n = power_of_2(N, 16, WIDTH)
     block_j = power_of_2(slots + neurons, 1, max(TILE // (ENTRIES * block_n), 1))
+    grid = triton.cdiv(slots + neurons, block_j), triton.cdiv(N, block_n)
     launch(
-        gather_kernel, (triton.cdiv(slots + neurons, block_j), triton.cdiv(N, block_n)), *where.arguments, offset, scale, starts, keys, order,
-        *coefficients, total, decay, partial, decay_partial, slots, E, max(ranks, 1), neurons, N,
+        gather_kernel, grid, *where.arguments, offset, scale, starts, keys, order, *coefficients,
+        total, decay, partial, decay_partial, slots, E, max(ranks, 1), neurons, N,
         EMPTY=empty, SHAPE=where.shape, PIECE=PIECE, BLOCK_J=block_j, BLOCK_E=ENTRIES,
         BLOCK_N=block_n,
     )  # fmt: skip

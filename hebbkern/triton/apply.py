@@ -16,9 +16,9 @@ from hebbkern.triton import status
 from hebbkern.triton.arithmetic import narrowed
 from hebbkern.triton.launch import INTERPRETED, launch, power_of_2, processors, readable
 
-CALM = 32 if INTERPRETED.value else 1  # tiles are that much larger in the interpreter, which pays by the operation
-TILE = 2048 * CALM  # entries in flight: 16 of a weight and of a sum by each of 128 threads, some 100 registers
-SHARE = 4  # programs a multiprocessor; more would spend longer on reading what all of them found
+CALM = 64 if INTERPRETED.value else 1  # tiles are that much larger in the interpreter, which pays by the operation
+TILE = 1024 * CALM  # entries in flight: 8 of a weight and of a sum by each of 128 threads, some 64 registers
+SHARE = 8  # programs a multiprocessor, which all fit on it; more would spend longer on reading what all found
 SMALLEST = tl.constexpr(1e-30)  # what a global maximum is at least
 ROUNDED = tl.constexpr(1 + 2.0**-18)  # more than the roundings between a bound and what it bounds
 INFINITY = tl.constexpr(float("inf"))
@@ -42,14 +42,16 @@ def divided(a, b):
     """a / b, correctly rounded: "/" is not for float32 on a GPU."""
     if a.dtype == tl.float64:
         return a / b
-    return tl.div_rn(a, b)
+    else:  # a return does not end a branch taken at compile time
+        return tl.div_rn(a, b)
 
 
 @triton.jit
 def _rooted(a):
     if a.dtype == tl.float64:
         return tl.sqrt(a)
-    return tl.sqrt_rn(a)
+    else:
+        return tl.sqrt_rn(a)
 
 
 @triton.jit
@@ -60,10 +62,9 @@ def _finite(a):
 @triton.jit
 def _spot(row, column, strides, FORM: tl.constexpr):
     """Where entries lie from the weight's first on; FORM: kernel area and width, or area 0 for contiguous rows."""
-    if FORM[0] == 0:
-        return row.to(tl.int64)[:, None] * strides[0] + column[None, :]
     far = column.to(tl.int64)
-    far = far // FORM[0] * strides[1] + far % FORM[0] // FORM[1] * strides[2] + far % FORM[1] * strides[3]
+    if FORM[0] != 0:
+        far = far // FORM[0] * strides[1] + far % FORM[0] // FORM[1] * strides[2] + far % FORM[1] * strides[3]
     return row.to(tl.int64)[:, None] * strides[0] + far[None, :]
 
 
@@ -119,7 +120,7 @@ def combined(total, partial, start, end, spot, column, mask, N, PIECE: tl.conste
     """The sums of lists that were cut (see accumulate.py): their pieces' sums, in order; of others ``total`` itself."""
     pieces = tl.where(end - start > PIECE, tl.cdiv(end - start, PIECE), 0)
     whole = tl.load(total + spot, mask=mask & (pieces == 0)[:, None], other=0.0)
-    for piece in range(0, tl.max(pieces, axis=0)):
+    for piece in range(tl.max(pieces, axis=0)):
         slot = slot_of(start, piece, PIECE)
         there = mask & (piece < pieces)[:, None]
         part = tl.load(partial + slot.to(tl.int64)[:, None] * N + column[None, :], mask=there, other=0.0)
