@@ -201,7 +201,9 @@ def grouped(where, keys, ranks, coefficients, neurons, offset, scale, empty):
     total, decay = x.new_empty((neurons, N), dtype=dtype), x.new_empty(neurons, dtype=dtype)
     partial, decay_partial = x.new_empty((slots, N), dtype=dtype), x.new_empty(slots, dtype=dtype)
     block_n = power_of_2(N, 16, WIDTH)
-    block_j = power_of_2(slots + neurons, 1, max(TILE // (ENTRIES * block_n), 1))
+    tile = TILE // 2 if x.dim() == 4 else TILE  # an image's addresses take twice the registers
+    block_n = min(block_n, power_of_2(tile // ENTRIES))
+    block_j = power_of_2(slots + neurons, 1, tile // (ENTRIES * block_n))
     grid = triton.cdiv(slots + neurons, block_j), triton.cdiv(N, block_n)
     launch(
         gather_kernel, grid, *where.arguments, offset, scale, starts, keys, order, *coefficients,

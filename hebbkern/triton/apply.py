@@ -348,7 +348,7 @@ def take(op, weight, total, decay, denominator, lr, normalise, rate_power, froze
     be in pieces. Raises where values can be read, otherwise it is skipped and counted if a number is not finite."""
     K, N = weight.shape[0], weight[0].numel()
     rows, form = _rows_of(weight)
-    block_n = power_of_2(N, 16, 512)
+    block_n = power_of_2(N, 16, 256)
     block_j = power_of_2(triton.cdiv(K, 2 * processors(weight)), 1, TILE // block_n)
     programs = min(triton.cdiv(K, block_j), SHARE * processors(weight))
     sound = weight.new_empty(programs, dtype=torch.int32)
@@ -357,8 +357,8 @@ def take(op, weight, total, decay, denominator, lr, normalise, rate_power, froze
     decays = decay, 0 if decay is None else decay.stride(0)
     denominators = denominator, 0 if denominator is None or denominator.shape[0] < K else denominator.stride(0)
     flat = total.reshape(K, N).contiguous()
-    settings = {"NORMALISE": normalise, "POWER": float(rate_power), "FORM": form, "BLOCK_J": block_j}
-    settings |= {"BLOCK_N": block_n}
+    settings = {"NORMALISE": normalise, "POWER": float(rate_power), "FORM": form}
+    settings |= {"BLOCK_J": block_j, "BLOCK_N": block_n}
     starts, partial, decay_partial = (None, None, None) if lists is None else lists[:3]
     launch(
         survey_kernel, (programs,), *rows, flat, *decays, *denominators, frozen, starts, partial, decay_partial, sound,
@@ -366,10 +366,9 @@ def take(op, weight, total, decay, denominator, lr, normalise, rate_power, froze
     )  # fmt: skip
     if lists is not None and readable(weight):
         checks.no_overflow(op, checks.SUMS, *lists.of_taught(flat, decay))
-    limit = torch.finfo(weight.dtype).max
     launch(
         step_kernel, (programs,), *rows, flat, *decays, *denominators, frozen, starts, sound, *bounds, flag,
-        _bits(lr), K, N, programs, LIMIT=limit, PARTS=power_of_2(programs), **settings,
+        _bits(lr), K, N, programs, LIMIT=torch.finfo(weight.dtype).max, PARTS=power_of_2(programs), **settings,
     )  # fmt: skip
     status.settle(op, weight, flag)
 
