@@ -3,7 +3,7 @@
 from importlib import metadata
 
 from hebbkern import nn, ops, reference
-from hebbkern.backends import backend, screening
+from hebbkern.backends import backend, screening, synchronize
 from hebbkern.nn import learning
 from hebbkern.rules import WTA, Hebb, KrotovHopfield, Oja, Rule, Sanger, SoftWTA, Teacher
 from hebbkern.update import Update
@@ -30,4 +30,5 @@ __all__ = [
     "ops",
     "reference",
     "screening",
+    "synchronize",
 ]

@@ -17,6 +17,7 @@ import functools
 import importlib
 import importlib.util
 import os
+import sys
 import warnings
 
 import torch
@@ -97,6 +98,22 @@ def screening(mode):
         yield
     finally:
         screens(before)
+
+
+def synchronize(device=None):
+    """Wait for ``device`` (default: every GPU), then raise RuntimeError if steps were skipped since last asked.
+
+    On a GPU nobody waits to see whether a step's numbers are finite: a step with a NaN or an infinity is skipped, the
+    weights left as before, and counted. The next step on that device says so if it is known by then; this makes sure.
+    """
+    device = None if device is None else torch.device(device)
+    if torch.cuda.is_available() and (device is None or device.type == "cuda"):
+        if device is not None and device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
+        for index in range(torch.cuda.device_count()) if device is None else [device.index]:
+            torch.cuda.synchronize(index)
+    if status := sys.modules.get("hebbkern.triton.status"):  # not imported: no step was taken there
+        status.tell(device)
 
 
 @functools.cache

@@ -1,0 +1,50 @@
+"""learn_winners_: compete, accumulate and apply_ in at most six launches, with the bits of the three.
+
+The contest itself writes the keys by which its winners are grouped, the survey puts together the lists that were cut,
+and rows of neurons that nobody teaches are neither read nor written.
+"""
+
+import torch
+
+from hebbkern.coefficients import constant
+from hebbkern.ops import checks
+from hebbkern.ops.learn_winners import check
+from hebbkern.triton import status
+from hebbkern.triton.accumulate import Coefficients, grouped, keys_of
+from hebbkern.triton.apply import take
+from hebbkern.triton.compete import contest
+from hebbkern.triton.launch import readable
+from hebbkern.triton.moments import moments
+from hebbkern.triton.patches import place
+from hebbkern.triton.walk import Keys
+
+OP = "learn_winners_"
+
+
+def learn_winners_(weight, x, labels, *settings):
+    count = check(weight, x, labels, *settings)
+    k, p, cosine, coefficients, by_response, decay_by_response, average, normalise, lr, *geometry, frozen = settings
+    patches, *spots = geometry
+    status.look(weight)
+    if readable(x):
+        checks.finite(OP, x=x, weight=weight)
+        if labels is not None:
+            checks.named_range(OP, "labels", labels, weight.shape[0])
+    where, neurons = place(x, weight.shape[2:], *spots), weight.shape[0]
+    how = Coefficients(constant(tuple(map(float, coefficients)), x), 0, 1)
+    if labels is not None:
+        known = moments(OP, where, patches)
+        taught = labels[:, None]
+        keys = keys_of(taught, max(count // max(x.shape[0], 1), 1), how, neurons, frozen, count)
+    else:
+        keys = x.new_empty(count * k, dtype=torch.int32)
+        named = Keys(keys, tuple(coefficients), frozen, by_response)
+        _, responses, known = contest(OP, x, weight, k, p, cosine, *geometry, None, keys=named)
+        if by_response:
+            how = how._replace(rectified=responses)
+        if decay_by_response:
+            how = how._replace(decays=responses, decays_down=k, decays_right=1)
+    scale = known.scale if patches == "standardised" else None  # a cosine's contest scales what it does not teach
+    lists = grouped(where, keys, k, how, neurons, known.offset, scale, False)
+    average = lists.decay if average else None
+    take(OP, weight, lists.total, lists.decay, average, lr, normalise, 0.0, None, lists)

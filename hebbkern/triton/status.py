@@ -1,0 +1,64 @@
+"""Steps that were skipped because a number in them was not finite: kernels count them, whoever asks is told.
+
+The count of a device lies in memory that its kernels write and the host reads without waiting.
+"""
+
+import torch
+
+from hebbkern.ops import checks
+from hebbkern.triton.launch import readable
+
+_counts = {}  # device -> int32 [1]; in pinned memory for a GPU
+
+
+def _real(tensor):
+    """Whether it has memory: fake tensors, and those that torch.compile traces, have none."""
+    return type(tensor) in (torch.Tensor, torch.nn.Parameter)
+
+
+def flag(weight):
+    """Where the kernels of one step of ``weight`` count if they skip it: alone if it can be read right after."""
+    if readable(weight) or not _real(weight):
+        return torch.zeros(1, dtype=torch.int32, device=weight.device)
+    if weight.device not in _counts:
+        with torch.inference_mode(False):
+            pinned = weight.device.type == "cuda"
+            _counts[weight.device] = torch.zeros(1, dtype=torch.int32, pin_memory=pinned)
+    return _counts[weight.device]
+
+
+def settle(op, weight, flag):
+    """Raises where it can be seen at once that the step was skipped, its inputs having been found finite before."""
+    if readable(weight) and int(flag):
+        checks.fail(op, "weight", "stay finite", "a step that overflows it")
+
+
+def look(weight):
+    """Raises if earlier steps on the device of ``weight`` are known to have been skipped. Waits for nothing."""
+    if _real(weight):
+        _tell(weight.device)
+
+
+def skipped(device):
+    """How many steps on ``device`` were skipped since last asked, which resets the count."""
+    count = _counts.get(device)
+    number = 0 if count is None else int(count)
+    if number:
+        count.zero_()
+    return number
+
+
+def _tell(device):
+    if number := skipped(device):
+        steps = "1 step was" if number == 1 else f"{number} steps were"
+        raise RuntimeError(
+            f"hebbkern: {steps} skipped on {device}, the weights left as before: a NaN or an infinity was in the "
+            "inputs, or a weight would have overflowed"
+        )
+
+
+def tell(device=None):
+    """Raises if steps were skipped on ``device``, by default on any. The caller has waited for it."""
+    for known in list(_counts):
+        if device is None or known == device:
+            _tell(known)
