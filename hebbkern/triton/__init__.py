@@ -12,8 +12,14 @@ import torch
 from hebbkern import eager
 from hebbkern.ops import library
 from hebbkern.triton.launch import INTERPRETED, traced
+from hebbkern.triton.learn_dense import learn_dense_
+from hebbkern.triton.sanger import sanger
 
 LAUNCHERS = {name: getattr(eager, name) for name in library.chosen}
+LAUNCHERS |= {
+    "learn_dense_": learn_dense_,
+    "sanger": sanger,
+}
 
 
 def serves(tensor):

@@ -9,6 +9,7 @@ import contextlib
 import threading
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -55,7 +56,8 @@ def launch(kernel, grid, *arguments, warps=4, stages=1, **settings):
         _state.launches.append(Launch(kernel, grid, arguments, settings, warps, stages))
         return
     runner = torch.library.wrap_triton(kernel) if _state.tracing else kernel
-    runner[grid](*arguments, num_warps=warps, num_stages=stages, **settings)
+    with np.errstate(all="ignore"):  # the interpreter's NumPy warns of the infinities that a GPU passes on
+        runner[grid](*arguments, num_warps=warps, num_stages=stages, **settings)
 
 
 @contextlib.contextmanager
