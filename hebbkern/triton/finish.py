@@ -32,22 +32,25 @@ def conclude(total, neuron, column, weight, frozen, sums, moved, lr, P, K, N):
     at = neuron.to(tl.int64)[:, None] * N + column[None, :]
     if frozen is not None:
         total = tl.where(tl.load(frozen + neuron, mask=neuron < K, other=1)[:, None], 0, total)
+    good = tl.full([], 1, tl.int32)
     if moved is None:
         tl.store(sums + at, total, mask=inside)
-        return 1
-    before = tl.load(weight + at, mask=inside, other=0)
-    rate = tl.full([1, 1], lr, total.dtype)
-    count = tl.full([1, 1], P, total.dtype)
-    if total.dtype == tl.float64:
-        delta = total / count
     else:
-        delta = tl.div_rn(total, count)
-    # Spelt out as one multiply-add, so that no compiler chooses otherwise here than in apply_.
-    after = narrowed(tl.fma(delta, rate, before.to(total.dtype)), before.dtype)
-    after = tl.where(delta * rate == 0, before, after)
-    tl.store(moved + at, after, mask=inside)
-    spread = after.to(total.dtype)
-    return tl.min(tl.min(tl.where(inside, spread - spread == 0, True).to(tl.int32), axis=1), axis=0)
+        before = tl.load(weight + at, mask=inside, other=0)
+        rate = tl.full([1, 1], lr, total.dtype)
+        count = tl.full([1, 1], P, total.dtype)
+        if total.dtype == tl.float64:
+            delta = total / count
+        else:
+            delta = tl.div_rn(total, count)
+        # Spelt out as one multiply-add, so that no compiler chooses otherwise here than in apply_.
+        after = narrowed(tl.fma(delta, rate, before.to(total.dtype)), before.dtype)
+        after = tl.where(delta * rate == 0, before, after)
+        tl.store(moved + at, after, mask=inside)
+        spread = after.to(total.dtype)
+        finite = tl.where(inside, spread - spread == 0, True)
+        good = tl.min(tl.min(finite.to(tl.int32), axis=1), axis=0)
+    return good
 
 
 @triton.jit

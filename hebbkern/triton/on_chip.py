@@ -14,7 +14,7 @@ from hebbkern.triton.moments import moments
 from hebbkern.triton.patches import corners, load_patches, taps
 from hebbkern.triton.responses import activated, exponential, softened
 
-LARGEST = 64  # neurons, and inputs: 64 x 64 weights, G and C take half of the registers of 128 threads
+LARGEST = 64  # neurons, and inputs: weights, G and C of 64 x 64 are 48 numbers for each of 256 threads
 RUNS = 2 * PROCESSORS  # programs share the patches, at most
 
 
@@ -100,7 +100,7 @@ def on_chip(task):
     rows = task.x.new_empty((runs, size), dtype=task.dtype)
     launch(
         gather_kernel, (runs,), *task.where.arguments, task.flat, found.offset, found.scale, rows, task.temperature,
-        run, P, K, N, SHAPE=task.where.shape, ACTIVATION=task.activation, DECAY=task.decay, PRECISION=precision(),
+        run, P, K, N, SHAPE=task.where.shape, ACTIVATION=task.activation, DECAY=task.decay, PRECISION=precision(), warps=8,
         BLOCK_P=block_p, BLOCK_K=power_of_2(K, 16), BLOCK_N=power_of_2(N, 16),
     )  # fmt: skip
     sums = rows[0]

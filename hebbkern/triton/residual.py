@@ -3,16 +3,17 @@
 With R = X at first, block b of neurons after block: sum_b = Y_bᵀ R - tril(Y_bᵀ Y_b) W_b, then R -= Y_b W_b.
 """
 
+import torch
 import triton
 import triton.language as tl
 
 from hebbkern.triton.arithmetic import precision, product
 from hebbkern.triton.finish import Outputs, conclude
-from hebbkern.triton.launch import PROCESSORS, launch, power_of_2
+from hebbkern.triton.launch import launch, power_of_2
 from hebbkern.triton.patches import corners, load_patches, taps
 from hebbkern.triton.responses import strided
 
-BLOCK_K = 32  # neurons of a block
+BLOCK_K = 16  # neurons of a block: with twice as many, products keep more than the 255 registers of a thread
 
 
 def is_cheaper(P, K, N):
@@ -49,23 +50,30 @@ def residual_kernel(
             rest = tl.where(within[None, :], rest - less[:, None], 0)
         if scale is not None:
             rest *= tl.load(scale + patch, mask=known, other=0)[:, None]
-        y_start = (patch // S).to(tl.int64) * yb + (patch % S).to(tl.int64) * ys
+        # In groups of 16, a warp or two each: a product in float32 proper keeps all it sums over in registers.
+        rest = tl.reshape(rest, [BLOCK_P // 16, 16, BLOCK_N])
+        patch = chunk + (tl.arange(0, BLOCK_P // 16) * 16)[:, None] + tl.arange(0, 16)[None, :]
+        y_at = (patch // S).to(tl.int64) * yb + (patch % S).to(tl.int64) * ys
         if partial is not None:
             tl.debug_barrier()  # other threads may have written the partial sums that this one reads
         for block in range(0, K, BLOCK_K):
             neuron = block + lane
             there = neuron < K
             taught = tl.load(
-                y + y_start[:, None] + neuron.to(tl.int64)[None, :] * yk, mask=known[:, None] & there[None, :], other=0
+                y + y_at[:, :, None] + neuron.to(tl.int64)[None, None, :] * yk,
+                mask=(patch < P)[:, :, None] & there[None, None, :],
+                other=0,
             )
             inside = there[:, None] & within[None, :]
             at = neuron.to(tl.int64)[:, None] * N + column[None, :]
             w = tl.load(weight + at, mask=inside, other=0).to(wide)
-            gram = product(tl.trans(taught), taught, tl.zeros([BLOCK_K, BLOCK_K], wide), PRECISION)
-            gram = tl.where(lane[:, None] >= lane[None, :], -gram, 0)
-            total = product(tl.trans(taught), rest, tl.zeros([BLOCK_K, BLOCK_N], wide), PRECISION)
-            total = product(gram, w, total, PRECISION)
-            rest = product(-taught, w, rest, PRECISION)
+            learnt = tl.permute(taught, (0, 2, 1))
+            gram = product(learnt, taught, tl.zeros([BLOCK_P // 16, BLOCK_K, BLOCK_K], wide), PRECISION)
+            gram = tl.where(lane[:, None] >= lane[None, :], -tl.sum(gram, axis=0), 0)
+            total = product(learnt, rest, tl.zeros([BLOCK_P // 16, BLOCK_K, BLOCK_N], wide), PRECISION)
+            total = product(gram, w, tl.sum(total, axis=0), PRECISION)
+            spread = tl.broadcast_to(w[None, :, :], [BLOCK_P // 16, BLOCK_K, BLOCK_N])
+            rest = product(-taught, spread, rest, PRECISION)
             if partial is not None:
                 total += tl.load(partial + at, mask=inside & (chunk > 0), other=0)
                 tl.store(partial + at, total, mask=inside)
@@ -80,9 +88,8 @@ def residual(task, found):
     """The ``Outputs``, from the responses that ``respond`` found."""
     P, (K, N) = task.where.patches, task.flat.shape
     (S, *strides), _ = strided(found.y)
-    # A residual of 64 x 32 leaves registers to the tiles that pass by; narrower where every processor gets a program.
-    block_p = power_of_2(P, 16, 64)
-    block_n = 32 if triton.cdiv(N, 32) >= PROCESSORS else 16
+    # Narrow, for the programs are as many as column tiles, and as long as the chain of blocks: 2304 inputs are 144.
+    block_p, block_n = power_of_2(P, 16, 64 if task.dtype == torch.float32 else 32), 16
     outputs = Outputs(task, triton.cdiv(N, block_n))
     partial = found.y.new_empty((K, N)) if block_p < P else None
     launch(
