@@ -39,10 +39,7 @@ def conclude(total, neuron, column, weight, frozen, sums, moved, lr, P, K, N):
         before = tl.load(weight + at, mask=inside, other=0)
         rate = tl.full([1, 1], lr, total.dtype)
         count = tl.full([1, 1], P, total.dtype)
-        if total.dtype == tl.float64:
-            delta = total / count
-        else:
-            delta = tl.div_rn(total, count)
+        delta = total / count if total.dtype == tl.float64 else tl.div_rn(total, count)
         # Spelt out as one multiply-add, so that no compiler chooses otherwise here than in apply_.
         after = narrowed(tl.fma(delta, rate, before.to(total.dtype)), before.dtype)
         after = tl.where(delta * rate == 0, before, after)
@@ -55,7 +52,7 @@ def conclude(total, neuron, column, weight, frozen, sums, moved, lr, P, K, N):
 
 @triton.jit
 def finish_kernel(
-    gradient, gram, diagonal, shift, weight, frozen, sums, moved, sound, lr: "fp64", P, K, N,
+    gradient, gram, diagonal, shift, weight, frozen, sums, moved, sound, lr: tl.float64, P, K, N,
     PRECISION: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_L: tl.constexpr,
 ):  # fmt: skip
     """A program owns BLOCK_K neurons by BLOCK_N inputs; those with the longest triangle start first."""

@@ -34,7 +34,7 @@ def _competed(u, neuron, K, temperature):
 
 @triton.jit
 def gather_kernel(
-    x, sb, sc, sh, sw, H, W, Ho, Wo, weight, offset, scale, runs, temperature: "fp64", RUN, P, K, N,
+    x, sb, sc, sh, sw, H, W, Ho, Wo, weight, offset, scale, runs, temperature: tl.float64, RUN, P, K, N,
     SHAPE: tl.constexpr, ACTIVATION: tl.constexpr, DECAY: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -100,8 +100,8 @@ def on_chip(task):
     rows = task.x.new_empty((runs, size), dtype=task.dtype)
     launch(
         gather_kernel, (runs,), *task.where.arguments, task.flat, found.offset, found.scale, rows, task.temperature,
-        run, P, K, N, SHAPE=task.where.shape, ACTIVATION=task.activation, DECAY=task.decay, PRECISION=precision(), warps=8,
-        BLOCK_P=block_p, BLOCK_K=power_of_2(K, 16), BLOCK_N=power_of_2(N, 16),
+        run, P, K, N, SHAPE=task.where.shape, ACTIVATION=task.activation, DECAY=task.decay, PRECISION=precision(),
+        warps=8, BLOCK_P=block_p, BLOCK_K=power_of_2(K, 16), BLOCK_N=power_of_2(N, 16),
     )  # fmt: skip
     sums = rows[0]
     if runs > 1:

@@ -27,7 +27,7 @@ def is_cheaper(P, K, N):
 @triton.jit
 def residual_kernel(
     x, sb, sc, sh, sw, H, W, Ho, Wo, y, S, yb, yk, ys, offset, scale, weight, frozen, sums, moved, sound,
-    lr: "fp64", partial, P, K, N, SHAPE: tl.constexpr, PRECISION: tl.constexpr, BLOCK_P: tl.constexpr,
+    lr: tl.float64, partial, P, K, N, SHAPE: tl.constexpr, PRECISION: tl.constexpr, BLOCK_P: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """A program owns BLOCK_N inputs; the residual of BLOCK_P patches stays on chip while the neurons pass by.

@@ -133,7 +133,7 @@ def activated(u, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def softened(u, best, winner, mass, neuron, temperature):
-    """r of neurons [L, 1] for patches [1, M], whose highest response, first winner and Σ e^((u - best) / t) are given."""
+    """r from each patch's highest response, the neuron it belongs to, and Σ e^((u - best) / temperature)."""
     share = exponential((u - best) / temperature) / mass
     return tl.where(neuron == winner, share, -share) + (u - u)
 
@@ -172,10 +172,10 @@ def _put(
 
 @triton.jit
 def activate_kernel(
-    u, S, sb, sk, ss, offset, scale, total, y, taught, diagonal, shift, temperature: "fp64", K,
+    u, S, sb, sk, ss, offset, scale, total, y, taught, diagonal, shift, temperature: tl.float64, K,
     ACTIVATION: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    """A program owns BLOCK_S patches of an image and BLOCK_K neurons, or all neurons one tile after the other (softmax).
+    """A program owns BLOCK_S patches of an image and BLOCK_K neurons, or (softmax) all neurons, tile after tile.
 
     y may be u. Column sums are left as a row a program along the patches, [parts, K].
     """
