@@ -25,7 +25,7 @@ def fits(K, N):
 @triton.jit
 def _competed(u, neuron, K, temperature):
     """r of a tile [patches, neurons] that holds all neurons."""
-    best, winner = tl.max(tl.where((neuron < K)[None, :], u, float("-inf")), axis=1, return_indices=True)
+    best, winner = tl.max(tl.where((neuron < K)[None, :] & (u == u), u, float("-inf")), axis=1, return_indices=True)
     degree = tl.full([1, 1], temperature, u.dtype)
     mass = tl.sum(tl.where((neuron < K)[None, :], exponential((u - best[:, None]) / degree), 0), axis=1)
     share = softened(u, best[:, None], winner[:, None], mass[:, None], neuron[None, :], degree)
@@ -94,13 +94,15 @@ def on_chip(task):
     P, (K, N) = task.where.patches, task.flat.shape
     found = moments(task.op, task.where, task.patches)
     block_p = power_of_2(P, 16, 32)
+    # Split in two tf32 numbers, weights of 64 x 64 take more than a thread's 255 registers on sm_80.
+    how = precision() if max(K, N) <= LARGEST // 2 else "ieee"
     run = power_of_2(triton.cdiv(P, RUNS), block_p)
     runs = triton.cdiv(P, run)
     size = K * N + {"triangular": K * K, "diagonal": K, "none": 0}[task.decay]
     rows = task.x.new_empty((runs, size), dtype=task.dtype)
     launch(
         gather_kernel, (runs,), *task.where.arguments, task.flat, found.offset, found.scale, rows, task.temperature,
-        run, P, K, N, SHAPE=task.where.shape, ACTIVATION=task.activation, DECAY=task.decay, PRECISION=precision(),
+        run, P, K, N, SHAPE=task.where.shape, ACTIVATION=task.activation, DECAY=task.decay, PRECISION=how,
         warps=8, BLOCK_P=block_p, BLOCK_K=power_of_2(K, 16), BLOCK_N=power_of_2(N, 16),
     )  # fmt: skip
     sums = rows[0]

@@ -94,7 +94,7 @@ def residual(task, found):
     partial = found.y.new_empty((K, N)) if block_p < P else None
     launch(
         residual_kernel, (triton.cdiv(N, block_n),), *task.where.arguments, found.y, S, *strides,
-        found.moments.offset, found.moments.scale, *outputs.arguments, partial, P, K, N, stages=2,
+        found.moments.offset, found.moments.scale, *outputs.arguments, partial, P, K, N, warps=8, stages=2,
         SHAPE=task.where.shape, PRECISION=precision(), BLOCK_P=block_p, BLOCK_K=BLOCK_K, BLOCK_N=block_n,
     )  # fmt: skip
     return outputs

@@ -196,7 +196,8 @@ def activate_kernel(
             at = neuron.to(tl.int64)[:, None] * sk + start[None, :]
             value = _responses_at(u, at, offset, scale, total, patch, known, neuron, neuron < K, K)
             value = tl.where((neuron < K)[:, None], value, float("-inf"))
-            top, index = tl.max(value, axis=0, return_indices=True)
+            # A NaN is nobody's maximum, but makes its patch's Σ e^u a NaN.
+            top, index = tl.max(tl.where(value == value, value, float("-inf")), axis=0, return_indices=True)
             winner = tl.where(top[None, :] > best, first + index[None, :], winner)
             rise = tl.where(top[None, :] > best, top[None, :], best)
             grown = tl.sum(exponential((value - rise) / degree), axis=0)[None, :]
@@ -226,15 +227,15 @@ def raw_responses(task, x, kernels):
     """U of the patches as they are, by ATen; x and kernels in the result dtype."""
     if x.dim() == 2:
         return x @ kernels.T
-    stride, padding, dilation = task.geometry
-    return F.conv2d(x, kernels, None, stride, padding, dilation)
+    return F.conv2d(x, kernels, None, *task.geometry)
 
 
 def respond(task, x, sums=True):
     """Y of all patches of x, the input in the result dtype, and with ``sums`` what the gradient needs of it."""
     kernels = task.weight.to(task.dtype)
     found = moments(task.op, task.where, task.patches, weight=task.flat, total=task.patches != "raw")
-    u = raw_responses(task, x, kernels)
+    with exact_products(x):
+        u = raw_responses(task, x, kernels)
     (S, *strides), images = strided(u)
     K, soft = task.flat.shape[0], task.activation == "softmax"
     # 64 x 64: coalesced along either stride, and 1/64 of U for the column sums; softmax keeps a narrower strip in L1.

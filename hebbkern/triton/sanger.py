@@ -28,29 +28,28 @@ def outputs_of(task):
     if chosen == "on chip":
         return on_chip.on_chip(task)
     x = task.x.to(task.dtype)
-    with responses.exact_products(x):
-        found = responses.respond(task, x, sums=chosen == "general")
-        if readable(x):
-            checks.no_overflow(task.op, checks.RESPONSES, found.y)
-        return residual.residual(task, found) if chosen == "residual" else general(task, x, found)
+    found = responses.respond(task, x, sums=chosen == "general")
+    if readable(x):
+        checks.no_overflow(task.op, checks.RESPONSES, found.y)
+    return residual.residual(task, found) if chosen == "residual" else general(task, x, found)
 
 
 def general(task, x, found):
     """The ``Outputs`` by ATen's products."""
-    gradient = responses.gradient(found.taught, x, task.weight.shape[2:], *task.geometry).contiguous()
     gram = None
-    if task.decay == "triangular":
-        kernel = () if x.dim() == 2 else (1, 1)  # YᵀY is the weight gradient of a 1x1 layer from Y to Y
-        gram = responses.gradient(found.y, found.y, kernel).contiguous()
+    with responses.exact_products(x):
+        gradient = responses.gradient(found.taught, x, task.weight.shape[2:], *task.geometry).contiguous()
+        if task.decay == "triangular":
+            kernel = () if x.dim() == 2 else (1, 1)  # YᵀY is the weight gradient of a 1x1 layer from Y to Y
+            gram = responses.gradient(found.y, found.y, kernel).contiguous()
     return finish(task, gradient, gram, found.diagonal, found.shift)
 
 
 def refuse_overflow(task, result):
     """Raise eager's sentence if ``result`` is not finite."""
     if not result.isfinite().all():
-        x = task.x.to(task.dtype)
-        with responses.exact_products(x):
-            checks.no_overflow(task.op, checks.RESPONSES, responses.respond(task, x, sums=False).y)
+        found = responses.respond(task, task.x.to(task.dtype), sums=False)
+        checks.no_overflow(task.op, checks.RESPONSES, found.y)
         checks.no_overflow(task.op, checks.SUMS, result)
 
 
