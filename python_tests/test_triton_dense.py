@@ -150,15 +150,15 @@ def unread(monkeypatch):
     monkeypatch.setattr(moments, "readable", lambda tensor: False)
 
 
-@pytest.mark.parametrize("patches", cases.PATCHES)
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("patches", ["raw", "standardised"])
+@pytest.mark.parametrize("bad", [float("nan"), -float("inf")])
 @pytest.mark.parametrize("argument", ["x", "weight"])
 @pytest.mark.parametrize("way", WAYS)
 def test_a_bad_number_reaches_the_sum(triton_backend, force, monkeypatch, way, argument, bad, patches):
     """Nothing may turn it into a number: apply_ is where a GPU finds it."""
     force(way)
     unread(monkeypatch)
-    for layer, (activation, decay) in itertools.product(LAYERS[1:4], rules_of(way)):
+    for layer, (activation, decay) in itertools.product(LAYERS[1:4:2], rules_of(way)):
         arguments = dict(zip(("x", "weight"), scaled(layer, torch.float32, triton_backend), strict=True))
         arguments[argument].view(-1)[-1] = bad
         options = {"activation": activation, "decay": decay, "patches": patches, **layer.geometry}
@@ -204,8 +204,8 @@ def test_nothing_is_written_beside_the_outputs(triton_backend, force, monkeypatc
     monkeypatch.setattr(torch.Tensor, "new_empty", guarded(torch.Tensor.new_empty, kept))
     monkeypatch.setattr(torch, "empty_like", guarded(torch.empty_like, kept))
     x, weight = scaled(layer, torch.float32, triton_backend)
-    for (activation, decay), patches in itertools.product(rules_of(way), cases.PATCHES):
-        options = {"decay": decay, "patches": patches, **layer.geometry}
+    for activation, decay in rules_of(way):
+        options = {"decay": decay, "patches": "standardised", **layer.geometry}
         hk.ops.sanger(x, weight, activation=activation, **options)
         if activation != "softmax":
             hk.ops.learn_dense_(weight.clone(), x, activation=activation, lr=0.1, **options)

@@ -7,7 +7,7 @@ from hebbkern.ops.learn_dense import check
 from hebbkern.triton import responses, status
 from hebbkern.triton.apply import commit
 from hebbkern.triton.launch import readable
-from hebbkern.triton.sanger import outputs_of
+from hebbkern.triton.sanger import outputs_of, refuse_overflow
 
 
 @torch.no_grad()
@@ -22,4 +22,6 @@ def learn_dense_(weight, x, activation, decay, lr, patches, stride, padding, dil
     if task.where.patches == 0:
         return
     outputs = outputs_of(task)
+    if readable(x) and not outputs.moved.isfinite().all():
+        refuse_overflow(task, outputs_of(task._replace(lr=None)).sums)  # says so if the sum is to blame
     commit(op, weight, outputs.moved, outputs.sound, task.frozen)

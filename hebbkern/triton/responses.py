@@ -58,7 +58,7 @@ class Responses(NamedTuple):
 
 @contextlib.contextmanager
 def exact_products(x):
-    """ATen's products in float32 proper, and the same bits every time.
+    """ATen's products in float32 proper, and its sums, with the same bits every time.
 
     Its settings hold for the process, so they are set only while products are enqueued. cuDNN takes tf32 unless told
     otherwise, cuBLAS where set_float32_matmul_precision allows it; one of its three products is not float32. On the CPU
@@ -251,5 +251,6 @@ def respond(task, x, sums=True):
             found.scale, found.total, u, None if taught is u else taught, diagonal, shift, task.temperature, K,
             ACTIVATION=task.activation, BLOCK_K=block_k, BLOCK_S=block_s,
         )  # fmt: skip
-    columns = (None if part is None else part.sum(0) for part in (diagonal, shift))
+    with exact_products(x):
+        columns = [None if part is None else part.sum(0) for part in (diagonal, shift)]
     return Responses(found, u, taught, *columns)
