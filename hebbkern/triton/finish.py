@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from hebbkern.triton.arithmetic import narrowed, precision, product
-from hebbkern.triton.launch import PROCESSORS, launch
+from hebbkern.triton.launch import PROCESSORS, block, launch, power_of_2
 
 
 class Outputs:
@@ -90,11 +90,12 @@ def finish(task, gradient, gram=None, diagonal=None, shift=None):
     K, N = task.flat.shape
     # 64 x 64 reads an operand of the triangle 64 times less often than it is used; 32 x 32 where those are too few to
     # give every processor a program.
-    block = 64 if triton.cdiv(K, 64) * triton.cdiv(N, 64) >= PROCESSORS else 32
-    programs = triton.cdiv(K, block) * triton.cdiv(N, block)
+    side = 64 if triton.cdiv(K, 64) * triton.cdiv(N, 64) >= PROCESSORS else 32
+    block_k, block_n = (power_of_2(size, 16, block(side)) for size in (K, N))
+    programs = triton.cdiv(K, block_k) * triton.cdiv(N, block_n)
     outputs = Outputs(task, programs)
     launch(
         finish_kernel, (programs,), gradient, gram, diagonal, shift, *outputs.arguments, task.where.patches, K, N,
-        stages=2, PRECISION=precision(), BLOCK_K=block, BLOCK_N=block, BLOCK_L=32,
+        stages=2, PRECISION=precision(), BLOCK_K=block_k, BLOCK_N=block_n, BLOCK_L=power_of_2(K, 16, block(16)),
     )  # fmt: skip
     return outputs

@@ -9,7 +9,7 @@ import triton.language as tl
 
 from hebbkern.triton.arithmetic import precision, product
 from hebbkern.triton.finish import Outputs, conclude
-from hebbkern.triton.launch import launch, power_of_2
+from hebbkern.triton.launch import block, launch, power_of_2
 from hebbkern.triton.patches import corners, load_patches, taps
 from hebbkern.triton.responses import strided
 
@@ -56,8 +56,8 @@ def residual_kernel(
         y_at = (patch // S).to(tl.int64) * yb + (patch % S).to(tl.int64) * ys
         if partial is not None:
             tl.debug_barrier()  # other threads may have written the partial sums that this one reads
-        for block in range(0, K, BLOCK_K):
-            neuron = block + lane
+        for first in range(0, K, BLOCK_K):
+            neuron = first + lane
             there = neuron < K
             taught = tl.load(
                 y + y_at[:, :, None] + neuron.to(tl.int64)[None, None, :] * yk,
@@ -89,12 +89,17 @@ def residual(task, found):
     P, (K, N) = task.where.patches, task.flat.shape
     (S, *strides), _ = strided(found.y)
     # Narrow, for the programs are as many as column tiles, and as long as the chain of blocks: 2304 inputs are 144.
-    block_p, block_n = power_of_2(P, 16, 64 if task.dtype == torch.float32 else 32), 16
+    block_p = power_of_2(P, 16, 64 if task.dtype == torch.float32 else 32)
+    block_k, block_n = power_of_2(K, 16, block(BLOCK_K)), power_of_2(N, 16, block(16))
+    how = precision()
+    # Split products hold twice the operands: twice the registers a thread, and no tiles fetched ahead.
+    warps, stages = (4, 1) if how == "tf32x3" else (8, 2)
     outputs = Outputs(task, triton.cdiv(N, block_n))
     partial = found.y.new_empty((K, N)) if block_p < P else None
     launch(
         residual_kernel, (triton.cdiv(N, block_n),), *task.where.arguments, found.y, S, *strides,
-        found.moments.offset, found.moments.scale, *outputs.arguments, partial, P, K, N, warps=8, stages=2,
-        SHAPE=task.where.shape, PRECISION=precision(), BLOCK_P=block_p, BLOCK_K=BLOCK_K, BLOCK_N=block_n,
+        found.moments.offset, found.moments.scale, *outputs.arguments, partial, P, K, N,
+        warps=warps, stages=stages,
+        SHAPE=task.where.shape, PRECISION=how, BLOCK_P=block_p, BLOCK_K=block_k, BLOCK_N=block_n,
     )  # fmt: skip
     return outputs

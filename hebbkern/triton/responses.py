@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from hebbkern.ops import checks
-from hebbkern.triton.launch import launch, power_of_2
+from hebbkern.triton.launch import block, launch, power_of_2
 from hebbkern.triton.moments import Moments, moments
 from hebbkern.triton.patches import Place, place
 
@@ -239,8 +239,9 @@ def respond(task, x, sums=True):
     (S, *strides), images = strided(u)
     K, soft = task.flat.shape[0], task.activation == "softmax"
     # 64 x 64: coalesced along either stride, and 1/64 of U for the column sums; softmax keeps a narrower strip in L1.
-    block_s = power_of_2(S, 16, 32 if soft else 64)
-    block_k = power_of_2(K, 16, 64)
+    side = 64 if task.dtype == torch.float32 else 32
+    block_s = power_of_2(S, 16, block(32 if soft else side))
+    block_k = power_of_2(K, 16, block(side))
     parts = images * triton.cdiv(S, block_s)
     taught = torch.empty_like(u) if sums and found.scale is not None else u
     diagonal = u.new_empty((parts, K)) if sums and task.decay == "diagonal" else None
