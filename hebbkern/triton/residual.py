@@ -89,10 +89,10 @@ def residual(task, found):
     P, (K, N) = task.where.patches, task.flat.shape
     (S, *strides), _ = strided(found.y)
     # Narrow, for the programs are as many as column tiles, and as long as the chain of blocks: 2304 inputs are 144.
-    block_p = power_of_2(P, 16, 64 if task.dtype == torch.float32 else 32)
     block_k, block_n = power_of_2(K, 16, block(BLOCK_K)), power_of_2(N, 16, block(16))
     how = precision()
-    # Split products hold twice the operands: twice the registers a thread, and no tiles fetched ahead.
+    # Split products and float64 hold operands twice as wide; the former leave no registers for tiles fetched ahead.
+    block_p = power_of_2(P, 16, 64 if task.dtype == torch.float32 and how == "ieee" else 32)
     warps, stages = (4, 1) if how == "tf32x3" else (8, 2)
     outputs = Outputs(task, triton.cdiv(N, block_n))
     partial = found.y.new_empty((K, N)) if block_p < P else None
