@@ -11,9 +11,14 @@ import torch
 
 from hebbkern import eager
 from hebbkern.ops import library
+from hebbkern.triton import kwinners, match
 from hebbkern.triton.launch import INTERPRETED, traced
 
 LAUNCHERS = {name: getattr(eager, name) for name in library.chosen}
+LAUNCHERS |= {
+    "kwinners": kwinners.kwinners,
+    "match": match.match,
+}
 
 
 def serves(tensor):
