@@ -120,7 +120,7 @@ def _merged(sizes, strides):
 
 
 def _lines(y, dim):
-    """y, or a copy that lies regularly, how many positions follow ``dim``, and the strides before, after and along it."""
+    """y, or a copy that lies regularly; how many positions follow ``dim``; strides before, after and along it."""
     before = _merged(y.shape[:dim], y.stride()[:dim])
     after = _merged(y.shape[dim + 1 :], y.stride()[dim + 1 :])
     if before is None or after is None:
@@ -139,14 +139,15 @@ def kwinners(y, k, dim):
     D, integers = y.shape[dim], INTEGERS[size]
     rows, columns = y.numel() // D, near > 1
     arguments = y.view(integers), out.view(integers), k, D, rows, near, *strides, D * near, 1, near
-    if D > LONGEST[size]:
+    if LONGEST[size] < D:
         launch(kwinners_long_kernel, (rows,), *arguments, warps=16, BITS=8 * size, CHUNK=CHUNK)
         return out
     block = power_of_2(D, 16)
     # Rows of up to 2048 entries share a program of 4 warps; columns lie side by side, 8 of float32 to a sector, and
-    # share one as long as 16 warps hold them; but not so many that processors are left without a program.
-    most = max(1, (LONGEST[size] if columns else 2048) // block)
-    share = power_of_2(rows // (2 * processors(y)), min(8 if columns else 1, most), most)
+    # share one of 16 (half of what these can hold, as addresses are dearer here). At least a warp's worth of entries,
+    # but not so many that processors are left without a program.
+    most = max(1, (LONGEST[size] // 2 if columns else 2048) // block)
+    share = power_of_2(rows // (2 * processors(y)), min(max(8 if columns else 1, 512 // block), most), most)
     launch(
         kwinners_kernel, (triton.cdiv(rows, share),), *arguments, warps=min(max(share * block // 512, 1), 16),
         BITS=8 * size, AXIS=0 if columns else 1, BLOCK_R=share, BLOCK_D=block,

@@ -68,9 +68,7 @@ def lengths_kernel(
         known = patch < P
         start, row, column = corners(patch, sb, sh, sw, Ho, Wo, SHAPE)
         if CENTRE:
-            _, mean, norm, spread = _moments_of(
-                x, start, row, column, known, sc, sh, sw, H, W, N, True, SHAPE, BLOCK_N
-            )
+            _, mean, norm, spread = _moments_of(x, start, row, column, known, sc, sh, sw, H, W, N, True, SHAPE, BLOCK_N)
             tl.store(offset + patch, mean, mask=known)
             if SCALE:
                 flat = spread <= norm * FLAT_SHARE
@@ -216,12 +214,8 @@ def nearest_kernel(
     patches = tl.load(index + at, mask=there, other=NOBODY)
     _, first = _best(values, patches)
     _, second = _best(tl.where(patches == first[None, :], float("inf"), values), patches)
-    near = _measured(
-        x, sb, sc, sh, sw, H, W, Ho, Wo, weight, neuron, first, offset, scale, length, N, SHAPE, BLOCK_N
-    )
-    other = _measured(
-        x, sb, sc, sh, sw, H, W, Ho, Wo, weight, neuron, second, offset, scale, length, N, SHAPE, BLOCK_N
-    )
+    near = _measured(x, sb, sc, sh, sw, H, W, Ho, Wo, weight, neuron, first, offset, scale, length, N, SHAPE, BLOCK_N)
+    other = _measured(x, sb, sc, sh, sw, H, W, Ho, Wo, weight, neuron, second, offset, scale, length, N, SHAPE, BLOCK_N)
     swap = (other < near) | ((other == near) & (second < first))
     near = tl.where(swap, other, near)
     found = near < float("inf")
@@ -248,15 +242,16 @@ def _lengths(where, weight, patches):
     return offset, scale, length, square, w_square
 
 
-def _tiles(P, K, x, raw):
-    """Neurons, patches and entries of a tile of the search, warps, stages, and tiles of patches to a run."""
+def _tiles(where, K, exact):
+    """Neurons, patches and entries of a tile of the search, tiles of patches to a run, warps and stages."""
     # 128 x 64 reads 1/64 + 1/128 of the products and leaves 8 warps three registers a place: product, best, who.
-    block_k, block_p = power_of_2(K, 16, 64), power_of_2(P, 16, 128)
-    size = x.element_size()
-    entries = 64 // size * 2 if size < 8 else 16
+    size = where.x.element_size() if exact else max(where.x.element_size(), 4)
+    block_k, block_p = power_of_2(K, 16, 64), power_of_2(where.patches, 16, 64 if size == 8 else 128)
     runs = max(1, PROGRAMS // triton.cdiv(K, block_k))
-    tiles = triton.cdiv(triton.cdiv(P, block_p), runs)
-    return block_k, block_p, entries, 8 if block_k * block_p > 4096 else 4, 3 if raw else 1, tiles
+    tiles = triton.cdiv(triton.cdiv(where.patches, block_p), runs)
+    # Tiles that are multiplied as they are stored arrive while others are multiplied, where addresses are few.
+    stages = 3 if exact and where.x.dim() == 2 else 1
+    return block_k, block_p, 128 // size, tiles, 8 if block_k * block_p >= 4096 else 4, stages
 
 
 def match(x, weight, patches, stride, padding, dilation, mask):
@@ -268,7 +263,7 @@ def match(x, weight, patches, stride, padding, dilation, mask):
     weight = weight.reshape(K, -1).contiguous()
     mask = None if mask is None else mask.contiguous().view(torch.uint8)
     offset, scale, length, square, w_square = _lengths(where, weight, patches)
-    block_k, block_p, block_n, warps, stages, tiles = _tiles(P, K, x, offset is None)
+    block_k, block_p, block_n, tiles, warps, stages = _tiles(where, K, offset is None)
     grid = triton.cdiv(K, block_k), triton.cdiv(P, tiles * block_p) if P else 0
     runs = grid[1]
     value = x.new_empty(runs * CANDIDATES.value, K, dtype=dtype)
