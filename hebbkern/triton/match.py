@@ -230,10 +230,11 @@ def _lengths(where, weight, patches):
     offset = x.new_empty(P, dtype=dtype) if patches != "raw" else None
     scale = x.new_empty(P, dtype=dtype) if patches == "standardised" else None
     length, square, w_square = (x.new_empty(size, dtype=dtype) for size in (P, P, K))
-    block = 16  # as in moments
+    block = 16  # x 256 entries of float32: 32 a thread, all of them on their way at once
     launch(
         lengths_kernel, (triton.cdiv(P, block) + triton.cdiv(K, block),), *where.arguments, weight, offset, scale,
-        length, square, w_square, P, K, N, SHAPE=where.shape, BLOCK_P=block, BLOCK_N=power_of_2(N, 16, 64),
+        length, square, w_square, P, K, N, SHAPE=where.shape,
+        BLOCK_P=block, BLOCK_N=power_of_2(N, 16, 1024 // dtype.itemsize),
     )  # fmt: skip
     if readable(x):
         if scale is not None:
@@ -275,11 +276,11 @@ def match(x, weight, patches, stride, padding, dilation, mask):
         BLOCK_K=block_k, BLOCK_P=block_p, BLOCK_N=block_n, PRECISION=precision(),
     )  # fmt: skip
     nearest, distance = x.new_empty(K, dtype=torch.int32), x.new_empty(K, dtype=dtype)
-    block = 8  # neurons: few, so that 1000 of them reach every processor
+    block = 8  # x 512 entries of float32: few neurons, so that 1000 of them reach almost every processor
     launch(
         nearest_kernel, (triton.cdiv(K, block),), *where.arguments, weight, mask, offset, scale, length, value, index,
-        nearest, distance, K, N, runs, SHAPE=where.shape,
-        BLOCK_K=block, BLOCK_R=power_of_2(runs * CANDIDATES.value, 2), BLOCK_N=power_of_2(N, 16, 128),
+        nearest, distance, K, N, runs, SHAPE=where.shape, BLOCK_K=block,
+        BLOCK_R=power_of_2(runs * CANDIDATES.value, 2), BLOCK_N=power_of_2(N, 16, 2048 // dtype.itemsize),
     )  # fmt: skip
     if readable(x):
         overflow = torch.where(flaw.any(), torch.inf, distance.new_zeros(()))
