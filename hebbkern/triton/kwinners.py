@@ -18,7 +18,7 @@ INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes an entry
 # equals leave a quarter of them for addresses; entries of 8 bytes need two for each of these but the rank.
 LONGEST = {2: 16384, 4: 16384, 8: 8192}
 CHUNK = 8192  # entries of a long row at a time, 16 a thread: enough loads in flight, and still two programs a processor
-DIGIT = tl.constexpr(8)
+DIGIT, VALUES = tl.constexpr(8), tl.constexpr(256)  # bits of a digit, and how many values it has
 
 
 @triton.jit
@@ -77,23 +77,24 @@ def kwinners_long_kernel(
     y += row // near * y_far + row % near * y_near
     out += row // near * out_far + row % near * out_near
     lane = tl.arange(0, CHUNK)
-    digit = tl.arange(0, 1 << DIGIT)
+    digit = tl.arange(0, VALUES)
     wide: tl.constexpr = tl.int64 if BITS == 64 else tl.int32
     threshold = tl.full([], -(1 << (BITS - 1)), wide)
     room = k
-    for turn in range(1, BITS // DIGIT + 1):
-        shift = (BITS - DIGIT * turn).to(wide)
-        counts = tl.zeros([1 << DIGIT], tl.int32)
+    shift = tl.full([], BITS - DIGIT, wide)
+    for _ in range(BITS // DIGIT):
+        counts = tl.zeros([VALUES], tl.int32)
         for first in range(0, D, CHUNK):
             entry = first + lane
             keys = _keys(tl.load(y + entry.to(tl.int64) * y_along, mask=entry < D, other=0))
             here = (keys >> shift) - (threshold >> shift)
-            alike = (here >= 0) & (here < (1 << DIGIT)) & (entry < D)
-            counts += tl.histogram(tl.where(alike, here, 0).to(tl.int32), 1 << DIGIT, mask=alike)
+            alike = (here >= 0) & (here < VALUES) & (entry < D)
+            counts += tl.histogram(tl.where(alike, here, 0).to(tl.int32), VALUES, mask=alike)
         at_least = tl.cumsum(counts, axis=0, reverse=True)
         chosen = tl.max(tl.where(at_least >= room, digit, 0), axis=0)
         room -= tl.sum(tl.where(digit > chosen, counts, 0), axis=0)
         threshold += chosen.to(wide) << shift
+        shift -= DIGIT
     equal_before = 0
     for first in range(0, D, CHUNK):
         entry = first + lane

@@ -156,7 +156,8 @@ def search_kernel(
             )  # fmt: skip
             lengths = tl.load(length + patch, mask=known, other=0)
             squares = tl.load(square + patch, mask=known, other=0)
-            apart = tl.maximum((w_squares[None, :] - dots) + (squares[:, None] - dots), 0)
+            apart = (w_squares[None, :] - dots) + (squares[:, None] - dots)
+            apart = tl.where(apart < 0, 0, apart)  # unlike tl.maximum this leaves a NaN one, which is never nearer
             apart = _quotient(apart, tl.where(lengths > 0, lengths, 1)[:, None] + tl.zeros_like(apart))
             nearer = (lengths > 0)[:, None] & (apart < best)
             if flaw is not None:
