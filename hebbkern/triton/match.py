@@ -231,11 +231,11 @@ def _lengths(where, weight, patches):
     offset = x.new_empty(P, dtype=dtype) if patches != "raw" else None
     scale = x.new_empty(P, dtype=dtype) if patches == "standardised" else None
     length, square, w_square = (x.new_empty(size, dtype=dtype) for size in (P, P, K))
-    block = 16  # x 256 entries of float32: 32 a thread, all of them on their way at once
+    block = 16  # x 256 entries of float32: 16 for each thread of 8 warps, all on their way at once
     launch(
         lengths_kernel, (triton.cdiv(P, block) + triton.cdiv(K, block),), *where.arguments, weight, offset, scale,
         length, square, w_square, P, K, N, SHAPE=where.shape,
-        BLOCK_P=block, BLOCK_N=power_of_2(N, 16, 1024 // dtype.itemsize),
+        warps=8, BLOCK_P=block, BLOCK_N=power_of_2(N, 16, 1024 // dtype.itemsize),
     )  # fmt: skip
     if readable(x):
         if scale is not None:
@@ -251,9 +251,11 @@ def _tiles(where, K, exact):
     block_k, block_p = power_of_2(K, 16, 64), power_of_2(where.patches, 16, 64 if size == 8 else 128)
     runs = max(1, PROGRAMS // triton.cdiv(K, block_k))
     tiles = triton.cdiv(triton.cdiv(where.patches, block_p), runs)
-    # Tiles that are multiplied as they are stored arrive while others are multiplied, where addresses are few.
-    stages = 3 if exact and where.x.dim() == 2 else 1
-    return block_k, block_p, 128 // size, tiles, 8 if block_k * block_p >= 4096 else 4, stages
+    # Tiles that are multiplied as they are stored arrive while others are multiplied, where addresses are few: those
+    # of a convolution take registers of their own, so no more than 32 entries of it fit beside the rest.
+    linear = where.x.dim() == 2
+    stages, entries = 3 if exact and linear else 1, 128 // (size if linear else max(size, 4))
+    return block_k, block_p, entries, tiles, 8 if block_k * block_p >= 4096 else 4, stages
 
 
 def match(x, weight, patches, stride, padding, dilation, mask):
@@ -280,7 +282,7 @@ def match(x, weight, patches, stride, padding, dilation, mask):
     block = 8  # x 512 entries of float32: few neurons, so that 1000 of them reach almost every processor
     launch(
         nearest_kernel, (triton.cdiv(K, block),), *where.arguments, weight, mask, offset, scale, length, value, index,
-        nearest, distance, K, N, runs, SHAPE=where.shape, BLOCK_K=block,
+        nearest, distance, K, N, runs, warps=8, SHAPE=where.shape, BLOCK_K=block,
         BLOCK_R=power_of_2(runs * CANDIDATES.value, 2), BLOCK_N=power_of_2(N, 16, 2048 // dtype.itemsize),
     )  # fmt: skip
     if readable(x):
