@@ -151,7 +151,8 @@ def _by_triton(name):
 def _show_to_compile(name):
     """Let torch.compile see the Triton kernels of operator ``name``, as torch.library.triton_op does for new ones.
 
-    Those in place stay whole: besides the weights they write, to count skipped steps, what no graph knows of.
+    Those in place stay whole: besides the weights they write, to count skipped steps, what no graph knows of. So does
+    sanger, whose products by ATen a graph would compute with whatever precision is set when it runs.
     """
 
     def decompose(mode, operator, types, arguments, named):
@@ -196,7 +197,7 @@ def _load():
         library.LIBRARY.impl(f"{name}.triton", _by_triton(name), "CompositeExplicitAutograd")
         if "triton" not in _missing:
             library.LIBRARY.impl(name, _by_triton(name), "CUDA")
-        if not name.endswith("_"):
+        if not name.endswith("_") and name != "sanger":
             _show_to_compile(name)
 
 

@@ -152,7 +152,7 @@ def _survey_rows(weight, total, partial, row, known, moving, shrink, share, boun
             highest = tl.maximum(highest, tl.max(tl.where(fine, tl.abs(delta), 0), axis=1))
             heaviest = tl.maximum(heaviest, tl.max(tl.where(fine & moving[:, None], tl.abs(w), 0), axis=1))
         else:
-            moved = w + rate[:, None] * delta
+            moved = tl.fma(rate[:, None], delta, w)
             if NORMALISE == "none":
                 moved = narrowed(moved, weight.dtype.element_ty).to(wide)
             fine = fine & (_finite(moved) | ~moving[:, None])
@@ -238,8 +238,8 @@ def _moved(weight, total, row, column, moving, shrink, share, scale, rate, strid
     delta = _delta(w, s, shrink, share, moving, HOW)
     if HOW[2]:
         delta = divided(delta, scale)
-    step = rate[:, None] * delta
-    return spot, mask, step, w + step
+    # Spelt out as one multiply-add, so that no compiler chooses otherwise here than in finish.conclude.
+    return spot, mask, rate[:, None] * delta, tl.fma(rate[:, None], delta, w)
 
 
 @triton.jit

@@ -18,7 +18,8 @@ from hebbkern.triton.launch import block, launch, power_of_2, readable
 from hebbkern.triton.moments import moments
 from hebbkern.triton.patches import corners, place
 from hebbkern.triton.ranks import empty, keep, write
-from hebbkern.triton.walk import Keys, running, shared, tile_of, walk
+from hebbkern.triton.tuning import fastest
+from hebbkern.triton.walk import Keys, running, shared, tiles_of, walk
 
 
 @triton.jit
@@ -98,9 +99,16 @@ def contest(op, x, weight, k, p, cosine, patches, stride, padding, dilation, mas
 
 def exact(where, rows, known, mask, k, winners, responses, keys):
     """Every response is computed."""
+    shape = where.patches, *rows.shape, k
+
+    def fight(tile):
+        by_tiles_of(tile, where, rows, known, mask, k, winners, responses, keys)
+
+    fight(fastest("compete", rows, shape, tiles_of(rows.dtype, *shape), fight))
+
+
+def by_tiles_of(tile, where, rows, known, mask, k, winners, responses, keys):
     P, (K, N) = where.patches, rows.shape
-    tile = tile_of(rows.dtype, P, K, N, k)
-    blocks = triton.cdiv(P, tile.patches)
     shares, share = shared(P, K, tile, rows)
     alone = shares == 1
     lists, listed = winners, responses
@@ -109,7 +117,7 @@ def exact(where, rows, known, mask, k, winners, responses, keys):
     settings = {"TOP": power_of_2(k), "BY_RESPONSE": keys.by_response}
     last = keys.keys, keys.frozen
     launch(
-        compete_kernel, (blocks, shares), *where.arguments, rows, known.offset, known.scale,
+        compete_kernel, (triton.cdiv(P, tile.patches), shares), *where.arguments, rows, known.offset, known.scale,
         known.total, known.inverse, mask, lists, listed, *(last if alone else (None, None)),
         P, K, N, k, share, keys.silent, SHAPE=where.shape, **settings, PRECISION=precision(),
         BLOCK_P=tile.patches, BLOCK_K=tile.neurons, BLOCK_N=tile.inputs, **running(tile),

@@ -88,9 +88,14 @@ def traced():
         _state.tracing = before
 
 
+def launches_run():
+    """Whether launches of this thread run, and are neither recorded nor traced."""
+    return _state.launches is None and not _state.tracing
+
+
 def readable(tensor):
     """Whether the values of ``tensor`` can be looked at without waiting for a device."""
-    return tensor.device.type == "cpu" and _state.launches is None and not _state.tracing
+    return tensor.device.type == "cpu" and launches_run()
 
 
 def processors(tensor):

@@ -13,7 +13,7 @@ from hebbkern.ops import checks
 from hebbkern.ops.match import check
 from hebbkern.triton.arithmetic import precision, product
 from hebbkern.triton.launch import launch, power_of_2, readable
-from hebbkern.triton.moments import _moments_of
+from hebbkern.triton.moments import moments_of
 from hebbkern.triton.patches import FLAT_SHARE, LINEAR, corners, load_patches, place, taps
 
 CANDIDATES = tl.constexpr(2)  # a run and neuron: the exact distance decides where rounding may
@@ -68,7 +68,7 @@ def lengths_kernel(
         known = patch < P
         start, row, column = corners(patch, sb, sh, sw, Ho, Wo, SHAPE)
         if CENTRE:
-            _, mean, norm, spread = _moments_of(x, start, row, column, known, sc, sh, sw, H, W, N, True, SHAPE, BLOCK_N)
+            _, mean, norm, spread = moments_of(x, start, row, column, known, sc, sh, sw, H, W, N, True, SHAPE, BLOCK_N)
             tl.store(offset + patch, mean, mask=known)
             if SCALE:
                 flat = spread <= norm * FLAT_SHARE

@@ -45,7 +45,7 @@ def _entries(x, start, row, column, known, first, sc, sh, sw, H, W, N, SHAPE: tl
 
 
 @triton.jit
-def _moments_of(
+def moments_of(
     x, start, row, column, known, sc, sh, sw, H, W, N, CENTRE: tl.constexpr, SHAPE: tl.constexpr, BLOCK: tl.constexpr
 ):
     """Sum, mean, norm and norm about the mean of each patch; no square overflows or vanishes."""
@@ -114,7 +114,7 @@ def moments_kernel(
         patch = program * BLOCK_P + tl.arange(0, BLOCK_P)
         known = patch < P
         start, row, column = corners(patch, sb, sh, sw, Ho, Wo, SHAPE)
-        _, mean, norm, spread = _moments_of(x, start, row, column, known, sc, sh, sw, H, W, N, CENTRE, SHAPE, BLOCK_N)
+        _, mean, norm, spread = moments_of(x, start, row, column, known, sc, sh, sw, H, W, N, CENTRE, SHAPE, BLOCK_N)
         if CENTRE:
             tl.store(offset + patch, mean, mask=known)
         if scale is not None:
@@ -129,11 +129,11 @@ def moments_kernel(
             )
             tl.store(p_size + patch, size, mask=known)
             tl.store(p_slip + patch, slip, mask=known)
-    else:
+    elif weight is not None:
         neuron = (program - of_patches) * BLOCK_P + tl.arange(0, BLOCK_P)
         known = neuron < K
         start, row, column = corners(neuron, N, 0, 0, 1, 1, LINEAR)
-        sums, _, norm, _ = _moments_of(weight, start, row, column, known, 1, 0, 0, 1, 1, N, False, LINEAR, BLOCK_N)
+        sums, _, norm, _ = moments_of(weight, start, row, column, known, 1, 0, 0, 1, 1, N, False, LINEAR, BLOCK_N)
         if total is not None:
             tl.store(total + neuron, sums, mask=known)
         if inverse is not None:

@@ -17,10 +17,11 @@ import triton
 import triton.language as tl
 
 from hebbkern.triton.arithmetic import narrowed, precision, product
-from hebbkern.triton.launch import block, launch, power_of_2
+from hebbkern.triton.launch import launch, power_of_2
 from hebbkern.triton.patches import corners, load_patches, taps
 from hebbkern.triton.ranks import NOBODY, empty, keep, write
-from hebbkern.triton.walk import Tile, running, shared, walk
+from hebbkern.triton.tuning import fastest
+from hebbkern.triton.walk import Tile, fitted, running, shared, walk
 
 MOST_WINNERS = 8  # lists of four times as many candidates still fit into registers
 SMALLEST_WORK = 2**27  # products; below, a launch more costs what the tensor cores save
@@ -29,7 +30,7 @@ MOST = tl.constexpr(2.0**20)
 
 # bfloat16 tiles as in walk.TILES["half"], but the patches are loaded in float32 and rounded on chip: a stage is
 # 64 x 64 x 4 + 128 x 64 x 2 = 33 kB, three of them 98 kB, two blocks to a multiprocessor.
-TILE = Tile(64, 128, 64, warps=8, stages=3, registers=255)
+TILES = Tile(64, 128, 64, 8, 3, registers=255), Tile(64, 64, 64, 4, 3), Tile(128, 64, 64, 8, 2)
 # 16 patches x 16 candidates x 64 inputs (32 candidates x 32 inputs) are 64 registers a thread of 8 warps.
 DECIDE = Tile(16, 64, 64, warps=8, stages=2, registers=255)
 
@@ -197,22 +198,32 @@ def decide_kernel(
 def screened(where, rows, known, mask, k, winners, responses, keys, undecided=None):
     """``compete.exact`` where few responses need float32; int32 ``undecided`` [P] tells which patches needed all."""
     P, (K, N) = where.patches, rows.shape
-    cap, shape, near = power_of_2(4 * k, 16), where.shape, known.rounding
-    blocks = triton.cdiv(P, TILE.patches)
-    shares, share = shared(P, K, TILE, rows)
-    lists, bounds = winners.new_empty((shares, P, cap)), responses.new_empty((shares, P, cap))
-    sizes = near.p_size, near.p_slip, near.w_size, near.w_slip
+
+    def sift(tile):
+        return sifted(tile, where, rows, known, mask, k)
+
+    tiles = [fitted(tile, P, K, N, P) for tile in TILES]
+    lists, bounds = sift(fastest("screen", rows, (P, K, N, k), tiles, sift))
+    shares, _, cap = lists.shape
+    near, tile = known.rounding, fitted(DECIDE, P, K, N, DECIDE.patches)
     launch(
-        screen_kernel, (blocks, shares), *where.arguments, near.rounded, known.offset, known.inverse, mask, *sizes,
-        lists, bounds, P, K, N, near.rounded.stride(0), share, SHAPE=shape, CAP=cap, BLOCK_P=TILE.patches,
-        BLOCK_K=power_of_2(K, 16, TILE.neurons), BLOCK_N=power_of_2(N, 16, TILE.inputs), **running(TILE),
+        decide_kernel, (triton.cdiv(P, tile.patches),), *where.arguments, rows, known.offset, known.scale, known.total,
+        known.inverse, mask, *near[1:], lists, bounds, winners, responses, keys.keys, keys.frozen, undecided,
+        P, K, N, k, shares, keys.silent, SHAPE=where.shape, TOP=power_of_2(k), CAP=cap, BY_RESPONSE=keys.by_response,
+        PRECISION=precision(), BLOCK_P=tile.patches, BLOCK_K=tile.neurons, BLOCK_N=power_of_2(N, 16, 32),
+        BLOCK_C=DECIDE.inputs * 16 // cap, BLOCK=power_of_2(shares * cap), **running(tile),
     )  # fmt: skip
-    patches = block(DECIDE.patches)
+
+
+def sifted(tile, where, rows, known, mask, k):
+    """Candidates and bounds, [shares, P, CAP] each."""
+    P, (K, N), near, cap = where.patches, rows.shape, known.rounding, power_of_2(4 * k, 16)
+    shares, share = shared(P, K, tile, rows)
+    lists = rows.new_empty((shares, P, cap), dtype=torch.int32)
+    bounds = rows.new_empty((shares, P, cap))
     launch(
-        decide_kernel, (triton.cdiv(P, patches),), *where.arguments, rows, known.offset, known.scale, known.total,
-        known.inverse, mask, *sizes, lists, bounds, winners, responses, keys.keys, keys.frozen, undecided,
-        P, K, N, k, shares, keys.silent, SHAPE=shape, TOP=power_of_2(k), CAP=cap, BY_RESPONSE=keys.by_response,
-        PRECISION=precision(), BLOCK_P=patches, BLOCK_K=power_of_2(K, 16, DECIDE.neurons),
-        BLOCK_N=power_of_2(N, 16, 32), BLOCK_C=DECIDE.inputs * 16 // cap, BLOCK=power_of_2(shares * cap),
-        **running(DECIDE),
+        screen_kernel, (triton.cdiv(P, tile.patches), shares), *where.arguments, near.rounded, known.offset,
+        known.inverse, mask, *near[1:], lists, bounds, P, K, N, near.rounded.stride(0), share, SHAPE=where.shape,
+        CAP=cap, BLOCK_P=tile.patches, BLOCK_K=tile.neurons, BLOCK_N=tile.inputs, **running(tile),
     )  # fmt: skip
+    return lists, bounds

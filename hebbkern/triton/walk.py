@@ -23,16 +23,17 @@ class Tile(NamedTuple):
     registers: int | None = None  # a thread's at most
 
 
+# The first of each list is the default.
 # Half types: a step of 64 x 128 reads 192 rows for 8192 products an input: 43 products a word, where an H100's tensor
 # cores need about 30 from L2. 3 stages of (64 + 128) x 64 x 2 bytes are 74 kB, so that two or three blocks share a
-# multiprocessor, and one multiplies while another ranks.
+# multiprocessor, and one multiplies while another ranks. More patches read less, but one block fills a processor.
 # Float32 on tensor cores (tf32x3) holds six tiles of halves and remainders: 64 x 32, two blocks of 4 warps.
 # Without them ("ieee") a thread multiplies 16 pairs from registers: 64 x 64 and 8 warps hide the loads.
 TILES = {
-    "half": Tile(64, 128, 64, warps=4, stages=3, registers=255),
-    "tf32x3": Tile(64, 32, 32, warps=4, stages=3, registers=255),
-    "ieee": Tile(64, 64, 32, warps=8, stages=3, registers=168),
-    "double": Tile(32, 64, 16, warps=4, stages=2, registers=255),
+    "half": (Tile(64, 128, 64, 4, 3, registers=255), Tile(64, 64, 64, 4, 4), Tile(128, 64, 64, 8, 3)),
+    "tf32x3": (Tile(64, 32, 32, 4, 3, registers=255), Tile(32, 64, 32, 4, 3), Tile(64, 64, 32, 8, 3)),
+    "ieee": (Tile(64, 64, 32, 8, 3, registers=168), Tile(64, 32, 32, 4, 3), Tile(32, 32, 32, 4, 3)),
+    "double": (Tile(32, 64, 16, 4, 2, registers=255), Tile(32, 32, 16, 4, 3)),
 }
 # Responses and names of the lists, patches x k of each, have 4 registers a thread: more winners, fewer patches.
 LISTED = 256
@@ -89,12 +90,16 @@ class Keys(NamedTuple):
         return ranks - (1 << 64) if ranks >= 1 << 63 else ranks
 
 
-def tile_of(dtype, P, K, N, k):
-    """The tile of TILES for these numbers, no larger than the layer."""
+def tiles_of(dtype, P, K, N, k):
+    """The tiles of TILES for these numbers, no larger than the layer; each once."""
     kind = "double" if dtype == torch.float64 else precision() if dtype == torch.float32 else "half"
-    tile = TILES[kind]
+    return tuple(dict.fromkeys(fitted(tile, P, K, N, LISTED // power_of_2(k)) for tile in TILES[kind]))
+
+
+def fitted(tile, P, K, N, most_patches):
+    """``tile`` cut to the layer."""
     return tile._replace(
-        patches=power_of_2(P, 16, block(min(tile.patches, max(LISTED // power_of_2(k), 16)))),
+        patches=power_of_2(P, 16, block(min(tile.patches, max(most_patches, 16)))),
         neurons=power_of_2(K, 16, tile.neurons),
         inputs=power_of_2(N, 16, block(tile.inputs)),
     )
