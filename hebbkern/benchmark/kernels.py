@@ -1,0 +1,192 @@
+"""Every kernel of hebbkern.triton, compiled for GPUs that need not be there, and what came of it.
+
+``builds`` turns the launches that the workloads would make into the distinct compilations that Triton would do at run
+time: argument types, alignment and compile-time settings as its runtime specialises them. ``compiled`` does them for
+each chip, ``rows`` reads the machine code, ``problems`` says what must not be: a spill, more shared memory than a block
+may have, or a product of halves or of tf32 without tensor cores. Kernels must not be interpreted (no TRITON_INTERPRET).
+"""
+
+import importlib
+import multiprocessing
+import os
+import pkgutil
+import re
+import warnings
+from dataclasses import dataclass
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+import hebbkern.triton
+from hebbkern.benchmark import cubin
+
+TYPES = {
+    torch.float32: "fp32",
+    torch.float64: "fp64",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.int8: "i8",
+    torch.int16: "i16",
+    torch.int32: "i32",
+    torch.int64: "i64",
+    torch.uint8: "u8",
+    torch.bool: "i1",
+}
+ALIGNED = 16  # bytes of an address, or the divisor of an integer, that the compiler is told of
+ON_TENSOR_CORES = re.compile(
+    r"tt\.dot(?:_scaled)? .*(?:inputPrecision = (?:tf32|tf32x3|bf16x3|bf16x6)\b|tensor<[\dx]*x(?:bf16|f16)[,>].*\*)"
+)
+
+
+@dataclass(frozen=True)
+class Build:
+    """One compilation: a kernel with the types of its arguments and its compile-time settings."""
+
+    module: str
+    kernel: str
+    signature: tuple  # (name, type) pairs
+    constants: tuple  # (name, value) pairs
+    settings: tuple  # names of the constants that the launcher sets
+    aligned: tuple  # positions
+    warps: int
+    stages: int
+
+    @property
+    def dtype(self):
+        """Of what the kernel works on: the type of its first argument that is a floating point tensor."""
+        return next((kind[1:] for _, kind in self.signature if kind.startswith(("*fp", "*bf"))), "-")
+
+    @property
+    def label(self):
+        """The compile-time settings, not what Triton made constant by itself."""
+        return " ".join(f"{name}={value}" for name, value in self.constants if name in self.settings).replace(", ", ",")
+
+
+def every_kernel():
+    """{name: module} of all functions named ..._kernel in hebbkern.triton."""
+    found = {}
+    for module in pkgutil.iter_modules(hebbkern.triton.__path__, "hebbkern.triton."):
+        for name in vars(importlib.import_module(module.name)):
+            if name.endswith("_kernel"):
+                function = getattr(importlib.import_module(module.name), name)
+                if getattr(function, "__module__", None) == module.name:
+                    found[name] = module.name
+    return found
+
+
+def build(launch):
+    """What Triton's runtime would compile for ``launch``."""
+    kernel, signature, constants, aligned = launch.kernel, [], [], []
+    given = dict(zip(kernel.arg_names, launch.arguments, strict=False)) | launch.settings
+    for position, parameter in enumerate(kernel.params):
+        value = given.get(parameter.name, parameter.default)
+        value = getattr(value, "value", value) if isinstance(value, triton.language.constexpr) else value
+        kind = "constexpr" if parameter.is_constexpr else _kind(value, parameter)
+        signature.append((parameter.name, kind))
+        if kind == "constexpr":
+            constants.append((parameter.name, value))
+        elif not parameter.do_not_specialize_on_alignment and _aligned(value):
+            aligned.append(position)
+    function = kernel.fn
+    return Build(
+        function.__module__,
+        function.__name__,
+        tuple(signature),
+        tuple(constants),
+        tuple(launch.settings),
+        tuple(aligned),
+        launch.warps,
+        launch.stages,
+    )
+
+
+def _kind(value, parameter):
+    if value is None:
+        return "constexpr"
+    if isinstance(value, torch.Tensor):
+        return f"*{TYPES[value.dtype]}"
+    if isinstance(value, bool):
+        return "u1"
+    if isinstance(value, int):
+        if value == 1 and not parameter.do_not_specialize:
+            return "constexpr"
+        return "i32" if -(2**31) <= value < 2**31 else "i64"
+    if isinstance(value, float):
+        return "fp32"
+    raise TypeError(f"{parameter.name}: no type for {value!r}")
+
+
+def _aligned(value):
+    if isinstance(value, torch.Tensor):
+        return value.storage_offset() * value.element_size() % ALIGNED == 0
+    return isinstance(value, int) and not isinstance(value, bool) and value % ALIGNED == 0
+
+
+def builds(traces):
+    """{Build: names of the workloads that need it} of ``traces``: {name: workloads.Trace}."""
+    found = {}
+    for name, trace in traces.items():
+        for launch in trace.launches:
+            found.setdefault(build(launch), []).append(name)
+    return {key: list(dict.fromkeys(names)) for key, names in found.items()}
+
+
+def compile_for(chip, wanted):
+    """One row of the report: ``wanted`` (a Build) for ``chip``."""
+    warnings.simplefilter("ignore")
+    kernel = getattr(importlib.import_module(wanted.module), wanted.kernel)
+    attributes = {(position,): [["tt.divisibility", ALIGNED]] for position in wanted.aligned}
+    source = ASTSource(kernel, dict(wanted.signature), dict(wanted.constants), attributes)
+    options = {"num_warps": wanted.warps, "num_stages": wanted.stages}
+    row = {"kernel": wanted.kernel, "dtype": wanted.dtype, "settings": wanted.label, "chip": chip.name}
+    row |= {"warps": wanted.warps, "stages": wanted.stages}
+    try:
+        made = triton.compile(source, target=GPUTarget("cuda", chip.capability, 32), options=options)
+    except Exception as error:  # whatever the compiler raises is a finding about this kernel, not the end of the report
+        return row | {"problems": [f"does not compile: {' '.join(str(error).split())[:300]}"]}
+    row |= cubin.read(made.asm["cubin"]) | {"shared": made.metadata.shared, "warps": made.metadata.num_warps}
+    row["occupancy"] = cubin.occupancy(chip, row["registers"], row["shared"], row["warps"])
+    row["product"] = bool(ON_TENSOR_CORES.search(made.asm["ttir"]))
+    return row | {"problems": problems(row, chip)}
+
+
+def problems(row, chip):
+    """What must not be, a sentence each."""
+    found = []
+    if row["local"] or row["stack"]:
+        found.append(f"spills: {row['local']} local loads and stores, {row['stack']} bytes of stack")
+    if row["shared"] > chip.block_shared:
+        found.append(f"{row['shared']} bytes of shared memory, a block of {chip.name} has {chip.block_shared}")
+    if row["product"] and not row["tensor core"]:
+        found.append("multiplies halves or tf32 without tensor cores")
+    return found
+
+
+def rows(wanted, chips=cubin.CHIPS, workers=None):
+    """The report's rows: each Build of ``wanted`` for each chip, in ``workers`` processes (default: one a processor)."""
+    tasks = [(chip, each) for each in wanted for chip in chips]
+    # Forked, not spawned: a new interpreter would take longer to import torch than most kernels to compile.
+    with multiprocessing.get_context("fork").Pool(workers or os.cpu_count()) as pool:
+        made = pool.starmap(compile_for, tasks, chunksize=1)
+    return [row | {"workloads": wanted[each]} for row, (_, each) in zip(made, tasks, strict=True)]
+
+
+HEAD = ("kernel", "dtype", "chip", "warps", "stages", "registers", "spills", "shared", "occupancy", "tensor core")
+HEAD += ("128-bit loads", "barriers", "settings")
+
+
+def text(found):
+    """The table of ``rows``."""
+    table = [HEAD, *(tuple(map(str, _cells(row))) for row in found)]
+    widths = [max(len(row[i]) for row in table) for i in range(len(HEAD))]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in table)
+
+
+def _cells(row):
+    start = row["kernel"], row["dtype"], row["chip"], row["warps"], row["stages"]
+    if "registers" not in row:
+        return *start, *["-"] * 7, row["settings"]
+    code = row["registers"], row["local"], row["shared"], f"{row['occupancy']:.0%}"
+    return *start, *code, row["tensor core"], row["128-bit loads"], row["barriers"], row["settings"]

@@ -1,0 +1,89 @@
+"""What a workload would run on a GPU, which need not be there: our kernels' launches, and ATen's operators.
+
+``trace(workload)`` runs it on tensors without memory. Nothing is compiled, launched or computed.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from hebbkern import triton
+from hebbkern.benchmark.workloads import laid_out, with_precision
+from hebbkern.triton.launch import recorded
+
+
+@dataclass
+class AtenCall:
+    """An operator of torch's own: what it reads and writes, and its multiplications and additions."""
+
+    name: str
+    bytes: int
+    flops: int
+    dtype: torch.dtype
+
+
+@dataclass
+class Trace:
+    """Of one workload: launches of our kernels, operators of torch's, and the bytes that no way of doing it spares."""
+
+    launches: list
+    aten: list
+    unavoidable: int = 0
+
+
+class _Recorder(TorchDispatchMode):
+    """Runs hebbkern's operators by Triton's launchers, whatever backend is chosen, and writes down ATen's."""
+
+    FREE = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "_unsafe_view", "detach", "alias")
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "hebbkern":
+            with self:
+                return triton.LAUNCHERS[function._opname](*args)
+        result = function(*args, **(kwargs or {}))
+        if function.namespace == "aten" and not function.is_view and function._opname not in self.FREE:
+            self.calls.append(_aten_call(function, args, kwargs or {}, result))
+        return result
+
+
+def _aten_call(function, args, kwargs, result):
+    tensors = [*_tensors(args), *_tensors(kwargs.values()), *_tensors([result])]
+    packet, flops = function._overloadpacket, 0
+    if packet in flop_registry:
+        flops = flop_registry[packet](*args, **kwargs, out_val=result)
+    dtype = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
+    return AtenCall(function._opname, sum(size(tensor) for tensor in tensors), flops, dtype)
+
+
+def _tensors(values):
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(value)
+
+
+def size(tensor):
+    """Bytes of its entries, each once: a dimension of stride 0 repeats them."""
+    entries = 1
+    for length, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        entries *= length if stride else 1
+    return entries * tensor.element_size()
+
+
+def trace(workload):
+    """What ``workload`` would run on a GPU, which need not be there."""
+    with with_precision(workload.precision), FakeTensorMode(), recorded() as launches:
+        x, w = (laid_out(shape, workload.dtype, "cuda") for shape in (workload.x, workload.w))
+        extra = workload.extra(x, w)
+        with _Recorder() as recorder:
+            result = workload.run(x, w, **extra)
+    inputs, outputs = [x, w, *extra.values()], [w] if result is None else [result]
+    return Trace(launches, recorder.calls, sum(map(size, _tensors([*inputs, *outputs]))))
