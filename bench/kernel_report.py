@@ -3,10 +3,10 @@
     python bench/kernel_report.py               the tables; exit status 1 where something must not be
     python bench/kernel_report.py --json FILE   the same for programs
 
-Every workload of hebbkern.benchmark.workloads is run without a GPU as far as its launches, and each distinct kernel is
-compiled for sm_80, sm_90 and sm_100. It fails on a spill, on more shared memory than a block may have, and where a product
-of halves or of tf32 is not done on tensor cores. The times are predictions of a model (hebbkern.benchmark.roofline), not
-measurements: those are made by bench/gpu.py, on a machine with a GPU.
+Every workload of hebbkern.benchmark.workloads is run without a GPU as far as its launches, and each distinct kernel
+is compiled for sm_80, sm_90 and sm_100. It fails on a spill, on more shared memory than a block may have, and where a
+product of halves or of tf32 is not done on tensor cores. The times are predictions of a model, explained in
+hebbkern/benchmark/roofline.py, not measurements: those are made by bench/gpu.py, on a machine with a GPU.
 """
 
 import argparse

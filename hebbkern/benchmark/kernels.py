@@ -164,11 +164,11 @@ def problems(row, chip):
     return found
 
 
-def rows(wanted, chips=cubin.CHIPS, workers=None):
-    """The report's rows: each Build of ``wanted`` for each chip, in ``workers`` processes (default: one a processor)."""
+def rows(wanted, chips=cubin.CHIPS):
+    """The report's rows: each Build of ``wanted`` for each chip, in as many processes as there are processors."""
     tasks = [(chip, each) for each in wanted for chip in chips]
     # Forked, not spawned: a new interpreter would take longer to import torch than most kernels to compile.
-    with multiprocessing.get_context("fork").Pool(workers or os.cpu_count()) as pool:
+    with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool:
         made = pool.starmap(compile_for, tasks, chunksize=1)
     return [row | {"workloads": wanted[each]} for row, (_, each) in zip(made, tasks, strict=True)]
 

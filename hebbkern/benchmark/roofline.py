@@ -13,7 +13,7 @@ import torch
 
 from hebbkern.benchmark.recording import trace
 from hebbkern.benchmark.report import duration
-from hebbkern.benchmark.traffic import L2, use
+from hebbkern.benchmark.traffic import use
 from hebbkern.benchmark.workloads import floor
 
 # NVIDIA H100 SXM5 by its data sheet, dense rates; the rate of the L2 cache is what others have measured.

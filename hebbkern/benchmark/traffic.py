@@ -1,8 +1,8 @@
 """What a launch reads and writes: one short description a kernel, the rest from its arguments.
 
 A description takes the launch's arguments and settings by name (``a.x``, ``a.BLOCK_P``, ``a.grid``) and returns
-{argument: bytes that all programs together read}, or (read, written), for the arguments for which that is not the size of
-the tensor once; and under "flops" the additions and multiplications, under "rate" how fast they go (roofline.FLOPS).
+{argument: bytes that all programs together read}, or (read, written), for arguments for which that is not the size
+of the tensor once; and under "flops" the additions and multiplications, under "rate" how fast they go (roofline.FLOPS).
 """
 
 from dataclasses import dataclass
@@ -42,8 +42,8 @@ def use(launch):
 
 
 def _moments(a):
-    P, K, N = (a.P if a.offset is not None or a.scale is not None else 0), a.K, a.N
-    patches = 2 * P * N * a.x.element_size()
+    taken = a.offset is not None or a.scale is not None
+    patches = 2 * a.P * a.N * a.x.element_size() * taken
     return {"x": patches, "weight": 2 * size(a.weight)} if a.weight is not None else {"x": patches}
 
 
