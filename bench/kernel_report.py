@@ -3,8 +3,8 @@
     python bench/kernel_report.py               the tables; exit status 1 where something must not be
     python bench/kernel_report.py --json FILE   the same for programs
 
-Every workload of hebbkern.benchmark.workloads is run without a GPU as far as its launches, and each distinct kernel
-is compiled for sm_80, sm_90 and sm_100. It fails on a spill, on more shared memory than a block may have, and where a
+Every workload of hebbkern.benchmark is run without a GPU as far as its launches, and each distinct kernel is compiled
+ for sm_80, sm_90 and sm_100. It fails on a spill, on more shared memory than a block may have, and where a
 product of halves or of tf32 is not done on tensor cores. The times are predictions of a model, explained in
 hebbkern/benchmark/roofline.py, not measurements: those are made by bench/gpu.py, on a machine with a GPU.
 """
@@ -20,16 +20,16 @@ from pathlib import Path
 os.environ.pop("TRITON_INTERPRET", None)
 
 
-def report(only=""):
-    """{"kernels": rows of machine code, "roofline": rows of predictions, "every_kernel": names} as JSON can hold it."""
+def report():
+    """{"kernels": rows of machine code, "every_kernel": names, "roofline": rows of predictions}."""
     from hebbkern.benchmark import kernels, roofline
     from hebbkern.benchmark.recording import trace
-    from hebbkern.benchmark.workloads import STEPS, VARIANTS
+    from hebbkern.benchmark.variants import VARIANTS
+    from hebbkern.benchmark.workloads import STEPS
 
     traces = {workload.id: trace(workload) for workload in (*STEPS, *VARIANTS)}
-    wanted = {build: names for build, names in kernels.builds(traces).items() if only in build.kernel}
     return {
-        "kernels": kernels.rows(wanted),
+        "kernels": kernels.rows(kernels.builds(traces)),
         "every_kernel": kernels.every_kernel(),
         "roofline": [roofline.row(step, traces[step.id]) for step in STEPS],
     }

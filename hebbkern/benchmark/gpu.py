@@ -96,7 +96,7 @@ def difference(workload, device):
     return ((found - expected).norm() / expected.norm()).item()
 
 
-def measure(workload, rounds, *, device="cuda", clock=Cuda, l2=50 << 20):
+def measure(workload, rounds, *, device="cuda", clock=Cuda, l2=50 << 20, sample=SAMPLE):
     """One row of the table. Raises AssertionError where the result is not the CPU's: nobody is timed then."""
     with with_precision(workload.precision), torch.no_grad():
         error = difference(workload, device)
@@ -108,7 +108,7 @@ def measure(workload, rounds, *, device="cuda", clock=Cuda, l2=50 << 20):
             contestants["eager"].append(workload.eager(x, w, **extra))
             contestants["floor"].append(floor(workload)(x, w.clone()))
         with hk.backend("triton"):
-            seconds = race(contestants, rounds, clock)
+            seconds = race(contestants, rounds, clock, sample)
     to_floor = {name: seconds[name] / seconds["floor"] for name in ("hebbkern", "eager")}
     return {"case": workload.id, "seconds": seconds, "to_floor": to_floor, "difference": error}
 

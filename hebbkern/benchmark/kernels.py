@@ -21,6 +21,7 @@ from triton.compiler import ASTSource
 
 import hebbkern.triton
 from hebbkern.benchmark import cubin
+from hebbkern.benchmark.recording import name_of
 
 TYPES = {
     torch.float32: "fp32",
@@ -55,8 +56,8 @@ class Build:
 
     @property
     def dtype(self):
-        """Of what the kernel works on: the type of its first argument that is a floating point tensor."""
-        return next((kind[1:] for _, kind in self.signature if kind.startswith(("*fp", "*bf"))), "-")
+        """Of what the kernel works on: the type of its first tensor."""
+        return next(kind[1:] for _, kind in self.signature if kind.startswith("*"))
 
     @property
     def label(self):
@@ -65,14 +66,12 @@ class Build:
 
 
 def every_kernel():
-    """{name: module} of all functions named ..._kernel in hebbkern.triton."""
-    found = {}
+    """The names, as in "compete.compete_kernel", of all kernels that the modules of hebbkern.triton define."""
+    found = []
     for module in pkgutil.iter_modules(hebbkern.triton.__path__, "hebbkern.triton."):
-        for name in vars(importlib.import_module(module.name)):
-            if name.endswith("_kernel"):
-                function = getattr(importlib.import_module(module.name), name)
-                if getattr(function, "__module__", None) == module.name:
-                    found[name] = module.name
+        named = vars(importlib.import_module(module.name)).items()
+        kernels = [value for name, value in named if name.endswith("_kernel") and hasattr(value, "arg_names")]
+        found += [name_of(kernel) for kernel in kernels if kernel.fn.__module__ == module.name]
     return found
 
 
@@ -107,6 +106,8 @@ def _kind(value, parameter):
         return "constexpr"
     if isinstance(value, torch.Tensor):
         return f"*{TYPES[value.dtype]}"
+    if parameter.annotation_type:
+        return parameter.annotation_type
     if isinstance(value, bool):
         return "u1"
     if isinstance(value, int):
@@ -140,22 +141,29 @@ def compile_for(chip, wanted):
     attributes = {(position,): [["tt.divisibility", ALIGNED]] for position in wanted.aligned}
     source = ASTSource(kernel, dict(wanted.signature), dict(wanted.constants), attributes)
     options = {"num_warps": wanted.warps, "num_stages": wanted.stages}
-    row = {"kernel": wanted.kernel, "dtype": wanted.dtype, "settings": wanted.label, "chip": chip.name}
+    row = {"kernel": name_of(kernel), "dtype": wanted.dtype, "settings": wanted.label, "chip": chip.name}
     row |= {"warps": wanted.warps, "stages": wanted.stages}
     try:
         made = triton.compile(source, target=GPUTarget("cuda", chip.capability, 32), options=options)
     except Exception as error:  # whatever the compiler raises is a finding about this kernel, not the end of the report
-        return row | {"problems": [f"does not compile: {' '.join(str(error).split())[:300]}"]}
+        return row | {"problems": [f"does not compile: {_reason(error)}"]}
     row |= cubin.read(made.asm["cubin"]) | {"shared": made.metadata.shared, "warps": made.metadata.num_warps}
     row["occupancy"] = cubin.occupancy(chip, row["registers"], row["shared"], row["warps"])
     row["product"] = bool(ON_TENSOR_CORES.search(made.asm["ttir"]))
     return row | {"problems": problems(row, chip)}
 
 
+def _reason(error):
+    """The last sentences of what the compiler said, innermost first: before them it shows the source."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split())[-300:]
+
+
 def problems(row, chip):
     """What must not be, a sentence each."""
     found = []
-    if row["local"] or row["stack"]:
+    if row["local"]:
         found.append(f"spills: {row['local']} local loads and stores, {row['stack']} bytes of stack")
     if row["shared"] > chip.block_shared:
         found.append(f"{row['shared']} bytes of shared memory, a block of {chip.name} has {chip.block_shared}")

@@ -15,14 +15,19 @@ from hebbkern.benchmark.workloads import laid_out, with_precision
 from hebbkern.triton.launch import recorded
 
 
+def name_of(kernel):
+    """module.name, as in "compete.compete_kernel"."""
+    return f"{kernel.fn.__module__.rpartition('.')[2]}.{kernel.fn.__name__}"
+
+
 @dataclass
 class AtenCall:
-    """An operator of torch's own: what it reads and writes, and its multiplications and additions."""
+    """An operator of torch's own: what it reads and writes, its multiplications and additions, how they are done."""
 
     name: str
     bytes: int
     flops: int
-    dtype: torch.dtype
+    rate: str  # of roofline.FLOPS
 
 
 @dataclass
@@ -47,6 +52,11 @@ class _Recorder(TorchDispatchMode):
         if function.namespace == "hebbkern":
             with self:
                 return triton.LAUNCHERS[function._opname](*args)
+        if function.namespace == "aten" and function._overloadpacket not in flop_registry:
+            with self:
+                result = function.decompose(*args, **(kwargs or {}))
+            if result is not NotImplemented:
+                return result
         result = function(*args, **(kwargs or {}))
         if function.namespace == "aten" and not function.is_view and function._opname not in self.FREE:
             self.calls.append(_aten_call(function, args, kwargs or {}, result))
@@ -58,8 +68,18 @@ def _aten_call(function, args, kwargs, result):
     packet, flops = function._overloadpacket, 0
     if packet in flop_registry:
         flops = flop_registry[packet](*args, **kwargs, out_val=result)
+    return AtenCall(function._opname, sum(size(tensor) for tensor in tensors), flops, _rate(function._opname, tensors))
+
+
+def _rate(name, tensors):
+    """How ATen multiplies now, which torch's settings say for float32."""
     dtype = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
-    return AtenCall(function._opname, sum(size(tensor) for tensor in tensors), flops, dtype)
+    if dtype != torch.float32:
+        return "fp64" if dtype == torch.float64 else "half"
+    exact = torch.get_float32_matmul_precision() == "highest"
+    if name.startswith("convolution"):
+        exact = torch.backends.cudnn.conv.fp32_precision == "ieee"
+    return "fp32" if exact else "tf32"
 
 
 def _tensors(values):

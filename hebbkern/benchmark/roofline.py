@@ -4,17 +4,17 @@ A model, not a measurement. Of every launch it knows what all its programs toget
 default each tensor argument once): the traffic between the L2 cache and the multiprocessors. Of that, device memory
 sees each tensor once a launch if the tensor fits into the L2 cache, otherwise every read of it; nothing stays in the
 cache from one launch to the next, which makes the model slow for small tensors. A launch takes the longest of its three
-times (device memory, L2, arithmetic), and LAUNCH more. ATen's operators read and write each tensor once, at full speed.
+times (device memory, L2, arithmetic), and LAUNCH more; with fewer programs than multiprocessors the others idle. ATen's
+operators read and write each tensor once, at full speed.
 """
 
 from dataclasses import replace
 
-import torch
-
-from hebbkern.benchmark.recording import trace
+from hebbkern.benchmark.recording import name_of, trace
 from hebbkern.benchmark.report import duration
 from hebbkern.benchmark.traffic import use
 from hebbkern.benchmark.workloads import floor
+from hebbkern.triton.launch import PROCESSORS
 
 # NVIDIA H100 SXM5 by its data sheet, dense rates; the rate of the L2 cache is what others have measured.
 MEMORY = 3.35e12  # bytes a second of device memory
@@ -37,11 +37,11 @@ def row(workload, found):
     device = sum(each.device for each in uses) + sum(call.bytes for call in found.aten)
     cache = sum(each.cache for each in uses) + sum(call.bytes for call in found.aten)
     bare = trace(replace(workload, run=lambda x, w, **_: floor(workload)(x, w)()))
-    predicted, least = seconds(found, workload.precision), seconds(bare, workload.precision)
+    predicted, least = seconds(found), seconds(bare)
     return {
         "step": workload.id,
         "launches": len(found.launches),
-        "kernels": [launch.kernel.__name__ for launch in found.launches],
+        "kernels": [name_of(launch.kernel) for launch in found.launches],
         "aten": [call.name for call in found.aten],
         "unavoidable": found.unavoidable,
         "device": device,
@@ -54,21 +54,15 @@ def row(workload, found):
     }
 
 
-def seconds(found, precision):
+def seconds(found):
     """What the model predicts for a trace."""
-    ours = sum(_longest(each.device, each.cache, each.flops, each.rate) for each in map(use, found.launches))
-    return ours + sum(_longest(c.bytes, c.bytes, c.flops, _rate(c.dtype, precision)) for c in found.aten)
+    ours = (_longest(u.device, u.cache, u.flops, u.rate, u.programs) for u in map(use, found.launches))
+    return sum(ours) + sum(_longest(c.bytes, c.bytes, c.flops, c.rate) for c in found.aten)
 
 
-def _longest(device, cache, flops, rate):
-    return max(device / MEMORY, cache / CACHE, flops / FLOPS[rate]) + LAUNCH
-
-
-def _rate(dtype, precision):
-    """How fast ATen multiplies."""
-    if dtype == torch.float32:
-        return "fp32" if precision == "highest" else "tf32"
-    return "fp64" if dtype == torch.float64 else "half"
+def _longest(device, cache, flops, rate, programs=PROCESSORS):
+    busy = min(1, programs / PROCESSORS)
+    return max(device / MEMORY, cache / CACHE / busy, flops / FLOPS[rate] / busy) + LAUNCH
 
 
 def text(rows):

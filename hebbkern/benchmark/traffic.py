@@ -5,30 +5,32 @@ A description takes the launch's arguments and settings by name (``a.x``, ``a.BL
 of the tensor once; and under "flops" the additions and multiplications, under "rate" how fast they go (roofline.FLOPS).
 """
 
+import math
 from dataclasses import dataclass
 from types import SimpleNamespace
 
 import torch
 
-from hebbkern.benchmark.recording import size
+from hebbkern.benchmark.recording import name_of, size
 
 L2 = 50e6  # bytes of an H100
 
 
 @dataclass
 class Use:
-    """Of one launch: bytes of device memory, bytes between L2 and the multiprocessors, flops and their rate."""
+    """Of one launch: bytes of device memory, bytes between L2 and the multiprocessors, flops, their rate, programs."""
 
     device: int
     cache: int
     flops: int
     rate: str
+    programs: int
 
 
 def use(launch):
     """The Use of one recorded launch."""
     named = dict(zip(launch.kernel.arg_names, launch.arguments, strict=False)) | launch.settings
-    described = TRAFFIC.get(launch.kernel.__name__, lambda a: {})(SimpleNamespace(**named, grid=launch.grid))
+    described = TRAFFIC.get(name_of(launch.kernel), lambda a: {})(SimpleNamespace(**named, grid=launch.grid))
     device = cache = 0
     for name, tensor in named.items():
         if isinstance(tensor, torch.Tensor):
@@ -38,13 +40,119 @@ def use(launch):
             )
             cache += read + written
             device += min(read, once) + min(written, once) if once <= L2 else read + written
-    return Use(device, cache, described.get("flops", 0), described.get("rate", "fp32"))
+    return Use(device, cache, described.get("flops", 0), described.get("rate", "fp32"), math.prod(launch.grid))
+
+
+def _rate(tensor, precision):
+    """How fast products of ``tensor``'s dtype are computed."""
+    if tensor.dtype == torch.float32:
+        return "fp32" if precision == "ieee" else precision
+    return "fp64" if tensor.dtype == torch.float64 else "half"
+
+
+def _patches(a, times=1):
+    """All entries of all patches, ``times`` over."""
+    return times * a.P * a.N * a.x.element_size()
 
 
 def _moments(a):
-    taken = a.offset is not None or a.scale is not None
-    patches = 2 * a.P * a.N * a.x.element_size() * taken
-    return {"x": patches, "weight": 2 * size(a.weight)} if a.weight is not None else {"x": patches}
+    """Sums and largest, then squares."""
+    found = {"x": _patches(a, 2 * (a.offset is not None or a.scale is not None))}
+    wanted = a.total is not None or a.inverse is not None
+    return found | ({} if a.weight is None else {"weight": 2 * wanted * size(a.weight)})
 
 
-TRAFFIC = {"moments_kernel": _moments}
+def _compete(a):
+    """A tile of patches is read again for every tile of neurons, and the other way round."""
+    tiles = {"x": _patches(a, -(-a.K // a.BLOCK_K)), "weight": a.grid[0] * size(a.weight)}
+    return tiles | {"flops": 2 * a.P * a.K * a.N, "rate": _rate(a.weight, a.PRECISION)}
+
+
+def _lengths(a):
+    """Centring takes two passes before the lengths'."""
+    return {"x": _patches(a, 1 if a.offset is None else 3)}
+
+
+def _search(a):
+    tiles = {"x": _patches(a, a.grid[0]), "weight": -(-a.P // a.BLOCK_P) * size(a.weight)}
+    return tiles | {"flops": 2 * a.P * a.K * a.N, "rate": _rate(a.x, a.PRECISION)}
+
+
+def _nearest(a):
+    """Two candidates a neuron."""
+    return {"x": 2 * a.K * a.N * a.x.element_size(), "weight": 2 * size(a.weight), "flops": 6 * a.K * a.N}
+
+
+def _survey(a):
+    return {"weight": (1 + (a.POWER != 0)) * size(a.weight)}
+
+
+def _step(a):
+    """Every program looks at what all of the survey found."""
+    passes = {"row_max": 2, "row_l2": 3}.get(a.NORMALISE, 1)
+    found = {"weight": ((passes + (a.POWER != 0)) * size(a.weight), size(a.weight)), "total": passes * size(a.total)}
+    tables = {name: getattr(a, name) for name in ("sound", "largest", "top", "steepest")}
+    return found | {name: a.grid[0] * size(table) for name, table in tables.items() if table is not None}
+
+
+def _commit(a):
+    return {"sound": a.grid[0] * a.grid[1] * size(a.sound)}
+
+
+def _long_rows(a):
+    """Once for each digit of the k-th highest key, and once to write."""
+    return {"y": (a.BITS // 8 + 1) * size(a.y)}
+
+
+def _activate(a):
+    return {"u": (2 if a.ACTIVATION == "softmax" else 1) * size(a.u)}
+
+
+def _finish(a):
+    """The triangle: half of the Gram matrix for every tile of inputs, half of the weights for every tile of neurons."""
+    own = size(a.weight) * (a.moved is not None)
+    if a.gram is None:
+        return {"weight": own + size(a.weight) * (a.diagonal is not None)}
+    triangle = {"gram": size(a.gram) // 2 * -(-a.N // a.BLOCK_N)}
+    triangle["weight"] = own + size(a.weight) // 2 * (-(-a.K // a.BLOCK_K) + 1)
+    return triangle | {"flops": a.K * (a.K + a.BLOCK_K) * a.N, "rate": _rate(a.gradient, a.PRECISION)}
+
+
+def _residual(a):
+    """Each program reads all responses; chunks of patches pass over the weights again."""
+    chunks = -(-a.P // a.BLOCK_P)
+    found = {"x": _patches(a), "y": a.grid[0] * size(a.y), "weight": (chunks + (a.moved is not None)) * size(a.weight)}
+    if a.partial is not None:
+        found["partial"] = (chunks - 1) * size(a.partial), chunks * size(a.partial)
+    gram = a.grid[0] * a.BLOCK_K * a.P * a.K
+    flops = 2 * (gram + 2 * a.P * a.K * a.N + chunks * a.BLOCK_K * a.K * a.N)
+    return found | {"flops": flops, "rate": _rate(a.y, a.PRECISION)}
+
+
+def _gather(a):
+    products = 2 * a.K * a.N + (a.K * a.K if a.DECAY == "triangular" else 0)
+    found = {"x": _patches(a), "weight": a.grid[0] * size(a.weight)}
+    return found | {"flops": 2 * a.P * products, "rate": _rate(a.runs, a.PRECISION)}
+
+
+def _taught(a):
+    """Every entry of every list reads its patch, and every tile of inputs the lists themselves."""
+    return {"x": a.E * a.N * a.x.element_size(), "order": a.grid[1] * size(a.order), "flops": 2 * a.E * a.N}
+
+
+TRAFFIC = {
+    "accumulate.gather_kernel": _taught,
+    "apply.commit_kernel": _commit,
+    "apply.step_kernel": _step,
+    "apply.survey_kernel": _survey,
+    "compete.compete_kernel": _compete,
+    "finish.finish_kernel": _finish,
+    "kwinners.kwinners_long_kernel": _long_rows,
+    "match.lengths_kernel": _lengths,
+    "match.nearest_kernel": _nearest,
+    "match.search_kernel": _search,
+    "moments.moments_kernel": _moments,
+    "on_chip.gather_kernel": _gather,
+    "residual.residual_kernel": _residual,
+    "responses.activate_kernel": _activate,
+}

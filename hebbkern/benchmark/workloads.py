@@ -1,7 +1,6 @@
-"""What is asked of the GPU's kernels: the steps that are timed and predicted, and variants that reach every kernel.
+"""The steps that are asked of a GPU, timed there (gpu.py) and predicted anywhere (roofline.py).
 
-``STEPS`` are cases of cases.py, by the same names and on the same shapes. ``VARIANTS`` are there to be compiled only:
-with ``STEPS`` they reach every kernel of hebbkern.triton in every default configuration.
+They are cases of cases.py, by the same names and on the same shapes.
 """
 
 import contextlib
@@ -47,13 +46,15 @@ def floor(workload):
 @contextlib.contextmanager
 def with_precision(precision):
     """Within, float32 products of matrices and convolutions alike are exact ("highest") or may take tf32."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
+    conv = torch.backends.cudnn.conv
+    before = torch.get_float32_matmul_precision(), conv.fp32_precision
     try:
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=precision != "highest"):
-            yield
+        torch.set_float32_matmul_precision(precision)
+        conv.fp32_precision = "ieee" if precision == "highest" else "tf32"
+        yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(before[0])
+        conv.fp32_precision = before[1]
 
 
 def laid_out(shape, dtype, device):
@@ -184,4 +185,3 @@ STEPS = (
     kwinners((10_000, 500), 50),
     kwinners((64, 96, 14, 14), 5),
 )
-VARIANTS = ()
