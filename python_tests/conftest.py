@@ -1,5 +1,6 @@
 """The backends that the suite runs on, and what it reports at the end."""
 
+import contextlib
 import os
 from dataclasses import dataclass
 
@@ -23,6 +24,27 @@ settings.register_profile(
     "suite", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 settings.load_profile("suite")
+
+
+def hasten_the_interpreter():
+    """Triton's interpreter prepares its language anew at each call of a device function; once is enough."""
+    with contextlib.suppress(ImportError):
+        from triton.runtime.interpreter import InterpretedFunction
+
+        first, called = InterpretedFunction.__call__, set()
+
+        def call(self, *arguments, **named):
+            # The kernel has prepared the language for our own functions; what a library function prepares stays so.
+            if self.fn in called or self.fn.__module__.startswith("hebbkern."):
+                return self.rewrite()(*arguments, **named)
+            called.add(self.fn)
+            return first(self, *arguments, **named)
+
+        InterpretedFunction.__call__ = call
+
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    hasten_the_interpreter()
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,21 @@ call say so (``hebbkern.synchronize``). With TRITON_INTERPRET=1 the same kernels
 values raise at once.
 """
 
+from importlib import import_module, util
+
 import torch
 
 from hebbkern import eager
 from hebbkern.ops import library
 from hebbkern.triton.launch import INTERPRETED, traced
 
-LAUNCHERS = {name: getattr(eager, name) for name in library.chosen}
+# Module apply holds operator apply_, and so on.
+LAUNCHERS = {
+    name: getattr(import_module(f"hebbkern.triton.{name.rstrip('_')}"), name)
+    if util.find_spec(f"hebbkern.triton.{name.rstrip('_')}")
+    else getattr(eager, name)
+    for name in library.chosen
+}
 
 
 def serves(tensor):

@@ -15,6 +15,7 @@ import triton.language as tl
 from triton.runtime.interpreter import InterpretedFunction
 
 PROCESSORS = 132  # multiprocessors of an H100, for which launches are recorded
+INTERPRETED_BLOCK = 128
 INTERPRETED_PROCESSORS = 3  # so that small tests take the paths on which a GPU shares work out
 
 
@@ -88,6 +89,11 @@ def processors(tensor):
     if tensor.device.type == "cuda" and torch.cuda.is_available():
         return torch.cuda.get_device_properties(tensor.device).multi_processor_count
     return INTERPRETED_PROCESSORS if INTERPRETED.value else PROCESSORS
+
+
+def block(size):
+    """``size`` as it is best on a GPU, or longer in the interpreter, where a program costs the same for any length."""
+    return max(size, INTERPRETED_BLOCK) if INTERPRETED.value else size
 
 
 def power_of_2(number, least=1, most=1 << 30):

@@ -10,8 +10,19 @@ import triton
 import triton.language as tl
 
 from hebbkern.ops import checks
-from hebbkern.triton.launch import launch, power_of_2, readable
+from hebbkern.triton.arithmetic import narrowed
+from hebbkern.triton.launch import block, launch, power_of_2, readable
 from hebbkern.triton.patches import FLAT_SHARE, LINEAR, corners, load_patches, taps
+
+
+class Rounding(NamedTuple):
+    """What screening knows: the weights in bfloat16, and norms of what is kept (size) and lost (slip) by rounding."""
+
+    rounded: torch.Tensor  # [K, N], rows apart by a multiple of 8 so that 16 bytes can be loaded at once
+    p_size: torch.Tensor  # [P], of the rounded patch, its offset taken off
+    p_slip: torch.Tensor
+    w_size: torch.Tensor  # [K], of the weights as they are
+    w_slip: torch.Tensor
 
 
 class Moments(NamedTuple):
@@ -21,6 +32,7 @@ class Moments(NamedTuple):
     scale: torch.Tensor | None = None  # [P]
     total: torch.Tensor | None = None  # [K], Σ w
     inverse: torch.Tensor | None = None  # [K], 1 / |w|, 0 for a row of zeros
+    rounding: Rounding | None = None
 
 
 @triton.jit
@@ -64,16 +76,39 @@ def _moments_of(
 
 
 @triton.jit
+def _rounding_of(
+    x, start, row, column, known, mean, rounded, sc, sh, sw, H, W, N,
+    CENTRE: tl.constexpr, SHAPE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Norm of each patch in bfloat16 and of what that takes from it; ``rounded`` (may be None) is where it goes."""
+    size = tl.zeros([known.shape[0]], tl.float32)
+    slip = tl.zeros([known.shape[0]], tl.float32)
+    for first in range(0, N, BLOCK):
+        tile, within = _entries(x, start, row, column, known, first, sc, sh, sw, H, W, N, SHAPE, BLOCK)
+        if CENTRE:
+            tile = tl.where(within[None, :], tile - mean[:, None], 0.0)
+        near = narrowed(tile, tl.bfloat16)
+        if rounded is not None:
+            at = rounded[:, None] + (first + tl.arange(0, BLOCK))[None, :]
+            tl.store(at, near, mask=known[:, None] & within[None, :])
+        kept = near.to(tl.float32)
+        size += tl.sum(kept * kept, axis=1)
+        slip += tl.sum((tile - kept) * (tile - kept), axis=1)
+    return tl.sqrt(size), tl.sqrt(slip)
+
+
+@triton.jit
 def moments_kernel(
-    x, sb, sc, sh, sw, H, W, Ho, Wo, weight, offset, scale, total, inverse, P, K, N,
+    x, sb, sc, sh, sw, H, W, Ho, Wo, weight, offset, scale, total, inverse, rounded, p_size, p_slip, w_size, w_slip,
+    P, K, N, stride,
     SHAPE: tl.constexpr, SCALE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """A program owns BLOCK_P patches, or behind these as many neurons, and reads them twice (the second time from L1).
 
-    SCALE: "none", "unit" (to norm 1, about the mean if there is an offset) or "flat" (and flat patches to zeros).
+    SCALE: "unit" (to norm 1, about the mean if there is an offset) or "flat" (and flat patches to zeros).
     """
     program = tl.program_id(0)
-    of_patches = tl.cdiv(P, BLOCK_P) if offset is not None or scale is not None else 0
+    of_patches = tl.cdiv(P, BLOCK_P) if offset is not None or scale is not None or p_size is not None else 0
     CENTRE: tl.constexpr = offset is not None
     if program < of_patches:
         patch = program * BLOCK_P + tl.arange(0, BLOCK_P)
@@ -88,6 +123,12 @@ def moments_kernel(
             if SCALE == "flat":
                 nothing = length <= norm * FLAT_SHARE
             tl.store(scale + patch, tl.where(nothing, 0, 1 / tl.where(nothing, 1, length)), mask=known)
+        if p_size is not None:
+            size, slip = _rounding_of(
+                x, start, row, column, known, mean, None, sc, sh, sw, H, W, N, CENTRE, SHAPE, BLOCK_N
+            )
+            tl.store(p_size + patch, size, mask=known)
+            tl.store(p_slip + patch, slip, mask=known)
     else:
         neuron = (program - of_patches) * BLOCK_P + tl.arange(0, BLOCK_P)
         known = neuron < K
@@ -97,31 +138,49 @@ def moments_kernel(
             tl.store(total + neuron, sums, mask=known)
         if inverse is not None:
             tl.store(inverse + neuron, tl.where(norm == 0, 0, 1 / tl.where(norm == 0, 1, norm)), mask=known)
+        if rounded is not None:
+            rows = rounded + neuron.to(tl.int64) * stride
+            _, slip = _rounding_of(
+                weight, start, row, column, known, sums, rows, 1, 0, 0, 1, 1, N, False, LINEAR, BLOCK_N
+            )
+            tl.store(w_size + neuron, norm, mask=known)
+            tl.store(w_slip + neuron, slip, mask=known)
 
 
-def moments(op, where, patches, *, weight=None, unit=False, total=False):
+def moments(op, where, patches, *, weight=None, unit=False, total=False, rounding=False):
     """Moments of the patches at ``where`` and of the rows of ``weight`` [K, N], in at most one launch.
 
     ``unit`` scales patches to norm 1 (after centring, if they are), and asks for the rows' inverse norms;
-    ``total`` asks for the rows' sums.
+    ``total`` asks for the rows' sums; ``rounding`` for what screening needs (float32 only).
     """
     x, P, N = where.x, where.patches, where.entries
     K = 0 if weight is None else weight.shape[0]
     dtype = checks.result_dtype(x.dtype)
     scaled = unit or patches == "standardised"
-    offset = x.new_empty(P, dtype=dtype) if patches != "raw" else None
-    scale = x.new_empty(P, dtype=dtype) if scaled else None
-    sums = x.new_empty(K, dtype=dtype) if total and K else None
-    inverse = x.new_empty(K, dtype=dtype) if unit and K else None
+
+    def numbers(rows, wanted):
+        return x.new_empty(rows, dtype=dtype) if wanted and rows else None
+
+    offset, scale = numbers(P, patches != "raw"), numbers(P, scaled)
+    sums, inverse = numbers(K, total), numbers(K, unit)
+    stride = triton.cdiv(N, 8) * 8
+    near = None
+    if rounding and P:
+        sizes = (x.new_empty(rows, dtype=torch.float32) for rows in (P, P, K, K))
+        near = Rounding(x.new_empty((K, stride), dtype=torch.bfloat16), *sizes)
     # 16 x 64: a warp reads 64 neighbours of 4 patches, and a few thousand patches still fill every processor.
-    block = 16
-    rows = triton.cdiv(P, block) if offset is not None or scale is not None else 0
-    rows += triton.cdiv(K, block) if sums is not None or inverse is not None else 0
-    settings = {"SHAPE": where.shape, "SCALE": "flat" if patches == "standardised" else "unit" if unit else "none"}
+    rows_each = block(16)
+    of_patches, of_rows = any_of(offset, scale, near), any_of(sums, inverse, near)
+    programs = of_patches * triton.cdiv(P, rows_each) + of_rows * triton.cdiv(K, rows_each)
     launch(
-        moments_kernel, (rows,), *where.arguments, weight, offset, scale, sums, inverse, P, K, N,
-        BLOCK_P=block, BLOCK_N=power_of_2(N, 16, 64), **settings,
+        moments_kernel, (programs,), *where.arguments, weight, offset, scale, sums, inverse, *(near or [None] * 5),
+        P, K, N, stride, SHAPE=where.shape, SCALE="flat" if patches == "standardised" else "unit",
+        BLOCK_P=rows_each, BLOCK_N=power_of_2(N, 16, block(64)),
     )  # fmt: skip
     if scaled and readable(x):
         checks.finite_norms(op, torch.where(scale == 0, 1, 1 / scale))
-    return Moments(offset, scale, sums, inverse)
+    return Moments(offset, scale, sums, inverse, near)
+
+
+def any_of(*tensors):
+    return any(tensor is not None for tensor in tensors)

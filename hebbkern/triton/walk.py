@@ -1,0 +1,107 @@
+"""The walk of a competition: tiles of patches, and every neuron's response to them, of which the strongest stay."""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from hebbkern.triton.arithmetic import product
+from hebbkern.triton.launch import block, power_of_2, processors
+from hebbkern.triton.patches import load_patches, taps
+from hebbkern.triton.ranks import empty, keep
+
+
+class Tile(NamedTuple):
+    """Patches, neurons and inputs that a program multiplies at a time; its warps and stages of loads in flight."""
+
+    patches: int
+    neurons: int
+    inputs: int
+    warps: int
+    stages: int
+
+
+# A step of 64 x 128 reads 192 rows for 8192 products an input: 43 products a word, where an H100's tensor cores need
+# about 30 from L2. Half types: 3 stages of (64 + 128) x 64 x 2 bytes are 74 kB, so that two or three blocks share a
+# multiprocessor and one multiplies while another ranks. Float32 has half as many inputs a stage for the same bytes,
+# and half the neurons, because its product (tf32x3 holds six tiles, ieee has no tensor cores) needs the registers.
+TILES = {
+    "half": Tile(64, 128, 64, warps=4, stages=3),
+    "single": Tile(64, 64, 32, warps=4, stages=3),
+    "double": Tile(32, 64, 16, warps=4, stages=2),
+}
+# Lists of more than 16 winners a patch leave registers for 16 patches only: 16 x 64 responses and names are 16
+# registers a thread, as 64 x 16 are.
+LONG = 16
+MOST_SHARES = 16  # programs to a tile of patches; merging reads k winners from each
+
+
+@triton.jit
+def walk(
+    x, start, row, column, known, sc, sh, sw, H, W, weight, offset, total, inverse, mask, begin, end, N,
+    SHAPE: tl.constexpr, TOP: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """The TOP strongest of neurons ``begin`` to ``end`` for each patch, responses not yet times the patch's scale.
+
+    A response that is no finite number counts as +inf: it wins, so that somebody sees it.
+    """
+    wide = tl.float64 if weight.dtype.element_ty == tl.float64 else tl.float32
+    best, who = empty(known.shape[0], TOP, wide)
+    for first in range(begin, end, BLOCK_K):
+        neuron = first + tl.arange(0, BLOCK_K)
+        there = neuron < end
+        response = tl.zeros([known.shape[0], BLOCK_K], wide)
+        for first_entry in range(0, N, BLOCK_N):
+            entry = first_entry + tl.arange(0, BLOCK_N)
+            away, down, right = taps(entry, sc, sh, sw, SHAPE)
+            tile = load_patches(x, start, row, column, known, away, down, right, entry < N, H, W, SHAPE)
+            at = weight + neuron[None, :].to(tl.int64) * N + entry[:, None]
+            rows = tl.load(at, mask=there[None, :] & (entry < N)[:, None], other=0.0)
+            response = product(tile.to(rows.dtype), rows, response, PRECISION)
+        if offset is not None:  # (x - offset) . w
+            response -= offset[:, None] * tl.load(total + neuron, mask=there, other=0)[None, :]
+        if inverse is not None:
+            response *= tl.load(inverse + neuron, mask=there, other=0)[None, :]
+        response = tl.where(tl.abs(response) < float("inf"), response, float("inf"))
+        if mask is not None:
+            there = there & tl.load(mask + neuron, mask=there, other=0).to(tl.int1)
+        best, who = keep(best, who, tl.where(there[None, :], response, float("-inf")), neuron[None, :])
+    return best, who
+
+
+class Keys(NamedTuple):
+    """What accumulate groups by, to be written by the last kernel of a contest."""
+
+    keys: torch.Tensor | None = None  # int32 [P * k]
+    coefficients: tuple = ()  # a rank's; where 0, it teaches nobody
+    frozen: torch.Tensor | None = None
+    by_response: bool = False
+
+    @property
+    def silent(self):
+        """The ranks that teach nobody, as bits of an int64."""
+        ranks = sum(1 << rank for rank, c in enumerate(self.coefficients) if c == 0)
+        return ranks - (1 << 64) if ranks >= 1 << 63 else ranks
+
+
+def tile_of(dtype, P, K, N, k):
+    """The tile of TILES for these numbers, no larger than the layer."""
+    kind = "double" if dtype == torch.float64 else "single" if dtype == torch.float32 else "half"
+    tile = TILES[kind]
+    return tile._replace(
+        patches=power_of_2(P, 16, block(tile.patches if k <= LONG else 16)),
+        neurons=power_of_2(K, 16, tile.neurons),
+        inputs=power_of_2(N, 16, block(tile.inputs)),
+    )
+
+
+def shared(P, K, tile, like):
+    """How many programs share the neurons among them for each tile of patches, and how many neurons each has.
+
+    Two programs a multiprocessor hide each other's ranking; a share is a whole number of tiles of neurons.
+    """
+    blocks = max(triton.cdiv(P, tile.patches), 1)
+    shares = min(triton.cdiv(2 * processors(like), blocks), triton.cdiv(K, tile.neurons), MOST_SHARES)
+    share = triton.cdiv(triton.cdiv(K, shares), tile.neurons) * tile.neurons
+    return triton.cdiv(K, share), share
