@@ -12,7 +12,7 @@ import hebbkern as hk
 from hebbkern import backends
 from hebbkern.benchmark import contest
 from hebbkern.benchmark.report import duration
-from hebbkern.benchmark.workloads import floor, with_precision
+from hebbkern.benchmark.workloads import floor, settings_of
 
 SAMPLE = 2e-3  # seconds a sample lasts at least, so that launches queue up and the device, not the CPU, is timed
 WARM = 3  # rounds of calls before the first sample: kernels are compiled then
@@ -98,7 +98,7 @@ def difference(workload, device):
 
 def measure(workload, rounds, *, device="cuda", clock=Cuda, l2=50 << 20, sample=SAMPLE):
     """One row of the table. Raises AssertionError where the result is not the CPU's: nobody is timed then."""
-    with with_precision(workload.precision), torch.no_grad():
+    with settings_of(workload), torch.no_grad():
         error = difference(workload, device)
         assert error <= workload.tolerance, f"{workload.id}: differs from the CPU by {error:.1e} of its norm"
         contestants = {"hebbkern": [], "eager": [], "floor": []}

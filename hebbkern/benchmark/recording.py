@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from hebbkern import triton
-from hebbkern.benchmark.workloads import laid_out, with_precision
+from hebbkern.benchmark.workloads import laid_out, settings_of
 from hebbkern.triton.launch import recorded
 
 
@@ -25,7 +25,7 @@ class AtenCall:
     """An operator of torch's own: what it reads and writes, its multiplications and additions, how they are done."""
 
     name: str
-    bytes: int
+    tensors: list
     flops: int
     rate: str  # of roofline.FLOPS
 
@@ -36,6 +36,7 @@ class Trace:
 
     launches: list
     aten: list
+    order: list  # both kinds, as they come
     unavoidable: int = 0
 
 
@@ -44,9 +45,9 @@ class _Recorder(TorchDispatchMode):
 
     FREE = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "_unsafe_view", "detach", "alias")
 
-    def __init__(self):
+    def __init__(self, launches):
         super().__init__()
-        self.calls = []
+        self.launches, self.calls = launches, []
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if function.namespace == "hebbkern":
@@ -59,7 +60,7 @@ class _Recorder(TorchDispatchMode):
                 return result
         result = function(*args, **(kwargs or {}))
         if function.namespace == "aten" and not function.is_view and function._opname not in self.FREE:
-            self.calls.append(_aten_call(function, args, kwargs or {}, result))
+            self.calls.append((len(self.launches), _aten_call(function, args, kwargs or {}, result)))
         return result
 
 
@@ -68,7 +69,7 @@ def _aten_call(function, args, kwargs, result):
     packet, flops = function._overloadpacket, 0
     if packet in flop_registry:
         flops = flop_registry[packet](*args, **kwargs, out_val=result)
-    return AtenCall(function._opname, sum(size(tensor) for tensor in tensors), flops, _rate(function._opname, tensors))
+    return AtenCall(function._opname, tensors, flops, _rate(function._opname, tensors))
 
 
 def _rate(name, tensors):
@@ -100,10 +101,14 @@ def size(tensor):
 
 def trace(workload):
     """What ``workload`` would run on a GPU, which need not be there."""
-    with with_precision(workload.precision), FakeTensorMode(), recorded() as launches:
+    with settings_of(workload), FakeTensorMode(), recorded() as launches:
         x, w = (laid_out(shape, workload.dtype, "cuda") for shape in (workload.x, workload.w))
         extra = workload.extra(x, w)
-        with _Recorder() as recorder:
+        with _Recorder(launches) as recorder:
             result = workload.run(x, w, **extra)
     inputs, outputs = [x, w, *extra.values()], [w] if result is None else [result]
-    return Trace(launches, recorder.calls, sum(map(size, _tensors([*inputs, *outputs]))))
+    order = list(launches)
+    for place, call in reversed(recorder.calls):
+        order.insert(place, call)
+    unavoidable = sum(map(size, _tensors([*inputs, *outputs])))
+    return Trace(launches, [call for _, call in recorder.calls], order, unavoidable)

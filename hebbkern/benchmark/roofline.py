@@ -2,17 +2,17 @@
 
 A model, not a measurement. Of every launch it knows what all its programs together read and write (traffic.py; by
 default each tensor argument once): the traffic between the L2 cache and the multiprocessors. Of that, device memory
-sees each tensor once a launch if the tensor fits into the L2 cache, otherwise every read of it; nothing stays in the
-cache from one launch to the next, which makes the model slow for small tensors. A launch takes the longest of its three
-times (device memory, L2, arithmetic), and LAUNCH more; with fewer programs than multiprocessors the others idle. ATen's
-operators read and write each tensor once, at full speed.
+sees each tensor once a launch if the tensor fits into the L2 cache, otherwise every read of it; where all tensors of a
+step fit together, each once in the whole step. A launch takes the longest of its three times (device memory, L2,
+arithmetic), and LAUNCH more; with fewer programs than multiprocessors the others idle. ATen's operators read and write
+each of their tensors once, at full speed.
 """
 
 from dataclasses import replace
 
 from hebbkern.benchmark.recording import name_of, trace
 from hebbkern.benchmark.report import duration
-from hebbkern.benchmark.traffic import use
+from hebbkern.benchmark.traffic import device_bytes, use
 from hebbkern.benchmark.workloads import floor
 from hebbkern.triton.launch import PROCESSORS
 
@@ -33,11 +33,10 @@ LEGEND = (
 
 def row(workload, found):
     """One row of the prediction; ``found`` is the trace of ``workload``."""
-    uses = [use(launch) for launch in found.launches]
-    device = sum(each.device for each in uses) + sum(call.bytes for call in found.aten)
-    cache = sum(each.cache for each in uses) + sum(call.bytes for call in found.aten)
+    uses = [use(work) for work in found.order]
     bare = trace(replace(workload, run=lambda x, w, **_: floor(workload)(x, w)()))
-    predicted, least = seconds(found), seconds(bare)
+    predicted, least = seconds(uses), seconds([use(work) for work in bare.order])
+    device = sum(device_bytes(uses))
     return {
         "step": workload.id,
         "launches": len(found.launches),
@@ -46,23 +45,21 @@ def row(workload, found):
         "unavoidable": found.unavoidable,
         "device": device,
         "of_unavoidable": device / found.unavoidable,
-        "cache": cache,
-        "flops": sum(each.flops for each in (*uses, *found.aten)),
+        "cache": sum(each.cache for each in uses),
+        "flops": sum(each.flops for each in uses),
         "predicted": predicted,
         "floor": least,
         "ratio": predicted / least,
     }
 
 
-def seconds(found):
-    """What the model predicts for a trace."""
-    ours = (_longest(u.device, u.cache, u.flops, u.rate, u.programs) for u in map(use, found.launches))
-    return sum(ours) + sum(_longest(c.bytes, c.bytes, c.flops, c.rate) for c in found.aten)
-
-
-def _longest(device, cache, flops, rate, programs=PROCESSORS):
-    busy = min(1, programs / PROCESSORS)
-    return max(device / MEMORY, cache / CACHE / busy, flops / FLOPS[rate] / busy) + LAUNCH
+def seconds(uses):
+    """What the model predicts for launches one after the other."""
+    total = 0
+    for each, device in zip(uses, device_bytes(uses), strict=True):
+        busy = min(1, (each.programs or PROCESSORS) / PROCESSORS)
+        total += max(device / MEMORY, each.cache / CACHE / busy, each.flops / FLOPS[each.rate] / busy) + LAUNCH
+    return total
 
 
 def text(rows):

@@ -11,36 +11,61 @@ from types import SimpleNamespace
 
 import torch
 
-from hebbkern.benchmark.recording import name_of, size
+from hebbkern.benchmark.recording import AtenCall, name_of, size
 
 L2 = 50e6  # bytes of an H100
 
 
 @dataclass
 class Use:
-    """Of one launch: bytes of device memory, bytes between L2 and the multiprocessors, flops, their rate, programs."""
+    """Of one launch: [(tensor, bytes read, bytes written)], flops, how fast they go, and how many programs there are."""
 
-    device: int
-    cache: int
+    tensors: list
     flops: int
     rate: str
-    programs: int
+    programs: int | None = None  # None: enough of them
+
+    @property
+    def cache(self):
+        """Bytes between the L2 cache and the multiprocessors."""
+        return sum(read + written for _, read, written in self.tensors)
 
 
-def use(launch):
-    """The Use of one recorded launch."""
-    named = dict(zip(launch.kernel.arg_names, launch.arguments, strict=False)) | launch.settings
-    described = TRAFFIC.get(name_of(launch.kernel), lambda a: {})(SimpleNamespace(**named, grid=launch.grid))
-    device = cache = 0
+def use(work):
+    """The Use of one entry of Trace.order."""
+    if isinstance(work, AtenCall):
+        return Use([(tensor, size(tensor), 0) for tensor in work.tensors], work.flops, work.rate)
+    named = dict(zip(work.kernel.arg_names, work.arguments, strict=False)) | work.settings
+    described = TRAFFIC.get(name_of(work.kernel), lambda a: {})(SimpleNamespace(**named, grid=work.grid))
+    tensors = []
     for name, tensor in named.items():
         if isinstance(tensor, torch.Tensor):
+            found = described.get(name, size(tensor))
+            tensors.append((tensor, *(found if isinstance(found, tuple) else (found, 0))))
+    return Use(tensors, described.get("flops", 0), described.get("rate", "fp32"), math.prod(work.grid))
+
+
+def device_bytes(uses):
+    """Of each Use in turn, the bytes of device memory: whatever the L2 cache does not spare.
+
+    A tensor that fits into it is moved once a launch; if all tensors of all uses fit together, once in all of them.
+    """
+    sizes = {_place(tensor): size(tensor) for each in uses for tensor, *_ in each.tensors}
+    stays, seen, moved = sum(sizes.values()) <= L2, set(), []
+    for each in uses:
+        total = 0
+        for tensor, read, written in each.tensors:
             once = size(tensor)
-            read, written = (
-                described[name] if isinstance(described.get(name), tuple) else (described.get(name, once), 0)
-            )
-            cache += read + written
-            device += min(read, once) + min(written, once) if once <= L2 else read + written
-    return Use(device, cache, described.get("flops", 0), described.get("rate", "fp32"), math.prod(launch.grid))
+            fits, known = once <= L2, stays and _place(tensor) in seen
+            total += 0 if known else min(read, once) if fits else read
+            total += min(written, once) if fits else written
+            seen.add(_place(tensor))
+        moved.append(total)
+    return moved
+
+
+def _place(tensor):
+    return tensor.untyped_storage()._cdata, tensor.storage_offset()
 
 
 def _rate(tensor, precision):
@@ -56,16 +81,30 @@ def _patches(a, times=1):
 
 
 def _moments(a):
-    """Sums and largest, then squares."""
-    found = {"x": _patches(a, 2 * (a.offset is not None or a.scale is not None))}
-    wanted = a.total is not None or a.inverse is not None
-    return found | ({} if a.weight is None else {"weight": 2 * wanted * size(a.weight)})
+    """Sums and largest, then squares, then what rounding takes."""
+    passes = 3 if a.rounded is not None else 2
+    of_patches = a.offset is not None or a.scale is not None or a.rounded is not None
+    of_rows = a.total is not None or a.inverse is not None or a.rounded is not None
+    found = {"x": _patches(a, passes * of_patches)}
+    return found | ({} if a.weight is None else {"weight": passes * of_rows * size(a.weight)})
 
 
 def _compete(a):
     """A tile of patches is read again for every tile of neurons, and the other way round."""
     tiles = {"x": _patches(a, -(-a.K // a.BLOCK_K)), "weight": a.grid[0] * size(a.weight)}
     return tiles | {"flops": 2 * a.P * a.K * a.N, "rate": _rate(a.weight, a.PRECISION)}
+
+
+def _screen(a):
+    """As _compete, on rounded weights."""
+    tiles = {"x": _patches(a, -(-a.K // a.BLOCK_K)), "rounded": a.grid[0] * size(a.rounded)}
+    return tiles | {"flops": 2 * a.P * a.K * a.N, "rate": "half"}
+
+
+def _decide(a):
+    """Every patch once; of its candidates those that may win, which are some 2 k (docs/speed.md, certified winners)."""
+    rows = {"weight": 2 * a.k * a.P * a.N * a.weight.element_size()}
+    return {"x": _patches(a)} | rows | {"flops": 4 * a.k * a.P * a.N}
 
 
 def _lengths(a):
@@ -96,7 +135,7 @@ def _step(a):
 
 
 def _commit(a):
-    return {"sound": a.grid[0] * a.grid[1] * size(a.sound)}
+    return {"sound": a.grid[0] * a.grid[1] * size(a.sound), "weight": (0, size(a.weight))}
 
 
 def _long_rows(a):
@@ -155,4 +194,6 @@ TRAFFIC = {
     "on_chip.gather_kernel": _gather,
     "residual.residual_kernel": _residual,
     "responses.activate_kernel": _activate,
+    "screen.decide_kernel": _decide,
+    "screen.screen_kernel": _screen,
 }

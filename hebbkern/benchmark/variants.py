@@ -86,6 +86,8 @@ VARIANTS = (
     competed(MNIST, 20, True, {"patches": "standardised"}),
     competed(MNIST, 20, **BF16),
     competed(MNIST, 20, **TF32),
+    competed(MNIST, 5, True, {"cosine": True, "patches": "centred"}),
+    competed(HPCA[1], 1, True, {"patches": "standardised", **PADDED}),
     competed(CIFAR, 3, True, {"cosine": True, "patches": "centred", **PADDED}, **BF16),
     stepped(hk.KrotovHopfield(p=3.0, patches="centred"), CIFAR, True, PADDED),
     stepped(hk.WTA(k=2, coefficient="response", normalise="row_l2", patches="standardised"), CIFAR, True, PADDED),
