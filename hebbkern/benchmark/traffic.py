@@ -18,7 +18,7 @@ L2 = 50e6  # bytes of an H100
 
 @dataclass
 class Use:
-    """Of one launch: [(tensor, bytes read, bytes written)], flops, how fast they go, and how many programs there are."""
+    """Of one launch: [(tensor, bytes read, bytes written)], flops, how fast they go, how many programs there are."""
 
     tensors: list
     flops: int
