@@ -2,11 +2,12 @@
 
     python bench/kernel_report.py               the tables; exit status 1 where something must not be
     python bench/kernel_report.py --json FILE   the same for programs
+    python bench/kernel_report.py --all         not one kernel of each configuration, but all that the shapes ask for
 
-Every workload of hebbkern.benchmark is run without a GPU as far as its launches, and each distinct kernel is compiled
- for sm_80, sm_90 and sm_100. It fails on a spill, on more shared memory than a block may have, and where a
-product of halves or of tf32 is not done on tensor cores. The times are predictions of a model, explained in
-hebbkern/benchmark/roofline.py, not measurements: those are made by bench/gpu.py, on a machine with a GPU.
+Every workload of hebbkern.benchmark is run without a GPU as far as its launches, and their kernels are compiled for
+sm_80, sm_90 and sm_100. It fails on a spill, on more shared memory than a block may have, and where a product of
+halves or of tf32 is not done on tensor cores. The times are predictions of a model, which hebbkern/benchmark/roofline.py
+explains, not measurements: those are made by bench/gpu.py, on a machine with a GPU.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from pathlib import Path
 os.environ.pop("TRITON_INTERPRET", None)
 
 
-def report():
+def report(everything=False):
     """{"kernels": rows of machine code, "every_kernel": names, "roofline": rows of predictions}."""
     from hebbkern.benchmark import kernels, roofline
     from hebbkern.benchmark.recording import trace
@@ -28,8 +29,9 @@ def report():
     from hebbkern.benchmark.workloads import STEPS
 
     traces = {workload.id: trace(workload) for workload in (*STEPS, *VARIANTS)}
+    wanted = kernels.builds(traces)
     return {
-        "kernels": kernels.rows(kernels.builds(traces)),
+        "kernels": kernels.rows(wanted if everything else kernels.chosen(wanted)),
         "every_kernel": kernels.every_kernel(),
         "roofline": [roofline.row(step, traces[step.id]) for step in STEPS],
     }
@@ -49,13 +51,14 @@ def failures(found):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON too")
+    parser.add_argument("--all", action="store_true", help="every shape's kernel, not one of each configuration")
     if importlib.util.find_spec("triton") is None:
         print("Triton is not installed: there are no kernels to report on.")
         return 0
     arguments = parser.parse_args(argv)
     from hebbkern.benchmark import kernels, roofline
 
-    found = report()
+    found = report(arguments.all)
     print(f"{kernels.text(found['kernels'])}\n\n{roofline.text(found['roofline'])}")
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=1) + "\n")

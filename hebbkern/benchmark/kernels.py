@@ -1,9 +1,10 @@
 """Every kernel of hebbkern.triton, compiled for GPUs that need not be there, and what came of it.
 
 ``builds`` turns the launches that the workloads would make into the distinct compilations that Triton would do at run
-time: argument types, alignment and compile-time settings as its runtime specialises them. ``compiled`` does them for
-each chip, ``rows`` reads the machine code, ``problems`` says what must not be: a spill, more shared memory than a block
-may have, or a product of halves or of tf32 without tensor cores. Kernels must not be interpreted (no TRITON_INTERPRET).
+time: argument types, alignment and compile-time settings as its runtime specialises them. ``chosen`` leaves one of each
+configuration. ``rows`` compiles them for each chip and reads the machine code, ``problems`` says what must not be: a
+spill, more shared memory than a block may have, or a product of halves or of tf32 without tensor cores. Kernels must
+not be interpreted (no TRITON_INTERPRET).
 """
 
 import importlib
@@ -35,6 +36,8 @@ TYPES = {
     torch.uint8: "u8",
     torch.bool: "i1",
 }
+SIZES = ("PARTS", "LIMIT", "TILES", "BLOCK", "BLOCK_R", "PIECE")  # settings that follow from the sizes of tensors
+INSIDE = 8  # of a SHAPE (patches.py): whether there is no padding
 ALIGNED = 16  # bytes of an address, or the divisor of an integer, that the compiler is told of
 ON_TENSOR_CORES = re.compile(
     r"tt\.dot(?:_scaled)? .*(?:inputPrecision = (?:tf32|tf32x3|bf16x3|bf16x6)\b|tensor<[\dx]*x(?:bf16|f16)[,>].*\*)"
@@ -63,6 +66,26 @@ class Build:
     def label(self):
         """The compile-time settings, not what Triton made constant by itself."""
         return " ".join(f"{name}={value}" for name, value in self.constants if name in self.settings).replace(", ", ",")
+
+    @property
+    def configuration(self):
+        """What the launcher has chosen, less what only says how large the layer is."""
+        kept = [(name, _kept(name, value)) for name, value in self.constants if name in self.settings]
+        return self.module, self.kernel, self.dtype, tuple(kept), self.warps, self.stages
+
+    @property
+    def work(self):
+        """How much it has to do at most: optional arguments that it takes, and padding to look out for."""
+        padded = any(name == "SHAPE" and not value[INSIDE] for name, value in self.constants)
+        return sum(kind[0] == "*" for _, kind in self.signature), padded
+
+
+def _kept(name, value):
+    if name == "SHAPE":
+        return value[:2] == (1, 1)
+    if name == "FORM":  # of a weight in apply.py
+        return value[0] == 0
+    return None if name in SIZES else value
 
 
 def every_kernel():
@@ -132,6 +155,17 @@ def builds(traces):
         for launch in trace.launches:
             found.setdefault(build(launch), []).append(name)
     return {key: list(dict.fromkeys(names)) for key, names in found.items()}
+
+
+def chosen(wanted):
+    """Of every configuration the Build that has most to do, with the names of all workloads that need it."""
+    best, names = {}, {}
+    for each, workloads in wanted.items():
+        key = each.configuration
+        names.setdefault(key, []).extend(workloads)
+        if key not in best or each.work > best[key].work:
+            best[key] = each
+    return {best[key]: list(dict.fromkeys(names[key])) for key in best}
 
 
 def compile_for(chip, wanted):

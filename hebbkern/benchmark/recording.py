@@ -43,7 +43,8 @@ class Trace:
 class _Recorder(TorchDispatchMode):
     """Runs hebbkern's operators by Triton's launchers, whatever backend is chosen, and writes down ATen's."""
 
-    FREE = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "_unsafe_view", "detach", "alias")
+    FREE = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view", "alias")
+    FREE += ("detach", "detach_")
 
     def __init__(self, launches):
         super().__init__()
@@ -60,8 +61,16 @@ class _Recorder(TorchDispatchMode):
                 return result
         result = function(*args, **(kwargs or {}))
         if function.namespace == "aten" and not function.is_view and function._opname not in self.FREE:
-            self.calls.append((len(self.launches), _aten_call(function, args, kwargs or {}, result)))
+            call = _aten_call(function, args, kwargs or {}, result)
+            if not _kept(call):
+                self.calls.append((len(self.launches), call))
         return result
+
+
+def _kept(call):
+    """Whether it makes what only tensors without memory make in every step: constants, the count of skipped steps."""
+    tensors = call.tensors
+    return any(t.device.type == "cpu" for t in tensors) or (call.name == "zeros" and sum(map(size, tensors)) == 4)
 
 
 def _aten_call(function, args, kwargs, result):

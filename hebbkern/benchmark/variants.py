@@ -54,8 +54,8 @@ def accumulated(layer, patches, count, masked=False, **settings):
     """``count`` patches teach two neurons each, and decay by their responses."""
 
     def run(x, w, mask=None):
-        taught = torch.zeros((count, 2), dtype=torch.int64, device=x.device)
-        responses = torch.zeros((count, 2), dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
+        taught = torch.arange(2 * count, device=x.device).reshape(count, 2) % w.shape[0]
+        responses = torch.ones((count, 2), dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
         how = {"responses": responses, "patches": patches, "frozen": mask}
         return hk.ops.accumulate(x, taught, responses, neurons=w.shape[0], kernel=w.shape[2:], **how)
 
@@ -65,7 +65,7 @@ def accumulated(layer, patches, count, masked=False, **settings):
 def applied(layer, normalise, rate_power=0.0, masked=False, **settings):
     def run(x, w, mask=None):
         wide = torch.promote_types(w.dtype, torch.float32)
-        sums, rows = w.new_zeros(w.shape, dtype=wide), w.new_zeros(w.shape[0], dtype=wide)
+        sums, rows = w.new_ones(w.shape, dtype=wide), w.new_ones(w.shape[0], dtype=wide)
         how = {"normalise": normalise, "rate_power": rate_power, "frozen": mask}
         hk.ops.apply_(w, sums, decay=rows, denominator=rows, lr=0.1, **how)
 
