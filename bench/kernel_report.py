@@ -6,8 +6,8 @@
 
 Every workload of hebbkern.benchmark is run without a GPU as far as its launches, and their kernels are compiled for
 sm_80, sm_90 and sm_100. It fails on a spill, on more shared memory than a block may have, and where a product of
-halves or of tf32 is not done on tensor cores. The times are predictions of a model, which hebbkern/benchmark/roofline.py
-explains, not measurements: those are made by bench/gpu.py, on a machine with a GPU.
+halves or of tf32 is not done on tensor cores. The times are predictions of a model (hebbkern/benchmark/roofline.py),
+not measurements: those are made by bench/gpu.py, on a machine with a GPU.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What hebbkern.benchmark.traffic says that kernels read and write is what they do read and write, counted as they run."""
+"""What hebbkern.benchmark.traffic says that kernels read and write is what they do, counted as they run."""
 
 import importlib.util
 from types import SimpleNamespace
