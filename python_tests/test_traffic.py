@@ -16,7 +16,7 @@ from triton.runtime import interpreter
 import hebbkern as hk
 from hebbkern.benchmark import gpu, traffic, variants, workloads
 from hebbkern.benchmark.recording import name_of
-from hebbkern.triton.launch import INTERPRETED, Launch
+from hebbkern.triton.launch import INTERPRETED
 
 pytestmark = pytest.mark.skipif(
     not INTERPRETED.value or bool(backends.available()["triton"]), reason="counts in Triton's interpreter"
@@ -50,7 +50,7 @@ WORK = [
 
 @pytest.fixture
 def counted(monkeypatch):
-    """[(Launch, bytes that it loaded and stored)] of what runs in the interpreter."""
+    """[(launch, bytes that it loaded and stored)] of what runs in the interpreter."""
     launches, moved = [], [0]
     builder, executor = interpreter.InterpreterBuilder, interpreter.GridExecutor
     load, store, call = builder.create_masked_load, builder.create_masked_store, executor.__call__
@@ -71,7 +71,8 @@ def counted(monkeypatch):
         call(self, *arguments, **settings)
         kernel = SimpleNamespace(fn=self.fn, arg_names=self.arg_names)
         named = {name: value for name, value in settings.items() if name in self.arg_names}
-        launches.append((Launch(kernel, self.grid, arguments, named, 4, 1), moved[0]))
+        launch = SimpleNamespace(kernel=kernel, grid=self.grid, arguments=arguments, settings=named)
+        launches.append((launch, moved[0]))
 
     monkeypatch.setattr(builder, "create_masked_load", counting_load)
     monkeypatch.setattr(builder, "create_masked_store", counting_store)

@@ -1,9 +1,12 @@
 """What ptxas made of a kernel: registers, spills, instructions, and how much of a multiprocessor it can fill.
 
-Read from the cubin with cuobjdump, which Triton ships beside its compiler: no GPU is needed.
+Read from the cubin with cuobjdump and nvdisasm, which Triton ships beside its compiler: no GPU is needed.
 """
 
+import bisect
+import itertools
 import re
+import struct
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -26,6 +29,7 @@ class Chip:
 
     name: str
     capability: int
+    isa: str  # for nvdisasm
     warps: int
     blocks: int
     shared: int  # bytes
@@ -33,9 +37,9 @@ class Chip:
 
 
 CHIPS = (
-    Chip("sm_80", 80, warps=64, blocks=32, shared=164 << 10, block_shared=163 << 10),
-    Chip("sm_90", 90, warps=64, blocks=32, shared=228 << 10, block_shared=227 << 10),
-    Chip("sm_100", 100, warps=64, blocks=32, shared=228 << 10, block_shared=227 << 10),
+    Chip("sm_80", 80, "SM80", warps=64, blocks=32, shared=164 << 10, block_shared=163 << 10),
+    Chip("sm_90", 90, "SM90a", warps=64, blocks=32, shared=228 << 10, block_shared=227 << 10),
+    Chip("sm_100", 100, "SM100a", warps=64, blocks=32, shared=228 << 10, block_shared=227 << 10),
 )
 
 
@@ -51,28 +55,58 @@ def occupancy(chip, registers, shared, warps):
 
 
 def read(cubin):
-    """{"registers", "stack", "instructions", and the counts of COUNTED} of the one kernel in ``cubin`` (bytes)."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        use, code = _cuobjdump("-res-usage", file.name), _cuobjdump("-sass", file.name)
+    """{"registers", "stack"} of the one kernel in ``cubin`` (bytes)."""
+    use = _tool("cuobjdump", "-res-usage", cubin)
     found = re.search(r"REG:(\d+) STACK:(\d+)", use)
     if found is None:
         raise ValueError(f"cuobjdump says nothing of registers: {use[:200]!r}")
-    return {"registers": int(found[1]), "stack": int(found[2]), **instructions(code)}
+    return {"registers": int(found[1]), "stack": int(found[2])}
 
 
-def instructions(code):
-    """How many instructions ``code`` (the text of cuobjdump -sass) has, and of each kind in COUNTED."""
-    line = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", re.MULTILINE)
-    names = [name for name in line.findall(code) if name != "NOP"]
+def counted(chip, cubins):
+    """For each of ``cubins`` how many instructions it has, and of each kind in COUNTED.
+
+    All are disassembled at once: to start the disassembler takes longer than most kernels do.
+    """
+    codes = [machine_code(cubin) for cubin in cubins]
+    listing = _tool("nvdisasm", "--binary", chip.isa, b"".join(codes)) if codes else ""
+    line = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", re.MULTILINE)
+    found = [(int(at, 16), name) for at, name in line.findall(listing)]
+    ends = list(itertools.accumulate(map(len, codes)))
+    names = [[] for _ in codes]
+    for at, name in found:
+        names[bisect.bisect_right(ends, at)].append(name)
+    return [kinds(each) for each in names]
+
+
+def kinds(names):
+    """Counts of the instructions called ``names``."""
+    names = [name for name in names if name != "NOP"]
     return {"instructions": len(names)} | {
         kind: sum(bool(re.match(pattern, name)) for name in names) for kind, pattern in COUNTED.items()
     }
 
 
-def _cuobjdump(what, file):
+def machine_code(cubin):
+    """The section .text.<kernel> of an ELF file of one kernel."""
+    (table,), (width, number, strings) = struct.unpack_from("<Q", cubin, 0x28), struct.unpack_from("<HHH", cubin, 0x3A)
+    sections = [struct.unpack_from("<IIQQQQ", cubin, table + row * width) for row in range(number)]
+    names = sections[strings][4]
+    (code,) = [
+        cubin[start : start + length]
+        for name, _, _, _, start, length in sections
+        if cubin.startswith(b".text.", names + name)
+    ]
+    return code
+
+
+def _tool(name, *arguments):
+    """What a tool that Triton ships prints of a file with the last of ``arguments`` in it."""
     import triton.backends.nvidia
 
-    tool = Path(triton.backends.nvidia.__file__).parent / "bin" / "cuobjdump"
-    return subprocess.run([tool, what, file], check=True, capture_output=True, text=True).stdout
+    tool = Path(triton.backends.nvidia.__file__).parent / "bin" / name
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(arguments[-1])
+        file.flush()
+        command = [tool, *arguments[:-1], file.name]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout

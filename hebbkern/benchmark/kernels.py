@@ -8,6 +8,7 @@ not be interpreted (no TRITON_INTERPRET).
 """
 
 import importlib
+import math
 import multiprocessing
 import os
 import pkgutil
@@ -36,7 +37,7 @@ TYPES = {
     torch.uint8: "u8",
     torch.bool: "i1",
 }
-SIZES = ("PARTS", "LIMIT", "TILES", "BLOCK", "BLOCK_R", "PIECE")  # settings that follow from the sizes of tensors
+SIZES = ("PARTS", "LIMIT", "TILES", "BLOCK", "BLOCK_R")  # settings that follow from the sizes of tensors
 INSIDE = 8  # of a SHAPE (patches.py): whether there is no padding
 ALIGNED = 16  # bytes of an address, or the divisor of an integer, that the compiler is told of
 ON_TENSOR_CORES = re.compile(
@@ -56,6 +57,7 @@ class Build:
     aligned: tuple  # positions
     warps: int
     stages: int
+    registers: int | None  # that a thread may have
 
     @property
     def dtype(self):
@@ -70,22 +72,21 @@ class Build:
     @property
     def configuration(self):
         """What the launcher has chosen, less what only says how large the layer is."""
-        kept = [(name, _kept(name, value)) for name, value in self.constants if name in self.settings]
-        return self.module, self.kernel, self.dtype, tuple(kept), self.warps, self.stages
+        chosen = {name: value for name, value in self.constants if name in self.settings and name not in SIZES}
+        if "SHAPE" in chosen:
+            chosen["SHAPE"] = chosen["SHAPE"][:2] == (1, 1)
+        if "FORM" in chosen:  # of a weight in apply.py
+            chosen["FORM"] = chosen["FORM"][0] == 0
+        if "PRECISION" not in chosen:  # nothing is multiplied: tiles are as large as the layer, up to a limit
+            chosen = {name: value for name, value in chosen.items() if not name.startswith("BLOCK")}
+        return self.module, self.kernel, self.dtype, tuple(chosen.items()), self.warps, self.stages, self.registers
 
     @property
     def work(self):
-        """How much it has to do at most: optional arguments that it takes, and padding to look out for."""
+        """How much it has to do: the size of its tiles, the tensors that it takes, and padding to look out for."""
+        tile = math.prod(value for name, value in self.constants if name.startswith("BLOCK"))
         padded = any(name == "SHAPE" and not value[INSIDE] for name, value in self.constants)
-        return sum(kind[0] == "*" for _, kind in self.signature), padded
-
-
-def _kept(name, value):
-    if name == "SHAPE":
-        return value[:2] == (1, 1)
-    if name == "FORM":  # of a weight in apply.py
-        return value[0] == 0
-    return None if name in SIZES else value
+        return tile, sum(kind[0] == "*" for _, kind in self.signature), padded
 
 
 def every_kernel():
@@ -121,6 +122,7 @@ def build(launch):
         tuple(aligned),
         launch.warps,
         launch.stages,
+        getattr(launch, "registers", None),
     )
 
 
@@ -169,22 +171,22 @@ def chosen(wanted):
 
 
 def compile_for(chip, wanted):
-    """One row of the report: ``wanted`` (a Build) for ``chip``."""
+    """``wanted`` (a Build) for ``chip``: what is known of it, and its cubin or None."""
     warnings.simplefilter("ignore")
     kernel = getattr(importlib.import_module(wanted.module), wanted.kernel)
     attributes = {(position,): [["tt.divisibility", ALIGNED]] for position in wanted.aligned}
     source = ASTSource(kernel, dict(wanted.signature), dict(wanted.constants), attributes)
-    options = {"num_warps": wanted.warps, "num_stages": wanted.stages}
+    options = {"num_warps": wanted.warps, "num_stages": wanted.stages, "maxnreg": wanted.registers}
     row = {"kernel": name_of(kernel), "dtype": wanted.dtype, "settings": wanted.label, "chip": chip.name}
     row |= {"warps": wanted.warps, "stages": wanted.stages}
     try:
         made = triton.compile(source, target=GPUTarget("cuda", chip.capability, 32), options=options)
     except Exception as error:  # whatever the compiler raises is a finding about this kernel, not the end of the report
-        return row | {"problems": [f"does not compile: {_reason(error)}"]}
+        return row | {"problems": [f"does not compile: {_reason(error)}"]}, None
     row |= cubin.read(made.asm["cubin"]) | {"shared": made.metadata.shared, "warps": made.metadata.num_warps}
     row["occupancy"] = cubin.occupancy(chip, row["registers"], row["shared"], row["warps"])
     row["product"] = bool(ON_TENSOR_CORES.search(made.asm["ttir"]))
-    return row | {"problems": problems(row, chip)}
+    return row, made.asm["cubin"]
 
 
 def _reason(error):
@@ -212,7 +214,12 @@ def rows(wanted, chips=cubin.CHIPS):
     # Forked, not spawned: a new interpreter would take longer to import torch than most kernels to compile.
     with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool:
         made = pool.starmap(compile_for, tasks, chunksize=1)
-    return [row | {"workloads": wanted[each]} for row, (_, each) in zip(made, tasks, strict=True)]
+    for chip in chips:
+        compiled = [(row, code) for row, code in made if row["chip"] == chip.name and code is not None]
+        for (row, _), counts in zip(compiled, cubin.counted(chip, [code for _, code in compiled]), strict=True):
+            row |= counts
+            row["problems"] = problems(row, chip)
+    return [row | {"workloads": wanted[each]} for (row, _), (_, each) in zip(made, tasks, strict=True)]
 
 
 HEAD = ("kernel", "dtype", "chip", "warps", "stages", "registers", "spills", "shared", "occupancy", "tensor core")
