@@ -100,6 +100,11 @@ def _tensors(values):
             yield from _tensors(value)
 
 
+def place(tensor):
+    """Where it lies: the same for views from the same entry on."""
+    return tensor.untyped_storage()._cdata, tensor.storage_offset()
+
+
 def size(tensor):
     """Bytes of its entries, each once: a dimension of stride 0 repeats them."""
     entries = 1
@@ -117,7 +122,10 @@ def trace(workload):
             result = workload.run(x, w, **extra)
     inputs, outputs = [x, w, *extra.values()], [w] if result is None else [result]
     order = list(launches)
-    for place, call in reversed(recorder.calls):
-        order.insert(place, call)
-    unavoidable = sum(map(size, _tensors([*inputs, *outputs])))
+    for before, call in reversed(recorder.calls):
+        order.insert(before, call)
+    touched = {place(t) for launch in launches for t in _tensors(launch.arguments)}
+    touched |= {place(t) for _, call in recorder.calls for t in call.tensors}
+    needed = [tensor for tensor in _tensors(inputs) if place(tensor) in touched]
+    unavoidable = sum(map(size, [*needed, *_tensors(outputs)]))
     return Trace(launches, [call for _, call in recorder.calls], order, unavoidable)

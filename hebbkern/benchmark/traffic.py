@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import torch
 
-from hebbkern.benchmark.recording import AtenCall, name_of, size
+from hebbkern.benchmark.recording import AtenCall, name_of, place, size
 
 L2 = 50e6  # bytes of an H100
 
@@ -50,22 +50,18 @@ def device_bytes(uses):
 
     A tensor that fits into it is moved once a launch; if all tensors of all uses fit together, once in all of them.
     """
-    sizes = {_place(tensor): size(tensor) for each in uses for tensor, *_ in each.tensors}
+    sizes = {place(tensor): size(tensor) for each in uses for tensor, *_ in each.tensors}
     stays, seen, moved = sum(sizes.values()) <= L2, set(), []
     for each in uses:
         total = 0
         for tensor, read, written in each.tensors:
             once = size(tensor)
-            fits, known = once <= L2, stays and _place(tensor) in seen
+            fits, known = once <= L2, stays and place(tensor) in seen
             total += 0 if known else min(read, once) if fits else read
             total += min(written, once) if fits else written
-            seen.add(_place(tensor))
+            seen.add(place(tensor))
         moved.append(total)
     return moved
-
-
-def _place(tensor):
-    return tensor.untyped_storage()._cdata, tensor.storage_offset()
 
 
 def _rate(tensor, precision):
