@@ -18,7 +18,7 @@ from hebbkern.triton.launch import block, launch, power_of_2, readable
 from hebbkern.triton.moments import moments
 from hebbkern.triton.patches import corners, place
 from hebbkern.triton.ranks import empty, keep, write
-from hebbkern.triton.walk import Keys, shared, tile_of, walk
+from hebbkern.triton.walk import Keys, running, shared, tile_of, walk
 
 
 @triton.jit
@@ -39,19 +39,20 @@ def compete_kernel(
     shift = None
     if offset is not None:
         shift = tl.load(offset + patch, mask=known, other=0)
+    size = None
+    if scale is not None:
+        size = tl.load(scale + patch, mask=known, other=0)
     best, who = walk(
-        x, start, row, column, known, sc, sh, sw, H, W, weight, shift, total, inverse, mask,
+        x, start, row, column, known, sc, sh, sw, H, W, weight, shift, size, total, inverse, mask,
         begin, tl.minimum(begin + share, K), N, SHAPE, TOP, PRECISION, BLOCK_K, BLOCK_N,
     )  # fmt: skip
     list_of = tl.program_id(1).to(tl.int64) * P * k
-    write(
-        best, who, patch, known, winners + list_of, responses + list_of, scale, keys, frozen, K, k, silent, BY_RESPONSE
-    )
+    write(best, who, patch, known, winners + list_of, responses + list_of, keys, frozen, K, k, silent, BY_RESPONSE)
 
 
 @triton.jit
 def merge_kernel(
-    lists, listed, winners, responses, scale, keys, frozen, P, K, k, shares, silent,
+    lists, listed, winners, responses, keys, frozen, P, K, k, shares, silent,
     TOP: tl.constexpr, BY_RESPONSE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The k strongest of the ``shares`` lists [shares, P, k] of each patch."""
@@ -64,7 +65,7 @@ def merge_kernel(
     response = tl.load(listed + at, mask=there, other=0)
     best, who = empty(BLOCK_P, TOP, response.dtype)
     best, who = keep(best, who, tl.where(neuron >= 0, response, float("-inf")), neuron)
-    write(best, who, patch, known, winners, responses, scale, keys, frozen, K, k, silent, BY_RESPONSE)
+    write(best, who, patch, known, winners, responses, keys, frozen, K, k, silent, BY_RESPONSE)
 
 
 def powers(op, weight, p):
@@ -106,12 +107,12 @@ def exact(where, rows, known, mask, k, winners, responses, keys):
     if not alone:
         lists, listed = winners.new_empty((shares, P, k)), responses.new_empty((shares, P, k))
     settings = {"TOP": power_of_2(k), "BY_RESPONSE": keys.by_response}
-    last = known.scale, keys.keys, keys.frozen
+    last = keys.keys, keys.frozen
     launch(
-        compete_kernel, (blocks, shares), *where.arguments, rows, known.offset, last[0] if alone else None,
-        known.total, known.inverse, mask, lists, listed, *(last[1:] if alone else (None, None)),
+        compete_kernel, (blocks, shares), *where.arguments, rows, known.offset, known.scale,
+        known.total, known.inverse, mask, lists, listed, *(last if alone else (None, None)),
         P, K, N, k, share, keys.silent, SHAPE=where.shape, **settings, PRECISION=precision(),
-        BLOCK_P=tile.patches, BLOCK_K=tile.neurons, BLOCK_N=tile.inputs, warps=tile.warps, stages=tile.stages,
+        BLOCK_P=tile.patches, BLOCK_K=tile.neurons, BLOCK_N=tile.inputs, **running(tile),
     )  # fmt: skip
     if not alone:
         width = power_of_2(shares * k)

@@ -45,18 +45,23 @@ class Launch:
     settings: dict
     warps: int
     stages: int
+    registers: int | None
 
 
-def launch(kernel, grid, *arguments, warps=4, stages=1, **settings):
-    """Run ``kernel`` on ``grid`` blocks of ``warps`` warps; ``settings`` are its constexprs."""
+def launch(kernel, grid, *arguments, warps=4, stages=1, registers=None, **settings):
+    """Run ``kernel`` on ``grid`` blocks of ``warps`` warps; ``settings`` are its constexprs.
+
+    ``registers`` a thread may have at most: without it ptxas may spill some to fit one more block on a multiprocessor.
+    """
     grid = (*grid, 1, 1)[:3]
     if 0 in grid:
         return
     if _state.launches is not None:
-        _state.launches.append(Launch(kernel, grid, arguments, settings, warps, stages))
+        _state.launches.append(Launch(kernel, grid, arguments, settings, warps, stages, registers))
         return
     runner = torch.library.wrap_triton(kernel) if _state.tracing else kernel
-    runner[grid](*arguments, num_warps=warps, num_stages=stages, **settings)
+    options = {"num_warps": warps, "num_stages": stages} | ({"maxnreg": registers} if registers else {})
+    runner[grid](*arguments, **options, **settings)
 
 
 @contextlib.contextmanager

@@ -40,10 +40,10 @@ def keep(best, who, response, neuron):
 
 @triton.jit
 def write(
-    best, who, patch, known, winners, responses, scale, keys, frozen, K, k, silent,
+    best, who, patch, known, winners, responses, keys, frozen, K, k, silent,
     BY_RESPONSE: tl.constexpr,
 ):  # fmt: skip
-    """Store the k of each list in falling order, ties by the lower index, responses times ``scale`` if there is one.
+    """Store the k of each list in falling order, ties by the lower index.
 
     ``keys`` takes what accumulate groups by: the neuron that rank r teaches, K for nobody (bit r of ``silent`` is set,
     the neuron is frozen, with BY_RESPONSE the response is not positive), K + 1 for a response that is not finite.
@@ -55,8 +55,6 @@ def write(
         best = tl.where(who == name[:, None], float("-inf"), best)
         at = patch.to(tl.int64) * k + rank
         value = tl.where(somebody, response, 0)
-        if scale is not None:
-            value = value * tl.load(scale + patch, mask=known, other=0)
         tl.store(winners + at, tl.where(somebody, name, -1), mask=known)
         tl.store(responses + at, value, mask=known)
         if keys is not None:

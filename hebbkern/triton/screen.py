@@ -20,7 +20,7 @@ from hebbkern.triton.arithmetic import narrowed, precision, product
 from hebbkern.triton.launch import block, launch, power_of_2
 from hebbkern.triton.patches import corners, load_patches, taps
 from hebbkern.triton.ranks import NOBODY, empty, keep, write
-from hebbkern.triton.walk import Tile, shared, walk
+from hebbkern.triton.walk import Tile, running, shared, walk
 
 MOST_WINNERS = 8  # lists of four times as many candidates still fit into registers
 SMALLEST_WORK = 2**27  # products; below, a launch more costs what the tensor cores save
@@ -29,9 +29,9 @@ MOST = tl.constexpr(2.0**20)
 
 # bfloat16 tiles as in walk.TILES["half"], but the patches are loaded in float32 and rounded on chip: a stage is
 # 64 x 64 x 4 + 128 x 64 x 2 = 33 kB, three of them 98 kB, two blocks to a multiprocessor.
-TILE = Tile(64, 128, 64, warps=4, stages=3)
+TILE = Tile(64, 128, 64, warps=8, stages=3, registers=255)
 # 16 patches x 16 candidates x 64 inputs (32 candidates x 32 inputs) are 64 registers a thread of 8 warps.
-DECIDE = Tile(16, 64, 64, warps=8, stages=2)
+DECIDE = Tile(16, 64, 64, warps=8, stages=2, registers=255)
 
 
 def worthwhile(where, rows, k, mode):
@@ -177,18 +177,21 @@ def decide_kernel(
         x, start, row, column, known, sc, sh, sw, H, W, weight, shift, total, inverse, who, live, N, SHAPE, BLOCK_C
     )
     decided = (kth_highest(response, who, k) > others) | (others == float("-inf"))
-    if scale is not None:  # of a flat patch all responses are equal
-        decided = decided & (tl.load(scale + patch, mask=known, other=0) > 0)
-    write(response, who, patch, known & decided, winners, responses, scale, keys, frozen, K, k, silent, BY_RESPONSE)
+    size = None
+    if scale is not None:  # of a flat patch all responses are equal, and the bounds say nothing
+        size = tl.load(scale + patch, mask=known, other=0)
+        decided = decided & (size > 0)
+        response = tl.where(response > float("-inf"), response * size[:, None], response)
+    write(response, who, patch, known & decided, winners, responses, keys, frozen, K, k, silent, BY_RESPONSE)
     left = known & ~decided
     if undecided is not None:
         tl.store(undecided + patch, left.to(tl.int32), mask=known)
     if tl.max(left.to(tl.int32), axis=0) > 0:
-        best, who = walk(
-            x, start, row, column, left, sc, sh, sw, H, W, weight, shift, total, inverse, mask,
+        winning, named_so = walk(
+            x, start, row, column, left, sc, sh, sw, H, W, weight, shift, size, total, inverse, mask,
             0, K, N, SHAPE, TOP, PRECISION, BLOCK_K, BLOCK_N,
         )  # fmt: skip
-        write(best, who, patch, left, winners, responses, scale, keys, frozen, K, k, silent, BY_RESPONSE)
+        write(winning, named_so, patch, left, winners, responses, keys, frozen, K, k, silent, BY_RESPONSE)
 
 
 def screened(where, rows, known, mask, k, winners, responses, keys, undecided=None):
@@ -202,8 +205,7 @@ def screened(where, rows, known, mask, k, winners, responses, keys, undecided=No
     launch(
         screen_kernel, (blocks, shares), *where.arguments, near.rounded, known.offset, known.inverse, mask, *sizes,
         lists, bounds, P, K, N, near.rounded.stride(0), share, SHAPE=shape, CAP=cap, BLOCK_P=TILE.patches,
-        BLOCK_K=power_of_2(K, 16, TILE.neurons), BLOCK_N=power_of_2(N, 16, TILE.inputs), warps=TILE.warps,
-        stages=TILE.stages,
+        BLOCK_K=power_of_2(K, 16, TILE.neurons), BLOCK_N=power_of_2(N, 16, TILE.inputs), **running(TILE),
     )  # fmt: skip
     patches = block(DECIDE.patches)
     launch(
@@ -212,5 +214,5 @@ def screened(where, rows, known, mask, k, winners, responses, keys, undecided=No
         P, K, N, k, shares, keys.silent, SHAPE=shape, TOP=power_of_2(k), CAP=cap, BY_RESPONSE=keys.by_response,
         PRECISION=precision(), BLOCK_P=patches, BLOCK_K=power_of_2(K, 16, DECIDE.neurons),
         BLOCK_N=power_of_2(N, 16, 32), BLOCK_C=DECIDE.inputs * 16 // cap, BLOCK=power_of_2(shares * cap),
-        warps=DECIDE.warps, stages=DECIDE.stages,
+        **running(DECIDE),
     )  # fmt: skip

@@ -6,43 +6,45 @@ import torch
 import triton
 import triton.language as tl
 
-from hebbkern.triton.arithmetic import product
+from hebbkern.triton.arithmetic import precision, product
 from hebbkern.triton.launch import block, power_of_2, processors
 from hebbkern.triton.patches import load_patches, taps
 from hebbkern.triton.ranks import empty, keep
 
 
 class Tile(NamedTuple):
-    """Patches, neurons and inputs that a program multiplies at a time; its warps and stages of loads in flight."""
+    """Patches, neurons and inputs that a program multiplies at a time, its warps, and stages of loads in flight."""
 
     patches: int
     neurons: int
     inputs: int
     warps: int
     stages: int
+    registers: int | None = None  # a thread's at most
 
 
-# A step of 64 x 128 reads 192 rows for 8192 products an input: 43 products a word, where an H100's tensor cores need
-# about 30 from L2. Half types: 3 stages of (64 + 128) x 64 x 2 bytes are 74 kB, so that two or three blocks share a
-# multiprocessor and one multiplies while another ranks. Float32 has half as many inputs a stage for the same bytes,
-# and half the neurons, because its product (tf32x3 holds six tiles, ieee has no tensor cores) needs the registers.
+# Half types: a step of 64 x 128 reads 192 rows for 8192 products an input: 43 products a word, where an H100's tensor
+# cores need about 30 from L2. 3 stages of (64 + 128) x 64 x 2 bytes are 74 kB, so that two or three blocks share a
+# multiprocessor, and one multiplies while another ranks.
+# Float32 on tensor cores (tf32x3) holds six tiles of halves and remainders: 64 x 32, two blocks of 4 warps.
+# Without them ("ieee") a thread multiplies 16 pairs from registers: 64 x 64 and 8 warps hide the loads.
 TILES = {
-    "half": Tile(64, 128, 64, warps=4, stages=3),
-    "single": Tile(64, 64, 32, warps=4, stages=3),
-    "double": Tile(32, 64, 16, warps=4, stages=2),
+    "half": Tile(64, 128, 64, warps=4, stages=3, registers=255),
+    "tf32x3": Tile(64, 32, 32, warps=4, stages=3, registers=255),
+    "ieee": Tile(64, 64, 32, warps=8, stages=3, registers=168),
+    "double": Tile(32, 64, 16, warps=4, stages=2, registers=255),
 }
-# Lists of more than 16 winners a patch leave registers for 16 patches only: 16 x 64 responses and names are 16
-# registers a thread, as 64 x 16 are.
-LONG = 16
+# Responses and names of the lists, patches x k of each, have 4 registers a thread: more winners, fewer patches.
+LISTED = 256
 MOST_SHARES = 16  # programs to a tile of patches; merging reads k winners from each
 
 
 @triton.jit
 def walk(
-    x, start, row, column, known, sc, sh, sw, H, W, weight, offset, total, inverse, mask, begin, end, N,
+    x, start, row, column, known, sc, sh, sw, H, W, weight, offset, scale, total, inverse, mask, begin, end, N,
     SHAPE: tl.constexpr, TOP: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """The TOP strongest of neurons ``begin`` to ``end`` for each patch, responses not yet times the patch's scale.
+    """The TOP strongest of neurons ``begin`` to ``end`` for each patch of this offset and scale.
 
     A response that is no finite number counts as +inf: it wins, so that somebody sees it.
     """
@@ -63,6 +65,8 @@ def walk(
             response -= offset[:, None] * tl.load(total + neuron, mask=there, other=0)[None, :]
         if inverse is not None:
             response *= tl.load(inverse + neuron, mask=there, other=0)[None, :]
+        if scale is not None:  # a flat patch's is 0: all its responses are equal
+            response *= scale[:, None]
         response = tl.where(tl.abs(response) < float("inf"), response, float("inf"))
         if mask is not None:
             there = there & tl.load(mask + neuron, mask=there, other=0).to(tl.int1)
@@ -87,13 +91,18 @@ class Keys(NamedTuple):
 
 def tile_of(dtype, P, K, N, k):
     """The tile of TILES for these numbers, no larger than the layer."""
-    kind = "double" if dtype == torch.float64 else "single" if dtype == torch.float32 else "half"
+    kind = "double" if dtype == torch.float64 else precision() if dtype == torch.float32 else "half"
     tile = TILES[kind]
     return tile._replace(
-        patches=power_of_2(P, 16, block(tile.patches if k <= LONG else 16)),
+        patches=power_of_2(P, 16, block(min(tile.patches, max(LISTED // power_of_2(k), 16)))),
         neurons=power_of_2(K, 16, tile.neurons),
         inputs=power_of_2(N, 16, block(tile.inputs)),
     )
+
+
+def running(tile):
+    """How a launch runs programs of this tile."""
+    return {"warps": tile.warps, "stages": tile.stages, "registers": tile.registers}
 
 
 def shared(P, K, tile, like):
