@@ -16,8 +16,9 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-# Before hebbkern.triton is imported: interpreted kernels would run on the CPU.
-os.environ.pop("TRITON_INTERPRET", None)
+# Before hebbkern is imported: interpreted kernels would run on the CPU, and without a GPU there is no such backend.
+for name in ("TRITON_INTERPRET", "HEBBKERN_BACKEND"):
+    os.environ.pop(name, None)
 
 import torch
 

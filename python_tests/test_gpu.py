@@ -1,6 +1,7 @@
 """bench/gpu.py where no GPU is: it says so; how it times, with a clock that is told what time it is; what it checks."""
 
 import importlib.util
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,8 @@ spec = importlib.util.spec_from_file_location("gpu_script", SCRIPT)
 @pytest.fixture
 def script(monkeypatch):
     """bench/gpu.py as a module; what it does to the environment is undone."""
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    for name in ("TRITON_INTERPRET", "HEBBKERN_BACKEND"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

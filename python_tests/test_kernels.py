@@ -23,9 +23,7 @@ spec = importlib.util.spec_from_file_location("kernel_report", SCRIPT)
 def report(tmp_path_factory):
     """The report, made once by a process in which kernels are compiled, not interpreted."""
     found = tmp_path_factory.mktemp("kernels") / "report.json"
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, str(SCRIPT), "--json", str(found)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, str(SCRIPT), "--json", str(found)], capture_output=True, text=True)
     assert found.exists(), f"no report: {done.stderr[-2000:]}"
     return json.loads(found.read_text()) | {"status": done.returncode, "printed": done.stdout}
 
@@ -106,14 +104,15 @@ GOOD = {"local": 0, "stack": 0, "shared": 100, "product": True, "tensor core": 8
         ({"tensor core": 0, "product": False}, None),
     ],
 )
-def test_what_must_not_be_is_named_and_fails_the_report(change, problem):
+def test_what_must_not_be_is_named_and_fails_the_report(monkeypatch, change, problem):
     row = GOOD | change
     found = kernels.problems(row, cubin.CHIPS[0])
     assert found == ([problem] if problem else [])
-    script = importlib.util.module_from_spec(spec)
-    before = os.environ.get("TRITON_INTERPRET")
-    spec.loader.exec_module(script)
-    os.environ.update({"TRITON_INTERPRET": before} if before else {})
+    with monkeypatch.context() as kept:
+        for name in ("TRITON_INTERPRET", "HEBBKERN_BACKEND"):
+            kept.setenv(name, os.environ.get(name, ""))
+        script = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(script)
     named = {"kernel": "some_kernel", "dtype": "fp32", "settings": "BLOCK=1", "chip": "sm_80", "problems": found}
     sentences = script.failures({"kernels": [named], "every_kernel": ["some_kernel"]})
     assert sentences == [f"some_kernel (fp32, BLOCK=1) on sm_80: {problem}"] * bool(problem)

@@ -122,7 +122,7 @@ def build(launch):
         tuple(aligned),
         launch.warps,
         launch.stages,
-        getattr(launch, "registers", None),
+        launch.registers,
     )
 
 
