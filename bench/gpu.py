@@ -17,8 +17,8 @@ from importlib import metadata
 from pathlib import Path
 
 # Before hebbkern is imported: interpreted kernels would run on the CPU, and without a GPU there is no such backend.
-for name in ("TRITON_INTERPRET", "HEBBKERN_BACKEND"):
-    os.environ.pop(name, None)
+os.environ.pop("TRITON_INTERPRET", None)
+os.environ.pop("HEBBKERN_BACKEND", None)
 
 import torch
 
