@@ -30,15 +30,16 @@ def report(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def rows(report):
-    return report["kernels"]
+    """The kernels that compile; which do not, its own test says."""
+    return [row for row in report["kernels"] if "registers" in row]
 
 
 def named(row):
     return f"{row['kernel']} {row['dtype']} {row['chip']} {row['settings']}"
 
 
-def test_every_kernel_compiles_for_every_chip(rows):
-    assert not [f"{named(row)}: {row['problems']}" for row in rows if "registers" not in row]
+def test_every_kernel_compiles_for_every_chip(report, rows):
+    assert not [f"{named(row)}: {row['problems']}" for row in report["kernels"] if "registers" not in row]
     chips = {chip.name for chip in cubin.CHIPS}
     for kernel in {row["kernel"] for row in rows}:
         assert {row["chip"] for row in rows if row["kernel"] == kernel} == chips
