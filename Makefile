@@ -1,5 +1,6 @@
 # make demo   watch neurons learn          make test   lint, build, all tests
 # make bench  the table of ratios          make guard  has a step become slower than committed?
+# make kernels  what the GPU's kernels compile to, and predictions (no GPU needed)     make gpu  test and time them on one
 # make wheel  one wheel in dist/ for every torch >= 2.11
 # Everything happens in .venv, which is made when it is missing. PYTHON=python3.12 chooses the interpreter.
 
@@ -9,7 +10,7 @@ BIN := .venv/bin
 CSRC := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
 BUILT := .venv/built-$(HEBBKERN_BUILD)
 
-.PHONY: demo test one-wheel lint format bench guard doctor wheel clean
+.PHONY: demo test one-wheel lint format bench guard kernels gpu doctor wheel clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -38,6 +39,12 @@ bench: .venv/has-bench $(BUILT)
 
 guard: $(BUILT)
 	$(BIN)/python bench/guard.py $(ARGS)
+
+kernels: .venv/has-dev
+	$(BIN)/python bench/kernel_report.py $(ARGS)
+
+gpu: .venv/has-dev $(BUILT)
+	$(BIN)/python bench/gpu.py $(ARGS)
 
 doctor: .venv/has-demo $(BUILT)
 	$(BIN)/hebbkern doctor $(ARGS)

@@ -60,8 +60,7 @@ def screening():
 def inspect():
     """Everything that `hebbkern doctor` prints, as a dict that JSON can hold."""
     available = backends.available()
-    eager = backends.current() == "eager"
-    runs = {device: "eager" if eager else _first(available, names) for device, names in PREFERENCE.items()}
+    runs = {device: _serves(device, available) for device in PREFERENCE}
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     found = {
         "hebbkern": __version__,
@@ -80,6 +79,7 @@ def inspect():
         "HEBBKERN_CPU": os.environ.get("HEBBKERN_CPU"),
         "HEBBKERN_SCREENING": os.environ.get("HEBBKERN_SCREENING"),
         "HEBBKERN_BACKEND": os.environ.get("HEBBKERN_BACKEND"),
+        "TRITON_INTERPRET": os.environ.get("TRITON_INTERPRET"),
     }
     report = {"found": found, "backends": available, "runs": runs}
     return report | {"advice": advice(report)}
@@ -93,7 +93,11 @@ def advice(report):
         compiler = "" if found["C++ compiler"] else "install a C++ compiler (g++ or clang), then "
         advised.append(f"For the compiled CPU kernels: {compiler}{REINSTALL}.")
     if found["GPUs"] and missing.get("cuda", True) and missing.get("triton", True):
-        advised.append("The GPU runs plain torch: this version has no kernels for it.")
+        advised.append(
+            f"The GPU runs plain torch. For Triton's kernels: {missing.get('triton', 'pip install triton')}."
+        )
+    if found["GPUs"] and found["TRITON_INTERPRET"] == "1":
+        advised.append("TRITON_INTERPRET=1 interprets Triton's kernels on the CPU, for tests; unset it to use the GPU.")
     if found["nvcc"] and not found["GPUs"] and not found["torch's CUDA"]:
         advised.append("nvcc is here but torch is a build without CUDA: install a CUDA build of torch to use a GPU.")
     if found["HEBBKERN_CPU"] and found["HEBBKERN_CPU"] not in (*KERNELS, "amx"):
@@ -131,7 +135,12 @@ def main(argv=None):
     return 0
 
 
-def _first(available, names):
+def _serves(device, available):
+    """The backend that runs tensors on ``device``."""
+    chosen, interpreted = backends.current(), os.environ.get("TRITON_INTERPRET") == "1"
+    if chosen == "eager" or (chosen == "triton" and (device == "cpu") == interpreted):
+        return chosen
+    names = [name for name in PREFERENCE[device] if not (interpreted and name == "triton")]
     return next(name for name in names if name in available and available[name] is None)
 
 

@@ -63,3 +63,27 @@ def test_which_cpu_kernels_run(monkeypatch, flags, asked, runs):
     assert report["found"]["CPU kernels"] == runs
     unknown = "HEBBKERN_CPU must be baseline or avx2 or avx512 or amx, got sse: it limits nothing."
     assert (unknown in report["advice"]) == (asked == "sse")
+
+
+@pytest.mark.parametrize("interpreted", ["1", ""])
+def test_triton_serves_the_gpu_unless_it_is_interpreted(monkeypatch, interpreted):
+    monkeypatch.setenv("TRITON_INTERPRET", interpreted)
+    monkeypatch.setattr(backends, "available", lambda: {"eager": None, "triton": None, "cpu": None})
+    monkeypatch.setattr(backends, "_current", "auto")
+    monkeypatch.setattr(doctor.torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(doctor.torch.cuda, "get_device_name", lambda index: "a GPU")
+    report = doctor.inspect()
+    assert report["runs"] == {"cpu": "cpu", "cuda": "eager" if interpreted else "triton"}
+    assert any("TRITON_INTERPRET=1" in sentence for sentence in report["advice"]) == bool(interpreted)
+    monkeypatch.setattr(backends, "_current", "triton")
+    runs = doctor.inspect()["runs"]
+    assert runs == ({"cpu": "triton", "cuda": "eager"} if interpreted else {"cpu": "cpu", "cuda": "triton"})
+
+
+def test_without_triton_the_remedy_is_named(monkeypatch):
+    missing = {"eager": None, "cpu": None, "triton": "triton is not installed; pip install triton"}
+    monkeypatch.setattr(backends, "available", lambda: missing)
+    monkeypatch.setattr(doctor.torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(doctor.torch.cuda, "get_device_name", lambda index: "a GPU")
+    (remedy,) = [sentence for sentence in doctor.inspect()["advice"] if "plain torch" in sentence]
+    assert remedy == "The GPU runs plain torch. For Triton's kernels: triton is not installed; pip install triton."

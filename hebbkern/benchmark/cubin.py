@@ -1,0 +1,112 @@
+"""What ptxas made of a kernel: registers, spills, instructions, and how much of a multiprocessor it can fill.
+
+Read from the cubin with cuobjdump and nvdisasm, which Triton ships beside its compiler: no GPU is needed.
+"""
+
+import bisect
+import itertools
+import re
+import struct
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+REGISTERS = 65536  # of a multiprocessor, on every chip below
+RESERVED = 1024  # bytes of shared memory that the system takes in each block
+
+COUNTED = {  # instructions of the machine code, by mnemonic with its suffixes
+    "tensor core": r"(HMMA|HGMMA|DMMA|UTC\w*MMA)\b",
+    "128-bit loads": r"(LDG\.E\..*128|LDG\.128|LDGSTS.*\.128)",
+    "barriers": r"(BAR|SYNCS)\b",
+    "local": r"(LDL|STL)\b",
+}
+
+
+@dataclass(frozen=True)
+class Chip:
+    """Limits of a multiprocessor: CUDA programming guide, compute capabilities, technical specifications."""
+
+    name: str
+    capability: int
+    isa: str  # for nvdisasm
+    warps: int
+    blocks: int
+    shared: int  # bytes
+    block_shared: int  # bytes that one block may have
+
+
+CHIPS = (
+    Chip("sm_80", 80, "SM80", warps=64, blocks=32, shared=164 << 10, block_shared=163 << 10),
+    Chip("sm_90", 90, "SM90a", warps=64, blocks=32, shared=228 << 10, block_shared=227 << 10),
+    Chip("sm_100", 100, "SM100a", warps=64, blocks=32, shared=228 << 10, block_shared=227 << 10),
+)
+
+
+def occupancy(chip, registers, shared, warps):
+    """Which part of the warps that a multiprocessor can hold it does hold, 0 where not even one block fits."""
+    if shared > chip.block_shared:
+        return 0.0
+    of_a_warp = -(-registers * 32 // 256) * 256  # registers are given out in units of 256
+    warps_held = REGISTERS // 4 // max(of_a_warp, 256) * 4  # to each of four schedulers alike
+    of_a_block = -(-(shared + RESERVED) // 128) * 128
+    blocks = min(chip.blocks, chip.warps // warps, warps_held // (-(-warps // 4) * 4), chip.shared // of_a_block)
+    return blocks * warps / chip.warps
+
+
+def read(cubin):
+    """{"registers", "stack"} of the one kernel in ``cubin`` (bytes)."""
+    use = _tool("cuobjdump", "-res-usage", cubin)
+    found = re.search(r"REG:(\d+) STACK:(\d+)", use)
+    if found is None:
+        raise ValueError(f"cuobjdump says nothing of registers: {use[:200]!r}")
+    return {"registers": int(found[1]), "stack": int(found[2])}
+
+
+def counted(chip, cubins):
+    """For each of ``cubins`` how many instructions it has, and of each kind in COUNTED.
+
+    All are disassembled at once: to start the disassembler takes longer than most kernels do.
+    """
+    codes = [machine_code(cubin) for cubin in cubins]
+    listing = _tool("nvdisasm", "--binary", chip.isa, b"".join(codes)) if codes else ""
+    line = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", re.MULTILINE)
+    found = [(int(at, 16), name) for at, name in line.findall(listing)]
+    ends = list(itertools.accumulate(map(len, codes)))
+    names = [[] for _ in codes]
+    for at, name in found:
+        names[bisect.bisect_right(ends, at)].append(name)
+    return [kinds(each) for each in names]
+
+
+def kinds(names):
+    """Counts of the instructions called ``names``."""
+    names = [name for name in names if name != "NOP"]
+    return {"instructions": len(names)} | {
+        kind: sum(bool(re.match(pattern, name)) for name in names) for kind, pattern in COUNTED.items()
+    }
+
+
+def machine_code(cubin):
+    """The section .text.<kernel> of an ELF file of one kernel."""
+    (table,), (width, number, strings) = struct.unpack_from("<Q", cubin, 0x28), struct.unpack_from("<HHH", cubin, 0x3A)
+    sections = [struct.unpack_from("<IIQQQQ", cubin, table + row * width) for row in range(number)]
+    names = sections[strings][4]
+    (code,) = [
+        cubin[start : start + length]
+        for name, _, _, _, start, length in sections
+        if cubin.startswith(b".text.", names + name)
+    ]
+    return code
+
+
+def _tool(name, *arguments):
+    """What a tool that Triton ships prints of a file with the last of ``arguments`` in it."""
+    import triton.backends.nvidia
+
+    tool = Path(triton.backends.nvidia.__file__).parent / "bin" / name
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(arguments[-1])
+        file.flush()
+        command = [tool, *arguments[:-1], file.name]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout

@@ -1,0 +1,195 @@
+"""What a launch reads and writes: one short description a kernel, the rest from its arguments.
+
+A description takes the launch's arguments and settings by name (``a.x``, ``a.BLOCK_P``, ``a.grid``) and returns
+{argument: bytes that all programs together read}, or (read, written), for arguments for which that is not the size
+of the tensor once; and under "flops" the additions and multiplications, under "rate" how fast they go (roofline.FLOPS).
+"""
+
+import math
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import torch
+
+from hebbkern.benchmark.recording import AtenCall, name_of, place, size
+
+L2 = 50e6  # bytes of an H100
+
+
+@dataclass
+class Use:
+    """Of one launch: [(tensor, bytes read, bytes written)], flops, how fast they go, how many programs there are."""
+
+    tensors: list
+    flops: int
+    rate: str
+    programs: int | None = None  # None: enough of them
+
+    @property
+    def cache(self):
+        """Bytes between the L2 cache and the multiprocessors."""
+        return sum(read + written for _, read, written in self.tensors)
+
+
+def use(work):
+    """The Use of one entry of Trace.order."""
+    if isinstance(work, AtenCall):
+        return Use([(tensor, size(tensor), 0) for tensor in work.tensors], work.flops, work.rate)
+    named = dict(zip(work.kernel.arg_names, work.arguments, strict=False)) | work.settings
+    described = TRAFFIC.get(name_of(work.kernel), lambda a: {})(SimpleNamespace(**named, grid=work.grid))
+    tensors = []
+    for name, tensor in named.items():
+        if isinstance(tensor, torch.Tensor):
+            found = described.get(name, size(tensor))
+            tensors.append((tensor, *(found if isinstance(found, tuple) else (found, 0))))
+    return Use(tensors, described.get("flops", 0), described.get("rate", "fp32"), math.prod(work.grid))
+
+
+def device_bytes(uses):
+    """Of each Use in turn, the bytes of device memory: whatever the L2 cache does not spare.
+
+    A tensor that fits into it is moved once a launch; if all tensors of all uses fit together, once in all of them.
+    """
+    sizes = {place(tensor): size(tensor) for each in uses for tensor, *_ in each.tensors}
+    stays, seen, moved = sum(sizes.values()) <= L2, set(), []
+    for each in uses:
+        total = 0
+        for tensor, read, written in each.tensors:
+            once = size(tensor)
+            fits, known = once <= L2, stays and place(tensor) in seen
+            total += 0 if known else min(read, once) if fits else read
+            total += min(written, once) if fits else written
+            seen.add(place(tensor))
+        moved.append(total)
+    return moved
+
+
+def _rate(tensor, precision):
+    """How fast products of ``tensor``'s dtype are computed."""
+    if tensor.dtype == torch.float32:
+        return "fp32" if precision == "ieee" else precision
+    return "fp64" if tensor.dtype == torch.float64 else "half"
+
+
+def _patches(a, times=1):
+    """All entries of all patches, ``times`` over."""
+    return times * a.P * a.N * a.x.element_size()
+
+
+def _moments(a):
+    """Sums and largest, then squares, then what rounding takes."""
+    passes = 3 if a.rounded is not None else 2
+    of_patches = a.offset is not None or a.scale is not None or a.rounded is not None
+    of_rows = a.total is not None or a.inverse is not None or a.rounded is not None
+    found = {"x": _patches(a, passes * of_patches)}
+    return found | ({} if a.weight is None else {"weight": passes * of_rows * size(a.weight)})
+
+
+def _compete(a):
+    """A tile of patches is read again for every tile of neurons, and the other way round."""
+    tiles = {"x": _patches(a, -(-a.K // a.BLOCK_K)), "weight": a.grid[0] * size(a.weight)}
+    return tiles | {"flops": 2 * a.P * a.K * a.N, "rate": _rate(a.weight, a.PRECISION)}
+
+
+def _screen(a):
+    """As _compete, on rounded weights."""
+    tiles = {"x": _patches(a, -(-a.K // a.BLOCK_K)), "rounded": a.grid[0] * size(a.rounded)}
+    return tiles | {"flops": 2 * a.P * a.K * a.N, "rate": "half"}
+
+
+def _decide(a):
+    """Every patch once; of its candidates those that may win, which are some 2 k (docs/speed.md, certified winners)."""
+    rows = {"weight": 2 * a.k * a.P * a.N * a.weight.element_size()}
+    return {"x": _patches(a)} | rows | {"flops": 4 * a.k * a.P * a.N}
+
+
+def _lengths(a):
+    """Centring takes two passes before the lengths'."""
+    return {"x": _patches(a, 1 if a.offset is None else 3)}
+
+
+def _search(a):
+    tiles = {"x": _patches(a, a.grid[0]), "weight": -(-a.P // a.BLOCK_P) * size(a.weight)}
+    return tiles | {"flops": 2 * a.P * a.K * a.N, "rate": _rate(a.x, a.PRECISION)}
+
+
+def _nearest(a):
+    """Two candidates a neuron."""
+    return {"x": 2 * a.K * a.N * a.x.element_size(), "weight": 2 * size(a.weight), "flops": 6 * a.K * a.N}
+
+
+def _survey(a):
+    return {"weight": (1 + (a.POWER != 0)) * size(a.weight)}
+
+
+def _step(a):
+    """Every program looks at what all of the survey found."""
+    passes = {"row_max": 2, "row_l2": 3}.get(a.NORMALISE, 1)
+    found = {"weight": ((passes + (a.POWER != 0)) * size(a.weight), size(a.weight)), "total": passes * size(a.total)}
+    tables = {name: getattr(a, name) for name in ("sound", "largest", "top", "steepest")}
+    return found | {name: a.grid[0] * size(table) for name, table in tables.items() if table is not None}
+
+
+def _commit(a):
+    return {"sound": a.grid[0] * a.grid[1] * size(a.sound), "weight": (0, size(a.weight))}
+
+
+def _long_rows(a):
+    """Once for each digit of the k-th highest key, and once to write."""
+    return {"y": (a.BITS // 8 + 1) * size(a.y)}
+
+
+def _activate(a):
+    return {"u": (2 if a.ACTIVATION == "softmax" else 1) * size(a.u)}
+
+
+def _finish(a):
+    """The triangle: half of the Gram matrix for every tile of inputs, half of the weights for every tile of neurons."""
+    own = size(a.weight) * (a.moved is not None)
+    if a.gram is None:
+        return {"weight": own + size(a.weight) * (a.diagonal is not None)}
+    triangle = {"gram": size(a.gram) // 2 * -(-a.N // a.BLOCK_N)}
+    triangle["weight"] = own + size(a.weight) // 2 * (-(-a.K // a.BLOCK_K) + 1)
+    return triangle | {"flops": a.K * (a.K + a.BLOCK_K) * a.N, "rate": _rate(a.gradient, a.PRECISION)}
+
+
+def _residual(a):
+    """Each program reads all responses; chunks of patches pass over the weights again."""
+    chunks = -(-a.P // a.BLOCK_P)
+    found = {"x": _patches(a), "y": a.grid[0] * size(a.y), "weight": (chunks + (a.moved is not None)) * size(a.weight)}
+    if a.partial is not None:
+        found["partial"] = (chunks - 1) * size(a.partial), chunks * size(a.partial)
+    gram = a.grid[0] * a.BLOCK_K * a.P * a.K
+    flops = 2 * (gram + 2 * a.P * a.K * a.N + chunks * a.BLOCK_K * a.K * a.N)
+    return found | {"flops": flops, "rate": _rate(a.y, a.PRECISION)}
+
+
+def _gather(a):
+    products = 2 * a.K * a.N + (a.K * a.K if a.DECAY == "triangular" else 0)
+    found = {"x": _patches(a), "weight": a.grid[0] * size(a.weight)}
+    return found | {"flops": 2 * a.P * products, "rate": _rate(a.runs, a.PRECISION)}
+
+
+def _taught(a):
+    """Every entry of every list reads its patch, and every tile of inputs the lists themselves."""
+    return {"x": a.E * a.N * a.x.element_size(), "order": a.grid[1] * size(a.order), "flops": 2 * a.E * a.N}
+
+
+TRAFFIC = {
+    "accumulate.gather_kernel": _taught,
+    "apply.commit_kernel": _commit,
+    "apply.step_kernel": _step,
+    "apply.survey_kernel": _survey,
+    "compete.compete_kernel": _compete,
+    "finish.finish_kernel": _finish,
+    "kwinners.kwinners_long_kernel": _long_rows,
+    "match.lengths_kernel": _lengths,
+    "match.nearest_kernel": _nearest,
+    "match.search_kernel": _search,
+    "moments.moments_kernel": _moments,
+    "on_chip.gather_kernel": _gather,
+    "residual.residual_kernel": _residual,
+    "responses.activate_kernel": _activate,
+    "screen.decide_kernel": _decide,
+    "screen.screen_kernel": _screen,
+}

@@ -1,0 +1,143 @@
+"""What the compiler makes of every Triton kernel, for GPUs that need not be there, and what is predicted of them."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("triton is not installed", allow_module_level=True)
+
+from hebbkern.benchmark import cubin, kernels, workloads
+
+SCRIPT = Path(__file__).parent.parent / "bench" / "kernel_report.py"
+RULES = [step for step in workloads.STEPS if step.name.startswith("rules: ") and "HebbCL" not in step.name]
+spec = importlib.util.spec_from_file_location("kernel_report", SCRIPT)
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """The report, made once by a process in which kernels are compiled, not interpreted."""
+    found = tmp_path_factory.mktemp("kernels") / "report.json"
+    done = subprocess.run([sys.executable, str(SCRIPT), "--json", str(found)], capture_output=True, text=True)
+    assert found.exists(), f"no report: {done.stderr[-2000:]}"
+    return json.loads(found.read_text()) | {"status": done.returncode, "printed": done.stdout}
+
+
+@pytest.fixture(scope="module")
+def rows(report):
+    """The kernels that compile; which do not, its own test says."""
+    return [row for row in report["kernels"] if "registers" in row]
+
+
+def named(row):
+    return f"{row['kernel']} {row['dtype']} {row['chip']} {row['settings']}"
+
+
+def test_every_kernel_compiles_for_every_chip(report, rows):
+    assert not [f"{named(row)}: {row['problems']}" for row in report["kernels"] if "registers" not in row]
+    chips = {chip.name for chip in cubin.CHIPS}
+    for kernel in {row["kernel"] for row in rows}:
+        assert {row["chip"] for row in rows if row["kernel"] == kernel} == chips
+
+
+def test_no_kernel_spills(rows):
+    assert not [f"{named(row)}: {row['local']}" for row in rows if row["local"]]
+
+
+def test_shared_memory_fits_and_every_kernel_can_be_resident(rows):
+    most = {chip.name: chip.block_shared for chip in cubin.CHIPS}
+    assert not [f"{named(row)}: {row['shared']}" for row in rows if row["shared"] > most[row["chip"]]]
+    assert not [named(row) for row in rows if row["occupancy"] == 0]
+
+
+def test_products_of_halves_and_of_tf32_are_on_tensor_cores(rows):
+    products = [row for row in rows if row["product"]]
+    assert not [named(row) for row in products if not row["tensor core"]]
+
+
+@pytest.mark.parametrize("chip", ["sm_80", "sm_90", "sm_100"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])  # fp32: tf32, under torch.set_float32_matmul_precision("high")
+def test_competitions_are_on_tensor_cores(rows, dtype, chip):
+    competing = {row["kernel"] for row in rows if any("compete" in name or "WTA" in name for name in row["workloads"])}
+    found = [row for row in rows if row["chip"] == chip and row["dtype"] == dtype and row["kernel"] in competing]
+    assert [row for row in found if row["tensor core"]]
+
+
+def test_some_workload_reaches_every_kernel(report, rows):
+    assert set(report["every_kernel"]) == {row["kernel"] for row in rows}
+    assert "moments.moments_kernel" in report["every_kernel"]
+
+
+def test_a_competition_moves_little_more_than_it_must(report):
+    (row,) = [row for row in report["roofline"] if row["step"] == "compete: k = 2, 1024 x 784 x 2000, screening off"]
+    assert row["unavoidable"] == 4 * (1024 * 784 + 2000 * 784 + 1024 * 2)
+    assert row["of_unavoidable"] <= 1.3
+
+
+@pytest.mark.parametrize("step", RULES, ids=lambda step: step.id)
+def test_a_step_of_a_rule_takes_at_most_six_launches(report, step):
+    (row,) = [row for row in report["roofline"] if row["step"] == step.id]
+    assert 1 <= row["launches"] <= 6, row["kernels"]
+
+
+def test_the_report_says_what_it_found(report):
+    assert (report["status"] == 0) == ("FAILS" not in report["printed"])
+    assert "Predictions for an H100 SXM from bytes and flops, not measurements." in report["printed"]
+    assert all(row["kernel"] in report["printed"] for row in report["kernels"])
+
+
+GOOD = {"local": 0, "stack": 0, "shared": 100, "product": True, "tensor core": 8}
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({}, None),
+        ({"local": 3}, "spills: 3 local loads and stores, 0 bytes of stack"),
+        ({"stack": 16}, None),  # reserved, never used
+        ({"shared": (163 << 10) + 1}, "166913 bytes of shared memory, a block of sm_80 has 166912"),
+        ({"tensor core": 0}, "multiplies halves or tf32 without tensor cores"),
+        ({"tensor core": 0, "product": False}, None),
+    ],
+)
+def test_what_must_not_be_is_named_and_fails_the_report(monkeypatch, change, problem):
+    row = GOOD | change
+    found = kernels.problems(row, cubin.CHIPS[0])
+    assert found == ([problem] if problem else [])
+    with monkeypatch.context() as kept:
+        for name in ("TRITON_INTERPRET", "HEBBKERN_BACKEND"):
+            kept.setenv(name, os.environ.get(name, ""))
+        script = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(script)
+    named = {"kernel": "some_kernel", "dtype": "fp32", "settings": "BLOCK=1", "chip": "sm_80", "problems": found}
+    sentences = script.failures({"kernels": [named], "every_kernel": ["some_kernel"]})
+    assert sentences == [f"some_kernel (fp32, BLOCK=1) on sm_80: {problem}"] * bool(problem)
+    assert script.failures({"kernels": [], "every_kernel": ["lost_kernel"]}) == ["lost_kernel: no workload reaches it"]
+
+
+def test_instructions_are_counted_by_kind():
+    names = ["LDC", "LDG.E.128", "LDG.E.128.CONSTANT", "LDG.E.64", "LDGSTS.E.BYPASS.128", "HMMA.16816.F32.BF16"]
+    names += ["HGMMA.64x64x8.F32.TF32", "UTCHMMA", "BAR.SYNC.DEFER_BLOCKING", "STL", "LDL.64", "STG.E.128", "NOP"]
+    found = cubin.kinds(names)
+    assert found == {"instructions": 12, "tensor core": 3, "128-bit loads": 3, "barriers": 1, "local": 2}
+
+
+@pytest.mark.parametrize(
+    ("registers", "shared", "warps", "expected"),
+    [
+        (32, 0, 4, 1.0),  # 16 blocks of 4 warps
+        (40, 64, 4, 0.75),  # 12 warps a scheduler
+        (255, 0, 4, 0.125),  # 2 warps a scheduler
+        (128, 0, 8, 0.25),
+        (32, 100 << 10, 8, 0.125),  # one block of the 164 KB
+        (32, (163 << 10) + 1, 8, 0.0),  # more than a block may have
+        (16, 0, 1, 0.5),  # 32 blocks at most
+    ],
+)
+def test_occupancy_by_the_limits_of_the_chip(registers, shared, warps, expected):
+    assert cubin.occupancy(cubin.CHIPS[0], registers, shared, warps) == expected
