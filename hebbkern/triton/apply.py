@@ -19,6 +19,7 @@ from hebbkern.triton.launch import INTERPRETED, launch, power_of_2, processors, 
 CALM = 64 if INTERPRETED.value else 1  # tiles are that much larger in the interpreter, which pays by the operation
 TILE = 1024 * CALM  # entries in flight: 8 of a weight and of a sum by each of 128 threads, some 64 registers
 SHARE = 8  # programs a multiprocessor, which all fit on it; more would spend longer on reading what all found
+REGISTERS = 128  # a thread's, so that ptxas does not spill a few of some 50 for one block more a multiprocessor
 SMALLEST = tl.constexpr(1e-30)  # what a global maximum is at least
 ROUNDED = tl.constexpr(1 + 2.0**-18)  # more than the roundings between a bound and what it bounds
 INFINITY = tl.constexpr(float("inf"))
@@ -362,7 +363,7 @@ def take(op, weight, total, decay, denominator, lr, normalise, rate_power, froze
     starts, partial, decay_partial = (None, None, None) if lists is None else lists[:3]
     launch(
         survey_kernel, (programs,), *rows, flat, *decays, *denominators, frozen, starts, partial, decay_partial, sound,
-        *bounds, _bits(lr), K, N, PIECE=PIECE, **settings,
+        *bounds, _bits(lr), K, N, registers=REGISTERS, PIECE=PIECE, **settings,
     )  # fmt: skip
     if lists is not None and readable(weight):
         checks.no_overflow(op, checks.SUMS, *lists.of_taught(flat, decay))

@@ -104,7 +104,7 @@ def exact(where, rows, known, mask, k, winners, responses, keys):
     def fight(tile):
         by_tiles_of(tile, where, rows, known, mask, k, winners, responses, keys)
 
-    fight(fastest("compete", rows, shape, tiles_of(rows.dtype, *shape), fight))
+    fight(fastest("compete", rows, shape, tiles_of(where, rows.dtype, len(rows), k), fight))
 
 
 def by_tiles_of(tile, where, rows, known, mask, k, winners, responses, keys):

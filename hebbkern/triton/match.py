@@ -246,15 +246,17 @@ def _lengths(where, weight, patches):
 
 def _tiles(where, K, exact):
     """Neurons, patches and entries of a tile of the search, tiles of patches to a run, warps and stages."""
-    # 128 x 64 reads 1/64 + 1/128 of the products and leaves 8 warps three registers a place: product, best, who.
+    # 128 x 64 reads 1/64 + 1/128 of the products and leaves 8 warps three registers a place: product, best, who. Less
+    # at a time where operands are twice as wide: float64, and float32 in two parts.
     size = where.x.element_size() if exact else max(where.x.element_size(), 4)
+    split = size == 4 and precision() == "tf32x3"
     block_k, block_p = power_of_2(K, 16, 64), power_of_2(where.patches, 16, 64 if size == 8 else 128)
     runs = max(1, PROGRAMS // triton.cdiv(K, block_k))
     tiles = triton.cdiv(triton.cdiv(where.patches, block_p), runs)
     # Tiles that are multiplied as they are stored arrive while others are multiplied, where addresses are few: those
     # of a convolution take registers of their own, so no more than 32 entries of it fit beside the rest.
     linear = where.x.dim() == 2
-    stages, entries = 3 if exact and linear else 1, 128 // (size if linear else max(size, 4))
+    stages, entries = 3 if exact and linear else 1, 128 // (8 if split else size if linear else max(size, 4))
     return block_k, block_p, entries, tiles, 8 if block_k * block_p >= 4096 else 4, stages
 
 

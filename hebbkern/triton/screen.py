@@ -32,7 +32,7 @@ MOST = tl.constexpr(2.0**20)
 # 64 x 64 x 4 + 128 x 64 x 2 = 33 kB, three of them 98 kB, two blocks to a multiprocessor.
 TILES = Tile(64, 128, 64, 8, 3, registers=255), Tile(64, 64, 64, 4, 3), Tile(128, 64, 64, 8, 2)
 # 16 patches x 16 candidates x 64 inputs (32 candidates x 32 inputs) are 64 registers a thread of 8 warps.
-DECIDE = Tile(16, 64, 64, warps=8, stages=2, registers=255)
+DECIDE = Tile(16, 32, 64, warps=8, stages=2, registers=255)
 
 
 def worthwhile(where, rows, k, mode):
@@ -202,15 +202,15 @@ def screened(where, rows, known, mask, k, winners, responses, keys, undecided=No
     def sift(tile):
         return sifted(tile, where, rows, known, mask, k)
 
-    tiles = [fitted(tile, P, K, N, P) for tile in TILES]
+    tiles = [fitted(tile, where, K, P) for tile in TILES]
     lists, bounds = sift(fastest("screen", rows, (P, K, N, k), tiles, sift))
     shares, _, cap = lists.shape
-    near, tile = known.rounding, fitted(DECIDE, P, K, N, DECIDE.patches)
+    near, tile = known.rounding, fitted(DECIDE, where, K, DECIDE.patches)
     launch(
         decide_kernel, (triton.cdiv(P, tile.patches),), *where.arguments, rows, known.offset, known.scale, known.total,
         known.inverse, mask, *near[1:], lists, bounds, winners, responses, keys.keys, keys.frozen, undecided,
         P, K, N, k, shares, keys.silent, SHAPE=where.shape, TOP=power_of_2(k), CAP=cap, BY_RESPONSE=keys.by_response,
-        PRECISION=precision(), BLOCK_P=tile.patches, BLOCK_K=tile.neurons, BLOCK_N=power_of_2(N, 16, 32),
+        PRECISION=precision(), BLOCK_P=tile.patches, BLOCK_K=tile.neurons, BLOCK_N=power_of_2(N, 16, 16),
         BLOCK_C=DECIDE.inputs * 16 // cap, BLOCK=power_of_2(shares * cap), **running(tile),
     )  # fmt: skip
 

@@ -32,7 +32,7 @@ class Tile(NamedTuple):
 TILES = {
     "half": (Tile(64, 128, 64, 4, 3, registers=255), Tile(64, 64, 64, 4, 4), Tile(128, 64, 64, 8, 3)),
     "tf32x3": (Tile(64, 32, 32, 4, 3, registers=255), Tile(32, 64, 32, 4, 3), Tile(64, 64, 32, 8, 3)),
-    "ieee": (Tile(64, 64, 32, 8, 3, registers=168), Tile(64, 32, 32, 4, 3), Tile(32, 32, 32, 4, 3)),
+    "ieee": (Tile(64, 64, 16, 8, 4, registers=255), Tile(64, 32, 32, 4, 3), Tile(32, 32, 32, 4, 3)),
     "double": (Tile(32, 64, 16, 4, 2, registers=255), Tile(32, 32, 16, 4, 3)),
 }
 # Responses and names of the lists, patches x k of each, have 4 registers a thread: more winners, fewer patches.
@@ -90,18 +90,21 @@ class Keys(NamedTuple):
         return ranks - (1 << 64) if ranks >= 1 << 63 else ranks
 
 
-def tiles_of(dtype, P, K, N, k):
-    """The tiles of TILES for these numbers, no larger than the layer; each once."""
+def tiles_of(where, dtype, K, k):
+    """The tiles of TILES for these patches, K neurons and k winners, no larger than the layer; each once."""
     kind = "double" if dtype == torch.float64 else precision() if dtype == torch.float32 else "half"
-    return tuple(dict.fromkeys(fitted(tile, P, K, N, LISTED // power_of_2(k)) for tile in TILES[kind]))
+    return tuple(dict.fromkeys(fitted(tile, where, K, LISTED // power_of_2(k)) for tile in TILES[kind]))
 
 
-def fitted(tile, P, K, N, most_patches):
-    """``tile`` cut to the layer."""
+def fitted(tile, where, K, most_patches):
+    """``tile`` cut to the layer; smaller for a convolution, whose addresses take registers."""
+    neurons, inputs = tile.neurons, tile.inputs
+    if where.x.dim() == 4:
+        neurons, inputs = max(neurons // 2, 32), max(inputs // 2, 16)
     return tile._replace(
-        patches=power_of_2(P, 16, block(min(tile.patches, max(most_patches, 16)))),
-        neurons=power_of_2(K, 16, tile.neurons),
-        inputs=power_of_2(N, 16, block(tile.inputs)),
+        patches=power_of_2(where.patches, 16, block(min(tile.patches, max(most_patches, 16)))),
+        neurons=power_of_2(K, 16, neurons),
+        inputs=power_of_2(where.entries, 16, block(inputs)),
     )
 
 
