@@ -1,6 +1,7 @@
 """The backends that the suite runs on, and what it reports at the end."""
 
 import contextlib
+import itertools
 import os
 from dataclasses import dataclass
 
@@ -59,6 +60,29 @@ BACKENDS = [
     Backend("cpu", device="cpu", any_threads=True),
     Backend("triton", device="cuda" if torch.cuda.is_available() else "cpu", any_threads=True),
 ]
+
+
+def pytest_addoption(parser):
+    parser.addoption("--all-combinations", action="store_true", help="of parameters, in Triton's interpreter too")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Triton's interpreter is slow: there each two values of parameters meet in some test, but not all in all."""
+    if config.getoption("all_combinations") or torch.cuda.is_available():
+        return
+    met, left_out = set(), []
+    for item in items:
+        if "triton" not in item.name or not hasattr(item, "callspec"):
+            continue
+        values = sorted((name, repr(value)) for name, value in item.callspec.params.items())
+        pairs = {(item.path, item.originalname, *pair) for pair in itertools.combinations(values, 2)}
+        if pairs and pairs <= met:
+            left_out.append(item)
+        met |= pairs
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        leaving = set(left_out)
+        items[:] = [item for item in items if item not in leaving]
 
 
 @pytest.fixture(params=BACKENDS, ids=lambda backend: backend.name)
