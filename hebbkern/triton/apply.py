@@ -369,7 +369,8 @@ def take(op, weight, total, decay, denominator, lr, normalise, rate_power, froze
         checks.no_overflow(op, checks.SUMS, *lists.of_taught(flat, decay))
     launch(
         step_kernel, (programs,), *rows, flat, *decays, *denominators, frozen, starts, sound, *bounds, flag,
-        _bits(lr), K, N, programs, LIMIT=torch.finfo(weight.dtype).max, PARTS=power_of_2(programs), **settings,
+        _bits(lr), K, N, programs, in_place=True, LIMIT=torch.finfo(weight.dtype).max, PARTS=power_of_2(programs),
+        **settings,
     )  # fmt: skip
     status.settle(op, weight, flag)
 
@@ -395,6 +396,6 @@ def commit(op, weight, moved, sound, frozen):
     grid = triton.cdiv(K, block_j), triton.cdiv(N, block_n)
     launch(
         commit_kernel, grid, *rows, moved, sound, frozen, flag, K, N, sound.numel(), PARTS=1024, FORM=form,
-        BLOCK_J=block_j, BLOCK_N=block_n,
+        in_place=True, BLOCK_J=block_j, BLOCK_N=block_n,
     )  # fmt: skip
     status.settle(op, weight, flag)

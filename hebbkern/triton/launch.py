@@ -6,6 +6,7 @@ synchronises, and how bench/kernel_report.py learns what to compile for processo
 """
 
 import contextlib
+import os
 import threading
 from dataclasses import dataclass
 
@@ -48,10 +49,11 @@ class Launch:
     registers: int | None
 
 
-def launch(kernel, grid, *arguments, warps=4, stages=1, registers=None, **settings):
+def launch(kernel, grid, *arguments, warps=4, stages=1, registers=None, in_place=False, **settings):
     """Run ``kernel`` on ``grid`` blocks of ``warps`` warps; ``settings`` are its constexprs.
 
     ``registers`` a thread may have at most: without it ptxas may spill some to fit one more block on a multiprocessor.
+    ``in_place``: it must not run twice on the same tensors, so that nothing about it can be timed.
     """
     grid = (*grid, 1, 1)[:3]
     if 0 in grid:
@@ -59,13 +61,29 @@ def launch(kernel, grid, *arguments, warps=4, stages=1, registers=None, **settin
     if _state.launches is not None:
         _state.launches.append(Launch(kernel, grid, arguments, settings, warps, stages, registers))
         return
-    options = {"num_warps": warps, "num_stages": stages}
     if _state.tracing:  # a graph has no place for a limit of registers
-        torch.library.wrap_triton(kernel)[grid](*arguments, **options, **settings)
+        torch.library.wrap_triton(kernel)[grid](*arguments, num_warps=warps, num_stages=stages, **settings)
         return
-    if registers:
-        options["maxnreg"] = registers
-    kernel[grid](*arguments, **options, **settings)
+
+    def run(ways):
+        kernel[grid](*arguments, num_warps=ways[0], num_stages=ways[1], **limit, **settings)
+
+    limit, ways = {"maxnreg": registers} if registers else {}, (warps, stages)
+    if not in_place and os.environ.get("HEBBKERN_AUTOTUNE"):
+        ways = _timed(kernel, ways, arguments, settings, run)
+    run(ways)
+
+
+def _timed(kernel, ways, arguments, settings, run):
+    """The fastest of a short list of warps and stages around ``ways``; block sizes are the launchers' to choose."""
+    from hebbkern.triton.tuning import fastest  # which asks this module whether launches run
+
+    warps, stages = ways
+    others = (min(2 * warps, 16), stages), (max(warps // 2, 1), stages), (warps, stages + 1)
+    shape = [number for number in arguments if isinstance(number, int)] + list(settings.values())
+    like = next(tensor for tensor in arguments if isinstance(tensor, torch.Tensor))
+    name = f"{kernel.fn.__module__.rpartition('.')[2]}.{kernel.__name__}"
+    return fastest(name, like, shape, tuple(dict.fromkeys((ways, *others))), run)
 
 
 @contextlib.contextmanager

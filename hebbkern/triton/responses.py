@@ -250,7 +250,7 @@ def respond(task, x, sums=True):
         launch(
             activate_kernel, (parts, 1 if soft else triton.cdiv(K, block_k)), u, S, *strides, found.offset,
             found.scale, found.total, u, None if taught is u else taught, diagonal, shift, task.temperature, K,
-            ACTIVATION=task.activation, BLOCK_K=block_k, BLOCK_S=block_s,
+            ACTIVATION=task.activation, in_place=True, BLOCK_K=block_k, BLOCK_S=block_s,
         )  # fmt: skip
     with exact_products(x):
         columns = [None if part is None else part.sum(0) for part in (diagonal, shift)]
