@@ -1,5 +1,6 @@
 """Layers to test on: shapes, layouts, dtypes, and the same drawn by hypothesis."""
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -55,6 +56,11 @@ LARGE = [  # beyond the pieces that work is cut into
     Layer((8, 3, 32, 32), (96, 3, 5, 5), {"padding": 2}),
 ]
 FEW = [LINEAR[2], LINEAR[3], CONVOLUTION[2], CONVOLUTION[4]]
+
+
+def products(layer):
+    """How many numbers a layer multiplies, at stride 1; 0 for None."""
+    return 0 if layer is None else layer.x[0] * math.prod(layer.x[2:]) * math.prod(layer.weight)
 
 
 def random(shape, dtype=torch.float32, device="cpu", seed=0, offset=0.0, scale=1.0):

@@ -17,6 +17,7 @@ if not torch.cuda.is_available():
 
 from hypothesis import HealthCheck, settings
 
+import cases
 import hebbkern as hk
 import oracle
 from hebbkern import backends
@@ -48,6 +49,9 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     hasten_the_interpreter()
 
 
+INTERPRETABLE = 2e7  # products of a layer, some seconds
+
+
 @dataclass(frozen=True)
 class Backend:
     name: str
@@ -67,7 +71,10 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Triton's interpreter is slow: there each two values of parameters meet in some test, but not all in all."""
+    """Triton's interpreter is slow: there each two values of parameters meet in some test, but not all in all.
+
+    Nor does it take the layers that are large for the CPU's kernels; test_triton_*.py have some of several tiles.
+    """
     if config.getoption("all_combinations") or torch.cuda.is_available():
         return
     met, left_out = set(), []
@@ -76,9 +83,10 @@ def pytest_collection_modifyitems(config, items):
             continue
         values = sorted((name, repr(value)) for name, value in item.callspec.params.items())
         pairs = {(item.path, item.originalname, *pair) for pair in itertools.combinations(values, 2)}
-        if pairs and pairs <= met:
+        if cases.products(item.callspec.params.get("layer")) > INTERPRETABLE or (pairs and pairs <= met):
             left_out.append(item)
-        met |= pairs
+        else:
+            met |= pairs
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         leaving = set(left_out)
