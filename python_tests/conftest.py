@@ -49,7 +49,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     hasten_the_interpreter()
 
 
-INTERPRETABLE = 2e7  # products of a layer, some seconds
+INTERPRETABLE = 4e6  # products of a layer, a second or so
 
 
 @dataclass(frozen=True)
