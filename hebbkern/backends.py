@@ -101,17 +101,14 @@ def screening(mode):
 
 
 def synchronize(device=None):
-    """Wait for ``device`` (default: every GPU), then raise RuntimeError if steps were skipped since last asked.
+    """Wait for ``device`` (default: every GPU that took steps), then raise RuntimeError if steps were skipped since last asked.
 
     On a GPU nobody waits to see whether a step's numbers are finite: a step with a NaN or an infinity is skipped, the
     weights left as before, and counted. The next step on that device says so if it is known by then; this makes sure.
     """
     device = None if device is None else torch.device(device)
-    if torch.cuda.is_available() and (device is None or device.type == "cuda"):
-        if device is not None and device.index is None:
-            device = torch.device("cuda", torch.cuda.current_device())
-        for index in range(torch.cuda.device_count()) if device is None else [device.index]:
-            torch.cuda.synchronize(index)
+    if device is not None and device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
     if status := sys.modules.get("hebbkern.triton.status"):  # not imported: no step was taken there
         status.tell(device)
 

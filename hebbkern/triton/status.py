@@ -58,7 +58,9 @@ def _tell(device):
 
 
 def tell(device=None):
-    """Raises if steps were skipped on ``device``, by default on any. The caller has waited for it."""
+    """Waits for ``device``, by default all on which steps were taken, and raises if some of them were skipped."""
     for known in list(_counts):
         if device is None or known == device:
+            if known.type == "cuda":
+                torch.cuda.synchronize(known)
             _tell(known)
