@@ -93,6 +93,16 @@ def test_ties_are_certified_to_the_lower_index(undecided):
     assert (winners.numpy() == want[0]).all() and (responses.numpy() == want[1]).all()
 
 
+@pytest.mark.parametrize("neurons", [10, 70])  # fewer than candidates, and more
+def test_flat_patches_are_no_candidates(undecided, neurons):
+    """Their bounds come from rounding alone; standardised they answer everybody with 0, and the first neurons win."""
+    x = torch.full((6, 90), 0.1)
+    x[3:] += cases.random((3, 90))
+    with hk.screening("always"):
+        winners, responses = hk.ops.compete(x, cases.random((neurons, 90), seed=1), k=4, patches="standardised")
+    assert winners[:3].tolist() == [[0, 1, 2, 3]] * 3 and not responses[:3].any() and responses[3:].all()
+
+
 @pytest.mark.parametrize("size", [1e-30, 1e-12, 1e12])
 def test_beyond_the_bound_nothing_is_certified(size, undecided):
     """Where norms leave the range of the proof, float32 decides."""
