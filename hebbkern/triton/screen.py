@@ -179,9 +179,8 @@ def decide_kernel(
     )
     decided = (kth_highest(response, who, k) > others) | (others == float("-inf"))
     size = None
-    if scale is not None:  # of a flat patch all responses are equal, and the bounds say nothing
+    if scale is not None:  # 0 for a flat patch: far below their bounds, its responses decide only among all neurons
         size = tl.load(scale + patch, mask=known, other=0)
-        decided = decided & (size > 0)
         response = tl.where(response > float("-inf"), response * size[:, None], response)
     write(response, who, patch, known & decided, winners, responses, keys, frozen, K, k, silent, BY_RESPONSE)
     left = known & ~decided
