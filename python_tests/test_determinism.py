@@ -53,7 +53,7 @@ def everything(layer, dtype, device="cpu"):
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
 def test_runs_and_threads(backend, threads, layer, dtype):
     runs = []
-    for count in (1, 2, 3, 2, 1) if backend.any_threads else (2, 2):
+    for count in (*backend.threads, 1) if backend.any_threads else (2, 2):
         threads(count)
         runs.append(everything(layer, dtype, backend.device))
     for other in runs[1:]:

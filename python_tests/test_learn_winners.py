@@ -80,7 +80,7 @@ def test_the_same_behind_any_strides(backend, rule, layout):
 def test_the_same_where_work_is_cut_in_pieces(backend, threads, rule, layer):
     x, weight = cases.tensors(layer, torch.float32, backend.device)
     labels = labels_for(rule, x, layer.neurons)
-    for count in (1, 2, 3) if backend.any_threads else (2,):
+    for count in backend.threads if backend.any_threads else (2,):
         threads(count)
         assert same(rule, weight.clone(), x, labels, cases.some(layer.neurons, share=0.1), layer.geometry)
 

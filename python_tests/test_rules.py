@@ -99,7 +99,7 @@ def test_same_bits_on_any_number_of_threads(backend, threads, rule, reference, s
     weight, x = layer((2000, *x[1:]) if len(x) == 2 else (40, *x[1:]), weight, torch.float32)
     labels = labels_for(rule, x, len(weight))
     results = []
-    for count in (1, 1, 2, 2) if backend.any_threads else (1, 1):
+    for count in (1, *backend.threads) if backend.any_threads else (1, 1):
         threads(count)
         learnt = weight.clone()
         rule.step_(learnt, x, lr=0.1, labels=labels, **geometry)

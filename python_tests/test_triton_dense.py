@@ -10,7 +10,8 @@ import cases
 import hebbkern as hk
 import oracle
 
-triton = pytest.importorskip("triton")
+triton = pytest.importorskip("triton", reason="triton is not installed")
+import triton.language as tl  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 
 from hebbkern.triton import finish, launch, on_chip, responses, sanger  # noqa: E402
@@ -216,11 +217,11 @@ def test_nothing_is_written_beside_the_outputs(triton_backend, force, monkeypatc
 
 
 @triton.jit
-def functions_kernel(u, e, t, N: triton.language.constexpr):
-    at = triton.language.arange(0, N)
-    value = triton.language.load(u + at)
-    triton.language.store(e + at, responses.exponential(-triton.language.abs(value)))
-    triton.language.store(t + at, responses.hyperbolic_tangent(value))
+def functions_kernel(u, e, t, N: tl.constexpr):
+    at = tl.arange(0, N)
+    value = tl.load(u + at)
+    tl.store(e + at, responses.exponential(-tl.abs(value)))
+    tl.store(t + at, responses.hyperbolic_tangent(value))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

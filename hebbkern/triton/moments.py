@@ -159,13 +159,13 @@ def moments(op, where, patches, *, weight=None, unit=False, total=False, roundin
     scaled = unit or patches == "standardised"
 
     def numbers(rows, wanted):
-        return x.new_empty(rows, dtype=dtype) if wanted and rows else None
+        return x.new_empty(rows, dtype=dtype) if wanted else None
 
     offset, scale = numbers(P, patches != "raw"), numbers(P, scaled)
-    sums, inverse = numbers(K, total), numbers(K, unit)
+    sums, inverse = numbers(K, total and weight is not None), numbers(K, unit and weight is not None)
     stride = triton.cdiv(N, 8) * 8
     near = None
-    if rounding and P:
+    if rounding:
         sizes = (x.new_empty(rows, dtype=torch.float32) for rows in (P, P, K, K))
         near = Rounding(x.new_empty((K, stride), dtype=torch.bfloat16), *sizes)
     # 16 x 64: a warp reads 64 neighbours of 4 patches, and a few thousand patches still fill every processor.
