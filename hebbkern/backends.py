@@ -101,7 +101,7 @@ def screening(mode):
 
 
 def synchronize(device=None):
-    """Wait for ``device`` (default: every GPU that took steps), then raise RuntimeError if steps were skipped since last asked.
+    """Wait for ``device`` (by default all that took steps), then raise RuntimeError if steps were skipped unnoticed.
 
     On a GPU nobody waits to see whether a step's numbers are finite: a step with a NaN or an infinity is skipped, the
     weights left as before, and counted. The next step on that device says so if it is known by then; this makes sure.
@@ -140,7 +140,8 @@ def _by_triton(name):
         kernels = importlib.import_module("hebbkern.triton")
         if kernels.serves(tensor):
             return kernels.run(name, tensor, *arguments)
-        return library.operator(name)(tensor, *arguments)
+        # With TRITON_INTERPRET=1 nobody but eager serves a GPU: the device's own kernel is this function.
+        return library.operator(name, "eager" if tensor.device.type == "cuda" else "default")(tensor, *arguments)
 
     return run
 

@@ -5,6 +5,8 @@ on one device with one number of threads give the same bits; ties go to the lowe
 Arguments are those of the schemas in ops/.
 """
 
+import functools
+
 import torch
 import torch.nn.functional as F
 
@@ -19,6 +21,17 @@ from hebbkern.ops.match import check as check_match
 from hebbkern.ops.sanger import check as check_sanger
 
 FLAT = 1e-6  # a patch whose centred norm is at most this part of its norm counts as constant
+
+
+def _plain(function):
+    """Without gradients, and in the dtypes that it says, whatever torch.autocast is about."""
+
+    @functools.wraps(function)
+    def run(first, *others):
+        with torch.no_grad(), torch.autocast(first.device.type, enabled=False):
+            return function(first, *others)
+
+    return run
 
 
 def patch_matrix(op, x, kernel, patches, stride, padding, dilation):
@@ -55,7 +68,7 @@ def layer_matrices(op, x, weight, *geometry):
     return patch_matrix(op, x, weight.shape[2:], *geometry), weight.flatten(1).to(checks.result_dtype(weight.dtype))
 
 
-@torch.no_grad()
+@_plain
 def compete(x, weight, k, p, cosine, patches, stride, padding, dilation, mask):
     check_compete(x, weight, k, p, cosine, patches, stride, padding, dilation, mask)
     checks.finite("compete", x=x, weight=weight)
@@ -89,7 +102,7 @@ def winners_of(op, X, W, k, p, cosine, mask=None, scaled=True):
     return winners.masked_fill(nobody, -1).int(), responses.masked_fill(nobody, 0)
 
 
-@torch.no_grad()
+@_plain
 def match(x, weight, patches, stride, padding, dilation, mask):
     check_match(x, weight, patches, stride, padding, dilation, mask)
     checks.finite("match", x=x, weight=weight)
@@ -108,7 +121,7 @@ def match(x, weight, patches, stride, padding, dilation, mask):
     return nearest.masked_fill(nobody, -1).int(), distance.masked_fill(nobody, torch.inf).to(dtype)
 
 
-@torch.no_grad()
+@_plain
 def accumulate(x, taught, coefficients, responses, neurons, kernel, patches, stride, padding, dilation, frozen):
     geometry = kernel, patches, stride, padding, dilation
     check_accumulate(x, taught, coefficients, responses, neurons, *geometry, frozen)
@@ -136,7 +149,7 @@ def sums_of(X, taught, coefficients, responses, neurons, frozen):
     return share @ X, decay, count
 
 
-@torch.no_grad()
+@_plain
 def sanger(x, weight, activation, decay, temperature, patches, stride, padding, dilation, frozen):
     geometry = patches, stride, padding, dilation
     check_sanger(x, weight, activation, decay, temperature, *geometry, frozen)
@@ -167,7 +180,7 @@ def dense_sums(op, x, weight, activation, decay, temperature, *where):
     return total.reshape(weight.shape).contiguous(), X.new_full((1,), X.shape[0])
 
 
-@torch.no_grad()
+@_plain
 def apply_(weight, sum, decay, denominator, lr, normalise, rate_power, frozen):
     check_apply(weight, sum, decay, denominator, lr, normalise, rate_power, frozen)
     checks.finite("apply_", weight=weight, sum=sum, decay=decay, denominator=denominator)
@@ -200,14 +213,14 @@ def take(op, weight, sum, decay, denominator, lr, normalise, rate_power, frozen)
     weight.copy_(result)
 
 
-@torch.no_grad()
+@_plain
 def learn_dense_(weight, x, activation, decay, lr, *geometry):
     check_learn_dense(weight, x, activation, decay, lr, *geometry)
     total, count = dense_sums("learn_dense_", x, weight, activation, decay, 1.0, *geometry)
     apply_(weight, total, None, count, lr, "none", 0.0, geometry[-1])
 
 
-@torch.no_grad()
+@_plain
 def learn_winners_(weight, x, labels, *settings):
     count = check_learn_winners(weight, x, labels, *settings)
     k, p, cosine, coefficients, by_response, decay_by_response, average, normalise, lr, *geometry, frozen = settings
@@ -226,7 +239,7 @@ def learn_winners_(weight, x, labels, *settings):
     take(op, weight, total, decay, decay if average else None, lr, normalise, 0.0, frozen)
 
 
-@torch.no_grad()
+@_plain
 def kwinners(y, k, dim):
     check_kwinners(y, k, dim)
     checks.finite("kwinners", y=y)

@@ -48,11 +48,16 @@ def guarded(monkeypatch):
 
 
 def launches(operator, *arguments):
+    """Names of the kernels that the operator would launch on a GPU."""
+    return [launch.kernel.__name__ for launch in recorded(operator, *arguments)]
+
+
+def recorded(operator, *arguments):
     """What the operator would launch on a GPU for tensors like these, found without one and without their values."""
-    with FakeTensorMode(allow_non_fake_inputs=False) as mode, launching.recorded() as recorded:
+    with FakeTensorMode(allow_non_fake_inputs=False) as mode, launching.recorded() as found:
         on_gpu = [mode.from_tensor(a).to("cuda") if isinstance(a, torch.Tensor) else a for a in arguments]
         kernels.LAUNCHERS[operator](*on_gpu)
-    return [launch.kernel.__name__ for launch in recorded]
+    return found
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ KINDS = [{}, {"cosine": True}, {"p": 3.0}]
 
 @pytest.fixture(autouse=True)
 def by_triton():
-    with hk.backend("triton"):
+    with hk.backend("triton"), np.errstate(all="ignore"):  # NumPy warns where a processor does not
         yield
 
 
@@ -91,6 +91,43 @@ def test_ties_are_certified_to_the_lower_index(undecided):
         winners, responses = hk.ops.compete(x, weight, k=8)
     want = hk.reference.compete(x, weight, 8)
     assert (winners.numpy() == want[0]).all() and (responses.numpy() == want[1]).all()
+
+
+@pytest.mark.parametrize("patches", ["raw", "centred"])
+def test_empty_patches_are_decided_at_once(undecided, patches):
+    """As many as a digit's rim has: they answer everybody with 0 and cost nobody a walk; a mask has it walk."""
+    x, weight = cases.random((20, 90)), cases.random((70, 90), seed=1)
+    x[::2] = 0
+    with hk.screening("always"):
+        winners, responses = hk.ops.compete(x, weight, k=3, patches=patches)
+        assert winners[::2].tolist() == [[0, 1, 2]] * 10 and not responses[::2].any() and not undecided[:20].any()
+        mask = torch.arange(70) >= 5
+        winners, _ = hk.ops.compete(x, weight, k=3, patches=patches, mask=mask)
+        assert winners[::2].tolist() == [[5, 6, 7]] * 10
+
+
+@pytest.mark.parametrize("mode", ["off", "always"])
+@pytest.mark.parametrize("size", [1e-25, 1e25])
+def test_cosines_of_any_scale(mode, size):
+    x, weight = cases.tensors(cases.Layer((20, 70), (100, 70)), torch.float32, "cpu")
+    with hk.screening(mode):
+        winners, cosines = hk.ops.compete(x * size, weight * size, k=2, cosine=True, patches="centred")
+        want = hk.ops.compete(x, weight, k=2, cosine=True, patches="centred")
+    assert torch.equal(winners, want[0])
+    torch.testing.assert_close(cosines, want[1])
+
+
+@pytest.mark.parametrize("P, N", [(50, 300), (33, 64), (17, 1), (0, 64), (1, 1)])
+@pytest.mark.parametrize("mode", ["off", "always"])
+def test_launches_of_any_size_are_made_of_powers_of_two(mode, P, N, monkeypatch):
+    """Kernels compile only so; with the tiles of a GPU, not the interpreter's larger ones."""
+    monkeypatch.setattr(walk, "block", lambda size: size)
+    call = 2, 2.0, False, "centred", (1, 1), (0, 0), (1, 1), None
+    x, weight = torch.empty(P, N, device="meta"), torch.empty(2000, N, device="meta")
+    with hk.screening(mode):
+        for launch in interpreted.recorded("compete", x, weight, *call):
+            for name, value in launch.settings.items():
+                assert not name.startswith("BLOCK") or value & (value - 1) == 0, (launch.kernel.__name__, name, value)
 
 
 @pytest.mark.parametrize("neurons", [10, 70])  # fewer than candidates, and more

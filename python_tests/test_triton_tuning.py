@@ -63,6 +63,30 @@ def test_nothing_is_timed_where_no_launch_runs(monkeypatch, tmp_path):
     assert names and not (tmp_path / "tiles.json").exists()
 
 
+def test_a_tile_that_does_not_fit_is_not_taken(on_gpu, monkeypatch, tmp_path):
+    def measure(call):
+        raise tuning.OutOfResources(300000, 200000, "shared memory")
+
+    monkeypatch.setenv("HEBBKERN_AUTOTUNE", str(tmp_path / "tiles.json"))
+    monkeypatch.setattr(tuning, "do_bench", lambda call: measure(call) if call() == "fast" else TIMES[call()])
+    assert choose() == "middling"
+
+
+@interpreted.needs_interpreter
+def test_a_falling_rate_is_no_new_shape(on_gpu, monkeypatch, tmp_path):
+    file = tmp_path / "tiles.json"
+    monkeypatch.setenv("HEBBKERN_AUTOTUNE", str(file))
+    monkeypatch.setattr(tuning, "do_bench", lambda call: (call(), 1.0)[1])
+    x, weight = cases.tensors(cases.Layer((20, 30), (10, 30)), torch.float32, "cpu")
+    found = []
+    with hk.backend("triton"):
+        for lr in (0.3, 0.2, 0.1):
+            hk.ops.learn_winners_(weight, x, lr=lr)
+            hk.ops.learn_dense_(weight, x, lr=lr)
+            found.append(file.read_text())
+    assert found[0] == found[1] == found[2]
+
+
 @pytest.mark.parametrize("text", ["", "[1]", '{"a": "b"}', '{"a": -1}'])
 def test_a_file_of_something_else_is_refused(on_gpu, monkeypatch, tmp_path, text):
     file = tmp_path / "tiles.json"

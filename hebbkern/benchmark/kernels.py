@@ -127,12 +127,14 @@ def build(launch):
 
 
 def _kind(value, parameter):
+    if parameter.annotation_type:
+        if value is None:  # Triton would not take it for a constexpr
+            raise TypeError(f"{parameter.name}: None for a {parameter.annotation_type}")
+        return parameter.annotation_type
     if value is None:
         return "constexpr"
     if isinstance(value, torch.Tensor):
         return f"*{TYPES[value.dtype]}"
-    if parameter.annotation_type:
-        return parameter.annotation_type
     if isinstance(value, bool):
         return "u1"
     if isinstance(value, int):

@@ -2,7 +2,8 @@
 
 Entry (p, r) gets a key, the neuron that it teaches; a stable sort of the keys turns them into one list a neuron, in
 patch order. A list longer than PIECE is cut at fixed multiples of PIECE from its own start, and the pieces' sums are
-added in order: what a neuron learns depends, to the bit, on nothing but its own patches.
+added in order: what a neuron learns depends on nothing but its own patches (its bits on the tile as well, which the
+shapes choose).
 """
 
 from typing import NamedTuple
@@ -13,7 +14,7 @@ import triton.language as tl
 
 from hebbkern.ops import checks
 from hebbkern.ops.accumulate import check
-from hebbkern.triton.apply import INFINITY, PIECE, combined, slot_of
+from hebbkern.triton.apply import PIECE, combined, slot_of
 from hebbkern.triton.launch import INTERPRETED, block, launch, power_of_2, readable
 from hebbkern.triton.moments import moments
 from hebbkern.triton.patches import corners, load_patches, place, taps
@@ -67,10 +68,10 @@ def keys_kernel(
     patch, rank = (entry // R).to(tl.int64), (entry % R).to(tl.int64)
     neuron = tl.load(taught + patch // share * down + rank * right, mask=known, other=-1)
     c = tl.load(values + patch * values_down + rank * values_right, mask=known, other=0.0)
-    broken = (neuron < -1) | (neuron >= K) | ~(tl.abs(c) < INFINITY)
+    broken = (neuron < -1) | (neuron >= K) | ~(tl.abs(c) < float("inf"))
     if responses is not None:
         response = tl.load(responses + patch * responses_down + rank * responses_right, mask=known, other=0.0)
-        broken = broken | ~(tl.abs(response) < INFINITY)
+        broken = broken | ~(tl.abs(response) < float("inf"))
     nobody = (neuron == -1) | (c == 0)
     if frozen is not None:
         inside = known & ~broken & ~nobody
@@ -176,8 +177,15 @@ def combine_kernel(
         tl.store(total + spot, combined(total, partial, start, end, spot, column, mask, N, PIECE), mask=mask)
 
 
-def keys_of(taught, share, coefficients, neurons, frozen, count):
+def countable(op, entries):
+    """Kernels number entries, patches times ranks, in 32 bits."""
+    if entries >= 2**31:
+        checks.fail(op, "x", "have fewer than 2^31 patches times ranks", entries)
+
+
+def keys_of(op, taught, share, coefficients, neurons, frozen, count):
     """int32 [count], the key of every entry, in one launch."""
+    countable(op, count)
     keys = taught.new_empty(count, dtype=torch.int32)
     c, ranks = coefficients, max(taught.shape[1], 1)
     size = 1024
@@ -219,6 +227,7 @@ def accumulate(x, taught, coefficients, responses, neurons, kernel, patches, str
     if readable(x):
         checks.finite("accumulate", x=x, coefficients=coefficients, responses=responses)
         checks.named_range("accumulate", "taught", taught, neurons)
+    frozen = None if frozen is None else frozen.contiguous()
     where = place(x, kernel, stride, padding, dilation)
     known = moments("accumulate", where, patches)
     down = coefficients.stride(0) if coefficients.dim() == 2 else 0
@@ -226,7 +235,7 @@ def accumulate(x, taught, coefficients, responses, neurons, kernel, patches, str
     if responses is not None:
         how = how._replace(decays=responses, decays_down=responses.stride(0), decays_right=responses.stride(1))
     ranks = taught.shape[1]
-    keys = keys_of(taught, 1, how, neurons, frozen, where.patches * ranks)
+    keys = keys_of("accumulate", taught, 1, how, neurons, frozen, where.patches * ranks)
     lists = grouped(where, keys, ranks, how, neurons, known.offset, known.scale, True)
     total, decay = lists.total, lists.decay
     count = torch.empty_like(decay)

@@ -13,7 +13,7 @@ import triton.language as tl
 from hebbkern.ops import checks
 from hebbkern.ops.apply import check
 from hebbkern.triton import status
-from hebbkern.triton.arithmetic import narrowed
+from hebbkern.triton.arithmetic import narrowed, quotient, root
 from hebbkern.triton.launch import INTERPRETED, launch, power_of_2, processors, readable
 
 CALM = 64 if INTERPRETED.value else 1  # tiles are that much larger in the interpreter, which pays by the operation
@@ -22,7 +22,6 @@ SHARE = 8  # programs a multiprocessor, which all fit on it; more would spend lo
 REGISTERS = 128  # a thread's, so that ptxas does not spill a few of some 50 for one block more a multiprocessor
 SMALLEST = tl.constexpr(1e-30)  # what a global maximum is at least
 ROUNDED = tl.constexpr(1 + 2.0**-18)  # more than the roundings between a bound and what it bounds
-INFINITY = tl.constexpr(float("inf"))
 
 
 PIECE = 256  # entries of a neuron's list that are added in one go, in accumulate.py
@@ -39,25 +38,8 @@ def slot_of(start, piece, PIECE: tl.constexpr):
 
 
 @triton.jit
-def divided(a, b):
-    """a / b, correctly rounded: "/" is not for float32 on a GPU."""
-    if a.dtype == tl.float64:
-        return a / b
-    else:  # a return does not end a branch taken at compile time
-        return tl.div_rn(a, b)
-
-
-@triton.jit
-def _rooted(a):
-    if a.dtype == tl.float64:
-        return tl.sqrt(a)
-    else:
-        return tl.sqrt_rn(a)
-
-
-@triton.jit
 def _finite(a):
-    return tl.abs(a) < INFINITY
+    return tl.abs(a) < float("inf")
 
 
 @triton.jit
@@ -112,7 +94,7 @@ def _delta(w, total, shrink, share, moving, HOW: tl.constexpr):
     if HOW[0]:
         total = total - shrink[:, None] * w
     if HOW[1]:
-        total = divided(total, tl.where(moving, share, 1)[:, None])
+        total = quotient(total, tl.where(moving, share, 1)[:, None])
     return tl.where(moving[:, None], total, 0)
 
 
@@ -222,7 +204,7 @@ def _verdict(sound, largest, top, steepest, lr, programs, wide: tl.constexpr, LI
         steps = tl.load(largest + part, mask=within, other=0.0)
         scale = tl.maximum(tl.max(steps, axis=0), SMALLEST)
         base = tl.abs(lr.to(tl.int64).to(tl.float64, bitcast=True).to(wide))
-        reach = base * tl.load(steepest + part, mask=within, other=0.0) * divided(steps, scale)
+        reach = base * tl.load(steepest + part, mask=within, other=0.0) * quotient(steps, scale)
         bound = (tl.load(top + part, mask=within, other=0.0) + reach) * ROUNDED
         good = good & (tl.min((bound < LIMIT).to(tl.int32), axis=0) == 1)
     return good, scale
@@ -238,7 +220,7 @@ def _moved(weight, total, row, column, moving, shrink, share, scale, rate, strid
     w = tl.load(weight + spot, mask=mask, other=0.0).to(s.dtype)
     delta = _delta(w, s, shrink, share, moving, HOW)
     if HOW[2]:
-        delta = divided(delta, scale)
+        delta = quotient(delta, scale)
     # Spelt out as one multiply-add, so that no compiler chooses otherwise here than in finish.conclude.
     return spot, mask, rate[:, None] * delta, tl.fma(rate[:, None], delta, w)
 
@@ -263,9 +245,9 @@ def _lengths(weight, total, row, moving, shrink, share, scale, rate, strides, N,
             _, _, _, moved = _moved(
                 weight, total, row, column, moving, shrink, share, scale, rate, strides, N, HOW, FORM
             )
-            part = divided(moved, highest[:, None])  # no square overflows, and the length is at least 1
+            part = quotient(moved, highest[:, None])  # no square overflows, and the length is at least 1
             squares += tl.sum(part * part, axis=1)
-    return moving & (furthest != 0), highest, tl.where(squares == 0, 1, _rooted(squares))
+    return moving & (furthest != 0), highest, tl.where(squares == 0, 1, root(squares))
 
 
 @triton.jit
@@ -302,7 +284,7 @@ def step_kernel(
                 weight, total, row, column, moving, shrink, share, scale, rate, strides, N, HOW, FORM
             )
             if ROWS:
-                moved = divided(divided(moved, highest[:, None]), length[:, None])
+                moved = quotient(quotient(moved, highest[:, None]), length[:, None])
             else:
                 mask = mask & (step != 0)  # -0 + 0 would lose its sign
             tl.store(weight + spot, narrowed(moved, weight.dtype.element_ty), mask=mask)
@@ -354,6 +336,7 @@ def take(op, weight, total, decay, denominator, lr, normalise, rate_power, froze
     programs = min(triton.cdiv(K, block_j), SHARE * processors(weight))
     sound = weight.new_empty(programs, dtype=torch.int32)
     bounds = [total.new_empty(programs) if normalise == "global_max" else None for _ in range(3)]
+    frozen = None if frozen is None else frozen.contiguous()
     flag = status.flag(weight)
     decays = decay, 0 if decay is None else decay.stride(0)
     denominators = denominator, 0 if denominator is None or denominator.shape[0] < K else denominator.stride(0)
@@ -363,7 +346,7 @@ def take(op, weight, total, decay, denominator, lr, normalise, rate_power, froze
     starts, partial, decay_partial = (None, None, None) if lists is None else lists[:3]
     launch(
         survey_kernel, (programs,), *rows, flat, *decays, *denominators, frozen, starts, partial, decay_partial, sound,
-        *bounds, _bits(lr), K, N, registers=REGISTERS, PIECE=PIECE, **settings,
+        *bounds, _bits(lr), K, N, in_place=True, registers=REGISTERS, PIECE=PIECE, **settings,
     )  # fmt: skip
     if lists is not None and readable(weight):
         checks.no_overflow(op, checks.SUMS, *lists.of_taught(flat, decay))

@@ -26,10 +26,29 @@ def narrowed(value, dtype: tl.constexpr):
     return value.to(dtype)
 
 
-def precision():
-    """How float32 tiles are multiplied, by torch.set_float32_matmul_precision.
+@triton.jit
+def quotient(a, b):
+    """a / b, correctly rounded: "/" is not for float32 on a GPU."""
+    if a.dtype == tl.float64:
+        return a / b
+    else:  # a return does not end a branch taken at compile time
+        return tl.div_rn(a, b)
 
-    "highest" (torch's default) is exact float32 ("ieee", no tensor cores); with "high" and "medium" each factor is
-    split into two tf32 numbers and three of their products are summed on tensor cores ("tf32x3", error about 2^-21).
+
+@triton.jit
+def root(a):
+    """The square root, correctly rounded."""
+    if a.dtype == tl.float64:
+        return tl.sqrt(a)
+    else:
+        return tl.sqrt_rn(a)
+
+
+def precision():
+    """How float32 tiles are multiplied, by torch.backends.cuda.matmul.fp32_precision.
+
+    "ieee" (torch's default, "none") is exact float32, without tensor cores. Else, also after
+    torch.set_float32_matmul_precision("high"), each factor is split into two tf32 numbers and three of their products
+    are summed on tensor cores ("tf32x3", error about 2^-21).
     """
-    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32x3"
+    return "ieee" if torch.backends.cuda.matmul.fp32_precision in ("ieee", "none") else "tf32x3"

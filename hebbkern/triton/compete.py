@@ -135,4 +135,5 @@ def compete(x, weight, k, p, cosine, patches, stride, padding, dilation, mask):
     check(x, weight, k, p, cosine, patches, stride, padding, dilation, mask)
     if readable(x):
         checks.finite("compete", x=x, weight=weight)
+    mask = None if mask is None else mask.contiguous()
     return contest("compete", x, weight, k, p, cosine, patches, stride, padding, dilation, mask)[:2]

@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from hebbkern.triton.arithmetic import narrowed, precision, product
+from hebbkern.triton.arithmetic import narrowed, precision, product, quotient
 from hebbkern.triton.launch import PROCESSORS, block, launch, power_of_2
 
 
@@ -19,7 +19,8 @@ class Outputs:
         self.sums = flat.new_empty(flat.shape, dtype=task.dtype) if task.lr is None else None
         self.moved = None if task.lr is None else torch.empty_like(flat)
         self.sound = None if task.lr is None else flat.new_empty(programs, dtype=torch.int32)
-        self.arguments = task.flat, task.frozen, self.sums, self.moved, self.sound, task.lr
+        # A float's place takes no None on a GPU.
+        self.arguments = task.flat, task.frozen, self.sums, self.moved, self.sound, task.lr or 0.0
 
 
 @triton.jit
@@ -39,7 +40,7 @@ def conclude(total, neuron, column, weight, frozen, sums, moved, lr, P, K, N):
         before = tl.load(weight + at, mask=inside, other=0)
         rate = tl.full([1, 1], lr, total.dtype)
         count = tl.full([1, 1], P, total.dtype)
-        delta = total / count if total.dtype == tl.float64 else tl.div_rn(total, count)
+        delta = quotient(total, count)
         # Spelt out as one multiply-add, so that no compiler chooses otherwise here than in apply_.
         after = narrowed(tl.fma(delta, rate, before.to(total.dtype)), before.dtype)
         after = tl.where(delta * rate == 0, before, after)

@@ -10,7 +10,7 @@ from hebbkern.coefficients import constant
 from hebbkern.ops import checks
 from hebbkern.ops.learn_winners import check
 from hebbkern.triton import status
-from hebbkern.triton.accumulate import Coefficients, grouped, keys_of
+from hebbkern.triton.accumulate import Coefficients, countable, grouped, keys_of
 from hebbkern.triton.apply import take
 from hebbkern.triton.compete import contest
 from hebbkern.triton.launch import readable
@@ -26,6 +26,7 @@ def learn_winners_(weight, x, labels, *settings):
     k, p, cosine, coefficients, by_response, decay_by_response, average, normalise, lr, *geometry, frozen = settings
     patches, *spots = geometry
     status.look(weight)
+    frozen = None if frozen is None else frozen.contiguous()
     if readable(x):
         checks.finite(OP, x=x, weight=weight)
         if labels is not None:
@@ -35,8 +36,9 @@ def learn_winners_(weight, x, labels, *settings):
     if labels is not None:
         known = moments(OP, where, patches)
         taught = labels[:, None]
-        keys = keys_of(taught, max(count // max(x.shape[0], 1), 1), how, neurons, frozen, count)
+        keys = keys_of(OP, taught, max(count // max(x.shape[0], 1), 1), how, neurons, frozen, count)
     else:
+        countable(OP, count * k)
         keys = x.new_empty(count * k, dtype=torch.int32)
         named = Keys(keys, tuple(coefficients), frozen, by_response)
         _, responses, known = contest(OP, x, weight, k, p, cosine, *geometry, None, keys=named)

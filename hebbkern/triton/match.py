@@ -11,21 +11,15 @@ import triton.language as tl
 
 from hebbkern.ops import checks
 from hebbkern.ops.match import check
-from hebbkern.triton.arithmetic import precision, product
+from hebbkern.triton.arithmetic import precision, product, quotient
 from hebbkern.triton.launch import launch, power_of_2, readable
 from hebbkern.triton.moments import moments_of
 from hebbkern.triton.patches import FLAT_SHARE, LINEAR, corners, load_patches, place, taps
+from hebbkern.triton.ranks import NOBODY  # above every patch
 
 CANDIDATES = tl.constexpr(2)  # a run and neuron: the exact distance decides where rounding may
-NOBODY = tl.constexpr(2**31 - 1)  # above every patch
 # A grid of 256 programs keeps 132 processors busy for one round of two each, and its candidates fit in a tile.
 PROGRAMS = 256
-
-
-@triton.jit
-def _quotient(a, b):
-    """a / b, rounded correctly, so that distances that are equal are found equal."""
-    return a / b if a.dtype == tl.float64 else tl.div_rn(a, b)
 
 
 @triton.jit
@@ -157,8 +151,7 @@ def search_kernel(
             lengths = tl.load(length + patch, mask=known, other=0)
             squares = tl.load(square + patch, mask=known, other=0)
             apart = (w_squares[None, :] - dots) + (squares[:, None] - dots)
-            apart = tl.where(apart < 0, 0, apart)  # unlike tl.maximum this leaves a NaN one, which is never nearer
-            apart = _quotient(apart, tl.where(lengths > 0, lengths, 1)[:, None] + tl.zeros_like(apart))
+            apart = quotient(apart, tl.where(lengths > 0, lengths, 1)[:, None] + tl.zeros_like(apart))
             nearer = (lengths > 0)[:, None] & (apart < best)
             if flaw is not None:
                 overflows |= ((lengths > 0)[:, None] & ~(apart < float("inf"))).to(tl.int32)
@@ -195,7 +188,7 @@ def _measured(
         part = tl.load(weight + neuron[:, None].to(tl.int64) * N + entry[None, :], mask=within, other=0.0)
         difference = tl.where(within, part.to(lengths.dtype) - tile.to(lengths.dtype), 0)
         squares += tl.sum(difference * difference, axis=1)
-    return tl.where(known, _quotient(squares, lengths), float("inf"))
+    return tl.where(known, quotient(squares, lengths), float("inf"))
 
 
 @triton.jit

@@ -83,6 +83,8 @@ def _rounding_of(
     """Norm of each patch in bfloat16 and of what that takes from it; ``rounded`` (may be None) is where it goes."""
     size = tl.zeros([known.shape[0]], tl.float32)
     slip = tl.zeros([known.shape[0]], tl.float32)
+    largest = tl.zeros([known.shape[0]], tl.float32)
+    furthest = tl.zeros([known.shape[0]], tl.float32)
     for first in range(0, N, BLOCK):
         tile, within = _entries(x, start, row, column, known, first, sc, sh, sw, H, W, N, SHAPE, BLOCK)
         if CENTRE:
@@ -92,9 +94,13 @@ def _rounding_of(
             at = rounded[:, None] + (first + tl.arange(0, BLOCK))[None, :]
             tl.store(at, near, mask=known[:, None] & within[None, :])
         kept = near.to(tl.float32)
+        lost = tile - kept
         size += tl.sum(kept * kept, axis=1)
-        slip += tl.sum((tile - kept) * (tile - kept), axis=1)
-    return tl.sqrt(size), tl.sqrt(slip)
+        slip += tl.sum(lost * lost, axis=1)
+        largest = tl.maximum(largest, tl.max(tl.abs(kept), axis=1))
+        furthest = tl.maximum(furthest, tl.max(tl.abs(lost), axis=1))
+    # A norm is at least its largest entry, whose square may vanish: 0 is nothing but zeros.
+    return tl.maximum(tl.sqrt(size), largest), tl.maximum(tl.sqrt(slip), furthest)
 
 
 @triton.jit

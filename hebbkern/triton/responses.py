@@ -65,18 +65,18 @@ def exact_products(x):
     ATen's bits change with the number of threads, on which the interpreter's results are not to depend.
     """
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = torch.get_float32_matmul_precision(), matmul.fp32_precision, cudnn.conv.fp32_precision
+    before = matmul.fp32_precision, cudnn.conv.fp32_precision
     algorithm, threads = (cudnn.benchmark, cudnn.deterministic), torch.get_num_threads()
     try:
         # Not cudnn.flags(): it raises where somebody has set fp32_precision.
-        torch.set_float32_matmul_precision("highest")
-        cudnn.conv.fp32_precision, cudnn.benchmark, cudnn.deterministic = "ieee", False, True
+        matmul.fp32_precision = cudnn.conv.fp32_precision = "ieee"
+        cudnn.benchmark, cudnn.deterministic = False, True
         if x.device.type == "cpu" and threads > 1:
             torch.set_num_threads(1)
-        yield
+        with torch.autocast(x.device.type, enabled=False):
+            yield
     finally:
-        torch.set_float32_matmul_precision(before[0])
-        matmul.fp32_precision, cudnn.conv.fp32_precision = before[1:]
+        matmul.fp32_precision, cudnn.conv.fp32_precision = before
         cudnn.benchmark, cudnn.deterministic = algorithm
         if x.device.type == "cpu" and threads > 1:
             torch.set_num_threads(threads)

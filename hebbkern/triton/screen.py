@@ -49,8 +49,8 @@ def reach(size, slip, offset, N):
     size = tl.maximum(size, LEAST)
     far = 0.0
     if offset is not None:
-        far = tl.abs(offset) * tl.sqrt(N.to(tl.float32))
-    rounding = (N + 16).to(tl.float32) * (size * (2.0**-22 + 2.0**-23) + (slip + 2 * far) * 2.0**-23)
+        far = tl.abs(offset) * tl.sqrt(tl.zeros_like(size) + N)
+    rounding = (tl.zeros_like(size) + N + 16) * (size * (2.0**-22 + 2.0**-23) + (slip + 2 * far) * 2.0**-23)
     return (slip + rounding) * (1 + 2.0**-7), tl.where(size <= MOST, size * (1 + 2.0**-7), float("inf"))
 
 
@@ -165,9 +165,9 @@ def decide_kernel(
     )
     others = tl.min(best, axis=1)  # no neuron that is not in the list has a higher bound
     named = best > float("-inf")
-    near, wide = reach(
-        tl.load(p_size + patch, mask=known, other=0), tl.load(p_slip + patch, mask=known, other=0), shift, N
-    )
+    kept = tl.load(p_size + patch, mask=known, other=0)
+    lost = tl.load(p_slip + patch, mask=known, other=0)
+    near, wide = reach(kept, lost, shift, N)
     spread = doubt(near, wide, w_size, w_slip, who, named)
     if inverse is not None:
         spread *= tl.load(inverse + who, mask=named, other=0)
@@ -178,6 +178,13 @@ def decide_kernel(
         x, start, row, column, known, sc, sh, sw, H, W, weight, shift, total, inverse, who, live, N, SHAPE, BLOCK_C
     )
     decided = (kth_highest(response, who, k) > others) | (others == float("-inf"))
+    if mask is None:  # an empty patch, as at the rim of a digit, answers everybody with 0: the first neurons win
+        nothing = (kept == 0) & (lost == 0)
+        if shift is not None:
+            nothing = nothing & (shift == 0)
+        response = tl.where(nothing[:, None], tl.where(tl.arange(0, CAP) < k, 0.0, float("-inf"))[None, :], response)
+        who = tl.where(nothing[:, None], tl.arange(0, CAP)[None, :], who)
+        decided = decided | nothing
     size = None
     if scale is not None:  # 0 for a flat patch: far below their bounds, its responses decide only among all neurons
         size = tl.load(scale + patch, mask=known, other=0)
@@ -201,7 +208,7 @@ def screened(where, rows, known, mask, k, winners, responses, keys, undecided=No
     def sift(tile):
         return sifted(tile, where, rows, known, mask, k)
 
-    tiles = [fitted(tile, where, K, P) for tile in TILES]
+    tiles = [fitted(tile, where, K, tile.patches) for tile in TILES]
     lists, bounds = sift(fastest("screen", rows, (P, K, N, k), tiles, sift))
     shares, _, cap = lists.shape
     near, tile = known.rounding, fitted(DECIDE, where, K, DECIDE.patches)

@@ -4,16 +4,19 @@ The count of a device lies in memory that its kernels write and the host reads w
 """
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 
 from hebbkern.ops import checks
 from hebbkern.triton.launch import readable
 
+_told = {}  # device -> the count that was told last
 _counts = {}  # device -> int32 [1]; in pinned memory for a GPU
 
 
 def _real(tensor):
     """Whether it has memory: fake tensors, and those that torch.compile traces, have none."""
-    return type(tensor) in (torch.Tensor, torch.nn.Parameter)
+    return not isinstance(tensor, (FakeTensor, FunctionalTensor))
 
 
 def flag(weight):
@@ -40,11 +43,9 @@ def look(weight):
 
 
 def skipped(device):
-    """How many steps on ``device`` were skipped since last asked, which resets the count."""
-    count = _counts.get(device)
-    number = 0 if count is None else int(count)
-    if number:
-        count.zero_()
+    """How many steps on ``device`` were skipped since last asked; the count itself is its kernels' to write."""
+    count = int(_counts[device]) if device in _counts else 0
+    number, _told[device] = count - _told.get(device, 0), count
     return number
 
 

@@ -9,6 +9,8 @@ import os
 from pathlib import Path
 
 import torch
+from triton.compiler.errors import CompileTimeAssertionFailure
+from triton.runtime.errors import OutOfResources, PTXASError
 from triton.testing import do_bench
 
 from hebbkern.triton import launch
@@ -25,15 +27,30 @@ def fastest(kernel, like, shape, tiles, run):
         _known[path] = _read(Path(path))
     key = f"{kernel} {like.dtype} {'x'.join(map(str, shape))} {torch.cuda.get_device_name(like.device)}"
     if _known[path].get(key, len(tiles)) >= len(tiles):
-        times = [do_bench(lambda tile=tile: run(tile)) for tile in tiles]
+        times = [_seconds(run, tile) for tile in tiles]
         _known[path][key] = times.index(min(times))
-        Path(path).write_text(json.dumps(_known[path], indent=1, sort_keys=True) + "\n")
+        _write(Path(path), _known[path])
     return tiles[_known[path][key]]
 
 
 def timeable(like):
     """Whether launches run now, on a GPU: not where they are recorded, traced or captured in a CUDA graph."""
     return like.device.type == "cuda" and launch.launches_run() and not torch.cuda.is_current_stream_capturing()
+
+
+def _seconds(run, tile):
+    """Infinite for a tile that asks for more than the processor has."""
+    try:
+        return do_bench(lambda: run(tile))
+    except (OutOfResources, PTXASError, CompileTimeAssertionFailure):
+        return float("inf")
+
+
+def _write(path, choices):
+    """All at once: another process may be reading."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps(choices, indent=1, sort_keys=True) + "\n")
+    os.replace(partial, path)
 
 
 def _read(path):

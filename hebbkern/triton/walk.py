@@ -50,6 +50,9 @@ def walk(
     A response that is no finite number counts as +inf: it wins, so that somebody sees it.
     """
     wide = tl.float64 if weight.dtype.element_ty == tl.float64 else tl.float32
+    # Of cosines both factors have norm 1 before they are multiplied, so that no product overflows or vanishes; half
+    # types are multiplied as they are, exactly.
+    UNIT: tl.constexpr = inverse is not None and weight.dtype.element_ty.primitive_bitwidth > 16
     best, who = empty(known.shape[0], TOP, wide)
     for first in range(begin, end, BLOCK_K):
         neuron = first + tl.arange(0, BLOCK_K)
@@ -61,13 +64,22 @@ def walk(
             tile = load_patches(x, start, row, column, known, away, down, right, entry < N, H, W, SHAPE)
             at = weight + neuron[None, :].to(tl.int64) * N + entry[:, None]
             rows = tl.load(at, mask=there[None, :] & (entry < N)[:, None], other=0.0)
-            response = product(tile.to(rows.dtype), rows, response, PRECISION)
+            tile = tile.to(rows.dtype)
+            if UNIT:
+                tile *= scale[:, None]
+                rows *= tl.load(inverse + neuron, mask=there, other=0)[None, :]
+            response = product(tile, rows, response, PRECISION)
         if offset is not None:  # (x - offset) . w
-            response -= offset[:, None] * tl.load(total + neuron, mask=there, other=0)[None, :]
-        if inverse is not None:
-            response *= tl.load(inverse + neuron, mask=there, other=0)[None, :]
-        if scale is not None:  # a flat patch's is 0: all its responses are equal
-            response *= scale[:, None]
+            less, sums = offset, tl.load(total + neuron, mask=there, other=0)
+            if UNIT:
+                less *= scale
+                sums *= tl.load(inverse + neuron, mask=there, other=0)
+            response -= less[:, None] * sums[None, :]
+        if not UNIT:
+            if inverse is not None:
+                response *= tl.load(inverse + neuron, mask=there, other=0)[None, :]
+            if scale is not None:  # a flat patch's is 0: all its responses are equal
+                response *= scale[:, None]
         response = tl.where(tl.abs(response) < float("inf"), response, float("inf"))
         if mask is not None:
             there = there & tl.load(mask + neuron, mask=there, other=0).to(tl.int1)

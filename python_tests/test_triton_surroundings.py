@@ -1,0 +1,108 @@
+"""The Triton backend amid what users do around it: strided masks, autocast, torch's settings, subclasses."""
+
+import importlib
+
+import pytest
+import torch
+
+import calls
+import cases
+import hebbkern as hk
+import interpreted
+from hebbkern.benchmark.recording import trace
+from hebbkern.benchmark.workloads import STEPS
+
+pytestmark = interpreted.needs_interpreter
+
+
+@pytest.fixture(autouse=True)
+def by_triton():
+    with hk.backend("triton"):
+        yield
+
+
+@pytest.fixture
+def settings():
+    """torch's settings of precision, put back afterwards."""
+    places = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = [place.fp32_precision for place in places]
+    yield places
+    for place, value in zip(places, before, strict=True):
+        place.fp32_precision = value
+
+
+def strided(mask):
+    """The same mask, every third byte of a larger one whose other bytes say the opposite."""
+    return torch.stack([mask, ~mask, ~mask], dim=1)[:, 0]
+
+
+@pytest.mark.parametrize("name", [name for name in calls.OPERATORS if name != "kwinners"])
+@pytest.mark.parametrize("kind", [strided, lambda mask: mask[:1].expand(len(mask))], ids=["strided", "expanded"])
+def test_masks_of_any_stride(name, kind):
+    arguments = calls.call(name)
+    which = "mask" if "mask" in arguments else "frozen"
+    laid = kind(arguments[which])
+    assert not laid.is_contiguous()
+    want = calls.run(name, {**arguments, which: laid.contiguous()})
+    assert calls.same_bits(want, calls.run(name, {**arguments, which: laid}))
+
+
+@pytest.mark.parametrize("layer", [calls.LINEAR, calls.CONVOLUTION], ids=["linear", "convolution"])
+@pytest.mark.parametrize("backend", ["triton", "eager", "auto"])
+@pytest.mark.parametrize("name", calls.OPERATORS)
+def test_autocast_changes_nothing(name, backend, layer):
+    arguments = calls.call(name, layer)
+    with hk.backend(backend):
+        want = calls.run(name, arguments)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert calls.same_bits(want, calls.run(name, arguments))
+
+
+@pytest.mark.parametrize("value", ["ieee", "tf32"])
+def test_both_ways_to_set_the_precision(settings, value):
+    """torch refuses to mix them; operators read and restore what was set."""
+    arguments = {name: calls.call(name) for name in calls.OPERATORS}
+    for place in settings:
+        place.fp32_precision = value
+    for name in calls.OPERATORS:
+        calls.run(name, arguments[name])
+    assert [place.fp32_precision for place in settings] == [value] * 2
+    precision = importlib.import_module("hebbkern.triton.arithmetic").precision
+    assert precision() == ("ieee" if value == "ieee" else "tf32x3")
+
+
+def test_a_skipped_step_of_a_subclass_is_counted(monkeypatch):
+    class Special(torch.nn.Parameter):
+        pass
+
+    weight, x = Special(cases.random((10, 20))), cases.random((8, 20))
+    before, x[0, 0] = weight.detach().clone(), torch.nan
+    with interpreted.unreadable(monkeypatch):
+        hk.WTA().step_(weight, x, lr=0.1)
+        assert torch.equal(weight, before)
+        with pytest.raises(RuntimeError, match="1 step was skipped"):
+            hk.synchronize()
+        hk.synchronize()  # said once
+
+
+def test_a_gpu_is_served_by_eager_while_kernels_are_interpreted(monkeypatch):
+    backends, kernels = importlib.import_module("hebbkern.backends"), importlib.import_module("hebbkern.triton")
+    monkeypatch.setattr(kernels, "serves", lambda tensor: False)
+
+    class Gpu:
+        device = torch.device("cuda")
+
+    called = []
+    monkeypatch.setattr(backends.library, "operator", lambda *name: lambda *arguments: called.append(name))
+    backends._by_triton("kwinners")(Gpu(), 1, 0)
+    assert called == [("kwinners", "eager")]
+
+
+def test_arguments_fit_the_types_that_kernels_name():
+    """A float's place takes no None on a GPU, which the interpreter lets pass."""
+    for step in STEPS:
+        for launch in trace(step).launches:
+            named = getattr(launch.kernel, "fn", launch.kernel).__annotations__
+            for name, value in zip(launch.kernel.arg_names, launch.arguments, strict=False):
+                if "64" in str(named.get(name, "")):
+                    assert isinstance(value, float), (launch.kernel.__name__, name, value)
