@@ -86,6 +86,7 @@ def test_reading_a_value_would_have_failed():
         bool(torch.empty(3, device="cuda").isfinite().all())
 
 
+@on_cpu
 def test_a_neuron_learns_the_same_whatever_others_learn():
     """To the bit, also where its list is cut in pieces: 300 and 600 of its patches, among others."""
     x = cases.random((1500, 33))
@@ -103,6 +104,7 @@ def test_a_neuron_learns_the_same_whatever_others_learn():
         assert calls.same_bits([t[who] for t in together], [t[who] for t in single])
 
 
+@on_cpu
 @pytest.mark.parametrize("lengths", [(256, 257, 511, 0, 513), (2000,), (1, 255, 700, 2, 260, 256), (257, 257, 257)])
 def test_lists_longer_than_pieces(lengths):
     """Whole numbers: every sum is exact, whatever the order."""
@@ -173,6 +175,7 @@ def test_broken_entries_spoil_every_sum(unseen, wrong):
     assert total.isnan().all() and decay.isnan().all()
 
 
+@on_cpu
 @pytest.mark.parametrize("layout", cases.LAYOUTS)
 @pytest.mark.parametrize("shape", [(33, 70), (9, 5, 3, 2)], ids=str)
 def test_commit(shape, layout):
