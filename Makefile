@@ -18,7 +18,8 @@ demo: .venv/has-demo $(BUILT)
 	$(BIN)/hebbkern demo $(ARGS)
 
 test: lint $(BUILT)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -k "not triton" $(ARGS)
+	$(BIN)/python -m pytest -k triton -n auto $(ARGS)
 
 # The test of one wheel under several torches, failing where make test would skip it for want of a second torch.
 one-wheel: .venv/has-dev

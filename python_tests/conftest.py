@@ -64,7 +64,7 @@ class Backend:
 BACKENDS = [
     Backend("eager", device="cpu", any_threads=False),
     Backend("cpu", device="cpu", any_threads=True),
-    Backend("triton", device="cuda" if torch.cuda.is_available() else "cpu", any_threads=True, threads=(1, 2)),
+    Backend("triton", device="cuda" if torch.cuda.is_available() else "cpu", any_threads=True, threads=(2,)),
 ]
 
 

@@ -50,13 +50,13 @@ def same(rule, weight, x, labels, frozen, geometry):
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
 @pytest.mark.parametrize("rule", RULES, ids=str)
 def test_the_bits_of_the_three_operators(backend, rule, dtype):
-    moved = 0
-    for layer, patches, with_frozen in itertools.product(cases.FEW, cases.PATCHES, (False, True)):
+    moved, layers = 0, cases.FEW[1:3] if backend.name == "triton" else cases.FEW
+    for layer, patches, with_frozen in itertools.product(layers, cases.PATCHES, (False, True)):
         x, weight = cases.tensors(layer, dtype, backend.device)
         frozen = cases.some(layer.neurons) if with_frozen else None
         labels = labels_for(rule, x, layer.neurons, torch.int32 if with_frozen else torch.int64)
         moved += same(of_kind(rule, patches), weight, x, labels, frozen, layer.geometry)
-    assert moved >= 12
+    assert moved >= 3 * len(layers)
 
 
 @pytest.mark.parametrize("layout", cases.LAYOUTS)
