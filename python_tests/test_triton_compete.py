@@ -226,3 +226,22 @@ def test_at_most_three_launches(mode, most):
                 arguments = x, weight, 2, 2.0, True, patches, *geometry, None
                 names = interpreted.launches("compete", *arguments)
             assert [name.removesuffix("_kernel") for name in names] in (most, most[:2])
+
+
+def tf32(numbers):
+    """float32 rounded to tf32's 10 bits, halves away from zero, as the interpreter does not."""
+    bits = numbers.astype(np.float32).view(np.int32)
+    return ((bits + 0x1000) & ~0x1FFF).view(np.float32).astype(np.float64)
+
+
+@pytest.mark.parametrize("inputs", [1, 33, 784])
+def test_three_products_of_tf32_are_as_good_as_one_of_float32(inputs):
+    """tf32x3 stays within what the suite grants float32; a single product of tf32 does not."""
+    layer = cases.Layer((60, inputs), (70, inputs))
+    x, weight = cases.tensors(layer, torch.float32, "cpu")
+    bound = oracle.response_bound(x, weight)
+    x, weight = oracle.exact(x), oracle.exact(weight)
+    high, low = zip(*((tf32(a), tf32(a - tf32(a))) for a in (x, weight)), strict=True)
+    one, split = high[0] @ high[1].T, high[0] @ low[1].T + low[0] @ high[1].T
+    assert (np.abs(one + split - x @ weight.T) <= bound / 4).all()
+    assert (np.abs(one - x @ weight.T) > bound).any()
