@@ -47,7 +47,7 @@ def test_masks_of_any_stride(name, kind):
     assert calls.same_bits(want, calls.run(name, {**arguments, which: laid}))
 
 
-@pytest.mark.parametrize("layer", [calls.LINEAR, calls.CONVOLUTION], ids=["linear", "convolution"])
+@pytest.mark.parametrize("layer", [cases.LINEAR[2], cases.CONVOLUTION[7]], ids=str)  # too large to stay on chip
 @pytest.mark.parametrize("backend", ["triton", "eager", "auto"])
 @pytest.mark.parametrize("name", calls.OPERATORS)
 def test_autocast_changes_nothing(name, backend, layer):
