@@ -16,6 +16,7 @@ from triton.runtime import interpreter
 import hebbkern as hk
 from hebbkern.benchmark import gpu, traffic, variants, workloads
 from hebbkern.benchmark.recording import name_of
+from hebbkern.triton import residual
 from hebbkern.triton.launch import INTERPRETED
 
 pytestmark = pytest.mark.skipif(
@@ -80,8 +81,11 @@ def counted(monkeypatch):
     return launches
 
 
+@pytest.mark.parametrize("few", [False, True], ids=["", "residual"])  # the order that small layers do not choose
 @pytest.mark.parametrize("work", WORK, ids=lambda work: work.id)
-def test_a_launch_moves_what_its_description_says(work, counted):
+def test_a_launch_moves_what_its_description_says(work, few, counted, monkeypatch):
+    if few:
+        monkeypatch.setattr(residual, "is_cheaper", lambda P, K, N: P < K)
     x, w, extra = gpu.inputs(work, "cpu")
     with workloads.settings_of(work), hk.backend("triton"):
         work.run(x, w, **extra)

@@ -144,12 +144,13 @@ def _activate(a):
 
 
 def _finish(a):
-    """The triangle: half of the Gram matrix for every tile of inputs, half of the weights for every tile of neurons."""
+    """The triangle: half of the Gram matrix for every tile of inputs, for a tile of neurons the weights down to it."""
     own = size(a.weight) * (a.moved is not None)
     if a.gram is None:
         return {"weight": own + size(a.weight) * (a.diagonal is not None)}
     triangle = {"gram": size(a.gram) // 2 * -(-a.N // a.BLOCK_N)}
-    triangle["weight"] = own + size(a.weight) // 2 * (-(-a.K // a.BLOCK_K) + 1)
+    rows = sum(min(last, a.K) for last in range(a.BLOCK_K, a.K + a.BLOCK_K, a.BLOCK_K))
+    triangle["weight"] = own + size(a.weight) // a.K * rows
     return triangle | {"flops": a.K * (a.K + a.BLOCK_K) * a.N, "rate": _rate(a.gradient, a.PRECISION)}
 
 
