@@ -15,9 +15,8 @@ from triton.runtime import interpreter
 
 import hebbkern as hk
 from hebbkern.benchmark import gpu, traffic, variants, workloads
-from hebbkern.benchmark.recording import name_of
 from hebbkern.triton import residual
-from hebbkern.triton.launch import INTERPRETED
+from hebbkern.triton.launch import INTERPRETED, name_of
 
 pytestmark = pytest.mark.skipif(
     not INTERPRETED.value or bool(backends.available()["triton"]), reason="counts in Triton's interpreter"

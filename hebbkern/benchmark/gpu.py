@@ -11,7 +11,7 @@ import torch
 import hebbkern as hk
 from hebbkern import backends
 from hebbkern.benchmark import contest
-from hebbkern.benchmark.report import duration
+from hebbkern.benchmark.report import aligned, duration
 from hebbkern.benchmark.workloads import floor, settings_of
 
 SAMPLE = 2e-3  # seconds a sample lasts at least, so that launches queue up and the device, not the CPU, is timed
@@ -119,10 +119,7 @@ def _ours(workload, x, w, extra):
 
 def text(rows):
     """The table of ``measure``'s rows."""
-    table = [HEAD, *map(_cells, rows)]
-    widths = [max(len(cells[i]) for cells in table) for i in range(len(HEAD))]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)).rstrip() for cells in table]
-    return "\n".join([*lines, "", LEGEND])
+    return "\n".join([*aligned([HEAD, *map(_cells, rows)]), "", LEGEND])
 
 
 def _cells(row):

@@ -23,7 +23,8 @@ from triton.compiler import ASTSource
 
 import hebbkern.triton
 from hebbkern.benchmark import cubin
-from hebbkern.benchmark.recording import name_of
+from hebbkern.benchmark.report import aligned
+from hebbkern.triton.launch import name_of
 
 TYPES = {
     torch.float32: "fp32",
@@ -230,9 +231,7 @@ HEAD += ("128-bit loads", "barriers", "settings")
 
 def text(found):
     """The table of ``rows``."""
-    table = [HEAD, *(tuple(map(str, _cells(row))) for row in found)]
-    widths = [max(len(row[i]) for row in table) for i in range(len(HEAD))]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in table)
+    return "\n".join(aligned([HEAD, *(tuple(map(str, _cells(row))) for row in found)]))
 
 
 def _cells(row):

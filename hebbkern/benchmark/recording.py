@@ -12,12 +12,8 @@ from torch.utils.flop_counter import flop_registry
 
 from hebbkern import triton
 from hebbkern.benchmark.workloads import laid_out, settings_of
+from hebbkern.triton.arithmetic import precision
 from hebbkern.triton.launch import recorded
-
-
-def name_of(kernel):
-    """module.name, as in "compete.compete_kernel"."""
-    return f"{kernel.fn.__module__.rpartition('.')[2]}.{kernel.fn.__name__}"
 
 
 @dataclass
@@ -86,7 +82,7 @@ def _rate(name, tensors):
     dtype = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
     if dtype != torch.float32:
         return "fp64" if dtype == torch.float64 else "half"
-    exact = torch.get_float32_matmul_precision() == "highest"
+    exact = precision() == "ieee"
     if name.startswith("convolution"):
         exact = torch.backends.cudnn.conv.fp32_precision == "ieee"
     return "fp32" if exact else "tf32"

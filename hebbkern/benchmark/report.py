@@ -31,11 +31,13 @@ PEERS_LEGEND = (
 
 def text(report):
     head, table, legend = _table(report)
-    widths = [max(len(row[i]) for row in [head, *table]) for i in range(len(head))]
-    lines = [machine(report), ""]
-    for row in [head, *table]:
-        lines.append("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    return "\n".join([*lines, "", *_sentences(report), "", legend])
+    return "\n".join([machine(report), "", *aligned([head, *table]), "", *_sentences(report), "", legend])
+
+
+def aligned(rows):
+    """Lines of rows of cells, each column as wide as its widest."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
 def markdown(report):

@@ -10,11 +10,11 @@ each of their tensors once, at full speed.
 
 from dataclasses import replace
 
-from hebbkern.benchmark.recording import name_of, trace
-from hebbkern.benchmark.report import duration
+from hebbkern.benchmark.recording import trace
+from hebbkern.benchmark.report import aligned, duration
 from hebbkern.benchmark.traffic import device_bytes, use
 from hebbkern.benchmark.workloads import floor
-from hebbkern.triton.launch import PROCESSORS
+from hebbkern.triton.launch import PROCESSORS, name_of
 
 # NVIDIA H100 SXM5 by its data sheet, dense rates; the rate of the L2 cache is what others have measured.
 MEMORY = 3.35e12  # bytes a second of device memory
@@ -64,10 +64,7 @@ def seconds(uses):
 
 def text(rows):
     """The table of predictions."""
-    table = [HEAD, *map(_cells, rows)]
-    widths = [max(len(cells[i]) for cells in table) for i in range(len(HEAD))]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)).rstrip() for cells in table]
-    return "\n".join([*lines, "", LEGEND])
+    return "\n".join([*aligned([HEAD, *map(_cells, rows)]), "", LEGEND])
 
 
 def _cells(row):

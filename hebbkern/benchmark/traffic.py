@@ -11,7 +11,8 @@ from types import SimpleNamespace
 
 import torch
 
-from hebbkern.benchmark.recording import AtenCall, name_of, place, size
+from hebbkern.benchmark.recording import AtenCall, place, size
+from hebbkern.triton.launch import name_of
 
 L2 = 50e6  # bytes of an H100
 
@@ -77,12 +78,11 @@ def _patches(a, times=1):
 
 
 def _moments(a):
-    """Sums and largest, then squares, then what rounding takes."""
-    passes = 3 if a.rounded is not None else 2
-    of_patches = a.offset is not None or a.scale is not None or a.rounded is not None
-    of_rows = a.total is not None or a.inverse is not None or a.rounded is not None
-    found = {"x": _patches(a, passes * of_patches)}
-    return found | ({} if a.weight is None else {"weight": passes * of_rows * size(a.weight)})
+    """Sums and largest, then squares, then what rounding takes; of patches the first two only where asked for."""
+    rounding = a.rounded is not None
+    of_rows = a.total is not None or a.inverse is not None or rounding
+    found = {"x": _patches(a, 2 * (a.offset is not None or a.scale is not None) + rounding)}
+    return found | ({} if a.weight is None else {"weight": (2 + rounding) * of_rows * size(a.weight)})
 
 
 def _compete(a):

@@ -82,8 +82,12 @@ def _timed(kernel, ways, arguments, settings, run):
     others = (min(2 * warps, 16), stages), (max(warps // 2, 1), stages), (warps, stages + 1)
     shape = [number for number in arguments if isinstance(number, int)] + list(settings.values())
     like = next(tensor for tensor in arguments if isinstance(tensor, torch.Tensor))
-    name = f"{kernel.fn.__module__.rpartition('.')[2]}.{kernel.__name__}"
-    return fastest(name, like, shape, tuple(dict.fromkeys((ways, *others))), run)
+    return fastest(name_of(kernel), like, shape, tuple(dict.fromkeys((ways, *others))), run)
+
+
+def name_of(kernel):
+    """module.name, as in "compete.compete_kernel"."""
+    return f"{kernel.fn.__module__.rpartition('.')[2]}.{kernel.fn.__name__}"
 
 
 @contextlib.contextmanager

@@ -109,7 +109,7 @@ def moments_kernel(
     P, K, N, stride,
     SHAPE: tl.constexpr, SCALE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """A program owns BLOCK_P patches, or behind these as many neurons, and reads them twice (the second time from L1).
+    """A program owns BLOCK_P patches, or behind these as many neurons; what it reads again comes from L1.
 
     SCALE: "unit" (to norm 1, about the mean if there is an offset) or "flat" (and flat patches to zeros).
     """
@@ -120,7 +120,11 @@ def moments_kernel(
         patch = program * BLOCK_P + tl.arange(0, BLOCK_P)
         known = patch < P
         start, row, column = corners(patch, sb, sh, sw, Ho, Wo, SHAPE)
-        _, mean, norm, spread = moments_of(x, start, row, column, known, sc, sh, sw, H, W, N, CENTRE, SHAPE, BLOCK_N)
+        mean = None
+        if CENTRE or scale is not None:
+            _, mean, norm, spread = moments_of(
+                x, start, row, column, known, sc, sh, sw, H, W, N, CENTRE, SHAPE, BLOCK_N
+            )
         if CENTRE:
             tl.store(offset + patch, mean, mask=known)
         if scale is not None:
@@ -147,7 +151,7 @@ def moments_kernel(
         if rounded is not None:
             rows = rounded + neuron.to(tl.int64) * stride
             _, slip = _rounding_of(
-                weight, start, row, column, known, sums, rows, 1, 0, 0, 1, 1, N, False, LINEAR, BLOCK_N
+                weight, start, row, column, known, None, rows, 1, 0, 0, 1, 1, N, False, LINEAR, BLOCK_N
             )
             tl.store(w_size + neuron, norm, mask=known)
             tl.store(w_slip + neuron, slip, mask=known)

@@ -58,6 +58,8 @@ def walk(
         neuron = first + tl.arange(0, BLOCK_K)
         there = neuron < end
         response = tl.zeros([known.shape[0], BLOCK_K], wide)
+        if inverse is not None:
+            unit = tl.load(inverse + neuron, mask=there, other=0)
         for first_entry in range(0, N, BLOCK_N):
             entry = first_entry + tl.arange(0, BLOCK_N)
             away, down, right = taps(entry, sc, sh, sw, SHAPE)
@@ -67,17 +69,17 @@ def walk(
             tile = tile.to(rows.dtype)
             if UNIT:
                 tile *= scale[:, None]
-                rows *= tl.load(inverse + neuron, mask=there, other=0)[None, :]
+                rows *= unit[None, :]
             response = product(tile, rows, response, PRECISION)
         if offset is not None:  # (x - offset) . w
             less, sums = offset, tl.load(total + neuron, mask=there, other=0)
             if UNIT:
                 less *= scale
-                sums *= tl.load(inverse + neuron, mask=there, other=0)
+                sums *= unit
             response -= less[:, None] * sums[None, :]
         if not UNIT:
             if inverse is not None:
-                response *= tl.load(inverse + neuron, mask=there, other=0)[None, :]
+                response *= unit[None, :]
             if scale is not None:  # a flat patch's is 0: all its responses are equal
                 response *= scale[:, None]
         response = tl.where(tl.abs(response) < float("inf"), response, float("inf"))
