@@ -16,10 +16,10 @@ from hebbkern.triton import screen
 from hebbkern.triton.arithmetic import precision
 from hebbkern.triton.launch import block, launch, power_of_2, readable
 from hebbkern.triton.moments import moments
-from hebbkern.triton.patches import corners, place
+from hebbkern.triton.patches import place
 from hebbkern.triton.ranks import empty, keep, write
 from hebbkern.triton.tuning import fastest
-from hebbkern.triton.walk import Keys, running, shared, tiles_of, walk
+from hebbkern.triton.walk import Keys, own_patches, running, shared, tiles_of, told, walk
 
 
 @triton.jit
@@ -33,18 +33,10 @@ def compete_kernel(
 
     Neighbouring programs own neighbouring patches and the same neurons, which they find in L2.
     """
-    patch = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
-    known = patch < P
-    start, row, column = corners(patch, sb, sh, sw, Ho, Wo, SHAPE)
+    patch, known, start, row, column, shift = own_patches(sb, sh, sw, Ho, Wo, offset, P, SHAPE, BLOCK_P)
     begin = tl.program_id(1) * share
-    shift = None
-    if offset is not None:
-        shift = tl.load(offset + patch, mask=known, other=0)
-    size = None
-    if scale is not None:
-        size = tl.load(scale + patch, mask=known, other=0)
     best, who = walk(
-        x, start, row, column, known, sc, sh, sw, H, W, weight, shift, size, total, inverse, mask,
+        x, start, row, column, known, sc, sh, sw, H, W, weight, shift, told(scale, patch, known), total, inverse, mask,
         begin, tl.minimum(begin + share, K), N, SHAPE, TOP, PRECISION, BLOCK_K, BLOCK_N,
     )  # fmt: skip
     list_of = tl.program_id(1).to(tl.int64) * P * k
