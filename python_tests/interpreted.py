@@ -22,28 +22,32 @@ needs_interpreter = pytest.mark.skipif(
 
 @contextlib.contextmanager
 def guarded(monkeypatch):
-    """Within, what new_empty allocates lies between guards, is poisoned, and on leaving the guards must be whole.
+    """Within, what new_empty and empty_like allocate lies between guards, which must be whole on leaving; poisoned.
 
     The interpreter lets a kernel store beyond a tensor, into whatever lies there.
     """
     allocated = []
-    original = torch.Tensor.new_empty
 
-    def new_empty(self, *shape, dtype=None, **options):
-        shape = shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape
-        size = torch.Size(shape).numel()
-        whole = original(self, size + 2 * WIDTH, dtype=dtype, **options).fill_(GUARD)
-        inner = whole[WIDTH : WIDTH + size]
-        inner.fill_(torch.nan if inner.is_floating_point() else torch.iinfo(inner.dtype).max)
-        allocated.append((whole, size))
-        return inner.view(shape)
+    def between_guards(allocate):
+        def allocation(*arguments, **options):
+            inner = allocate(*arguments, **options)
+            if type(inner) is not torch.Tensor or inner.numel() == 0:  # a fake one has no memory
+                return inner
+            room = inner.untyped_storage().nbytes() // inner.element_size()
+            whole = torch.full((room + 2 * WIDTH,), GUARD, dtype=inner.dtype, device=inner.device)
+            whole[WIDTH : WIDTH + room] = torch.nan if inner.is_floating_point() else torch.iinfo(inner.dtype).max
+            allocated.append((whole, room))
+            return whole.as_strided(inner.shape, inner.stride(), WIDTH)
+
+        return allocation
 
     with monkeypatch.context() as patch:
-        patch.setattr(torch.Tensor, "new_empty", new_empty)
+        patch.setattr(torch.Tensor, "new_empty", between_guards(torch.Tensor.new_empty))
+        patch.setattr(torch, "empty_like", between_guards(torch.empty_like))
         yield allocated
     assert allocated
-    for whole, size in allocated:
-        outside = torch.cat([whole[:WIDTH], whole[WIDTH + size :]])
+    for whole, room in allocated:
+        outside = torch.cat([whole[:WIDTH], whole[WIDTH + room :]])
         assert (outside == torch.full((), GUARD, dtype=whole.dtype)).all(), "a kernel stored beyond its result"
 
 

@@ -8,6 +8,7 @@ import torch
 import calls
 import cases
 import hebbkern as hk
+import interpreted
 import oracle
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
@@ -142,15 +143,6 @@ def test_few_launches_and_nothing_read(case, patches, dtype):
 GEOMETRY = (("stride", 1), ("padding", 0), ("dilation", 1))
 
 
-def unread(monkeypatch):
-    """As on a GPU: nobody looks at values."""
-    for module in (sanger, launch):
-        monkeypatch.setattr(module, "readable", lambda tensor: False)
-    import hebbkern.triton.moments as moments
-
-    monkeypatch.setattr(moments, "readable", lambda tensor: False)
-
-
 @pytest.mark.parametrize("patches", ["raw", "standardised"])
 @pytest.mark.parametrize("bad", [float("nan"), -float("inf")])
 @pytest.mark.parametrize("argument", ["x", "weight"])
@@ -158,12 +150,12 @@ def unread(monkeypatch):
 def test_a_bad_number_reaches_the_sum(triton_backend, force, monkeypatch, way, argument, bad, patches):
     """Nothing may turn it into a number: apply_ is where a GPU finds it."""
     force(way)
-    unread(monkeypatch)
     for layer, (activation, decay) in itertools.product(LAYERS[1:4:2], rules_of(way)):
         arguments = dict(zip(("x", "weight"), scaled(layer, torch.float32, triton_backend), strict=True))
         arguments[argument].view(-1)[-1] = bad
         options = {"activation": activation, "decay": decay, "patches": patches, **layer.geometry}
-        total, _ = hk.ops.sanger(**arguments, **options)
+        with interpreted.unreadable(monkeypatch):
+            total, _ = hk.ops.sanger(**arguments, **options)
         assert not total.isfinite().all(), (layer, activation, decay)
 
 
@@ -172,28 +164,10 @@ def test_a_bad_number_reaches_the_sum(triton_backend, force, monkeypatch, way, a
 def test_an_overflow_of_responses_reaches_the_sum(triton_backend, force, monkeypatch, way, activation):
     """Of the kind that f would swallow: relu(-inf) is 0, tanh(inf) is 1."""
     force(way)
-    unread(monkeypatch)
     x, weight = torch.full((20, 30), 3e38), torch.full((10, 30), -3e38 if activation == "relu" else 3e38)
-    total, _ = hk.ops.sanger(x.to(triton_backend), weight.to(triton_backend), activation=activation)
+    with interpreted.unreadable(monkeypatch):
+        total, _ = hk.ops.sanger(x.to(triton_backend), weight.to(triton_backend), activation=activation)
     assert not total.isfinite().all()
-
-
-GUARD = 7777.0
-
-
-def guarded(allocate, kept):
-    """``allocate``, but inside a larger buffer of guard values."""
-
-    def allocation(*arguments, **options):
-        inner = allocate(*arguments, **options)
-        if inner.device.type == "meta" or inner.numel() == 0:
-            return inner
-        room = inner.untyped_storage().nbytes() // inner.element_size()
-        larger = torch.full((room + 512,), GUARD, device=inner.device).to(inner.dtype)
-        kept.append((larger, room))
-        return larger[256 : 256 + room].as_strided(inner.shape, inner.stride(), 256)
-
-    return allocation
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
@@ -201,19 +175,13 @@ def guarded(allocate, kept):
 def test_nothing_is_written_beside_the_outputs(triton_backend, force, monkeypatch, way, layer):
     """The interpreter lets a stray store pass."""
     force(way)
-    kept = []
-    monkeypatch.setattr(torch.Tensor, "new_empty", guarded(torch.Tensor.new_empty, kept))
-    monkeypatch.setattr(torch, "empty_like", guarded(torch.empty_like, kept))
     x, weight = scaled(layer, torch.float32, triton_backend)
-    for activation, decay in rules_of(way):
-        options = {"decay": decay, "patches": "standardised", **layer.geometry}
-        hk.ops.sanger(x, weight, activation=activation, **options)
-        if activation != "softmax":
-            hk.ops.learn_dense_(weight.clone(), x, activation=activation, lr=0.1, **options)
-    assert kept
-    for larger, room in kept:
-        guard = torch.tensor(GUARD).to(larger.dtype)
-        assert (larger[:256] == guard).all() and (larger[256 + room :] == guard).all()
+    with interpreted.guarded(monkeypatch):
+        for activation, decay in rules_of(way):
+            options = {"decay": decay, "patches": "standardised", **layer.geometry}
+            hk.ops.sanger(x, weight, activation=activation, **options)
+            if activation != "softmax":
+                hk.ops.learn_dense_(weight.clone(), x, activation=activation, lr=0.1, **options)
 
 
 @triton.jit

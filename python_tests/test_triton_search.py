@@ -6,6 +6,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import cases
 import hebbkern as hk
+import interpreted
 import oracle
 from hebbkern import backends
 
@@ -16,7 +17,6 @@ from hebbkern.triton import kwinners, match
 from hebbkern.triton.launch import recorded
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-GUARD = 64  # entries before and behind every tensor that a launcher makes
 PATHS = {  # shape and dim -> which kernel, and along which axis of its tile entries compete
     "a row": ((1, 700), 1, ("kwinners_kernel", 1)),
     "several rows": ((37, 20), 1, ("kwinners_kernel", 1)),
@@ -29,19 +29,8 @@ PATHS = {  # shape and dim -> which kernel, and along which axis of its tile ent
 
 @pytest.fixture
 def guarded(monkeypatch):
-    """Tensors from new_empty lie in the middle of larger ones, whose ends must stay as they were."""
-    buffers, new_empty = [], torch.Tensor.new_empty
-
-    def padded(tensor, *shape, **options):
-        shape = torch.Size(shape[0] if isinstance(shape[0], (tuple, list)) else shape)
-        buffer = new_empty(tensor, (shape.numel() + 2 * GUARD,), **options).fill_(77)
-        buffers.append(buffer)
-        return buffer[GUARD : GUARD + shape.numel()].view(shape)
-
-    monkeypatch.setattr(torch.Tensor, "new_empty", padded)
-    yield buffers
-    for buffer in buffers:
-        assert (buffer[:GUARD] == 77).all() and (buffer[-GUARD:] == 77).all()
+    with interpreted.guarded(monkeypatch) as buffers:
+        yield buffers
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import calls
 import cases
 import hebbkern as hk
+import interpreted
 from hebbkern import backends
 
 if backends.available()["triton"]:
     pytest.skip("Triton cannot run", allow_module_level=True)
 
-from hebbkern import triton
-from hebbkern.triton import accumulate, apply, compete, launch, learn_winners, moments, status
+from hebbkern.triton import apply, status
 from test_operators import positional
 
 NORMALISE = ["none", "row_max", "row_l2", "global_max"]
@@ -32,23 +32,13 @@ def by_triton():
 @pytest.fixture
 def unseen(monkeypatch):
     """Values cannot be looked at, as on a GPU."""
-    for module in (accumulate, apply, compete, learn_winners, moments, status):
-        monkeypatch.setattr(module, "readable", lambda tensor: False)
-    yield
+    with interpreted.unreadable(monkeypatch):
+        yield
     status.skipped(torch.device("cpu"))
 
 
 def launches(name, arguments):
-    """Those of the operator on tensors of a GPU that need not be there: reading a value would fail."""
-    with FakeTensorMode(), launch.recorded() as seen:
-        # Made anew: a fake mode takes no tensor with values.
-        anew = {key: of_gpu(value) if isinstance(value, torch.Tensor) else value for key, value in arguments.items()}
-        triton.LAUNCHERS[name](*positional(name, anew))
-    return seen
-
-
-def of_gpu(tensor):
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cuda")
+    return interpreted.launches(name, *positional(name, arguments))
 
 
 LEARN = [
@@ -192,42 +182,19 @@ def test_commit(shape, layout):
         assert calls.same_bits([weight[kept], weight[~kept]], [before[kept], moved[~kept]])
 
 
-GUARD = 64
-
-
-@pytest.fixture
-def guarded(monkeypatch):
-    """What new_empty gives lies in a larger buffer of NaN; yields how many entries around were written."""
-    whole, plain = [], torch.Tensor.new_empty
-
-    def new_empty(self, *shape, dtype=None, **options):
-        shape = shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape
-        size, dtype = torch.Size(shape).numel(), dtype or self.dtype
-        fill = float("nan") if dtype.is_floating_point else -7
-        larger = plain(self, size + 2 * GUARD, dtype=dtype, **options).fill_(fill)
-        whole.append((larger, size))
-        return larger[GUARD : GUARD + size].view(shape)
-
-    def touched():
-        assert whole
-        ends = [(larger[:GUARD], larger[GUARD + size :]) for larger, size in whole]
-        return sum((~(end.isnan() if end.is_floating_point() else end == -7)).sum() for pair in ends for end in pair)
-
-    monkeypatch.setattr(torch.Tensor, "new_empty", new_empty)
-    yield touched
-
-
 @on_cpu
 @pytest.mark.parametrize("layer", [*cases.FEW, cases.Layer((700, 5), (3, 5))], ids=str)
-def test_kernels_stay_within_their_outputs(guarded, layer):
+def test_kernels_stay_within_their_outputs(monkeypatch, layer):
+    room = interpreted.WIDTH
     for dtype, patches in itertools.product((torch.float32, torch.bfloat16), cases.PATCHES):
         x, weight = cases.tensors(layer, dtype, "cpu")
         options = {"patches": patches, **layer.geometry}
-        larger = torch.full((weight.numel() + 2 * GUARD,), float("nan"), dtype=dtype)
-        inner = larger[GUARD:-GUARD].view(weight.shape).copy_(weight)
-        hk.ops.learn_winners_(inner, x, lr=0.1, k=2, coefficients=(1.0, -0.4), normalise="global_max", **options)
-        winners, responses = hk.ops.compete(x, weight, 2, **options)
-        kinds = {"neurons": layer.neurons, "kernel": layer.kernel, "responses": responses, **options}
-        hk.ops.accumulate(x, winners, torch.tensor([1.0, -0.4]), **kinds)
-        assert guarded() == 0 and inner.isfinite().all()
-        assert larger[:GUARD].isnan().all() and larger[-GUARD:].isnan().all()
+        larger = torch.full((weight.numel() + 2 * room,), float("nan"), dtype=dtype)
+        inner = larger[room:-room].view(weight.shape).copy_(weight)
+        with interpreted.guarded(monkeypatch):
+            hk.ops.learn_winners_(inner, x, lr=0.1, k=2, coefficients=(1.0, -0.4), normalise="global_max", **options)
+            winners, responses = hk.ops.compete(x, weight, 2, **options)
+            kinds = {"neurons": layer.neurons, "kernel": layer.kernel, "responses": responses, **options}
+            hk.ops.accumulate(x, winners, torch.tensor([1.0, -0.4]), **kinds)
+        assert inner.isfinite().all()
+        assert larger[:room].isnan().all() and larger[-room:].isnan().all()
