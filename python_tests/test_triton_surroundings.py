@@ -106,3 +106,33 @@ def test_arguments_fit_the_types_that_kernels_name():
             for name, value in zip(launch.kernel.arg_names, launch.arguments, strict=False):
                 if "64" in str(named.get(name, "")):
                     assert isinstance(value, float), (launch.kernel.__name__, name, value)
+
+
+RULES = [
+    hk.KrotovHopfield(),
+    hk.WTA(),
+    hk.WTA(k=2, similarity="dot", coefficient="response", normalise="row_max"),
+    hk.Teacher(),
+    hk.Sanger(),
+    hk.Oja(activation="tanh"),
+    hk.Hebb(),
+    hk.SoftWTA(),
+]
+
+
+@pytest.mark.parametrize("screening", ["off", "always"])
+@pytest.mark.parametrize("layer", [cases.LINEAR[2], cases.CONVOLUTION[2], calls.CONVOLUTION], ids=str)
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_steps_are_those_of_the_cpus_kernels(rule, layer, screening):
+    if reason := hk.backends.available()["cpu"]:
+        pytest.skip(reason)
+    x, weight = cases.tensors(layer, torch.float32, "cpu")
+    weight /= weight[0].numel() ** 0.5
+    labels = torch.arange(len(x)) % layer.neurons
+    moved = []
+    for backend in ("triton", "cpu"):
+        moved.append(weight.clone())
+        with hk.backend(backend), hk.screening(screening):
+            rule.step_(moved[-1], x, lr=0.05, labels=labels, **layer.geometry)
+    step = (moved[1] - weight).norm()
+    assert step > 0 and (moved[0] - moved[1]).norm() <= 1e-5 * step
