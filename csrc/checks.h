@@ -76,9 +76,24 @@ inline bool has_shape(const Tensor& t, const Ints& sizes) {
   return true;
 }
 
-inline void check_mask(const char* op, const char* argument, const OptionalTensor& mask, int64_t neurons) {
-  if (mask && (mask->scalar_type() != ScalarType::Bool || !has_shape(*mask, {neurons})))
-    fail(op, argument, " must be bool of shape [", neurons, "] on cpu, got ", describe(*mask), " on cpu");
+inline std::string device_of(const Tensor& t) {
+  return t.is_cuda() ? "cuda:" + std::to_string(t.get_device_index()) : t.is_cpu() ? "cpu" : "another device";
+}
+
+inline bool together(const Tensor& a, const Tensor& b) {
+  return a.device().type() == b.device().type() && (!a.is_cuda() || a.get_device_index() == b.get_device_index());
+}
+
+inline void check_device(const char* op, const char* argument, const Tensor& t, const char* owner, const Tensor& like) {
+  if (!together(t, like))
+    fail(op, argument, " must be on ", owner, "'s device ", device_of(like), ", got ", device_of(t));
+}
+
+inline void check_mask(const char* op, const char* argument, const OptionalTensor& mask, int64_t neurons,
+                       const Tensor& like) {
+  if (mask && (mask->scalar_type() != ScalarType::Bool || !has_shape(*mask, {neurons}) || !together(*mask, like)))
+    fail(op, argument, " must be bool of shape [", neurons, "] on ", device_of(like), ", got ", describe(*mask), " on ",
+         device_of(*mask));
 }
 
 // Of one bool a neuron, everywhere false where there is none.
@@ -86,7 +101,8 @@ class Mask {
  public:
   explicit Mask(const OptionalTensor& mask)
       : data_(mask ? static_cast<const bool*>(mask->const_data_ptr()) : nullptr), step_(mask ? mask->stride(0) : 0) {}
-  bool operator[](int64_t neuron) const { return data_ && data_[neuron * step_]; }
+  HEBBKERN_HOST_DEVICE bool operator[](int64_t neuron) const { return data_ && data_[neuron * step_]; }
+  HEBBKERN_HOST_DEVICE bool given() const { return data_; }
 
  private:
   const bool* data_;
@@ -105,6 +121,7 @@ inline void check_weight(const char* op, const Tensor& x, const Tensor& weight) 
          x.dim(), " dimensions, got shape ", list(weight.sizes()));
   if (weight.scalar_type() != x.scalar_type())
     fail(op, "weight must have x's dtype ", name_of(x.scalar_type()), ", got ", name_of(weight.scalar_type()));
+  check_device(op, "weight", weight, "x", x);
   if (weight.numel() == 0)
     fail(op, "weight must have at least one neuron and one input, got shape ", list(weight.sizes()));
   if (weight.size(1) != x.size(1))

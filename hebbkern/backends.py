@@ -6,6 +6,7 @@ HEBBKERN_BACKEND override the choice:
 
     "auto"    by the tensors' device: compiled if there, else Triton's on a GPU, else plain torch (says so once)
     "cpu"     the same, after making sure that the compiled CPU kernels are there
+    "cuda"    the compiled ones on a GPU, for every operator and shape; with HEBBKERN_CUDA_HOST=FILE on CPU tensors too
     "triton"  Triton's on a GPU even where compiled ones are; with TRITON_INTERPRET=1 on CPU tensors too, slowly
     "eager"   plain torch, everywhere
 
@@ -15,6 +16,7 @@ HEBBKERN_BACKEND override the choice:
 import contextlib
 import functools
 import importlib
+import importlib.machinery
 import importlib.util
 import os
 import sys
@@ -26,7 +28,7 @@ from torch._subclasses.functional_tensor import FunctionalTensorMode
 from hebbkern import eager
 from hebbkern.ops import library
 
-COMPILED = {"cpu": "hebbkern._cpu"}  # device type -> the extension that serves it
+COMPILED = {"cpu": "hebbkern._cpu", "cuda": "hebbkern._cuda"}  # device type -> the extension that serves it
 NAMES = ("auto", "eager", "triton", *COMPILED)
 
 SCREENING = {"off": 0, "auto": 1, "always": 2}
@@ -124,6 +126,15 @@ def _say_once(device):
     )
 
 
+def _elsewhere(name):
+    """Operator ``name`` on tensors that the kernels compiled for GPUs do not serve."""
+
+    def run(tensor, *arguments):
+        return library.operator(name)(tensor, *arguments)
+
+    return run
+
+
 def _fallback(function):
     @functools.wraps(function)
     def run(tensor, *arguments):
@@ -175,7 +186,23 @@ def _why_not(name):
     """Why this backend cannot run, or None. Looks for a GPU only where that is the question."""
     if name == "triton" and name not in _missing and os.environ.get("TRITON_INTERPRET") != "1":
         return None if torch.cuda.is_available() else "no GPU is found (TRITON_INTERPRET=1 runs it on the CPU, slowly)"
+    if name == "cuda" and name not in _missing and not _emulated():
+        return None if torch.cuda.is_available() else "no GPU is found"
     return _missing.get(name)
+
+
+def _emulated():
+    """The file of kernels for GPUs that were compiled for the CPU, as the tests do to run them without one."""
+    return os.environ.get("HEBBKERN_CUDA_HOST")
+
+
+def _import(name):
+    """The extension that serves ``name``."""
+    if name == "cuda" and _emulated():
+        loader = importlib.machinery.ExtensionFileLoader("_cuda_host", _emulated())
+        specification = importlib.util.spec_from_file_location("_cuda_host", _emulated(), loader=loader)
+        return sys.modules.setdefault("_cuda_host", importlib.util.module_from_spec(specification))
+    return importlib.import_module(COMPILED[name])
 
 
 def _load():
@@ -183,9 +210,10 @@ def _load():
         _missing["triton"] = "triton is not installed; CUDA builds of torch for Linux bring it, pip install triton does"
     for name, module in COMPILED.items():
         try:
-            importlib.import_module(module)
+            _import(name)
         except ModuleNotFoundError:
-            _missing[name] = f"{module} was not built; install again where a C++ compiler is found"
+            compiler = "nvcc" if name == "cuda" else "a C++ compiler"
+            _missing[name] = f"{module} was not built; install again where {compiler} is found"
         except ImportError as error:
             _missing[name] = f"{module} does not load: {error}"
     for name in library.chosen:
@@ -193,6 +221,7 @@ def _load():
         library.LIBRARY.impl(name, _fallback(function), "CompositeExplicitAutograd")
         library.LIBRARY.impl(f"{name}.eager", function, "CompositeExplicitAutograd")
         library.LIBRARY.impl(f"{name}.triton", _by_triton(name), "CompositeExplicitAutograd")
+        library.LIBRARY.impl(f"{name}.cuda", _elsewhere(name), "CompositeExplicitAutograd")
         if "triton" not in _missing:
             library.LIBRARY.impl(name, _by_triton(name), "CUDA")
         if not name.endswith("_") and name != "sanger":

@@ -18,6 +18,11 @@ if not torch.cuda.is_available():
 
 from hypothesis import HealthCheck, settings
 
+import cuda_host
+
+if file := cuda_host.built():
+    os.environ.setdefault("HEBBKERN_CUDA_HOST", str(file))
+
 import cases
 import hebbkern as hk
 import oracle
@@ -60,11 +65,17 @@ class Backend:
     any_threads: bool  # the same bits on any number of threads
     threads: tuple = (1, 2, 3, 7)  # on how many that is tried
 
+    @property
+    def choice(self):
+        """What hebbkern.backend calls it: "cuda-host" are the kernels of "cuda", compiled for the CPU."""
+        return self.name.removesuffix("-host")
+
 
 BACKENDS = [
     Backend("eager", device="cpu", any_threads=False),
     Backend("cpu", device="cpu", any_threads=True),
     Backend("triton", device="cuda" if torch.cuda.is_available() else "cpu", any_threads=True, threads=(2,)),
+    Backend("cuda-host", device="cpu", any_threads=True, threads=(2,)),
 ]
 
 
@@ -97,12 +108,12 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(params=BACKENDS, ids=lambda backend: backend.name)
 def backend(request):
-    reason = backends.available()[request.param.name]
+    reason = backends.available()[request.param.choice]
     if reason:
         pytest.skip(reason)
     # Triton's interpreter computes with NumPy, which warns where a processor does not.
     quiet = np.errstate(all="ignore") if request.param.name == "triton" else contextlib.nullcontext()
-    with hk.backend(request.param.name), quiet:
+    with hk.backend(request.param.choice), quiet:
         yield request.param
 
 

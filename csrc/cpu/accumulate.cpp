@@ -305,7 +305,7 @@ static std::tuple<Tensor, Tensor, Tensor> accumulate(Tensor x, Tensor taught, Te
   const Geometry g = check_geometry(op, x, neurons, kernel, stride, padding, dilation, "kernel");
   const Patches kind = check_patches(op, patches);
   check_taught(x, taught, coefficients, responses, g.patches());
-  check_mask(op, "frozen", frozen, neurons);
+  check_mask(op, "frozen", frozen, neurons, x);
   const ScalarType result = result_dtype(x.scalar_type());
   Tensor sum = g.image ? empty({neurons, g.channels, g.kh, g.kw}, result) : empty({neurons, g.channels}, result);
   Tensor decay = empty({neurons}, result), count = empty({neurons}, result);

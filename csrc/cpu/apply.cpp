@@ -203,7 +203,7 @@ static Normalise check_apply(const Tensor& weight, const Tensor& sum, const Opti
   check_rate(op, lr);
   if (!std::isfinite(rate_power) || rate_power < 0)
     fail(op, "rate_power must be a finite number of at least 0, got ", rate_power);
-  check_mask(op, "frozen", frozen, neurons);
+  check_mask(op, "frozen", frozen, neurons, weight);
   return check_normalise(op, normalise);
 }
 

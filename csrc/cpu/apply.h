@@ -2,12 +2,10 @@
 // taken. Nothing is written before every new weight is known to be finite.
 #pragma once
 
-#include "../checks.h"
+#include "../apply.h"
 #include "kernels.h"
 
 namespace hebbkern {
-
-enum class Normalise { none, row_max, row_l2, global_max };
 
 Normalise check_normalise(const char* op, const std::string& normalise);
 

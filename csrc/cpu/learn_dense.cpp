@@ -62,7 +62,7 @@ static void learn_dense_(Tensor weight, Tensor x, std::string activation, std::s
     fail(op, "activation must be \"linear\", \"relu\" or \"tanh\", got \"", activation, "\"");
   check_rate(op, lr);
   const Dense rule = check_rule(op, activation, decay, 1, check_patches(op, patches));
-  check_mask(op, "frozen", frozen, g.neurons);
+  check_mask(op, "frozen", frozen, g.neurons, x);
   check_apart(op, weight);
   bool done = false;
   with_dtype(x.scalar_type(), [&](auto stored, auto tag) {

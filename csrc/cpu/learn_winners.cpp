@@ -103,16 +103,16 @@ static void check_labels(const Tensor& labels, int64_t samples, int64_t k, const
   if (lesson.decay_by_response) fail(op, "decay_by_response must be False with labels, got True");
 }
 
-static void check_lesson(const Lesson& lesson, int64_t k, const Geometry& g, ScalarType result) {
+static void check_lesson(const Lesson& lesson, int64_t k, const Geometry& g, const Tensor& x) {
   check_contest(op, k, lesson.p, lesson.cosine, g.neurons);
-  const double most =
-      result == ScalarType::Double ? std::numeric_limits<double>::max() : double(std::numeric_limits<float>::max());
+  const double most = x.scalar_type() == ScalarType::Double ? std::numeric_limits<double>::max()
+                                                            : double(std::numeric_limits<float>::max());
   const auto sound = [&](double c) { return std::abs(c) <= most; };
   if (lesson.ranks() != k || !std::all_of(lesson.coefficients.begin(), lesson.coefficients.end(), sound))
     fail(op, "coefficients must be k = ", k, " finite numbers, got ", list(lesson.coefficients));
   if (lesson.labels) check_labels(*lesson.labels, g.batch, k, lesson);
   check_rate(op, lesson.lr);
-  check_mask(op, "frozen", lesson.frozen, g.neurons);
+  check_mask(op, "frozen", lesson.frozen, g.neurons, x);
 }
 
 static void learn_winners_(Tensor weight, Tensor x, OptionalTensor labels, int64_t k, double p, bool cosine,
@@ -127,7 +127,7 @@ static void learn_winners_(Tensor weight, Tensor x, OptionalTensor labels, int64
                       average,     check_normalise(op, normalise),
                       lr,          check_patches(op, patches),
                       frozen};
-  check_lesson(lesson, k, g, result_dtype(x.scalar_type()));
+  check_lesson(lesson, k, g, x);
   with_dtype(x.scalar_type(),
              [&](auto stored, auto tag) { learn<decltype(stored), decltype(tag)>(weight, x, g, lesson); });
 }

@@ -185,7 +185,7 @@ static std::tuple<Tensor, Tensor> match(Tensor x, Tensor weight, std::string pat
   const char* op = "match";
   const Geometry g = check_layer(op, x, weight, stride, padding, dilation);
   const Patches kind = check_patches(op, patches);
-  check_mask(op, "mask", mask, g.neurons);
+  check_mask(op, "mask", mask, g.neurons, x);
   if (g.patches() > std::numeric_limits<int32_t>::max())
     fail(op, "x must have at most ", std::numeric_limits<int32_t>::max(), " patches, got ", g.patches());
   const ScalarType result = result_dtype(x.scalar_type());

@@ -341,7 +341,7 @@ static std::tuple<Tensor, Tensor> sanger(Tensor x, Tensor weight, std::string ac
   const char* op = "sanger";
   const Geometry g = check_layer(op, x, weight, stride, padding, dilation);
   const Dense rule = check_rule(op, activation, decay, temperature, check_patches(op, patches));
-  check_mask(op, "frozen", frozen, g.neurons);
+  check_mask(op, "frozen", frozen, g.neurons, x);
   return dense_sums(op, x, weight, g, rule, frozen);
 }
 

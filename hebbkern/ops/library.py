@@ -1,7 +1,7 @@
 """Where operators are defined: one schema, without autograd, in three overloads.
 
 ``torch.ops.hebbkern.<op>.default`` takes the kernel of the tensors' device; ``.eager`` always the plain torch one,
-``.triton`` the Triton one where it can run and that of the device elsewhere.
+``.triton`` the Triton one and ``.cuda`` the one compiled for GPUs where they can run, that of the device elsewhere.
 The public functions call ``chosen[<op>]``: choosing a backend costs one look-up, and torch.compile guards on it.
 """
 
@@ -11,7 +11,7 @@ import torch
 
 LIBRARY = torch.library.Library("hebbkern", "FRAGMENT")
 # All with the same arguments: torch aborts at exit where another signature follows two that are alike.
-OVERLOADS = ("default", "eager", "triton")
+OVERLOADS = ("default", "eager", "triton", "cuda")
 
 chosen = {}  # operator name -> the overload that the public functions call
 

@@ -1,0 +1,42 @@
+// What host and device must decide alike: geometry (patches.h), who wins a tie, what a patch teaches, how a weight
+// moves.
+#pragma once
+
+#include <cmath>
+
+#include "patches.h"
+
+namespace hebbkern {
+
+// Neurons rank by response, equal ones by the lower index; so do patches by nearness in match.
+template <class T>
+HEBBKERN_HOST_DEVICE bool beats(T response, int32_t neuron, T other, int32_t than) {
+  return response > other || (response == other && neuron < than);
+}
+
+// sign(w) |w|^(p - 1), what a weight counts in the response of Lebesgue exponent p.
+template <class T>
+HEBBKERN_HOST_DEVICE T powered(T w, double p) {
+  const T size = T(std::pow(w < 0 ? -w : w, T(p - 1)));
+  return w > 0 ? size : w < 0 ? -size : T(0);
+}
+
+// The scale of a standardised patch: norm about its mean `spread`, norm `length`; 0 where it is flat.
+template <class T>
+HEBBKERN_HOST_DEVICE T standard_scale(T spread, T length) {
+  return spread <= T(flat) * length ? T(0) : T(1) / spread;
+}
+
+// The coefficient of an entry whose rank has coefficient c, where it follows the response.
+template <class T>
+HEBBKERN_HOST_DEVICE T rectified(T c, T response) {
+  return response > 0 ? c * response : T(0);
+}
+
+// A weight after a step of `rate` times delta: one rounding, spelt out so that no compiler chooses otherwise elsewhere.
+template <class T>
+HEBBKERN_HOST_DEVICE T moved(T w, T rate, T delta) {
+  return std::fma(rate, delta, w);
+}
+
+}  // namespace hebbkern

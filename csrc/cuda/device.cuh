@@ -1,0 +1,118 @@
+// What every file of kernels includes: CUDA, or under g++ its emulation; a tensor's device and stream; checked
+// launches.
+//
+// A kernel is launched by `launch<kernel>("its name", grid, block, shared bytes, device, arguments...)`. Kernels and
+// their helpers live in anonymous namespaces. Under g++ tensors are those of the CPU, values can be looked at, and
+// launches are noted down, or only noted down, for tests and reports.
+#pragma once
+
+#if defined(__CUDACC__)
+#include <cuda_runtime.h>
+#define HEBBKERN_SHARED(T, name)                                           \
+  extern __shared__ __align__(16) unsigned char hebbkern_dynamic_shared[]; \
+  T* name = reinterpret_cast<T*>(hebbkern_dynamic_shared)
+#define HEBBKERN_KEY CUDA
+#else
+#include "cudaemu.h"
+#define HEBBKERN_SHARED(T, name) CUDAEMU_DYNAMIC_SHARED(T, name)
+#define HEBBKERN_KEY CPU
+#endif
+
+#include <atomic>
+
+#include "../arithmetic.h"
+#include "../checks.h"
+
+namespace hebbkern {
+
+#if defined(__CUDACC__)
+constexpr bool readable = false;  // whether values of tensors can be looked at without waiting for the device
+#else
+constexpr bool readable = true;
+#endif
+
+// One launch that was noted down.
+struct Launch {
+  std::string kernel;
+  int64_t grid[3], block;
+  int64_t shared;  // bytes of dynamic shared memory
+};
+
+// Under g++ only. With `only_noted` nothing runs.
+struct Notebook {
+  bool noting = false, only_noted = false;
+  std::vector<Launch> launches;
+};
+Notebook& notebook();
+
+inline bool values_known() { return readable && !notebook().only_noted; }
+
+// The device of a tensor, made current while this lives, its current stream and its number of multiprocessors.
+class Device {
+ public:
+  explicit Device(const Tensor& tensor);
+  cudaStream_t stream = nullptr;
+  int processors = 0;
+  int index = 0;
+  int most_shared() const;  // bytes that a block may have
+
+ private:
+  std::optional<torch::stable::accelerator::DeviceGuard> guard_;
+};
+
+// Uninitialised, contiguous, where `like` is.
+inline Tensor empty_like(const Tensor& like, const Ints& sizes, ScalarType dtype) {
+  return torch::stable::empty({sizes.data(), sizes.size()}, dtype, std::nullopt, like.device());
+}
+
+template <class T>
+T* pointer(const Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+template <class T>
+const T* const_pointer(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+
+// null where there is no tensor.
+template <class T>
+const T* const_pointer(const OptionalTensor& tensor) {
+  return tensor ? const_pointer<T>(*tensor) : nullptr;
+}
+
+inline int64_t cdiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+#if defined(__CUDACC__)
+inline void check(const char* kernel, cudaError_t error) {
+  if (error != cudaSuccess)
+    throw std::runtime_error("hebbkern: the kernel " + std::string(kernel) + " failed: " + cudaGetErrorString(error));
+}
+
+template <auto kernel, class... A>
+void launch(const char* name, dim3 grid, unsigned block, size_t shared, const Device& device, A... arguments) {
+  if (!grid.x || !grid.y || !grid.z) return;
+  static std::atomic<uint64_t> asked{0};  // a bit a device
+  const uint64_t bit = uint64_t(1) << (device.index & 63);
+  if (shared > 48 * 1024 && !(asked.load() & bit)) {  // what a block may have without asking
+    check(name, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, device.most_shared()));
+    asked |= bit;
+  }
+  kernel<<<grid, block, shared, device.stream>>>(arguments...);
+  check(name, cudaGetLastError());
+}
+#else
+template <auto kernel, class... A>
+void launch(const char* name, dim3 grid, unsigned block, size_t shared, const Device& device, A... arguments) {
+  if (!grid.x || !grid.y || !grid.z) return;
+  if (notebook().noting) notebook().launches.push_back({name, {grid.x, grid.y, grid.z}, block, int64_t(shared)});
+  if (notebook().only_noted) return;
+  try {
+    cudaemu::launch(kernel, grid, block, shared, device.stream, arguments...);
+  } catch (const std::exception& error) {
+    throw std::runtime_error("hebbkern: the kernel " + std::string(name) + " failed: " + error.what());
+  }
+}
+#endif
+
+}  // namespace hebbkern

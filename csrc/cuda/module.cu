@@ -1,0 +1,63 @@
+// A Python module whose import loads this library, which registers the kernels as overload "cuda" of the operators.
+#include <Python.h>
+
+#include "device.cuh"
+#include "status.cuh"
+
+using namespace hebbkern;
+
+// skipped(index) -> steps skipped on that device since last asked
+static PyObject* count(PyObject*, PyObject* index) {
+  const long device = PyLong_AsLong(index);
+  if (PyErr_Occurred()) return nullptr;
+  return PyLong_FromLong(take_skipped(int(device)));
+}
+
+#if defined(__CUDACC__)
+#define HEBBKERN_INIT PyInit__cuda
+static constexpr const char* name = "_cuda";
+static PyMethodDef methods[] = {{"skipped", count, METH_O, nullptr}, {nullptr, nullptr, 0, nullptr}};
+#else
+#define HEBBKERN_INIT PyInit__cuda_host
+static constexpr const char* name = "_cuda_host";
+
+// note(mode): 0 nothing, 1 notes launches down, 2 only notes them down. Forgets those noted before.
+static PyObject* note(PyObject*, PyObject* mode) {
+  const long chosen = PyLong_AsLong(mode);
+  if (PyErr_Occurred()) return nullptr;
+  notebook() = {chosen > 0, chosen > 1, {}};
+  Py_RETURN_NONE;
+}
+
+// launches() -> [(kernel, grid, threads, bytes of dynamic shared memory), ...]
+static PyObject* launches(PyObject*, PyObject*) {
+  PyObject* all = PyList_New(0);
+  for (const Launch& launch : notebook().launches) {
+    PyObject* one =
+        Py_BuildValue("s(LLL)LL", launch.kernel.c_str(), (long long)launch.grid[0], (long long)launch.grid[1],
+                      (long long)launch.grid[2], (long long)launch.block, (long long)launch.shared);
+    PyList_Append(all, one);
+    Py_DECREF(one);
+  }
+  return all;
+}
+
+// seed(number): the order in which threads and blocks run; 0 is by number.
+static PyObject* seed(PyObject*, PyObject* number) {
+  const long chosen = PyLong_AsLong(number);
+  if (PyErr_Occurred()) return nullptr;
+  cudaemu::seed = chosen;
+  Py_RETURN_NONE;
+}
+
+static PyMethodDef methods[] = {{"skipped", count, METH_O, nullptr},
+                                {"note", note, METH_O, nullptr},
+                                {"launches", launches, METH_NOARGS, nullptr},
+                                {"seed", seed, METH_O, nullptr},
+                                {nullptr, nullptr, 0, nullptr}};
+#endif
+
+extern "C" PyMODINIT_FUNC HEBBKERN_INIT() {
+  static PyModuleDef module = {PyModuleDef_HEAD_INIT, name, nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
+  return PyModule_Create(&module);
+}

@@ -1,0 +1,90 @@
+// The strongest so far, in a warp's registers: rank r lies in lane r % 32, slot r / 32, strongest first.
+#pragma once
+
+#include "device.cuh"
+
+namespace hebbkern {
+namespace {
+
+constexpr int32_t nobody = 2147483647;  // above every neuron, so that anybody beats it among equals
+
+template <class T>
+__device__ __forceinline__ T lowest() {
+  return -T(INFINITY);
+}
+
+// SLOTS: 1 for up to 32 ranks, 2 for up to 64. Every lane of a full warp calls every function.
+template <class T, int SLOTS>
+struct Ranks {
+  T response[SLOTS];
+  int32_t neuron[SLOTS];
+
+  __device__ __forceinline__ Ranks() {
+    for (int slot = 0; slot < SLOTS; ++slot) response[slot] = lowest<T>(), neuron[slot] = nobody;
+  }
+
+  // Rank r's, in every lane.
+  __device__ __forceinline__ T response_of(int rank) const {
+    const T first = __shfl_sync(~0u, response[0], rank % 32);
+    if constexpr (SLOTS == 1)
+      return first;
+    else {
+      const T second = __shfl_sync(~0u, response[1], rank % 32);
+      return rank < 32 ? first : second;
+    }
+  }
+  __device__ __forceinline__ int32_t neuron_of(int rank) const {
+    const int32_t first = __shfl_sync(~0u, neuron[0], rank % 32);
+    if constexpr (SLOTS == 1)
+      return first;
+    else {
+      const int32_t second = __shfl_sync(~0u, neuron[1], rank % 32);
+      return rank < 32 ? first : second;
+    }
+  }
+
+  // Each lane offers a neuron, or none: `there` false. The order in which neurons are offered makes no difference.
+  __device__ __forceinline__ void offer(T value, int32_t who, bool there, int k) {
+    T worst = response_of(k - 1);
+    int32_t last = neuron_of(k - 1);
+    unsigned wanted = __ballot_sync(~0u, there && beats(value, who, worst, last));
+    while (wanted) {  // few are, once the list is warm
+      const int from = __ffs(int(wanted)) - 1;
+      insert(__shfl_sync(~0u, value, from), __shfl_sync(~0u, who, from));
+      worst = response_of(k - 1);
+      last = neuron_of(k - 1);
+      wanted &= __ballot_sync(~0u, there && beats(value, who, worst, last));
+      wanted &= ~(1u << from);
+    }
+  }
+
+ private:
+  __device__ __forceinline__ void insert(T value, int32_t who) {
+    const int lane = int(threadIdx.x) % 32;
+#pragma unroll
+    for (int slot = SLOTS - 1; slot >= 0; --slot) {
+      const bool ahead = beats(response[slot], neuron[slot], value, who);
+      const int place = __popc(__ballot_sync(~0u, ahead));  // among this slot's
+      T shifted = __shfl_up_sync(~0u, response[slot], 1);
+      int32_t name = __shfl_up_sync(~0u, neuron[slot], 1);
+      bool moves = lane >= place;
+      if (slot > 0) {  // what falls out of the slot before
+        const T carried = __shfl_sync(~0u, response[0], 31);
+        const int32_t carried_name = __shfl_sync(~0u, neuron[0], 31);
+        const bool full = __all_sync(~0u, beats(response[0], neuron[0], value, who));
+        if (!full) {
+          if (lane == 0) shifted = carried, name = carried_name;
+          moves = true;
+        } else if (lane == place) {
+          shifted = value, name = who;
+        }
+      } else if (lane == place) {
+        shifted = value, name = who;
+      }
+      if (moves) response[slot] = shifted, neuron[slot] = name;
+    }
+  }
+};
+
+}  // namespace
+}  // namespace hebbkern

@@ -1,0 +1,70 @@
+"""Compiles csrc/cuda by g++ against the emulation in cudaemu/, so that its kernels run on CPU tensors.
+
+``python python_tests/cuda_host.py`` builds build/cuda_host/_cuda_host.abi3.so, of what has changed since it was last
+built; HEBBKERN_CUDA_HOST names such a file to hebbkern, which then serves its backend "cuda" from it.
+"""
+
+import concurrent.futures
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES, EMULATION = ROOT / "csrc" / "cuda", ROOT / "python_tests" / "cudaemu"
+FOLDER = ROOT / "build" / "cuda_host"
+INCLUDE = Path(torch.__file__).parent / "include"
+FLAGS = [
+    "-x", "c++", "-std=c++20", "-O2", "-g1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas", "-Werror",
+    "-DTORCH_TARGET_VERSION=0x020b000000000000", "-DPy_LIMITED_API=0x030b0000",
+    f"-I{EMULATION}", f"-isystem{INCLUDE}", f"-isystem{sysconfig.get_path('include')}",
+]  # fmt: skip
+
+
+def library(folder=FOLDER):
+    return folder / "_cuda_host.abi3.so"
+
+
+def built():
+    """The library, if it is there."""
+    return library() if library().exists() else None
+
+
+def build(folder=FOLDER, flags=(), sources=SOURCES):
+    """Compiles what is older than its sources, links, and returns the library; raises RuntimeError with g++'s words."""
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    if compiler is None:
+        raise RuntimeError("no g++ is found")
+    folder.mkdir(parents=True, exist_ok=True)
+    headers = [*sources.glob("*.cuh"), *sources.parent.glob("*.h"), *EMULATION.glob("*.h")]
+    newest = max(path.stat().st_mtime for path in headers)
+
+    def compiled(source):
+        target = folder / f"{source.stem}.o"
+        if not target.exists() or target.stat().st_mtime < max(newest, source.stat().st_mtime):
+            run(compiler, *FLAGS, *flags, "-c", source, "-o", target)
+        return target
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compiled, sorted(sources.glob("*.cu"))))
+    target = library(folder)
+    if not target.exists() or target.stat().st_mtime < max(path.stat().st_mtime for path in objects):
+        libraries = [f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10", "-pthread"]
+        fresh = target.with_suffix(f".{os.getpid()}")  # another process may be loading the old one
+        run(compiler, "-shared", *flags, "-o", fresh, *objects, *libraries)
+        fresh.replace(target)
+    return target
+
+
+def run(*command):
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(map(str, command))}\n{done.stderr[-4000:]}")
+
+
+if __name__ == "__main__":
+    sys.stdout.write(f"{build()}\n")
