@@ -8,12 +8,15 @@ HEBBKERN_BUILD chooses what is built:
     cpu    the CPU kernels, or an error
     cuda   the CPU and the CUDA kernels, or an error
 
-MAX_JOBS limits the parallel compilation, TORCH_CUDA_ARCH_LIST names the GPU architectures, CXX the compiler.
+MAX_JOBS limits the parallel compilation, TORCH_CUDA_ARCH_LIST names the GPU architectures, CXX the compiler, CUDA_HOME
+the CUDA toolkit. NVCC_APPEND_FLAGS is nvcc's own: "make test" turns its warnings into errors with it.
 """
 
 import os
+import re
 import shlex
 import shutil
+import subprocess
 import sys
 import sysconfig
 from pathlib import Path
@@ -22,6 +25,7 @@ from setuptools import setup
 
 DEFINES = ["-DTORCH_TARGET_VERSION=0x020b000000000000"]  # torch itself adds Py_LIMITED_API
 FLAGS = ["-O3", "-g0", "-fno-math-errno", "-fvisibility=hidden", *DEFINES]
+CUDA_FLAGS = ["-O3", "--threads=2", "-Xcompiler=-fvisibility=hidden", *DEFINES]  # 2 architectures at a time
 GPUS = "8.0;9.0;10.0;12.0+PTX"
 
 
@@ -65,14 +69,26 @@ def missing_for_cpu():
     return None if find_torch() else "no torch >= 2.11 was found to compile against; install torch first."
 
 
+def find_toolkit():
+    """Name the folder of the nvcc on the path as CUDA_HOME, where that is unset: torch would take a script for it."""
+    nvcc = shutil.which("nvcc")
+    if nvcc is None or os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH"):
+        return
+    said = subprocess.run([nvcc, "--dryrun", "-x", "cu", "-c", os.devnull], capture_output=True, text=True).stderr
+    if found := re.search(r"^#\$ TOP=(.+)$", said, re.MULTILINE):
+        os.environ["CUDA_HOME"] = str(Path(found[1].strip()).resolve())
+
+
 def missing_for_cuda():
+    """What keeps the CUDA kernels from being built here, in one sentence, or None. A GPU need not be here."""
+    find_toolkit()
     import torch
     from torch.utils.cpp_extension import CUDA_HOME
 
     if not list(Path("csrc/cuda").glob("*.cu")):
         return "this version has no CUDA sources."
-    if not CUDA_HOME:
-        return "no nvcc was found; set CUDA_HOME."
+    if not CUDA_HOME or not shutil.which("nvcc", path=str(Path(CUDA_HOME, "bin"))):
+        return f"no nvcc was found{f' in {CUDA_HOME}/bin' if CUDA_HOME else ''}; set CUDA_HOME."
     return None if torch.version.cuda else f"torch {torch.__version__} is a build without CUDA."
 
 
@@ -85,7 +101,8 @@ def compiled(with_cuda):
             try:
                 super().build_extensions()
             except Exception as error:
-                advice = "the kernels did not compile (see above); HEBBKERN_BUILD=none installs without them."
+                advice = "the kernels did not compile (see above); HEBBKERN_BUILD=none installs without them"
+                advice += ", HEBBKERN_BUILD=cpu without those for GPUs." if with_cuda else "."
                 raise SystemExit(f"{error}\nhebbkern: {advice}") from error
 
     def extension(make, device, flags):
@@ -96,7 +113,7 @@ def compiled(with_cuda):
     modules = [extension(CppExtension, "cpu", {"cxx": FLAGS})]
     if with_cuda:
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", GPUS)
-        modules.append(extension(CUDAExtension, "cuda", {"cxx": FLAGS, "nvcc": ["-O3", *DEFINES]}))
+        modules.append(extension(CUDAExtension, "cuda", {"cxx": FLAGS, "nvcc": CUDA_FLAGS}))
     wheel = {"bdist_wheel": {"py_limited_api": "cp311"}}
     return {"ext_modules": modules, "cmdclass": {"build_ext": Build}, "options": wheel}
 

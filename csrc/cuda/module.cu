@@ -57,7 +57,14 @@ static PyMethodDef methods[] = {{"skipped", count, METH_O, nullptr},
                                 {nullptr, nullptr, 0, nullptr}};
 #endif
 
+#define HEBBKERN_WORDS(...) #__VA_ARGS__
+#define HEBBKERN_SPELLED(...) HEBBKERN_WORDS(__VA_ARGS__)
+
 extern "C" PyMODINIT_FUNC HEBBKERN_INIT() {
   static PyModuleDef module = {PyModuleDef_HEAD_INIT, name, nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
-  return PyModule_Create(&module);
+  PyObject* made = PyModule_Create(&module);
+#if defined(__CUDACC__)  // "800,900": what this was compiled for
+  if (made) PyModule_AddStringConstant(made, "architectures", HEBBKERN_SPELLED(__CUDA_ARCH_LIST__));
+#endif
+  return made;
 }
