@@ -57,6 +57,15 @@ def screening():
     return import_module("hebbkern._cpu").matrix_unit or None
 
 
+def architectures():
+    """The compute capabilities that the CUDA kernels were compiled for; None where they are not there, or do not load."""
+    try:
+        numbers = import_module(backends.COMPILED["cuda"]).architectures
+    except ImportError:
+        return None
+    return [f"{int(number) // 100}.{int(number) // 10 % 10}" for number in numbers.split(",") if number]
+
+
 def inspect():
     """Everything that `hebbkern doctor` prints, as a dict that JSON can hold."""
     available = backends.available()
@@ -76,6 +85,7 @@ def inspect():
         "triton": metadata.version("triton") if find_spec("triton") else None,
         "CPU kernels": kernels(),
         "bf16 screening": screening(),
+        "CUDA kernels for": architectures(),
         "HEBBKERN_CPU": os.environ.get("HEBBKERN_CPU"),
         "HEBBKERN_SCREENING": os.environ.get("HEBBKERN_SCREENING"),
         "HEBBKERN_BACKEND": os.environ.get("HEBBKERN_BACKEND"),
@@ -96,6 +106,8 @@ def advice(report):
         advised.append(
             f"The GPU runs plain torch. For Triton's kernels: {missing.get('triton', 'pip install triton')}."
         )
+    if found["GPUs"] and missing.get("cuda", True) and found["nvcc"] and found["torch's CUDA"]:
+        advised.append(f"For the compiled CUDA kernels (nvcc is here): {REINSTALL}.")
     if found["GPUs"] and found["TRITON_INTERPRET"] == "1":
         advised.append("TRITON_INTERPRET=1 interprets Triton's kernels on the CPU, for tests; unset it to use the GPU.")
     if found["nvcc"] and not found["GPUs"] and not found["torch's CUDA"]:

@@ -8,7 +8,6 @@ import concurrent.futures
 import os
 import shutil
 import subprocess
-import sys
 import sysconfig
 from pathlib import Path
 
@@ -36,9 +35,9 @@ def built():
 
 def build(folder=FOLDER, flags=(), sources=SOURCES):
     """Compiles what is older than its sources, links, and returns the library; raises RuntimeError with g++'s words."""
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    compiler = shutil.which(os.environ.get("CXX") or "g++")
     if compiler is None:
-        raise RuntimeError("no g++ is found")
+        raise FileNotFoundError("no g++ is found")
     folder.mkdir(parents=True, exist_ok=True)
     headers = [*sources.glob("*.cuh"), *sources.parent.glob("*.h"), *EMULATION.glob("*.h")]
     newest = max(path.stat().st_mtime for path in headers)
@@ -66,5 +65,12 @@ def run(*command):
         raise RuntimeError(f"{' '.join(map(str, command))}\n{done.stderr[-4000:]}")
 
 
+def main():
+    try:
+        print(build())
+    except FileNotFoundError as error:
+        print(f"{error}: the CUDA kernels are not tested.")
+
+
 if __name__ == "__main__":
-    sys.stdout.write(f"{build()}\n")
+    main()

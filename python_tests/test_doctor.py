@@ -1,6 +1,9 @@
 """`hebbkern doctor`: what runs where, and what to do about what is missing."""
 
+import importlib
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -78,6 +81,27 @@ def test_triton_serves_the_gpu_unless_it_is_interpreted(monkeypatch, interpreted
     monkeypatch.setattr(backends, "_current", "triton")
     runs = doctor.inspect()["runs"]
     assert runs == ({"cpu": "triton", "cuda": "eager"} if interpreted else {"cpu": "cpu", "cuda": "triton"})
+
+
+@pytest.mark.parametrize("nvcc", [None, "/usr/local/cuda/bin/nvcc"])
+def test_cuda_kernels_that_could_be_built_are_advised(monkeypatch, nvcc):
+    missing = {"eager": None, "cpu": None, "triton": None, "cuda": "hebbkern._cuda was not built"}
+    monkeypatch.setattr(backends, "available", lambda: missing)
+    monkeypatch.setattr(doctor, "_nvcc", lambda: nvcc)
+    monkeypatch.setattr(doctor.torch.version, "cuda", "13.0")
+    monkeypatch.setattr(doctor.torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(doctor.torch.cuda, "get_device_name", lambda index: "a GPU")
+    report = doctor.inspect()
+    assert report["runs"]["cuda"] == "triton" or report["found"]["TRITON_INTERPRET"] == "1"
+    assert any("compiled CUDA kernels (nvcc is here)" in each for each in report["advice"]) == bool(nvcc)
+
+
+def test_architectures_of_the_cuda_kernels(monkeypatch):
+    monkeypatch.setattr(doctor, "import_module", lambda name: SimpleNamespace(architectures="800,900,1000,1210"))
+    assert doctor.architectures() == ["8.0", "9.0", "10.0", "12.1"]
+    monkeypatch.setattr(doctor, "import_module", importlib.import_module)
+    monkeypatch.setitem(sys.modules, "hebbkern._cuda", None)  # as if it had not been built
+    assert doctor.architectures() is None
 
 
 def test_without_triton_the_remedy_is_named(monkeypatch):
