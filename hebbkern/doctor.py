@@ -58,7 +58,7 @@ def screening():
 
 
 def architectures():
-    """The compute capabilities that the CUDA kernels were compiled for; None where they are not there, or do not load."""
+    """The compute capabilities that the CUDA kernels were compiled for; None where they are not there or do not load."""
     try:
         numbers = import_module(backends.COMPILED["cuda"]).architectures
     except ImportError:
@@ -126,11 +126,11 @@ def show(report):
     lines = ["Found"]
     for name, value in report["found"].items():
         value = ", ".join(value) if isinstance(value, list) else value
-        lines.append(f"  {name:18}{value if value not in (None, '') else '-'}")
+        lines.append(f"  {name:20}{value if value not in (None, '') else '-'}")
     lines.append("Backends")
-    lines += [f"  {name:18}{reason or 'available'}" for name, reason in report["backends"].items()]
+    lines += [f"  {name:20}{reason or 'available'}" for name, reason in report["backends"].items()]
     lines.append("Runs")
-    lines += [f"  {device + ' tensors':18}{name}" for device, name in report["runs"].items()]
+    lines += [f"  {device + ' tensors':20}{name}" for device, name in report["runs"].items()]
     lines.append("Advice")
     lines += [f"  {sentence}" for sentence in report["advice"] or ["nothing is missing for the hardware found here."]]
     return "\n".join(lines)

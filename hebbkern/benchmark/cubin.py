@@ -1,6 +1,6 @@
 """What ptxas made of a kernel: registers, spills, instructions, and how much of a multiprocessor it can fill.
 
-Read from the cubin with cuobjdump and nvdisasm, which Triton ships beside its compiler: no GPU is needed.
+Read from cubins with cuobjdump and nvdisasm, which Triton ships beside its compiler: no GPU is needed.
 """
 
 import bisect
@@ -18,6 +18,7 @@ RESERVED = 1024  # bytes of shared memory that the system takes in each block
 COUNTED = {  # instructions of the machine code, by mnemonic with its suffixes
     "tensor core": r"(HMMA|HGMMA|DMMA|UTC\w*MMA)\b",
     "128-bit loads": r"(LDG\.E\..*128|LDG\.128|LDGSTS.*\.128)",
+    "async copies": r"LDGSTS\b",
     "barriers": r"(BAR|SYNCS)\b",
     "local": r"(LDL|STL)\b",
 }
@@ -41,6 +42,7 @@ CHIPS = (
     Chip("sm_90", 90, "SM90a", warps=64, blocks=32, shared=228 << 10, block_shared=227 << 10),
     Chip("sm_100", 100, "SM100a", warps=64, blocks=32, shared=228 << 10, block_shared=227 << 10),
 )
+ALL_CHIPS = (*CHIPS, Chip("sm_120", 120, "SM120a", warps=48, blocks=24, shared=100 << 10, block_shared=99 << 10))
 
 
 def occupancy(chip, registers, shared, warps):
@@ -56,19 +58,31 @@ def occupancy(chip, registers, shared, warps):
 
 def read(cubin):
     """{"registers", "stack"} of the one kernel in ``cubin`` (bytes)."""
-    use = _tool("cuobjdump", "-res-usage", cubin)
-    found = re.search(r"REG:(\d+) STACK:(\d+)", use)
-    if found is None:
-        raise ValueError(f"cuobjdump says nothing of registers: {use[:200]!r}")
-    return {"registers": int(found[1]), "stack": int(found[2])}
+    ((_, use),) = usage(cubin).items()
+    return {name: use[name] for name in ("registers", "stack")}
 
 
-def counted(chip, cubins):
-    """For each of ``cubins`` how many instructions it has, and of each kind in COUNTED.
+def usage(cubin):
+    """{kernel: {"registers", "stack", "static"}} of those in ``cubin``; static: bytes of shared memory it declares."""
+    said = _tool("cuobjdump", "-res-usage", cubin)
+    found = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)", said)
+    if not found:
+        raise ValueError(f"cuobjdump says nothing of registers: {said[:200]!r}")
+    return {name: dict(zip(("registers", "stack", "static"), map(int, rest), strict=True)) for name, *rest in found}
+
+
+def extracted(library):
+    """[(chip's name, cubin)] of all that a compiled library holds."""
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([_path("cuobjdump"), "-xelf", "all", Path(library).resolve()], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+        return [(path.name.split(".")[-2], path.read_bytes()) for path in sorted(Path(folder).glob("*.cubin"))]
+
+
+def counted(chip, codes):
+    """For each of ``codes`` (machine_code) how many instructions it has, and of each kind in COUNTED.
 
     All are disassembled at once: to start the disassembler takes longer than most kernels do.
     """
-    codes = [machine_code(cubin) for cubin in cubins]
     listing = _tool("nvdisasm", "--binary", chip.isa, b"".join(codes)) if codes else ""
     line = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", re.MULTILINE)
     found = [(int(at, 16), name) for at, name in line.findall(listing)]
@@ -88,25 +102,28 @@ def kinds(names):
 
 
 def machine_code(cubin):
-    """The section .text.<kernel> of an ELF file of one kernel."""
+    """{kernel: its section .text} of an ELF file."""
     (table,), (width, number, strings) = struct.unpack_from("<Q", cubin, 0x28), struct.unpack_from("<HHH", cubin, 0x3A)
     sections = [struct.unpack_from("<IIQQQQ", cubin, table + row * width) for row in range(number)]
-    names = sections[strings][4]
-    (code,) = [
-        cubin[start : start + length]
-        for name, _, _, _, start, length in sections
-        if cubin.startswith(b".text.", names + name)
-    ]
-    return code
+    start_of_names, found = sections[strings][4], {}
+    for at, _, _, _, start, length in sections:
+        name = cubin[start_of_names + at : cubin.index(b"\0", start_of_names + at)].decode()
+        if name.startswith(".text."):
+            found[name.removeprefix(".text.")] = cubin[start : start + length]
+    return found
 
 
 def _tool(name, *arguments):
-    """What a tool that Triton ships prints of a file with the last of ``arguments`` in it."""
-    import triton.backends.nvidia
-
-    tool = Path(triton.backends.nvidia.__file__).parent / "bin" / name
+    """What a tool prints of a file with the last of ``arguments`` in it."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(arguments[-1])
         file.flush()
-        command = [tool, *arguments[:-1], file.name]
+        command = [_path(name), *arguments[:-1], file.name]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def _path(name):
+    """Of a tool that Triton ships."""
+    import triton.backends.nvidia
+
+    return Path(triton.backends.nvidia.__file__).parent / "bin" / name

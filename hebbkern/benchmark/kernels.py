@@ -219,7 +219,8 @@ def rows(wanted, chips=cubin.CHIPS):
         made = pool.starmap(compile_for, tasks, chunksize=1)
     for chip in chips:
         compiled = [(row, code) for row, code in made if row["chip"] == chip.name and code is not None]
-        for (row, _), counts in zip(compiled, cubin.counted(chip, [code for _, code in compiled]), strict=True):
+        codes = [next(iter(cubin.machine_code(made).values())) for _, made in compiled]
+        for (row, _), counts in zip(compiled, cubin.counted(chip, codes), strict=True):
             row |= counts
             row["problems"] = problems(row, chip)
     return [row | {"workloads": wanted[each]} for (row, _), (_, each) in zip(made, tasks, strict=True)]

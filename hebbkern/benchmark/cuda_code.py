@@ -1,0 +1,127 @@
+"""Every kernel of csrc/cuda as nvcc compiled it into hebbkern/_cuda, for all its architectures; no GPU is needed.
+
+``rows`` reads the library: an instance of each kernel's template a row, with registers, stack and instructions.
+``launched`` adds what launches of the workloads (cuda_recording.py) make of it: threads and shared memory of a block,
+and so how much of a multiprocessor it fills. ``problems`` says what must not be.
+"""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import hebbkern
+from hebbkern.benchmark import cubin
+from hebbkern.benchmark.report import aligned
+
+RESERVED_IN_USAGE = 1024  # bytes that cuobjdump counts as shared memory of every kernel from sm_90 on
+ANONYMOUS = "hebbkern::(anonymous namespace)::"
+
+
+def library():
+    """The compiled kernels, or None where they were not built; they need not load."""
+    found = sorted(Path(hebbkern.__file__).parent.glob("_cuda*.so"))
+    return found[0] if found else None
+
+
+def rows(path):
+    """Of the library at ``path``: a dict for each instance of our kernels and each architecture."""
+    chips, found = {chip.name: chip for chip in cubin.ALL_CHIPS}, []
+    for name, made in cubin.extracted(path):
+        code = cubin.machine_code(made)
+        if name not in chips or not code:
+            continue
+        for symbol, use in cubin.usage(made).items():
+            found.append({"chip": name, "symbol": symbol, "code": code[symbol], **use})
+    names = _demangled([row["symbol"] for row in found])
+    for row, name in zip(found, names, strict=True):
+        row["instance"] = instance(name)
+        row["kernel"] = row["instance"].partition("<")[0] if row["instance"] else None
+    found = [row for row in found if row["instance"]]  # not those of libraries
+    for chip in chips.values():
+        own = [row for row in found if row["chip"] == chip.name]
+        for row, counts in zip(own, cubin.counted(chip, [row.pop("code") for row in own]), strict=True):
+            row |= counts
+            row["static"] -= RESERVED_IN_USAGE * (chip.capability >= 90 and row["static"] >= RESERVED_IN_USAGE)
+            row["problems"] = problems(row)
+    return sorted(found, key=lambda row: (row["kernel"], row["instance"], row["chip"]))
+
+
+def instance(name):
+    """ "some_kernel<float, 4>" of a demangled ``name``, spelled as launches spell it; None: not one of ours."""
+    if ANONYMOUS not in name:
+        return None
+    depth, end, name = 0, None, name[name.index(ANONYMOUS) + len(ANONYMOUS) :]
+    for at, letter in enumerate(name):
+        depth += (letter == "<") - (letter == ">")
+        if letter == "(" and depth == 0:
+            end = at
+            break
+    return spelled(name[:end])
+
+
+def spelled(name):
+    """One spelling of template arguments for two compilers: numbers bare, no anonymous namespace."""
+    name = re.sub(r"(?:hebbkern::)?(?:\(anonymous namespace\)|\{anonymous\})::", "", name)
+    name = name.replace("(bool)1", "true").replace("(bool)0", "false").replace("hebbkern::", "")
+    name = re.sub(r"\((?:unsigned )?(?:int|long|char|short)\)(-?\d+)", r"\1", name)
+    name = re.sub(r"\b(\d+)u?l?\b", r"\1", name)
+    return name.replace(" >", ">").strip()
+
+
+def _demangled(symbols):
+    tool = shutil.which("c++filt")
+    if tool is None or not symbols:
+        return symbols
+    return subprocess.run([tool], input="\n".join(symbols), capture_output=True, text=True, check=True).stdout.split("\n")[
+        : len(symbols)
+    ]
+
+
+def problems(row):
+    """What must not be, a sentence each."""
+    found = []
+    if row["local"] or row["stack"]:
+        found.append(f"spills: {row['local']} local loads and stores, {row['stack']} bytes of stack")
+    return found
+
+
+def launched(found, launches):
+    """``found`` (rows) with each way in which ``launches`` ({workload: [Launch]}) run them.
+
+    Adds "blocks": [{"threads", "shared", "occupancy", "workloads"}], and to the problems those of a launch.
+    """
+    chips = {chip.name: chip for chip in cubin.ALL_CHIPS}
+    ways = {}
+    for workload, made in launches.items():
+        for launch in made:
+            key = spelled(launch.instance), launch.threads, launch.shared
+            ways.setdefault(key[0], {}).setdefault(key[1:], []).append(workload)
+    for row in found:
+        chip, row["blocks"] = chips[row["chip"]], []
+        for (threads, dynamic), workloads in ways.get(row["instance"], {}).items():
+            shared = row["static"] + dynamic
+            filled = cubin.occupancy(chip, row["registers"], shared, -(-threads // 32))
+            block = {"threads": threads, "shared": shared, "occupancy": filled}
+            row["blocks"].append(block | {"workloads": list(dict.fromkeys(workloads))})
+            if filled == 0:
+                row["problems"].append(f"a block of {threads} threads with {shared} bytes of shared memory does not fit")
+    known = {row["instance"] for row in found}
+    return [name for name in ways if name not in known]
+
+
+HEAD = ("kernel", "chip", "registers", "stack", "spills", "threads", "shared", "occupancy", "tensor core")
+HEAD += ("128-bit loads", "async copies", "barriers", "instructions")
+
+
+def text(found):
+    """The table of ``rows``; of each instance the largest block that a workload launches."""
+    return "\n".join(aligned([HEAD, *(tuple(map(str, _cells(row))) for row in found)]))
+
+
+def _cells(row):
+    code = row["instance"], row["chip"], row["registers"], row["stack"], row["local"]
+    block = max(row.get("blocks", ()), key=lambda block: (block["shared"], block["threads"]), default=None)
+    size = ("-", row["static"], "-") if block is None else (block["threads"], block["shared"], f"{block['occupancy']:.0%}")
+    counts = row["tensor core"], row["128-bit loads"], row["async copies"], row["barriers"], row["instructions"]
+    return *code, *size, *counts
