@@ -5,6 +5,7 @@
 // learns depends on nothing but its own patches.
 #include "accumulate.cuh"
 
+#include <climits>
 #include <cstring>
 
 #include "../accumulate.h"
@@ -109,17 +110,19 @@ struct alignas(16) Staged {
   T coefficient, offset, scale;
 };
 
-// What has to be known of the entry at `at`; returns what it adds to the decay.
+// What has to be known of entry number `at` of a list, or of nothing behind its end; returns what it adds to the decay.
 template <class S, class T>
-__device__ __forceinline__ T stage(const Sums<T>& sums, const Place<S>& place, const Taught<T>& taught, int at,
-                                   Staged<T>& staged) {
-  const int entry = sums.order[at], patch = sums.ranks.quotient(entry);
+__device__ __forceinline__ T stage(const Sums<T>& sums, const Place<S>& place, const Taught<T>& taught,
+                                   const List& list, int at, Staged<T>& staged) {
+  if (at >= list.size) {
+    staged = {{0, INT_MIN, 0}, T(0), T(0), T(0)};  // a row that no image has
+    return 0;
+  }
+  const int entry = sums.order[list.first + at], patch = sums.ranks.quotient(entry);
   const int rank = entry - patch * int(sums.ranks.divisor);
-  staged.corner = place.corner(patch);
-  staged.coefficient = coefficient_of(taught, patch, rank, entry);
-  staged.offset = sums.offset ? sums.offset[patch] : T(0);
-  staged.scale = sums.scale ? sums.scale[patch] : T(1);
-  return staged.coefficient * decay_of(taught, patch, rank);
+  const T c = coefficient_of(taught, patch, rank, entry);
+  staged = {place.corner(patch), c, sums.offset ? sums.offset[patch] : T(0), sums.scale ? sums.scale[patch] : T(1)};
+  return c * decay_of(taught, patch, rank);
 }
 
 // Neighbouring inputs that a lane adds up.
@@ -128,41 +131,46 @@ struct alignas(EACH * sizeof(S)) Group {
   S at[EACH];
 };
 
-template <int EACH, class S>
-__device__ __forceinline__ Group<S, EACH> load(const Place<S>& place, const Corner& corner, const Tap& tap) {
-  Group<S, EACH> group;
-  if constexpr (EACH == 1) {
-    group.at[0] = place.load(corner, tap);
-  } else {
-    const uint4 bits = *reinterpret_cast<const uint4*>(place.x + corner.start + tap.offset);
-    std::memcpy(&group, &bits, sizeof(bits));
-  }
-  return group;
-}
-
 // Of the group at `column`, or of the last one.
 template <int EACH, class S>
 __device__ __forceinline__ Tap tap_at(const Place<S>& place, int64_t column) {
   return place.tap(column < place.inputs ? int(column) : place.inputs - EACH);
 }
 
+// Those of the patch at `corner`, 0 where it does not lie in the image; without branches, which would keep loads apart.
+template <int EACH, class S>
+__device__ __forceinline__ Group<S, EACH> load(const Place<S>& place, const S* at_tap, const Corner& corner,
+                                               const Tap& tap) {
+  const bool there = (unsigned(corner.row + tap.down) < unsigned(place.height)) &
+                     (unsigned(corner.column + tap.right) < unsigned(place.width));
+  Group<S, EACH> group{};
+  if constexpr (EACH == 1) {
+    if (there) group.at[0] = at_tap[corner.start];
+  } else {
+    uint4 bits{0, 0, 0, 0};
+    if (there) bits = *reinterpret_cast<const uint4*>(at_tap + corner.start);
+    std::memcpy(&group, &bits, sizeof(bits));
+  }
+  return group;
+}
+
 // Entries `first`, `first + step`, ... of those staged, in this order, several patches in flight.
 template <int EACH, class S, class T>
 __device__ __forceinline__ void add(const Place<S>& place, const Staged<T>* staged, int first, int size, int step,
-                                    const Tap& tap, T (&sum)[EACH]) {
+                                    int64_t column, Group<T, EACH>& sum) {
   constexpr int flight = EACH == 1 ? 8 : 4;  // 64 bytes a thread, or as many registers of addresses
-  for (int n = 0; n < EACH; ++n) sum[n] = 0;
+  const Tap tap = tap_at<EACH>(place, column);
+  const S* at_tap = place.x + tap.offset;
   for (int at = first; at < size; at += flight * step) {
     Group<S, EACH> ahead[flight];
 #pragma unroll
-    for (int u = 0; u < flight; ++u) ahead[u] = load<EACH>(place, staged[min(at + u * step, size - 1)].corner, tap);
+    for (int u = 0; u < flight; ++u) ahead[u] = load<EACH>(place, at_tap, staged[at + u * step].corner, tap);
 #pragma unroll
     for (int u = 0; u < flight; ++u) {
-      if (at + u * step >= size) break;
       const Staged<T>& one = staged[at + u * step];
 #pragma unroll
       for (int n = 0; n < EACH; ++n)
-        sum[n] = std::fma(one.coefficient, (T(wide(ahead[u].at[n])) - one.offset) * one.scale, sum[n]);
+        sum.at[n] = std::fma(one.coefficient, (T(wide(ahead[u].at[n])) - one.offset) * one.scale, sum.at[n]);
     }
   }
 }
@@ -173,7 +181,7 @@ __device__ __forceinline__ T sum_of_warp(T value) {
   return value;
 }
 
-// NaN if an entry is broken.
+// To be added to all sums: NaN if an entry is broken.
 template <class T>
 __device__ __forceinline__ T spoilt(const Sums<T>& sums) {
   return sums.starts[sums.neurons + 2] > sums.starts[sums.neurons + 1] ? T(NAN) : T(0);
@@ -185,8 +193,8 @@ __device__ __forceinline__ T* row_of(const Sums<T>& sums, const List& list, int6
 }
 
 template <class T>
-__device__ __forceinline__ void write_decay(const Sums<T>& sums, const List& list, T decay) {
-  (list.slot < 0 ? sums.decay[list.neuron] : sums.decay_partial[list.slot]) = decay + spoilt(sums);
+__device__ __forceinline__ T& decay_in(const Sums<T>& sums, const List& list) {
+  return list.slot < 0 ? sums.decay[list.neuron] : sums.decay_partial[list.slot];
 }
 
 // A warp adds up a list of at most `few` entries.
@@ -194,51 +202,51 @@ template <int EACH, class S, class T>
 __device__ __forceinline__ void alone(const Sums<T>& sums, const Place<S>& place, const Taught<T>& taught,
                                       const List& list, Staged<T>* staged) {
   const int lane = int(threadIdx.x) % 32;
-  T share = 0;
-  if (lane < list.size) share = stage(sums, place, taught, list.first + lane, staged[lane]);
-  if (blockIdx.y == 0) {
-    share = sum_of_warp(share);
-    if (lane == 0) write_decay(sums, list, share);
-  }
+  const T broken = spoilt(sums), share = sum_of_warp(stage(sums, place, taught, list, lane, staged[lane]));
+  if (blockIdx.y == 0 && lane == 0) decay_in(sums, list) = share + broken;
   __syncwarp();
   T* row = row_of(sums, list, place.inputs);
   for (int64_t tile = blockIdx.y; tile * 32 * EACH < place.inputs; tile += gridDim.y) {
     const int64_t column = (tile * 32 + lane) * EACH;
-    T sum[EACH];
-    add<EACH>(place, staged, 0, list.size, 1, tap_at<EACH>(place, column), sum);
-    if (column < place.inputs)
-      for (int n = 0; n < EACH; ++n) row[column + n] = sum[n] + spoilt(sums);
+    Group<T, EACH> sum{};
+    add<EACH>(place, staged, 0, list.size, 1, column, sum);
+    for (int n = 0; n < EACH; ++n) sum.at[n] += broken;
+    if (column < place.inputs) *reinterpret_cast<Group<T, EACH>*>(row + column) = sum;
   }
 }
+
+template <int EACH, class T>
+struct Shared {
+  Staged<T> staged[piece];
+  T sums[warps][32 * EACH], shares[warps];
+};
 
 // The block does: warp w adds entries w, w + warps, ...; then the warps' sums are added in their order.
 template <int EACH, class S, class T>
 __device__ __forceinline__ void together(const Sums<T>& sums, const Place<S>& place, const Taught<T>& taught,
-                                         const List& list, Staged<T>* staged, T (*part)[32 * EACH]) {
-  const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
+                                         const List& list, Shared<EACH, T>& shared) {
+  const int at = int(threadIdx.x), warp = at / 32, lane = at % 32;
+  const T broken = spoilt(sums);
   __syncthreads();  // what was staged before has been read
-  T share = 0;
-  if (int(threadIdx.x) < list.size)
-    share = stage(sums, place, taught, list.first + int(threadIdx.x), staged[threadIdx.x]);
-  share = sum_of_warp(share);
-  if (lane == 0) part[warp][0] = share;
+  const T share = sum_of_warp(stage(sums, place, taught, list, at, shared.staged[at]));
+  if (lane == 0) shared.shares[warp] = share;
   __syncthreads();
-  if (threadIdx.x == 0 && blockIdx.y == 0) {
-    for (int w = 1; w < warps; ++w) share += part[w][0];
-    write_decay(sums, list, share);
+  if (at == 0 && blockIdx.y == 0) {
+    T decay = broken;
+    for (int w = 0; w < warps; ++w) decay += shared.shares[w];
+    decay_in(sums, list) = decay;
   }
-  __syncthreads();
   T* row = row_of(sums, list, place.inputs);
   for (int64_t tile = blockIdx.y; tile * 32 * EACH < place.inputs; tile += gridDim.y) {
-    const int64_t column = (tile * 32 + lane) * EACH;
-    T sum[EACH];
-    add<EACH>(place, staged, warp, list.size, warps, tap_at<EACH>(place, column), sum);
-    for (int n = 0; n < EACH; ++n) part[warp][lane * EACH + n] = sum[n];
+    Group<T, EACH> sum{};
+    add<EACH>(place, shared.staged, warp, list.size, warps, (tile * 32 + lane) * EACH, sum);
+    for (int n = 0; n < EACH; ++n) shared.sums[warp][lane * EACH + n] = sum.at[n];
     __syncthreads();
-    for (int n = int(threadIdx.x); n < 32 * EACH; n += threads) {
-      T whole = part[0][n];
-      for (int w = 1; w < warps; ++w) whole += part[w][n];
-      if (tile * 32 * EACH + n < place.inputs) row[tile * 32 * EACH + n] = whole + spoilt(sums);
+    const int64_t column = tile * 32 * EACH + at;
+    if (at < 32 * EACH && column < place.inputs) {
+      T whole = broken;
+      for (int w = 0; w < warps; ++w) whole += shared.sums[w][at];
+      row[column] = whole;
     }
     __syncthreads();
   }
@@ -249,22 +257,16 @@ __device__ __forceinline__ void together(const Sums<T>& sums, const Place<S>& pl
 template <int EACH, class S, class T>
 __global__ void __launch_bounds__(threads)
     gather_kernel(Sums<T> sums, Place<S> place, const __grid_constant__ Taught<T> taught) {
-  __shared__ Staged<T> staged[piece];
-  __shared__ T part[warps][32 * EACH];
-  const int slot = int(blockIdx.x), warp = int(threadIdx.x) / 32;
-  if (slot < sums.slots) {
-    const List list = piece_in(sums, slot);
-    if (list.size > 0) together<EACH>(sums, place, taught, list, staged, part);
-    return;
-  }
-  const int first = (slot - sums.slots) * sums.side_by_side;
-  if (warp < sums.side_by_side) {
+  __shared__ Shared<EACH, T> shared;
+  const int slot = int(blockIdx.x), warp = int(threadIdx.x) / 32, first = (slot - sums.slots) * sums.side_by_side;
+  const bool cut = slot < sums.slots;
+  if (!cut && warp < sums.side_by_side) {
     const List list = list_of(sums, first + warp);
-    if (list.size >= 0 && list.size <= few) alone<EACH>(sums, place, taught, list, staged + warp * few);
+    if (list.size >= 0 && list.size <= few) alone<EACH>(sums, place, taught, list, shared.staged + warp * few);
   }
-  for (int other = 0; other < sums.side_by_side; ++other) {
-    const List list = list_of(sums, first + other);
-    if (list.size > few) together<EACH>(sums, place, taught, list, staged, part);
+  for (int other = 0; other < (cut ? 1 : sums.side_by_side); ++other) {
+    const List list = cut ? piece_in(sums, slot) : list_of(sums, first + other);
+    if (list.size > (cut ? 0 : few)) together(sums, place, taught, list, shared);
   }
 }
 
