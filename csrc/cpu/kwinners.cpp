@@ -1,5 +1,6 @@
 // kwinners: all but the k highest along one dimension become zero.
-#include "../checks.h"
+#include "../kwinners.h"
+
 #include "kernels.h"
 
 namespace hebbkern {
@@ -56,13 +57,7 @@ static bool kwinners_typed(const Tensor& y, int64_t k, int64_t dim, S* out) {
 
 static Tensor kwinners(Tensor y, int64_t k, int64_t dim) {
   const char* op = "kwinners";
-  check_floating(op, "y", y);
-  const int64_t rank = y.dim();
-  if (rank == 0) fail(op, "y must have at least one dimension, got shape []");
-  if (dim < -rank || dim >= rank) fail(op, "dim must be between ", -rank, " and ", rank - 1, ", got ", dim);
-  if (dim < 0) dim += rank;
-  if (k < 1 || k > y.size(dim))
-    fail(op, "k must be between 1 and ", y.size(dim), " entries along dim ", dim, ", got ", k);
+  dim = check_kwinners(op, y, k, dim);
   Tensor out = empty(Ints(y.sizes().begin(), y.sizes().end()), y.scalar_type());
   bool sound = true;
   with_dtype(y.scalar_type(), [&](auto stored, auto tag) {
