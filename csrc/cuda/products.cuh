@@ -1,0 +1,277 @@
+// Products of 16-bit numbers on tensor cores, ranked as they come: a block multiplies a tile of patches with one tile of
+// neurons after the other, and each of its warps keeps the best of eight patches in registers.
+//
+// A block of 8 warps takes 64 patches x 128 neurons, a warp 32 x 32 of them: 32 sums a thread, and the four matrices
+// that it loads for 8 products leave shared memory time enough. Entries come in chunks of 64: weights by cp.async, three
+// stages, so that two are on their way while one is multiplied; patches are loaded one chunk ahead through registers,
+// where they are rounded, and stay in shared memory for all tiles of neurons if they fit. Rows of shared memory are 16
+// bytes longer than a multiple of 128, so that the eight rows of a matrix lie in different banks.
+#pragma once
+
+#include "place.cuh"
+#include "ptx.cuh"
+#include "ranks.cuh"
+
+namespace hebbkern {
+namespace {
+
+constexpr int tile_patches = 64, tile_neurons = 128, chunk = 64, stages = 3;
+constexpr int product_threads = 256, patches_each = tile_patches * 32 / product_threads;  // of a warp
+constexpr int weight_row = chunk + 8;                                                     // 16-bit numbers
+constexpr int stage_size = tile_neurons * weight_row;
+// A slice of the products, 64 neurons wide, takes the place of weights that were multiplied: rows of 72 floats, so that
+// the pairs that a half warp stores lie in different banks.
+constexpr int slice = 64, slice_row = 72;
+static_assert(tile_patches * slice_row * sizeof(float) <= stage_size * sizeof(uint16_t));
+
+// What a block multiplies, the same in all blocks of a launch.
+struct Factors {
+  const uint16_t* rows;  // [neurons, stride], each row aligned to 16 bytes and filled with zeros
+  int64_t stride;
+  int neurons, share;  // neurons of a block: those from blockIdx.y * share on
+  int slots;           // chunks of patches that shared memory holds
+  bool grouped;        // patches can be loaded 16 bytes at a time
+
+  __device__ int begin() const { return int(blockIdx.y) * share; }
+  __device__ int end() const { return min(begin() + share, neurons); }
+};
+
+// Two numbers of each patch of the tile.
+struct Pair {
+  float first, second;
+};
+
+inline size_t product_bytes(int slots) {
+  return tile_patches * sizeof(Pair) +
+         (size_t(stages) * stage_size + size_t(tile_patches) * (slots * chunk + 8)) * sizeof(uint16_t);
+}
+
+// Blocks share the neurons of a tile of patches where there are few patches: two a multiprocessor hide each other's
+// ranking. A share is a whole number of tiles, and merging reads no more than 16 lists.
+inline int64_t share_of(int64_t patches, int64_t neurons, const Device& device) {
+  const int64_t blocks = std::max<int64_t>(cdiv(patches, tile_patches), 1);
+  const int64_t shares =
+      std::min({cdiv(2 * device.processors, blocks), cdiv(neurons, tile_neurons), int64_t(16)});
+  return cdiv(cdiv(neurons, shares), tile_neurons) * tile_neurons;
+}
+
+template <class S>
+Factors factors_of(const Device& device, const Place<S>& place, const void* rows, int64_t stride, int64_t neurons) {
+  const int chunks = int(cdiv(place.inputs, chunk));
+  const bool fits = product_bytes(chunks) <= size_t(device.most_shared());
+  return {static_cast<const uint16_t*>(rows),
+          stride,
+          int(neurons),
+          int(share_of(place.patches, neurons, device)),
+          fits ? chunks : 2,
+          place.in_groups(16 / sizeof(S))};
+}
+
+// Eight neighbouring entries of a patch on their way from where they lie to shared memory.
+template <class S>
+struct Octet {
+  S value[8];
+
+  __device__ __forceinline__ void load(const Place<S>& place, const Corner& corner, bool known, int first,
+                                       bool grouped) {
+    constexpr int each = 16 / sizeof(S);
+#pragma unroll
+    for (int i = 0; i < 8; i += each) {
+      if (grouped) {
+        alignas(16) S group[each] = {};
+        if (known && first + i < place.inputs)
+          *reinterpret_cast<uint4*>(group) = *reinterpret_cast<const uint4*>(place.x + corner.start + first + i);
+#pragma unroll
+        for (int j = 0; j < each; ++j) value[i + j] = group[j];
+      } else {
+#pragma unroll
+        for (int j = i; j < i + each; ++j)
+          value[j] = known && first + j < place.inputs ? place.load(corner, place.tap(first + j)) : S(0);
+      }
+    }
+  }
+
+  // Rounded to bfloat16 once the offset is taken off `entries` of them; half types as they are.
+  __device__ __forceinline__ void store(uint16_t* to, float offset, int entries) const {
+    uint16_t bits[8];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      if constexpr (sizeof(S) == 2)
+        bits[i] = value[i].x;
+      else
+        bits[i] = i < entries ? BFloat16(value[i] - offset).x : uint16_t(0);
+    }
+    uint4 packed;
+    packed.x = bits[0] | uint32_t(bits[1]) << 16;
+    packed.y = bits[2] | uint32_t(bits[3]) << 16;
+    packed.z = bits[4] | uint32_t(bits[5]) << 16;
+    packed.w = bits[6] | uint32_t(bits[7]) << 16;
+    *reinterpret_cast<uint4*>(to) = packed;
+  }
+};
+
+// What a thread loads of each chunk of patches: two octets. Of rows neighbouring threads take neighbouring octets, of
+// images neighbouring patches, which are neighbouring pixels.
+template <class S>
+struct PatchLoader {
+  const Place<S>& place;
+  Octet<S> octet[2];
+  Corner corner[2];
+  float offset[2] = {0, 0};
+  bool known[2];
+  int row[2], within;
+
+  __device__ __forceinline__ PatchLoader(const Place<S>& place, const float* offsets) : place(place) {
+    const int thread = int(threadIdx.x);
+    within = (place.flat ? thread % 8 : thread / 32) * 8;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      row[i] = i * 32 + (place.flat ? thread / 8 : thread % 32);
+      const int patch = int(blockIdx.x) * tile_patches + row[i];
+      known[i] = patch < place.patches;
+      corner[i] = place.corner(known[i] ? patch : 0);
+      if (offsets && known[i]) offset[i] = offsets[patch];
+    }
+  }
+  __device__ __forceinline__ void load(int part, bool grouped) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) octet[i].load(place, corner[i], known[i], part * chunk + within, grouped);
+  }
+  __device__ __forceinline__ void store(uint16_t* slot, int width, int part) const {
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+      octet[i].store(slot + row[i] * width + within, offset[i],
+                     known[i] ? place.inputs - part * chunk - within : 0);
+  }
+};
+
+__device__ __forceinline__ void copy_weights(const Factors& with, int first, int end, int part, uint16_t* stage) {
+#pragma unroll
+  for (int i = 0; i < tile_neurons * chunk / 8 / product_threads; ++i) {
+    const int item = i * product_threads + int(threadIdx.x), row = item / 8, within = item % 8 * 8;
+    const int neuron = first + row, entry = part * chunk + within;
+    const bool there = neuron < end && entry < with.stride;
+    cp_async_zfill<16>(stage + row * weight_row + within,
+                       with.rows + (there ? int64_t(neuron) * with.stride + entry : 0), there ? 16 : 0);
+  }
+}
+
+template <class S>
+__device__ __forceinline__ void multiply(float (&sum)[2][4][4], const uint16_t* patches, int width,
+                                         const uint16_t* weights) {
+  const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
+  const uint16_t* left = patches + (warp % 2 * 32 + lane % 16) * width + lane / 16 * 8;
+  const uint16_t* right = weights + (warp / 2 * 32 + lane / 16 * 8 + lane % 8) * weight_row + lane / 8 % 2 * 8;
+#pragma unroll
+  for (int step = 0; step < chunk; step += 16) {
+    uint32_t a[2][4], b[2][4];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) ldmatrix_x4(a[i], left + i * 16 * width + step);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) ldmatrix_x4(b[i], right + i * 16 * weight_row + step);
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const uint32_t column[2] = {b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]};
+        if constexpr (std::is_same_v<S, Half>)
+          mma_f16(sum[i][j], a[i], column);
+        else
+          mma_bf16(sum[i][j], a[i], column);
+      }
+  }
+}
+
+// Products of half the neurons of a tile, as `worth` sees them, to shared memory.
+template <class Worth>
+__device__ __forceinline__ void spread(const float (&sum)[2][4][4], const Worth& worth, const Pair* numbers, int first,
+                                       int end, float* to) {
+  const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
+  const int row = warp % 2 * 32 + lane / 4, column = warp / 2 % 2 * 32 + lane % 4 * 2;
+#pragma unroll
+  for (int j = 0; j < 4; ++j)
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      const int at = column + j * 8 + c;
+      const auto neuron = worth.neuron(min(first + at, end - 1));
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int patch = row + i * 8;
+        to[patch * slice_row + at] = worth(sum[i / 2][j][i % 2 * 2 + c], numbers[patch], neuron);
+      }
+    }
+}
+
+// Each warp offers a slice of neurons to its patches.
+template <int SLOTS>
+__device__ __forceinline__ void rank(const float* slices, int patches, int first, int end, int k,
+                                     Ranks<float, SLOTS> (&best)[patches_each]) {
+  const int lane = int(threadIdx.x) % 32, own = int(threadIdx.x) / 32 * patches_each;
+#pragma unroll
+  for (int p = 0; p < patches_each; ++p) {
+    if (int(blockIdx.x) * tile_patches + own + p >= patches) continue;
+#pragma unroll 1
+    for (int at = 0; at < slice; at += 32) {
+      const float value = slices[(own + p) * slice_row + at + lane];
+      best[p].offer(value, first + at + lane, first + at + lane < end && value > lowest<float>(), k);
+    }
+  }
+}
+
+// The k best of the block's neurons for its patches: warp w has those of patches 8 w to 8 w + 7 of the tile.
+// worth.numbers(patch): two numbers of a patch; worth.neuron(neuron): some of a neuron; worth(product, these): what
+// ranks it, -inf where it may not win.
+template <class S, int SLOTS, class Worth>
+__device__ __forceinline__ void rank_products(const Place<S>& place, const float* offset, const Factors& with, int k,
+                                              unsigned char* memory, const Worth& worth,
+                                              Ranks<float, SLOTS> (&best)[patches_each]) {
+  Pair* numbers = reinterpret_cast<Pair*>(memory);
+  uint16_t* ring = reinterpret_cast<uint16_t*>(numbers + tile_patches);
+  uint16_t* patches = ring + stages * stage_size;
+  const int chunks = (place.inputs + chunk - 1) / chunk, width = with.slots * chunk + 8, end = with.end();
+  const int steps = (end - with.begin() + tile_neurons - 1) / tile_neurons * chunks;
+  const int loads = with.slots == chunks ? chunks : steps;  // of patches
+  if (threadIdx.x < tile_patches) {
+    const int patch = int(blockIdx.x) * tile_patches + int(threadIdx.x);
+    numbers[threadIdx.x] = patch < place.patches ? worth.numbers(patch) : Pair{0, 0};
+  }
+  PatchLoader<S> loader(place, offset);
+  loader.load(0, with.grouped);
+  loader.store(patches, width, 0);
+  int coming = with.begin(), coming_part = 0, first = coming, part = 0;  // of weights on their way, and multiplied
+  const auto copy = [&](int step) {
+    if (step < steps) copy_weights(with, coming, end, coming_part, ring + step % stages * stage_size);
+    cp_async_commit();
+    if (++coming_part == chunks) coming_part = 0, coming += tile_neurons;
+  };
+  copy(0);
+  copy(1);
+  float sum[2][4][4] = {};
+  for (int step = 0; step < steps; ++step) {
+    cp_async_wait<1>();
+    __syncthreads();  // this stage is there for all, and nobody needs the one before any more
+    copy(step + 2);
+    const int next = part + 1 == chunks ? 0 : part + 1;
+    if (step + 1 < loads) loader.load(next, with.grouped);
+    uint16_t* stage = ring + step % stages * stage_size;
+    multiply<S>(sum, patches + step % with.slots * chunk, width, stage);
+    if (step + 1 < loads) loader.store(patches + (step + 1) % with.slots * chunk, width, next);
+    if (next == 0) {
+      float* slices = reinterpret_cast<float*>(stage);
+#pragma unroll 1
+      for (int half = 0; half < tile_neurons; half += slice) {
+        __syncthreads();  // these weights, or the slice before, are done with
+        if (int(threadIdx.x) / 128 * slice == half) spread(sum, worth, numbers, first + half, end, slices);
+        __syncthreads();
+        rank(slices, place.patches, first + half, end, k, best);
+      }
+#pragma unroll
+      for (int i = 0; i < 32; ++i) sum[i / 16][i / 4 % 4][i % 4] = 0;
+      first += tile_neurons;
+    }
+    part = next;
+  }
+}
+
+}  // namespace
+}  // namespace hebbkern
