@@ -15,7 +15,8 @@ triton = pytest.importorskip("triton", reason="triton is not installed")
 import triton.language as tl  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 
-from hebbkern.triton import finish, launch, on_chip, responses, sanger  # noqa: E402
+from hebbkern import dense  # noqa: E402
+from hebbkern.triton import launch, responses, sanger  # noqa: E402
 
 WAYS = ["general", "residual", "on chip"]
 RULES = [("relu", "triangular"), ("tanh", "triangular"), ("linear", "diagonal"), ("tanh", "none")]
@@ -48,7 +49,7 @@ def triton_backend():
 
 @pytest.fixture
 def force(monkeypatch):
-    return lambda way: monkeypatch.setattr(sanger, "way", lambda *shapes: way)
+    return lambda way: monkeypatch.setattr(dense, "way", lambda *shapes: way)
 
 
 def scaled(layer, dtype, device):
@@ -109,7 +110,7 @@ def test_settings_of_products_are_put_back():
         return *flags, torch.get_float32_matmul_precision(), torch.get_num_threads()
 
     x, before = torch.zeros(1), settings()
-    with pytest.raises(KeyError), responses.exact_products(x):
+    with pytest.raises(KeyError), dense.exact_products(x):
         assert settings()[:5] == (False, True, "ieee", "ieee", "highest")
         raise KeyError
     assert settings() == before
@@ -209,8 +210,8 @@ def test_exponential_and_tanh_are_those_of_torch(triton_backend, dtype):
 
 
 def test_the_way_is_chosen_by_shapes():
-    assert sanger.way(50000, 64, 64, "triangular") == "on chip"
-    assert sanger.way(65536, 96, 75, "triangular") == sanger.way(64, 4096, 2304, "diagonal") == "general"
-    assert sanger.way(64, 4096, 2304, "triangular") == "residual"
-    assert sanger.way(5000, 4096, 2304, "triangular") == "general"
-    assert on_chip.LARGEST == 64 and finish.PROCESSORS == launch.PROCESSORS
+    assert dense.way(50000, 64, 64, "triangular") == "on chip"
+    assert dense.way(65536, 96, 75, "triangular") == dense.way(64, 4096, 2304, "diagonal") == "general"
+    assert dense.way(64, 4096, 2304, "triangular") == "residual"
+    assert dense.way(5000, 4096, 2304, "triangular") == "general"
+    assert dense.PROCESSORS == launch.PROCESSORS

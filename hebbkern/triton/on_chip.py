@@ -7,6 +7,7 @@ depends on shapes alone, so the bits are the same on every device.
 import triton
 import triton.language as tl
 
+from hebbkern.dense import LARGEST
 from hebbkern.triton.arithmetic import precision, product
 from hebbkern.triton.finish import finish
 from hebbkern.triton.launch import PROCESSORS, launch, power_of_2
@@ -14,12 +15,7 @@ from hebbkern.triton.moments import moments
 from hebbkern.triton.patches import corners, load_patches, taps
 from hebbkern.triton.responses import activated, exponential, softened
 
-LARGEST = 64  # neurons, and inputs: weights, G and C of 64 x 64 are 48 numbers for each of 256 threads
 RUNS = 2 * PROCESSORS  # programs share the patches, at most
-
-
-def fits(K, N):
-    return max(K, N) <= LARGEST
 
 
 @triton.jit
@@ -91,7 +87,7 @@ def add_kernel(runs, sums, COUNT, SIZE, BLOCK_R: tl.constexpr, BLOCK: tl.constex
 
 def on_chip(task):
     """The ``Outputs``."""
-    P, (K, N) = task.where.patches, task.flat.shape
+    P, (K, N) = task.count, task.flat.shape
     found = moments(task.op, task.where, task.patches)
     block_p = power_of_2(P, 16, 32)
     # Split in two tf32 numbers, weights of 64 x 64 take more than a thread's 255 registers on sm_80.

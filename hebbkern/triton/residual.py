@@ -7,29 +7,11 @@ import torch
 import triton
 import triton.language as tl
 
+from hebbkern.dense import BLOCK, CHUNK, COLUMNS, strided
 from hebbkern.triton.arithmetic import precision, product
 from hebbkern.triton.finish import Outputs, conclude
-from hebbkern.triton.launch import PROCESSORS, block, launch, power_of_2
+from hebbkern.triton.launch import block, launch, power_of_2
 from hebbkern.triton.patches import corners, load_patches, taps
-from hebbkern.triton.responses import strided
-
-COLUMNS, CHUNK = 16, 64  # inputs and patches of a residual on chip
-BLOCK_K = 16  # neurons of a block: with twice as many, products keep more than the 255 registers of a thread
-
-
-STEP = 1.5e-6  # seconds for a block of neurons to pass by, each waiting for the one before: an estimate for an H100
-RATE = 25e12  # float32 multiply-adds a second that large products reach there, likewise
-
-
-def is_cheaper(P, K, N):
-    """Whether it should take less time than YᵀX, C = YᵀY and tril(C) W, the responses being the same.
-
-    Those three are P K N + P K² + K² N / 2 multiply-adds for all processors. Here the column tiles of N share about
-    2 P K N among them, if they are as many as processors, and each has a chain of blocks for every chunk of patches.
-    """
-    chain = triton.cdiv(P, CHUNK) * triton.cdiv(K, BLOCK_K) * STEP
-    busy = min(triton.cdiv(N, COLUMNS) / PROCESSORS, 1)
-    return P < K and max(chain, 2 * P * K * N / (busy * RATE)) < (P * K * N + P * K * K + K * K * N / 2) / RATE
 
 
 @triton.jit
@@ -94,10 +76,11 @@ def residual_kernel(
 
 def residual(task, found):
     """The ``Outputs``, from the responses that ``respond`` found."""
-    P, (K, N) = task.where.patches, task.flat.shape
+    P, (K, N) = task.count, task.flat.shape
     (S, *strides), _ = strided(found.y)
     # Narrow, for the programs are as many as column tiles, and as long as the chain of blocks: 2304 inputs are 144.
-    block_k, block_n = power_of_2(K, 16, block(BLOCK_K)), power_of_2(N, 16, block(COLUMNS))
+    # With 32 neurons at once, products keep more than the 255 registers of a thread.
+    block_k, block_n = power_of_2(K, 16, block(BLOCK)), power_of_2(N, 16, block(COLUMNS))
     how = precision()
     # Split products and float64 hold operands twice as wide; the former leave no registers for tiles fetched ahead.
     block_p = power_of_2(P, 16, CHUNK if task.dtype == torch.float32 and how == "ieee" else CHUNK // 2)

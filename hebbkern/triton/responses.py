@@ -1,100 +1,11 @@
-"""What the dense rules share: their arguments, ATen's products in full precision, and Y = f(U) with its column sums.
-
-U is [images, K, patches of an image] behind three strides; a linear layer is one image whose patches are the samples.
-"""
-
-import contextlib
-from typing import NamedTuple
+"""Y = f(U) of the dense rules, in the place of U, and its column sums."""
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 
-from hebbkern.ops import checks
+from hebbkern.dense import exact_products, strided
 from hebbkern.triton.launch import block, launch, power_of_2
-from hebbkern.triton.moments import Moments, moments
-from hebbkern.triton.patches import Place, place
-
-
-class Task(NamedTuple):
-    """One call of a dense rule."""
-
-    op: str
-    x: torch.Tensor
-    weight: torch.Tensor
-    flat: torch.Tensor  # the weights as [K, N], contiguous
-    where: Place
-    activation: str
-    decay: str
-    temperature: float
-    patches: str
-    geometry: tuple  # stride, padding, dilation
-    frozen: torch.Tensor | None
-    lr: float | None  # None: the sum is wanted, not the weights after the step
-
-    @property
-    def dtype(self):
-        return checks.result_dtype(self.x.dtype)
-
-
-def task(op, x, weight, activation, decay, temperature, patches, stride, padding, dilation, frozen, lr=None):
-    """The arguments of ``sanger`` or ``learn_dense_``, which were checked."""
-    flat, geometry = weight.reshape(weight.shape[0], -1).contiguous(), (stride, padding, dilation)
-    where = place(x, weight.shape[2:], *geometry)
-    frozen = None if frozen is None else frozen.contiguous()
-    return Task(op, x, weight, flat, where, activation, decay, temperature, patches, geometry, frozen, lr)
-
-
-class Responses(NamedTuple):
-    """Y, or what a competition made of it; None where nobody needs it."""
-
-    moments: Moments
-    y: torch.Tensor  # shaped like the output of the layer
-    taught: torch.Tensor  # Y · scale of each patch
-    diagonal: torch.Tensor | None  # [K], Σ y², of softmax Σ r u
-    shift: torch.Tensor | None  # [K], Σ y · scale · offset
-
-
-@contextlib.contextmanager
-def exact_products(x):
-    """ATen's products in float32 proper, and its sums, with the same bits every time.
-
-    Its settings hold for the process, so they are set only while products are enqueued. cuDNN takes tf32 unless told
-    otherwise, cuBLAS where set_float32_matmul_precision allows it; one of its three products is not float32. On the CPU
-    ATen's bits change with the number of threads, on which the interpreter's results are not to depend.
-    """
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = matmul.fp32_precision, cudnn.conv.fp32_precision
-    algorithm, threads = (cudnn.benchmark, cudnn.deterministic), torch.get_num_threads()
-    try:
-        # Not cudnn.flags(): it raises where somebody has set fp32_precision.
-        matmul.fp32_precision = cudnn.conv.fp32_precision = "ieee"
-        cudnn.benchmark, cudnn.deterministic = False, True
-        if x.device.type == "cpu" and threads > 1:
-            torch.set_num_threads(1)
-        with torch.autocast(x.device.type, enabled=False):
-            yield
-    finally:
-        matmul.fp32_precision, cudnn.conv.fp32_precision = before
-        cudnn.benchmark, cudnn.deterministic = algorithm
-        if x.device.type == "cpu" and threads > 1:
-            torch.set_num_threads(threads)
-
-
-def gradient(y, x, kernel, stride=(1, 1), padding=(0, 0), dilation=(1, 1)):
-    """YᵀX [K, N] by ATen: y as the layer gave it, x its input; ``exact_products`` holds."""
-    if x.dim() == 2:
-        return y.T @ x
-    shape = x.new_empty((y.shape[1], x.shape[1], *kernel))  # only its shape is read
-    options = list(stride), list(padding), list(dilation), False, [0, 0], 1, (False, True, False)
-    return torch.ops.aten.convolution_backward(y, x, shape, None, *options)[1].reshape(y.shape[1], -1)
-
-
-def strided(u):
-    """(patches of an image, strides of images, neurons and patches) of U, and how many images."""
-    u = u[None].transpose(1, 2) if u.dim() == 2 else u.flatten(2)
-    return (u.shape[2], *u.stride()), u.shape[0]
 
 
 @triton.jit
@@ -223,19 +134,8 @@ def activate_kernel(
         )  # fmt: skip
 
 
-def raw_responses(task, x, kernels):
-    """U of the patches as they are, by ATen; x and kernels in the result dtype."""
-    if x.dim() == 2:
-        return x @ kernels.T
-    return F.conv2d(x, kernels, None, *task.geometry)
-
-
-def respond(task, x, sums=True):
-    """Y of all patches of x, the input in the result dtype, and with ``sums`` what the gradient needs of it."""
-    kernels = task.weight.to(task.dtype)
-    found = moments(task.op, task.where, task.patches, weight=task.flat, total=task.patches != "raw")
-    with exact_products(x):
-        u = raw_responses(task, x, kernels)
+def activate(task, found, u, sums):
+    """U becomes Y in its place; Y · scale, and the column sums if ``sums`` asks for them."""
     (S, *strides), images = strided(u)
     K, soft = task.flat.shape[0], task.activation == "softmax"
     # 64 x 64: coalesced along either stride, and 1/64 of U for the column sums; softmax keeps a narrower strip in L1.
@@ -243,15 +143,14 @@ def respond(task, x, sums=True):
     block_s = power_of_2(S, 16, block(32 if soft else side))
     block_k = power_of_2(K, 16, block(side))
     parts = images * triton.cdiv(S, block_s)
-    taught = torch.empty_like(u) if sums and found.scale is not None else u
+    taught = torch.empty_like(u) if sums and found.scale is not None else None
     diagonal = u.new_empty((parts, K)) if sums and task.decay == "diagonal" else None
     shift = u.new_empty((parts, K)) if sums and found.offset is not None else None
-    if task.activation != "linear" or any(part is not None for part in (found.offset, diagonal, shift)):
-        launch(
-            activate_kernel, (parts, 1 if soft else triton.cdiv(K, block_k)), u, S, *strides, found.offset,
-            found.scale, found.total, u, None if taught is u else taught, diagonal, shift, task.temperature, K,
-            ACTIVATION=task.activation, in_place=True, BLOCK_K=block_k, BLOCK_S=block_s,
-        )  # fmt: skip
-    with exact_products(x):
+    launch(
+        activate_kernel, (parts, 1 if soft else triton.cdiv(K, block_k)), u, S, *strides, found.offset,
+        found.scale, found.total, u, taught, diagonal, shift, task.temperature, K,
+        ACTIVATION=task.activation, in_place=True, BLOCK_K=block_k, BLOCK_S=block_s,
+    )  # fmt: skip
+    with exact_products(u):
         columns = [None if part is None else part.sum(0) for part in (diagonal, shift)]
-    return Responses(found, u, taught, *columns)
+    return u if taught is None else taught, *columns

@@ -1,0 +1,243 @@
+"""dense: the dense rules on a GPU, composed of ATen's bulk products and the stages of a backend.
+
+Shapes alone choose one of three ways:
+
+    on chip   all weights fit on chip: no responses in memory
+    residual  triangular decay, fewer patches than neurons: R = X - Y W of the neurons so far, block after block
+    general   ATen's layer, weight gradient and Gram matrix; own kernels turn U into Y and the products into the sum
+
+A backend is a module (hebbkern.triton.sanger, hebbkern.cuda) with these functions:
+
+    readable(tensor)                      whether values can be looked at without waiting for a device
+    look(weight)                          raises if earlier steps on that device are known to have been skipped
+    place(x, kernel, *geometry)           what its kernels are told of the patches, kept as task.where
+    moments(task)                         of the patches, with at least a ``Moments``' fields
+    activate(task, moments, u, sums)      U becomes Y in its place -> taught, diagonal, shift of ``Responses``
+    on_chip(task), residual(task, found), finish(task, gradient, gram, diagonal, shift) -> ``Outputs``
+    commit(op, weight, moved, sound, frozen)    writes a step that is sound everywhere, or counts it as skipped
+
+U is [images, K, patches of an image] behind three strides; a linear layer is one image whose patches are the samples.
+"""
+
+import contextlib
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from hebbkern.ops import checks
+from hebbkern.ops.learn_dense import check as check_learn_dense
+from hebbkern.ops.sanger import check as check_sanger
+
+LARGEST = (
+    64  # neurons, and inputs, that fit on chip: weights, G and C of 64 x 64 are 48 numbers for each of 256 threads
+)
+COLUMNS, CHUNK = 16, 64  # inputs and patches of a residual on chip
+BLOCK = 16  # neurons that pass by a residual at once
+STEP = 1.5e-6  # seconds for a block of neurons to pass by, each waiting for the one before: an estimate for an H100
+RATE = 25e12  # float32 multiply-adds a second that large products reach there, likewise
+PROCESSORS = 132  # its multiprocessors
+
+
+class Task(NamedTuple):
+    """One call of a dense rule."""
+
+    op: str
+    x: torch.Tensor
+    weight: torch.Tensor
+    flat: torch.Tensor  # the weights as [K, N], contiguous
+    where: object  # the patches, as the backend's kernels are told of them
+    count: int  # of patches
+    activation: str
+    decay: str
+    temperature: float
+    patches: str
+    geometry: tuple  # stride, padding, dilation
+    frozen: torch.Tensor | None
+    lr: float | None  # None: the sum is wanted, not the weights after the step
+
+    @property
+    def dtype(self):
+        return checks.result_dtype(self.x.dtype)
+
+
+class Moments(NamedTuple):
+    """x̃ = (x - offset) · scale; None where a number is the same everywhere: offset 0, scale 1, total not asked for."""
+
+    offset: torch.Tensor | None  # [P]
+    scale: torch.Tensor | None  # [P]
+    total: torch.Tensor | None  # [K], Σ w
+
+
+class Responses(NamedTuple):
+    """Y, or what a competition made of it; None where nobody needs it."""
+
+    moments: Moments
+    y: torch.Tensor  # shaped like the output of the layer
+    taught: torch.Tensor  # Y · scale of each patch
+    diagonal: torch.Tensor | None  # [K], Σ y², of softmax Σ r u
+    shift: torch.Tensor | None  # [K], Σ y · scale · offset
+
+
+class Outputs(NamedTuple):
+    """The sum [K, N], or the weights after the step and, a block of threads, whether they are finite."""
+
+    sums: torch.Tensor | None = None
+    moved: torch.Tensor | None = None
+    sound: torch.Tensor | None = None
+
+
+@contextlib.contextmanager
+def exact_products(x):
+    """ATen's products in float32 proper, and its sums, with the same bits every time.
+
+    Its settings hold for the process, so they are set only while products are enqueued. cuDNN takes tf32 unless told
+    otherwise, cuBLAS where set_float32_matmul_precision allows it; one of its three products is not float32. On the CPU
+    ATen's bits change with the number of threads, on which what GPUs' kernels give there is not to depend.
+    """
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = matmul.fp32_precision, cudnn.conv.fp32_precision
+    algorithm, threads = (cudnn.benchmark, cudnn.deterministic), torch.get_num_threads()
+    try:
+        # Not cudnn.flags(): it raises where somebody has set fp32_precision.
+        matmul.fp32_precision = cudnn.conv.fp32_precision = "ieee"
+        cudnn.benchmark, cudnn.deterministic = False, True
+        if x.device.type == "cpu" and threads > 1:
+            torch.set_num_threads(1)
+        with torch.autocast(x.device.type, enabled=False):
+            yield
+    finally:
+        matmul.fp32_precision, cudnn.conv.fp32_precision = before
+        cudnn.benchmark, cudnn.deterministic = algorithm
+        if x.device.type == "cpu" and threads > 1:
+            torch.set_num_threads(threads)
+
+
+def gradient(y, x, kernel, stride=(1, 1), padding=(0, 0), dilation=(1, 1)):
+    """YᵀX [K, N] by ATen: y as the layer gave it, x its input; ``exact_products`` holds."""
+    if x.dim() == 2:
+        return y.T @ x
+    shape = x.new_empty((y.shape[1], x.shape[1], *kernel))  # only its shape is read
+    options = list(stride), list(padding), list(dilation), False, [0, 0], 1, (False, True, False)
+    return torch.ops.aten.convolution_backward(y, x, shape, None, *options)[1].reshape(y.shape[1], -1)
+
+
+def raw_responses(task, x, kernels):
+    """U of the patches as they are, by ATen; x and kernels in the result dtype."""
+    if x.dim() == 2:
+        return x @ kernels.T
+    return F.conv2d(x, kernels, None, *task.geometry)
+
+
+def strided(u):
+    """(patches of an image, strides of images, neurons and patches) of U, and how many images."""
+    u = u[None].transpose(1, 2) if u.dim() == 2 else u.flatten(2)
+    return (u.shape[2], *u.stride()), u.shape[0]
+
+
+def respond(stages, task, x, sums=True):
+    """Y of all patches of x, the input in the result dtype, and with ``sums`` what the gradient needs of it."""
+    kernels, found = task.weight.to(task.dtype), stages.moments(task)
+    with exact_products(x):
+        u = raw_responses(task, x, kernels)
+    if task.activation == "linear" and found.offset is None and not (sums and task.decay == "diagonal"):
+        return Responses(found, u, u, None, None)
+    return Responses(found, u, *stages.activate(task, found, u, sums))
+
+
+def cdiv(a, b):
+    return -(-a // b)
+
+
+def residual_is_cheaper(P, K, N):
+    """Whether it should take less time than YᵀX, C = YᵀY and tril(C) W, the responses being the same.
+
+    Those three are P K N + P K² + K² N / 2 multiply-adds for all processors. Here the column tiles of N share about
+    2 P K N among them, if they are as many as processors, and each has a chain of blocks for every chunk of patches.
+    """
+    chain = cdiv(P, CHUNK) * cdiv(K, BLOCK) * STEP
+    busy = min(cdiv(N, COLUMNS) / PROCESSORS, 1)
+    return P < K and max(chain, 2 * P * K * N / (busy * RATE)) < (P * K * N + P * K * K + K * K * N / 2) / RATE
+
+
+def way(P, K, N, decay):
+    """Which of the three."""
+    if max(K, N) <= LARGEST:
+        return "on chip"
+    return "residual" if decay == "triangular" and residual_is_cheaper(P, K, N) else "general"
+
+
+def outputs_of(stages, task):
+    """The ``Outputs`` of at least one patch."""
+    chosen = way(task.count, *task.flat.shape, task.decay)
+    if chosen == "on chip":
+        return stages.on_chip(task)
+    x = task.x.to(task.dtype)
+    found = respond(stages, task, x, sums=chosen == "general")
+    if stages.readable(x):
+        checks.no_overflow(task.op, checks.RESPONSES, found.y)
+    return stages.residual(task, found) if chosen == "residual" else general(stages, task, x, found)
+
+
+def general(stages, task, x, found):
+    """The ``Outputs`` by ATen's products."""
+    gram = None
+    with exact_products(x):
+        product = gradient(found.taught, x, task.weight.shape[2:], *task.geometry).contiguous()
+        if task.decay == "triangular":
+            kernel = () if x.dim() == 2 else (1, 1)  # YᵀY is the weight gradient of a 1x1 layer from Y to Y
+            gram = gradient(found.y, found.y, kernel).contiguous()
+    return stages.finish(task, product, gram, found.diagonal, found.shift)
+
+
+def refuse_overflow(stages, task, result):
+    """Raise eager's sentence if ``result`` is not finite."""
+    if not result.isfinite().all():
+        found = respond(stages, task, task.x.to(task.dtype), sums=False)
+        checks.no_overflow(task.op, checks.RESPONSES, found.y)
+        checks.no_overflow(task.op, checks.SUMS, result)
+
+
+def begin(stages, op, x, weight, count, activation, decay, temperature, patches, *where, lr=None):
+    """The ``Task`` of arguments that were checked; where: stride, padding, dilation, frozen."""
+    *geometry, frozen = where
+    flat = weight.reshape(weight.shape[0], -1).contiguous()
+    at = stages.place(x, weight.shape[2:], *geometry)
+    frozen = None if frozen is None else frozen.contiguous()
+    rule = activation, decay, temperature, patches, tuple(geometry)
+    return Task(op, x, weight, flat, at, count, *rule, frozen, lr)
+
+
+@torch.no_grad()
+def sanger(stages, x, weight, activation, decay, temperature, patches, *where):
+    """The operator of that name; where: stride, padding, dilation, frozen."""
+    rule = activation, decay, temperature, patches, *where
+    count = check_sanger(x, weight, *rule)
+    if stages.readable(x):
+        checks.finite("sanger", x=x, weight=weight)
+    dtype = checks.result_dtype(x.dtype)
+    if count == 0:
+        return x.new_zeros(weight.shape, dtype=dtype), x.new_zeros(1, dtype=dtype)
+    task = begin(stages, "sanger", x, weight, count, *rule)
+    total = outputs_of(stages, task).sums
+    if stages.readable(x):
+        refuse_overflow(stages, task, total)
+    return total.reshape(weight.shape), x.new_full((1,), count, dtype=dtype)
+
+
+@torch.no_grad()
+def learn_dense_(stages, weight, x, activation, decay, lr, patches, *where):
+    """The operator of that name: sanger's last kernel takes the step, and one launch more writes it if it is sound."""
+    op = "learn_dense_"
+    count = check_learn_dense(weight, x, activation, decay, lr, patches, *where)
+    stages.look(weight)
+    if stages.readable(x):
+        checks.finite(op, x=x, weight=weight)
+    if count == 0:
+        return
+    task = begin(stages, op, x, weight, count, activation, decay, 1.0, patches, *where, lr=lr)
+    outputs = outputs_of(stages, task)
+    if stages.readable(x) and not outputs.moved.isfinite().all():
+        sums = outputs_of(stages, task._replace(lr=None)).sums
+        refuse_overflow(stages, task, sums)  # says so if the sum is to blame
+    stages.commit(op, weight, outputs.moved, outputs.sound, task.frozen)
