@@ -74,7 +74,12 @@ def usage(cubin):
 def extracted(library):
     """[(chip's name, cubin)] of all that a compiled library holds."""
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([_path("cuobjdump"), "-xelf", "all", Path(library).resolve()], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [_path("cuobjdump"), "-xelf", "all", Path(library).resolve()],
+            cwd=folder,
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
         return [(path.name.split(".")[-2], path.read_bytes()) for path in sorted(Path(folder).glob("*.cubin"))]
 
 

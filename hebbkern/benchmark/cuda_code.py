@@ -12,6 +12,7 @@ from pathlib import Path
 
 import hebbkern
 from hebbkern.benchmark import cubin
+from hebbkern.benchmark.cuda_recording import Launch
 from hebbkern.benchmark.report import aligned
 
 RESERVED_IN_USAGE = 1024  # bytes that cuobjdump counts as shared memory of every kernel from sm_90 on
@@ -66,6 +67,7 @@ def spelled(name):
     name = name.replace("(bool)1", "true").replace("(bool)0", "false").replace("hebbkern::", "")
     name = re.sub(r"\((?:unsigned )?(?:int|long|char|short)\)(-?\d+)", r"\1", name)
     name = re.sub(r"\b(\d+)u?l?\b", r"\1", name)
+    name = re.sub(r"\b(short|long) unsigned int\b", r"unsigned \1", name)
     return name.replace(" >", ">").strip()
 
 
@@ -73,9 +75,9 @@ def _demangled(symbols):
     tool = shutil.which("c++filt")
     if tool is None or not symbols:
         return symbols
-    return subprocess.run([tool], input="\n".join(symbols), capture_output=True, text=True, check=True).stdout.split("\n")[
-        : len(symbols)
-    ]
+    return subprocess.run([tool], input="\n".join(symbols), capture_output=True, text=True, check=True).stdout.split(
+        "\n"
+    )[: len(symbols)]
 
 
 def problems(row):
@@ -87,14 +89,14 @@ def problems(row):
 
 
 def launched(found, launches):
-    """``found`` (rows) with each way in which ``launches`` ({workload: [Launch]}) run them.
+    """``found`` (rows) with each way in which the Launches of ``launches`` ({workload: order}) run them; unknown ones.
 
     Adds "blocks": [{"threads", "shared", "occupancy", "workloads"}], and to the problems those of a launch.
     """
     chips = {chip.name: chip for chip in cubin.ALL_CHIPS}
     ways = {}
-    for workload, made in launches.items():
-        for launch in made:
+    for workload, order in launches.items():
+        for launch in (work for work in order if isinstance(work, Launch)):
             key = spelled(launch.instance), launch.threads, launch.shared
             ways.setdefault(key[0], {}).setdefault(key[1:], []).append(workload)
     for row in found:
@@ -105,23 +107,34 @@ def launched(found, launches):
             block = {"threads": threads, "shared": shared, "occupancy": filled}
             row["blocks"].append(block | {"workloads": list(dict.fromkeys(workloads))})
             if filled == 0:
-                row["problems"].append(f"a block of {threads} threads with {shared} bytes of shared memory does not fit")
+                row["problems"].append(
+                    f"a block of {threads} threads with {shared} bytes of shared memory does not fit"
+                )
     known = {row["instance"] for row in found}
     return [name for name in ways if name not in known]
 
 
-HEAD = ("kernel", "chip", "registers", "stack", "spills", "threads", "shared", "occupancy", "tensor core")
+HEAD = ("kernel", "registers", "spills", "stack", "threads", "shared", "occupancy", "tensor core")
 HEAD += ("128-bit loads", "async copies", "barriers", "instructions")
+KINDS = ("tensor core", "128-bit loads", "async copies", "barriers", "instructions")
 
 
 def text(found):
-    """The table of ``rows``; of each instance the largest block that a workload launches."""
-    return "\n".join(aligned([HEAD, *(tuple(map(str, _cells(row))) for row in found)]))
+    """The table of ``rows``, of each instance the largest block that a workload launches; 1/2: on one chip and the next."""
+    chips = list(dict.fromkeys(row["chip"] for row in sorted(found, key=lambda row: int(row["chip"][3:]))))
+    by_instance = {}
+    for row in found:
+        by_instance.setdefault(row["instance"], {})[row["chip"]] = row
+    table = []
+    for name, rows_of in by_instance.items():
+        cells = zip(*(_cells(rows_of[chip]) for chip in chips if chip in rows_of), strict=True)
+        table.append((name, *("/".join(each if len(set(each)) > 1 else each[:1]) for each in cells)))
+    return "\n".join([f"{', '.join(chips)}:", *aligned([HEAD, *table])])
 
 
 def _cells(row):
-    code = row["instance"], row["chip"], row["registers"], row["stack"], row["local"]
     block = max(row.get("blocks", ()), key=lambda block: (block["shared"], block["threads"]), default=None)
-    size = ("-", row["static"], "-") if block is None else (block["threads"], block["shared"], f"{block['occupancy']:.0%}")
-    counts = row["tensor core"], row["128-bit loads"], row["async copies"], row["barriers"], row["instructions"]
-    return *code, *size, *counts
+    size = (
+        ("-", row["static"], "-") if block is None else (block["threads"], block["shared"], f"{block['occupancy']:.0%}")
+    )
+    return tuple(map(str, (row["registers"], row["local"], row["stack"], *size, *(row[kind] for kind in KINDS))))

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 import hebbkern as hk
 from hebbkern.benchmark import recording
@@ -36,7 +37,9 @@ class Launch:
 def missing():
     """Why nothing can be recorded, or None."""
     if "_cuda_host" not in sys.modules:
-        return "the emulated kernels are not built (python_tests/cuda_host.py), or HEBBKERN_CUDA_HOST does not name them"
+        return (
+            "the emulated kernels are not built (python_tests/cuda_host.py), or HEBBKERN_CUDA_HOST does not name them"
+        )
     return hk.backends.available()["cuda"]
 
 
@@ -63,6 +66,11 @@ class _Mode(TorchDispatchMode):
             self._catch_up()
             self.calls.pop()
             return result
+        if function.namespace == "aten" and function._overloadpacket not in flop_registry:
+            with self:
+                result = function.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
         result = function(*args, **kwargs)
         if function.namespace == "aten" and not function.is_view and function._opname not in Recorder.FREE:
             self._catch_up()

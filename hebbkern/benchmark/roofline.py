@@ -10,7 +10,8 @@ each of their tensors once, at full speed.
 
 from dataclasses import replace
 
-from hebbkern.benchmark.recording import trace
+from hebbkern.benchmark import cuda_traffic
+from hebbkern.benchmark.recording import AtenCall, trace
 from hebbkern.benchmark.report import aligned, duration
 from hebbkern.benchmark.traffic import device_bytes, use
 from hebbkern.benchmark.workloads import floor
@@ -24,6 +25,13 @@ LAUNCH = 2.5e-6  # seconds from the end of one kernel to the start of the next
 
 HEAD = ("step", "launches", "ATen's", "unavoidable", "moved", "of unavoidable", "L2", "Gflop", "predicted", "floor")
 HEAD += ("predicted / floor",)
+BESIDE = ("step", "Triton", "launches", "CUDA", "launches", "least", "floor", "Triton by stage", "CUDA by stage")
+STAGES = {  # of a step, by the modules that hold their kernels
+    "competition": ("compete", "screen", "mma", "walk"),
+    "search": ("match",),
+    "lists": ("sort", "accumulate"),
+    "dense": ("responses", "activate", "residual", "on_chip", "finish", "sanger"),
+}
 LEGEND = (
     "Predictions for an H100 SXM from bytes and flops, not measurements. unavoidable: inputs and results once; moved: "
     "device memory, all launches; L2: between the L2 cache and the multiprocessors; floor: the bare forward pass (for "
@@ -31,8 +39,8 @@ LEGEND = (
 )
 
 
-def row(workload, found):
-    """One row of the prediction; ``found`` is the trace of ``workload``."""
+def row(workload, found, cuda=None):
+    """One row of the prediction; ``found`` is the trace of ``workload``, ``cuda`` what cuda_recording traced."""
     uses = [use(work) for work in found.order]
     bare = trace(replace(workload, run=lambda x, w, **_: floor(workload)(x, w)()))
     predicted, least = seconds(uses), seconds([use(work) for work in bare.order])
@@ -50,21 +58,72 @@ def row(workload, found):
         "predicted": predicted,
         "floor": least,
         "ratio": predicted / least,
+        "least": found.unavoidable / MEMORY,
+        "stages": _stages([name_of(work.kernel) for work in found.launches], found.order, uses),
+        "cuda": None if cuda is None else _of_cuda(cuda),
     }
+
+
+def _of_cuda(order):
+    uses = [cuda_traffic.use(work) for work in order]
+    launches = [work for work in order if not isinstance(work, AtenCall)]
+    aten = [work.name for work in order if isinstance(work, AtenCall)]
+    return {
+        "launches": sum(each.launches for each in uses) - len(aten),
+        "kernels": [launch.kernel for launch in launches],
+        "aten": aten,
+        "device": sum(device_bytes(uses)),
+        "cache": sum(each.cache for each in uses),
+        "flops": sum(each.flops for each in uses),
+        "predicted": seconds(uses),
+        "stages": _stages([launch.kernel for launch in launches], order, uses),
+    }
+
+
+def _stages(names, order, uses):
+    """{stage: seconds} of a step."""
+    found, names = {}, iter(names)
+    for work, time in zip(order, each_second(uses), strict=True):
+        module = "ATen" if isinstance(work, AtenCall) else next(names).partition(".")[0]
+        stage = next((stage for stage, modules in STAGES.items() if module in modules), module)
+        found[stage] = found.get(stage, 0) + time
+    return found
 
 
 def seconds(uses):
     """What the model predicts for launches one after the other."""
-    total = 0
+    return sum(each_second(uses))
+
+
+def each_second(uses):
+    """The same of each launch."""
     for each, device in zip(uses, device_bytes(uses), strict=True):
         busy = min(1, (each.programs or PROCESSORS) / PROCESSORS)
-        total += max(device / MEMORY, each.cache / CACHE / busy, each.flops / FLOPS[each.rate] / busy) + LAUNCH
-    return total
+        longest = max(device / MEMORY, each.cache / CACHE / busy, each.flops / FLOPS[each.rate] / busy)
+        yield longest + LAUNCH * each.launches
 
 
 def text(rows):
     """The table of predictions."""
     return "\n".join([*aligned([HEAD, *map(_cells, rows)]), "", LEGEND])
+
+
+def beside(rows):
+    """The table of Triton's kernels beside those of csrc/cuda."""
+    legend = "least: unavoidable bytes at the rate of device memory; floor as above. By the same model, no measurement."
+    return "\n".join([*aligned([BESIDE, *map(_beside, rows)]), "", legend])
+
+
+def _beside(row):
+    cuda = row["cuda"]
+    counts = duration(row["predicted"]), str(row["launches"] + len(row["aten"]))
+    ours = (duration(cuda["predicted"]), str(cuda["launches"] + len(cuda["aten"]))) if cuda else ("-", "-")
+    stages = _by_stage(row["stages"]), _by_stage(cuda["stages"]) if cuda else "-"
+    return row["step"], *counts, *ours, f"{row['least'] * 1e6:.1f} µs", duration(row["floor"]), *stages
+
+
+def _by_stage(stages):
+    return ", ".join(f"{stage} {time * 1e6:.0f}" for stage, time in stages.items())
 
 
 def _cells(row):

@@ -19,30 +19,31 @@ L2 = 50e6  # bytes of an H100
 
 @dataclass
 class Use:
-    """Of one launch: [(tensor, bytes read, bytes written)], flops, how fast they go, how many programs there are."""
+    """Of one launch: [(place, size, bytes read, bytes written)] of tensors, flops, how fast, how many programs."""
 
     tensors: list
     flops: int
     rate: str
     programs: int | None = None  # None: enough of them
+    launches: int = 1
 
     @property
     def cache(self):
         """Bytes between the L2 cache and the multiprocessors."""
-        return sum(read + written for _, read, written in self.tensors)
+        return sum(read + written for _, _, read, written in self.tensors)
 
 
 def use(work):
     """The Use of one entry of Trace.order."""
     if isinstance(work, AtenCall):
-        return Use([(tensor, size(tensor), 0) for tensor in work.tensors], work.flops, work.rate)
+        return Use([(place(tensor), size(tensor), size(tensor), 0) for tensor in work.tensors], work.flops, work.rate)
     named = dict(zip(work.kernel.arg_names, work.arguments, strict=False)) | work.settings
     described = TRAFFIC.get(name_of(work.kernel), lambda a: {})(SimpleNamespace(**named, grid=work.grid))
     tensors = []
     for name, tensor in named.items():
         if isinstance(tensor, torch.Tensor):
             found = described.get(name, size(tensor))
-            tensors.append((tensor, *(found if isinstance(found, tuple) else (found, 0))))
+            tensors.append((place(tensor), size(tensor), *(found if isinstance(found, tuple) else (found, 0))))
     return Use(tensors, described.get("flops", 0), described.get("rate", "fp32"), math.prod(work.grid))
 
 
@@ -51,16 +52,15 @@ def device_bytes(uses):
 
     A tensor that fits into it is moved once a launch; if all tensors of all uses fit together, once in all of them.
     """
-    sizes = {place(tensor): size(tensor) for each in uses for tensor, *_ in each.tensors}
+    sizes = {at: once for each in uses for at, once, *_ in each.tensors}
     stays, seen, moved = sum(sizes.values()) <= L2, set(), []
     for each in uses:
         total = 0
-        for tensor, read, written in each.tensors:
-            once = size(tensor)
-            fits, known = once <= L2, stays and place(tensor) in seen
+        for at, once, read, written in each.tensors:
+            fits, known = once <= L2, stays and at in seen
             total += 0 if known else min(read, once) if fits else read
             total += min(written, once) if fits else written
-            seen.add(place(tensor))
+            seen.add(at)
         moved.append(total)
     return moved
 
