@@ -58,7 +58,7 @@ def screening():
 
 
 def architectures():
-    """The compute capabilities that the CUDA kernels were compiled for; None where they are not there or do not load."""
+    """The compute capabilities that the CUDA kernels were compiled for; None where there are none that load."""
     try:
         numbers = import_module(backends.COMPILED["cuda"]).architectures
     except ImportError:

@@ -74,12 +74,8 @@ def usage(cubin):
 def extracted(library):
     """[(chip's name, cubin)] of all that a compiled library holds."""
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run(
-            [_path("cuobjdump"), "-xelf", "all", Path(library).resolve()],
-            cwd=folder,
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
+        command = [_path("cuobjdump"), "-xelf", "all", Path(library).resolve()]
+        subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
         return [(path.name.split(".")[-2], path.read_bytes()) for path in sorted(Path(folder).glob("*.cubin"))]
 
 

@@ -107,9 +107,7 @@ def launched(found, launches):
             block = {"threads": threads, "shared": shared, "occupancy": filled}
             row["blocks"].append(block | {"workloads": list(dict.fromkeys(workloads))})
             if filled == 0:
-                row["problems"].append(
-                    f"a block of {threads} threads with {shared} bytes of shared memory does not fit"
-                )
+                row["problems"].append(f"no room for {threads} threads with {shared} bytes of shared memory")
     known = {row["instance"] for row in found}
     return [name for name in ways if name not in known]
 
@@ -120,7 +118,7 @@ KINDS = ("tensor core", "128-bit loads", "async copies", "barriers", "instructio
 
 
 def text(found):
-    """The table of ``rows``, of each instance the largest block that a workload launches; 1/2: on one chip and the next."""
+    """The table of ``rows``, of each instance the largest block that a workload launches; 1/2: where chips differ."""
     chips = list(dict.fromkeys(row["chip"] for row in sorted(found, key=lambda row: int(row["chip"][3:]))))
     by_instance = {}
     for row in found:

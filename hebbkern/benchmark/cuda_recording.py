@@ -91,7 +91,7 @@ def _call(function, args):
 
 
 def trace(workload):
-    """[Launch or recording.AtenCall, in turn] of ``workload``; NotImplementedError names an operator without kernels."""
+    """[Launch or AtenCall, in turn] of ``workload``; NotImplementedError names an operator without kernels."""
     with settings_of(workload), hk.backend("cuda"):
         x, w = (laid_out(shape, workload.dtype, "cpu") for shape in (workload.x, workload.w))
         extra, mode = workload.extra(x, w), _Mode()

@@ -136,7 +136,7 @@ def _sort_few(a):
 
 
 def _sort_many(a):
-    """The entries' numbers; then CUB: all keys counted, prefix sums, and of every digit a pass over keys and entries."""
+    """The entries' numbers; then CUB: keys counted, prefix sums, and of every digit a pass over keys and entries."""
     entries = 4 * a.P * a.R
     passes = -(-(a.K + 1).bit_length() // DIGIT)
     once = passes * entries
