@@ -60,7 +60,9 @@ def test_unknown_names():
         hk.backend("tpu"),
     ):
         pass
-    assert "must be one of auto, eager, triton, cpu, cuda, got 'tpu'" in python("import hebbkern", HEBBKERN_BACKEND="tpu")
+    assert "must be one of auto, eager, triton, cpu, cuda, got 'tpu'" in python(
+        "import hebbkern", HEBBKERN_BACKEND="tpu"
+    )
 
 
 def test_a_missing_backend_says_why():
