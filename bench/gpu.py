@@ -1,10 +1,11 @@
-"""Tests and times hebbkern's Triton kernels on the GPU of this machine; where there is none it says so.
+"""Tests and times hebbkern's kernels on the GPU of this machine, compiled and Triton's; where there is none it says so.
 
     python bench/gpu.py                  the suite, then the table; writes results/gpu.json
     python bench/gpu.py --skip-tests     the table only
 
-Every step is compared with the CPU's result before it is timed, against its floor (the bare forward pass) and against
-eager torch. Exit status 1 where a test fails or a result differs.
+Every step is compared with the CPU's result before it is timed, by the compiled kernels, by Triton's and by what
+hebbkern/choice.py chooses of the two, against its floor (the bare forward pass) and against eager torch. Exit status 1
+where a test fails or a result differs.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from pathlib import Path
 # Before hebbkern is imported: interpreted kernels would run on the CPU, and without a GPU there is no such backend.
 os.environ.pop("TRITON_INTERPRET", None)
 os.environ.pop("HEBBKERN_BACKEND", None)
+os.environ.pop("HEBBKERN_CUDA_HOST", None)
 
 import torch
 
@@ -31,8 +33,8 @@ ROOT = Path(__file__).parent.parent
 
 
 def suite():
-    """What pytest says of the tests of the Triton backend on this GPU: {"passed": bool, "summary": its last line}."""
-    command = [sys.executable, "-m", "pytest", "-q", "-k", "triton", str(ROOT / "python_tests")]
+    """What pytest says of the tests of both backends on this GPU: {"passed": bool, "summary": its last line}."""
+    command = [sys.executable, "-m", "pytest", "-q", "-k", "triton or cuda", str(ROOT / "python_tests")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     lines = done.stdout.strip().splitlines() or [done.stderr.strip()[-300:]]
     print("\n".join(lines[-20:]))

@@ -4,7 +4,8 @@ Importing this module loads the compiled libraries (each registers its kernels w
 every operator eager.py's function as the kernel for all other devices. ``backend(name)`` and the environment variable
 HEBBKERN_BACKEND override the choice:
 
-    "auto"    by the tensors' device: compiled if there, else Triton's on a GPU, else plain torch (says so once)
+    "auto"    by the tensors' device: compiled if there, on a GPU those or Triton's by operator and shape (choice.py),
+              else plain torch (says so once)
     "cpu"     the same, after making sure that the compiled CPU kernels are there
     "cuda"    the compiled ones on a GPU, for every operator and shape; with HEBBKERN_CUDA_HOST=FILE on CPU tensors too
     "triton"  Triton's on a GPU even where compiled ones are; with TRITON_INTERPRET=1 on CPU tensors too, slowly
@@ -25,7 +26,7 @@ import warnings
 import torch
 from torch._subclasses.functional_tensor import FunctionalTensorMode
 
-from hebbkern import eager
+from hebbkern import choice, eager
 from hebbkern.ops import checks, library
 
 COMPILED = {"cpu": "hebbkern._cpu", "cuda": "hebbkern._cuda"}  # device type -> the extension that serves it
@@ -170,6 +171,18 @@ def _by_triton(name):
     return run
 
 
+def _on_gpu(name):
+    """Operator ``name`` by the kernels that serve it best, of those that are there."""
+    by_triton = _fallback(getattr(eager, name)) if "triton" in _missing else _by_triton(name)
+
+    def run(tensor, *arguments):
+        if "cuda" in _missing or ("triton" not in _missing and choice.chosen(name, tensor, *arguments) == "triton"):
+            return by_triton(tensor, *arguments)
+        return library.operator(name, "cuda")(tensor, *arguments)
+
+    return run
+
+
 def _show_to_compile(name):
     """Let torch.compile see the Triton kernels of operator ``name``, as torch.library.triton_op does for new ones.
 
@@ -199,21 +212,21 @@ def _why_not(name):
     """Why this backend cannot run, or None. Looks for a GPU only where that is the question."""
     if name == "triton" and name not in _missing and os.environ.get("TRITON_INTERPRET") != "1":
         return None if torch.cuda.is_available() else "no GPU is found (TRITON_INTERPRET=1 runs it on the CPU, slowly)"
-    if name == "cuda" and name not in _missing and not _emulated():
+    if name == "cuda" and name not in _missing and not emulated():
         return None if torch.cuda.is_available() else "no GPU is found"
     return _missing.get(name)
 
 
-def _emulated():
+def emulated():
     """The file of kernels for GPUs that were compiled for the CPU, as the tests do to run them without one."""
     return os.environ.get("HEBBKERN_CUDA_HOST")
 
 
 def _import(name):
     """The extension that serves ``name``."""
-    if name == "cuda" and _emulated():
-        loader = importlib.machinery.ExtensionFileLoader("_cuda_host", _emulated())
-        specification = importlib.util.spec_from_file_location("_cuda_host", _emulated(), loader=loader)
+    if name == "cuda" and emulated():
+        loader = importlib.machinery.ExtensionFileLoader("_cuda_host", emulated())
+        specification = importlib.util.spec_from_file_location("_cuda_host", emulated(), loader=loader)
         return sys.modules.setdefault("_cuda_host", importlib.util.module_from_spec(specification))
     return importlib.import_module(COMPILED[name])
 
@@ -235,8 +248,7 @@ def _load():
         library.LIBRARY.impl(f"{name}.eager", function, "CompositeExplicitAutograd")
         library.LIBRARY.impl(f"{name}.triton", _by_triton(name), "CompositeExplicitAutograd")
         library.LIBRARY.impl(f"{name}.cuda", _elsewhere(name), "CompositeExplicitAutograd")
-        if "triton" not in _missing:
-            library.LIBRARY.impl(name, _by_triton(name), "CUDA")
+        library.LIBRARY.impl(name, _on_gpu(name), "CUDA")
         if not name.endswith("_") and name != "sanger":
             _show_to_compile(name)
 

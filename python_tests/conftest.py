@@ -13,15 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
-
-from hypothesis import HealthCheck, settings
-
 import cuda_host
 
-if file := cuda_host.built():
-    os.environ.setdefault("HEBBKERN_CUDA_HOST", str(file))
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+    if file := cuda_host.built():
+        os.environ.setdefault("HEBBKERN_CUDA_HOST", str(file))
+
+from hypothesis import HealthCheck, settings
 
 import cases
 import hebbkern as hk
@@ -75,7 +74,8 @@ BACKENDS = [
     Backend("eager", device="cpu", any_threads=False),
     Backend("cpu", device="cpu", any_threads=True),
     Backend("triton", device="cuda" if torch.cuda.is_available() else "cpu", any_threads=True, threads=(2,)),
-    Backend("cuda-host", device="cpu", any_threads=True, threads=(2,)),
+    # The kernels of csrc/cuda: on a GPU, or compiled for the CPU by cuda_host.py.
+    Backend(*(("cuda", "cuda") if torch.cuda.is_available() else ("cuda-host", "cpu")), any_threads=True, threads=(2,)),
 ]
 
 

@@ -30,8 +30,10 @@ def library(folder=FOLDER):
 
 
 def built():
-    """The library, if it is there."""
-    return library() if library().exists() else None
+    """The library, if it is there and no source is newer."""
+    sources = [path for folder in (SOURCES, SOURCES.parent, EMULATION) for path in folder.iterdir() if path.is_file()]
+    newest = max(path.stat().st_mtime for path in sources)
+    return library() if library().exists() and library().stat().st_mtime > newest else None
 
 
 def build(folder=FOLDER, flags=(), sources=SOURCES):

@@ -56,11 +56,13 @@ def test_override_changes_compiled_functions():
 
 def test_unknown_names():
     with (
-        pytest.raises(RuntimeError, match=r"the backend must be one of auto, eager, triton, cpu, got 'tpu'"),
+        pytest.raises(RuntimeError, match=r"the backend must be one of auto, eager, triton, cpu, cuda, got 'tpu'"),
         hk.backend("tpu"),
     ):
         pass
-    assert "must be one of auto, eager, triton, cpu, got 'tpu'" in python("import hebbkern", HEBBKERN_BACKEND="tpu")
+    assert "must be one of auto, eager, triton, cpu, cuda, got 'tpu'" in python(
+        "import hebbkern", HEBBKERN_BACKEND="tpu"
+    )
 
 
 def test_a_missing_backend_says_why():

@@ -20,7 +20,7 @@ spec = importlib.util.spec_from_file_location("gpu_script", SCRIPT)
 @pytest.fixture
 def script(monkeypatch):
     """bench/gpu.py as a module; what it does to the environment is undone."""
-    for name in ("TRITON_INTERPRET", "HEBBKERN_BACKEND"):
+    for name in ("TRITON_INTERPRET", "HEBBKERN_BACKEND", "HEBBKERN_CUDA_HOST"):
         monkeypatch.setenv(name, os.environ.get(name, ""))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -124,7 +124,7 @@ SMALL = [
 def test_a_row_compares_with_the_cpu_and_holds_every_ratio(step):
     device = "cuda" if torch.cuda.is_available() else "cpu"
     row = gpu.measure(step, 1, device=device, clock=Ticking(), l2=0, sample=0)
-    assert row["difference"] <= step.tolerance and row["to_floor"].keys() == {"hebbkern", "eager"}
+    assert row["difference"] <= step.tolerance and row["to_floor"].keys() == {"hebbkern", "eager", *gpu.ours()}
     assert row["case"] in gpu.text([row])
 
 
@@ -133,8 +133,27 @@ def test_a_wrong_result_is_not_timed():
         w += 1 + (hk.backends.current() == "triton")
 
     step = replace(SMALL[0], run=wrong)
-    with pytest.raises(AssertionError, match=r"WTA step, 12 x 20 x 10: differs from the CPU by 1.0e\+00 of its norm"):
+    with pytest.raises(
+        AssertionError, match=r"WTA step, 12 x 20 x 10: triton differs from the CPU by 1.0e\+00 of its norm"
+    ):
         gpu.measure(step, 1, device="cpu", clock=Clock(), l2=0)
+
+
+def test_a_choice_of_the_slower_kernels_is_said():
+    rows = [
+        {"case": "good", "seconds": {"hebbkern": 1.05, "cuda": 1.0, "triton": 2.0}},
+        {"case": "bad", "seconds": {"hebbkern": 2.0, "cuda": 2.1, "triton": 1.0}},
+        {"case": "alone", "seconds": {"hebbkern": 2.0, "cuda": 1.0}},
+        {"case": "failed", "failed": "why"},
+    ]
+    assert gpu.wrong_choices(rows) == ["choice.py: bad takes 2.00 times as long as by triton"]
+
+
+def test_each_contestant_runs_on_its_own_backend():
+    seen = []
+    runs = {name: [lambda: seen.append(backends.current())] for name in ("hebbkern", "eager", "floor")}
+    gpu.race(runs, 1, Ticking(), 0, gpu._served)
+    assert set(seen) == {"auto", "eager"} and seen[:3] == ["auto"] * 3
 
 
 def test_without_a_gpu_it_says_so_and_exits_cleanly(script, monkeypatch, capsys, tmp_path):

@@ -1,4 +1,6 @@
 // accumulate: patches grouped by neuron with a counting sort, then added up list by list.
+#include "../accumulate.h"
+
 #include "accumulate.h"
 
 #include <algorithm>
@@ -274,45 +276,21 @@ static void accumulate_typed(const Tensor& x, const Geometry& g, const Tensor& w
       source, lists, [&](int64_t list) { return sum + lists.neurons[list] * inputs; }, [](int64_t, const T*) {});
 }
 
-static void check_taught(const Tensor& x, const Tensor& taught, const Tensor& coefficients,
-                         const OptionalTensor& responses, int64_t patches) {
-  const char* op = "accumulate";
-  const ScalarType result = result_dtype(x.scalar_type());
-  if ((taught.scalar_type() != ScalarType::Int && taught.scalar_type() != ScalarType::Long) || taught.dim() != 2 ||
-      taught.size(0) != patches)
-    fail(op, "taught must be int32 or int64 of shape [patches = ", patches, ", ranks], got ", describe(taught));
-  const int64_t ranks = taught.size(1);
-  if (coefficients.scalar_type() != result ||
-      !(has_shape(coefficients, {ranks}) || has_shape(coefficients, {patches, ranks})))
-    fail(op, "coefficients must be ", name_of(result), " of shape [", ranks, "] or [", patches, ", ", ranks, "], got ",
-         describe(coefficients));
-  if (responses && (responses->scalar_type() != result || !has_shape(*responses, {patches, ranks})))
-    fail(op, "responses must be ", name_of(result), " of shape [", patches, ", ", ranks, "], got ",
-         describe(*responses));
-}
-
 static std::tuple<Tensor, Tensor, Tensor> accumulate(Tensor x, Tensor taught, Tensor coefficients,
                                                      OptionalTensor responses, int64_t neurons, Ints kernel,
                                                      std::string patches, Ints stride, Ints padding, Ints dilation,
                                                      OptionalTensor frozen) {
-  const char* op = "accumulate";
-  check_x(op, x);
-  if (x.size(1) == 0) fail(op, "x must have at least one input, got shape ", list(x.sizes()));
-  if (neurons < 1) fail(op, "neurons must be at least 1, got ", neurons);
-  if (x.dim() == 2 && !kernel.empty()) fail(op, "kernel must be empty for x [batch, inputs], got ", list(kernel));
-  if (x.dim() == 4 && (kernel.size() != 2 || kernel[0] < 1 || kernel[1] < 1))
-    fail(op, "kernel must be two numbers of at least 1 for images, got ", list(kernel));
-  const Geometry g = check_geometry(op, x, neurons, kernel, stride, padding, dilation, "kernel");
-  const Patches kind = check_patches(op, patches);
-  check_taught(x, taught, coefficients, responses, g.patches());
-  check_mask(op, "frozen", frozen, neurons, x);
+  const auto asked =
+      check_accumulate(x, taught, coefficients, responses, neurons, kernel, patches, stride, padding, dilation, frozen);
+  const Geometry& g = asked.g;
   const ScalarType result = result_dtype(x.scalar_type());
   Tensor sum = g.image ? empty({neurons, g.channels, g.kh, g.kw}, result) : empty({neurons, g.channels}, result);
   Tensor decay = empty({neurons}, result), count = empty({neurons}, result);
   with_dtype(result, [&](auto, auto tag) {
     using T = decltype(tag);
-    accumulate_typed<T>(x, g, taught, coefficients, responses, frozen, kind, static_cast<T*>(sum.mutable_data_ptr()),
-                        static_cast<T*>(decay.mutable_data_ptr()), static_cast<T*>(count.mutable_data_ptr()));
+    accumulate_typed<T>(x, g, taught, coefficients, responses, frozen, asked.patches,
+                        static_cast<T*>(sum.mutable_data_ptr()), static_cast<T*>(decay.mutable_data_ptr()),
+                        static_cast<T*>(count.mutable_data_ptr()));
   });
   return {sum, decay, count};
 }

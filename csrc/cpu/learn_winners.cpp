@@ -1,8 +1,10 @@
 // learn_winners_: compete, accumulate and apply_ in one go. The patches are read in once, only neurons that are taught
 // get a sum, and their steps are surveyed while the sums are in cache.
-#include <algorithm>
+#include "../learn_winners.h"
+
 #include <cmath>
 
+#include "../arithmetic.h"
 #include "accumulate.h"
 #include "apply.h"
 #include "compete.h"
@@ -10,19 +12,6 @@
 namespace hebbkern {
 
 static constexpr const char* op = "learn_winners_";
-
-struct Lesson {
-  const OptionalTensor& labels;             // given: nobody competes
-  const std::vector<double>& coefficients;  // one a rank
-  double p;
-  bool cosine, by_response, decay_by_response, average;
-  Normalise normalise;
-  double lr;
-  Patches patches;
-  const OptionalTensor& frozen;
-
-  int64_t ranks() const { return int64_t(coefficients.size()); }
-};
 
 // Who is taught by each patch, [P][ranks]; responses and moments are filled where somebody competes.
 template <class T>
@@ -47,7 +36,7 @@ static Scratch<T> coefficients_of(const Lesson& lesson, const T* responses, int6
   Scratch<T> coefficients(count);
   for (int64_t i = 0; i < count; ++i) {
     const T c = T(lesson.coefficients[i % ranks]);
-    coefficients[i] = lesson.by_response ? c * std::max(responses[i], T(0)) : c;
+    coefficients[i] = lesson.by_response ? rectified(c, responses[i]) : c;
   }
   return coefficients;
 }
@@ -93,28 +82,6 @@ static void learn(const Tensor& weight, const Tensor& x, const Geometry& g, cons
   step_lists(rows, source, group(source, raw ? nullptr : &*moments, taught), lesson);
 }
 
-static void check_labels(const Tensor& labels, int64_t samples, int64_t k, const Lesson& lesson) {
-  if ((labels.scalar_type() != ScalarType::Int && labels.scalar_type() != ScalarType::Long) ||
-      !has_shape(labels, {samples}))
-    fail(op, "labels must be int64 or int32 of shape [", samples, "], the class of each sample, got ",
-         describe(labels));
-  if (k != 1) fail(op, "k must be 1 with labels, got ", k);
-  if (lesson.by_response) fail(op, "by_response must be False with labels, got True");
-  if (lesson.decay_by_response) fail(op, "decay_by_response must be False with labels, got True");
-}
-
-static void check_lesson(const Lesson& lesson, int64_t k, const Geometry& g, const Tensor& x) {
-  check_contest(op, k, lesson.p, lesson.cosine, g.neurons);
-  const double most = x.scalar_type() == ScalarType::Double ? std::numeric_limits<double>::max()
-                                                            : double(std::numeric_limits<float>::max());
-  const auto sound = [&](double c) { return std::abs(c) <= most; };
-  if (lesson.ranks() != k || !std::all_of(lesson.coefficients.begin(), lesson.coefficients.end(), sound))
-    fail(op, "coefficients must be k = ", k, " finite numbers, got ", list(lesson.coefficients));
-  if (lesson.labels) check_labels(*lesson.labels, g.batch, k, lesson);
-  check_rate(op, lesson.lr);
-  check_mask(op, "frozen", lesson.frozen, g.neurons, x);
-}
-
 static void learn_winners_(Tensor weight, Tensor x, OptionalTensor labels, int64_t k, double p, bool cosine,
                            std::vector<double> coefficients, bool by_response, bool decay_by_response, bool average,
                            std::string normalise, double lr, std::string patches, Ints stride, Ints padding,
@@ -127,7 +94,7 @@ static void learn_winners_(Tensor weight, Tensor x, OptionalTensor labels, int64
                       average,     check_normalise(op, normalise),
                       lr,          check_patches(op, patches),
                       frozen};
-  check_lesson(lesson, k, g, x);
+  check_lesson(op, lesson, k, g, x);
   with_dtype(x.scalar_type(),
              [&](auto stored, auto tag) { learn<decltype(stored), decltype(tag)>(weight, x, g, lesson); });
 }

@@ -5,15 +5,17 @@
 
 namespace hebbkern {
 
-constexpr int piece = 256;  // entries of a neuron's list that are added in one go
+constexpr int piece = 256;      // entries of a neuron's list that are added in one go
+constexpr int most_ranks = 64;  // of a contest
 
-// How much entry (p, r) teaches: values[p, r], times its response where that is positive if `rectified` is given. The
-// decay adds up the same times `decays`, or without them alone.
+// How much entry (p, r) teaches: values[p, r], or of_rank[r] without values, times its response where that is positive
+// if `rectify` is given. The decay adds up the same times `decays`, or without them alone.
 template <class T>
 struct Taught {
-  const T* values;
-  int64_t down, right;           // strides; 0 for the same in every patch
-  const T* rectified = nullptr;  // [P, R] contiguous
+  const T* values = nullptr;
+  int64_t down = 0, right = 0;  // strides; 0 for the same in every patch
+  T of_rank[most_ranks] = {};   // by value: no copy to wait for
+  const T* rectify = nullptr;   // responses, [P, R] contiguous
   const T* decays = nullptr;
   int64_t decays_down = 0, decays_right = 0;
 };
@@ -22,11 +24,12 @@ struct Taught {
 template <class T>
 struct Lists {
   const int32_t* starts =
-      nullptr;                 // [K + 3]: where the entries of each key begin, once sorted; K: nobody, K + 1: broken
-  const T* partial = nullptr;  // [slots, N], pieces of lists longer than `piece`
-  const T* decay_partial = nullptr;  // [slots]
-  T* total = nullptr;                // [K, N] of the other lists
-  T* decay = nullptr;                // [K]
+      nullptr;                    // [K + 3]: where the entries of each key begin, once sorted; K: nobody, K + 1: broken
+  const int32_t* keys = nullptr;  // of all entries, rising
+  T* partial = nullptr;           // [slots, N], pieces of lists longer than `piece`; null where none can be
+  T* decay_partial = nullptr;     // [slots]
+  T* total = nullptr;             // [K, N] of the other lists
+  T* decay = nullptr;             // [K]
   std::vector<Tensor> memory;
 };
 
@@ -37,10 +40,35 @@ HEBBKERN_HOST_DEVICE inline int slot_of(int start, int number) {
   return 2 * (start / piece + number) + (number == 0 ? 1 : 0);
 }
 
+// One number of the sum of a list of entries [start, end) that was cut: its pieces' sums, in their order. `partial` has
+// `inputs` numbers a slot.
+template <class T>
+__device__ __forceinline__ T of_pieces(const T* partial, int64_t inputs, int64_t input, int start, int end) {
+  const int pieces = (end - start + piece - 1) / piece;
+  T sum = 0;
+#pragma unroll 4
+  for (int number = 0; number < pieces; ++number) sum += partial[slot_of(start, number) * inputs + input];
+  return sum;
+}
+
+// How many entries there are. Raises where there are more than kernels can number.
+inline int64_t entries_of(const char* op, int64_t patches, int64_t ranks) {
+  if (patches * ranks > largest_extent)
+    fail(op, "x must have fewer than 2^31 patches times ranks, got ", patches * ranks);
+  return patches * ranks;
+}
+
+// The key of each entry, int32 [P * ranks], in one launch: the neuron that it teaches, K for nobody, K + 1 where
+// something about it is wrong. `named` int32 or int64 [P / share, ranks], or [P / share] for one rank.
+template <class T>
+void name_entries(const Device& device, const Tensor& named, int64_t share, int64_t ranks, const Taught<T>& taught,
+                  int neurons, const Mask& frozen, int32_t* keys, int64_t count);
+
 // Lists of the patches by their keys, int32 [P * ranks] with values 0 to K + 1; offset and scale [P] or null. Without
-// `empty`, rows of neurons that nobody teaches stay unwritten.
+// `empty`, rows of neurons that nobody teaches stay unwritten. total and decay are new where `into` has none. At most
+// three launches beside CUB's.
 template <class S, class T>
-Lists<T> grouped(const char* op, const Device& device, const Tensor& x, const Place<S>& place, const int32_t* keys,
-                 int ranks, const Taught<T>& taught, int neurons, const T* offset, const T* scale, bool empty);
+Lists<T> grouped(const Device& device, const Tensor& x, const Place<S>& place, const int32_t* keys, int ranks,
+                 const Taught<T>& taught, int neurons, const T* offset, const T* scale, bool empty, Lists<T> into = {});
 
 }  // namespace hebbkern

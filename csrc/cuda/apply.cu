@@ -71,9 +71,7 @@ __device__ __forceinline__ Row<T> row_of(const Task<T>& task, int64_t j, bool kn
   if (!known) return row;
   if (task.starts) {
     if (list.cut()) {
-#pragma unroll 4
-      for (int number = 0; number < list.pieces(); ++number)
-        row.shrink += task.decay_partial[slot_of(list.start, number)];
+      row.shrink = of_pieces(task.decay_partial, 1, 0, list.start, list.end);
       if (member == 0) task.decay[j] = row.shrink;
     } else {
       row.shrink = task.decay[j];
@@ -95,7 +93,8 @@ __device__ __forceinline__ T delta_of(T w, T sum, const Row<T>& row, T scale) {
   return scale != 1 ? quotient(delta, scale) : delta;
 }
 
-// Entries n and following of row j's sum. Pieces of a list that was cut are added in order, and the sum is kept.
+// Entries n and following of row j's sum. Pieces of a list that was cut are added in order, as by
+// of_pieces, and the sum is kept.
 template <bool PACKED, int V, class T>
 __device__ __forceinline__ Pack<T, V> sums(const Task<T>& task, const List& list, int64_t j, int n, int inputs) {
   T* total = task.total + j * inputs;

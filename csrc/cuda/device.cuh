@@ -33,7 +33,7 @@ constexpr bool readable = true;
 
 // One launch that was noted down.
 struct Launch {
-  std::string kernel;
+  std::string kernel, code;  // its name, and the instance of the template: "moments_kernel<float, float, float>"
   int64_t grid[3], block;
   int64_t shared;  // bytes of dynamic shared memory
 };
@@ -102,10 +102,21 @@ void launch(const char* name, dim3 grid, unsigned block, size_t shared, const De
   check(name, cudaGetLastError());
 }
 #else
+// What g++ calls `kernel` among the template arguments of launch().
+inline std::string instance(const std::string& signature) {
+  const std::string start = "kernel = ", space = "{anonymous}::";
+  const size_t from = signature.find(start) + start.size();
+  const std::string name = signature.substr(from, signature.find("; A = ", from) - from);
+  const size_t within = name.find(space);
+  return within == std::string::npos ? name : name.substr(within + space.size());
+}
+
 template <auto kernel, class... A>
 void launch(const char* name, dim3 grid, unsigned block, size_t shared, const Device& device, A... arguments) {
   if (!grid.x || !grid.y || !grid.z) return;
-  if (notebook().noting) notebook().launches.push_back({name, {grid.x, grid.y, grid.z}, block, int64_t(shared)});
+  if (notebook().noting)
+    notebook().launches.push_back(
+        {name, instance(__PRETTY_FUNCTION__), {grid.x, grid.y, grid.z}, block, int64_t(shared)});
   if (notebook().only_noted) return;
   try {
     cudaemu::launch(kernel, grid, block, shared, device.stream, arguments...);

@@ -42,13 +42,13 @@ static PyObject* note(PyObject*, PyObject* mode) {
   Py_RETURN_NONE;
 }
 
-// launches() -> [(kernel, grid, threads, bytes of dynamic shared memory), ...]
+// launches() -> [(kernel, grid, threads, bytes of dynamic shared memory, instance of its template), ...]
 static PyObject* launches(PyObject*, PyObject*) {
   PyObject* all = PyList_New(0);
   for (const Launch& launch : notebook().launches) {
-    PyObject* one =
-        Py_BuildValue("s(LLL)LL", launch.kernel.c_str(), (long long)launch.grid[0], (long long)launch.grid[1],
-                      (long long)launch.grid[2], (long long)launch.block, (long long)launch.shared);
+    PyObject* one = Py_BuildValue("s(LLL)LLs", launch.kernel.c_str(), (long long)launch.grid[0],
+                                  (long long)launch.grid[1], (long long)launch.grid[2], (long long)launch.block,
+                                  (long long)launch.shared, launch.code.c_str());
     PyList_Append(all, one);
     Py_DECREF(one);
   }

@@ -4,6 +4,7 @@ Times are medians between two events on the device. Contestants alternate, and e
 copies of its inputs that the L2 cache has forgotten them when they come round again.
 """
 
+import contextlib
 import statistics
 
 import torch
@@ -17,11 +18,14 @@ from hebbkern.benchmark.workloads import floor, settings_of
 SAMPLE = 2e-3  # seconds a sample lasts at least, so that launches queue up and the device, not the CPU, is timed
 WARM = 3  # rounds of calls before the first sample: kernels are compiled then
 MOST = 256  # copies of the inputs
-HEAD = ("work", "floor", "hebbkern", "eager", "hebbkern / floor", "eager / floor", "off the CPU's result")
+NAMES = ("hebbkern", "cuda", "triton", "eager")  # what is measured against the floor
+HEAD = ("work", "floor", *NAMES, *(f"{name} / floor" for name in NAMES), "off the CPU's result")
 LEGEND = (
     "Medians between CUDA events, in alternating order, on inputs that are not in the L2 cache. The floor is the bare "
-    "forward pass (for dense rules with its weight gradient, for kwinners topk + scatter) with the same precision."
+    "forward pass (for dense rules with its weight gradient, for kwinners topk + scatter) with the same precision. "
+    "hebbkern is what it chooses of its compiled (cuda) and Triton's kernels, by the table of choice.py."
 )
+WORSE = 1.1  # a choice that takes this many times as long as the other is wrong; less is noise
 
 
 class Cuda:
@@ -36,21 +40,28 @@ class Cuda:
         torch.cuda.synchronize()
 
 
-def race(contestants, rounds, clock=Cuda, sample=SAMPLE):
+def race(contestants, rounds, clock=Cuda, sample=SAMPLE, around=contextlib.nullcontext):
     """Median seconds a call: {name: seconds} of {name: [a function for each copy of its inputs]}.
 
     Each round lets everybody take one sample, the next round in reverse order, so that a changing clock favours nobody.
+    Whoever runs does so within ``around(name)``.
     """
     turns = {name: _endless(runs) for name, runs in contestants.items()}
     for name, turn in turns.items():
-        for _ in range(WARM * min(len(contestants[name]), 8)):
-            next(turn)()
+        with around(name):
+            for _ in range(WARM * min(len(contestants[name]), 8)):
+                next(turn)()
     clock.synchronize()
-    repeats = {name: max(1, round(sample / max(_timed(turn, 8, clock), 1e-9))) for name, turn in turns.items()}
+
+    def timed(name, calls):
+        with around(name):
+            return _timed(turns[name], calls, clock)
+
+    repeats = {name: max(1, round(sample / max(timed(name, 8), 1e-9))) for name in turns}
     samples = {name: [] for name in turns}
     for number in range(rounds):
         for name in list(turns)[:: -1 if number % 2 else 1]:
-            samples[name].append(_timed(turns[name], repeats[name], clock))
+            samples[name].append(timed(name, repeats[name]))
     return {name: statistics.median(seconds) for name, seconds in samples.items()}
 
 
@@ -83,10 +94,15 @@ def inputs(workload, device):
     return x, w, workload.extra(x, w)
 
 
-def difference(workload, device):
+def ours():
+    """The kinds of kernels that can be timed, as hebbkern.backend names them."""
+    return [name for name in ("cuda", "triton") if backends.available()[name] is None]
+
+
+def difference(workload, device, backend):
     """How far the result on ``device`` is from the CPU's, of the norm of the latter; of steps, how far w moved."""
     results = []
-    for where, name in ((device, "triton"), ("cpu", "auto" if backends.available()["cpu"] is None else "eager")):
+    for where, name in ((device, backend), ("cpu", "auto" if backends.available()["cpu"] is None else "eager")):
         x, w, extra = inputs(workload, where)
         start = w.clone()
         with hk.backend(name):
@@ -96,20 +112,34 @@ def difference(workload, device):
     return ((found - expected).norm() / expected.norm()).item()
 
 
+def checked(workload, device):
+    """The largest difference of all kinds of kernels. Raises AssertionError where one is not the CPU's result."""
+    worst = 0.0
+    for name in ours():
+        error = difference(workload, device, name)
+        assert error <= workload.tolerance, f"{workload.id}: {name} differs from the CPU by {error:.1e} of its norm"
+        worst = max(worst, error)
+    return worst
+
+
+def _served(name):
+    """Within, operators run as the contestant ``name`` has them run."""
+    return hk.backend({"hebbkern": "auto"}.get(name, name)) if name in NAMES else contextlib.nullcontext()
+
+
 def measure(workload, rounds, *, device="cuda", clock=Cuda, l2=50 << 20, sample=SAMPLE):
-    """One row of the table. Raises AssertionError where the result is not the CPU's: nobody is timed then."""
+    """One row of the table. Raises AssertionError where a result is not the CPU's: nobody is timed then."""
     with settings_of(workload), torch.no_grad():
-        error = difference(workload, device)
-        assert error <= workload.tolerance, f"{workload.id}: differs from the CPU by {error:.1e} of its norm"
-        contestants = {"hebbkern": [], "eager": [], "floor": []}
+        error = checked(workload, device)
+        contestants = {name: [] for name in ("hebbkern", *ours(), "eager", "floor")}
         for _ in range(copies(workload, l2)):
             x, w, extra = inputs(workload, device)
-            contestants["hebbkern"].append(_ours(workload, x, w, extra))
+            for name in ("hebbkern", *ours()):
+                contestants[name].append(_ours(workload, x, w, extra))
             contestants["eager"].append(workload.eager(x, w, **extra))
             contestants["floor"].append(floor(workload)(x, w.clone()))
-        with hk.backend("triton"):
-            seconds = race(contestants, rounds, clock, sample)
-    to_floor = {name: seconds[name] / seconds["floor"] for name in ("hebbkern", "eager")}
+        seconds = race(contestants, rounds, clock, sample, _served)
+    to_floor = {name: seconds[name] / seconds["floor"] for name in NAMES if name in seconds}
     return {"case": workload.id, "seconds": seconds, "to_floor": to_floor, "difference": error}
 
 
@@ -117,14 +147,28 @@ def _ours(workload, x, w, extra):
     return lambda: workload.run(x, w, **extra)
 
 
+def wrong_choices(rows):
+    """A sentence for each row where the table of choice.py chose the slower kernels."""
+    found = []
+    for row in rows:
+        seconds = row.get("seconds", {})
+        if "cuda" in seconds and "triton" in seconds:
+            faster = min("cuda", "triton", key=seconds.get)
+            ratio = seconds["hebbkern"] / seconds[faster]
+            if ratio > WORSE:
+                found.append(f"choice.py: {row['case']} takes {ratio:.2f} times as long as by {faster}")
+    return found
+
+
 def text(rows):
-    """The table of ``measure``'s rows."""
-    return "\n".join([*aligned([HEAD, *map(_cells, rows)]), "", LEGEND])
+    """The table of ``measure``'s rows, and what it says of choice.py."""
+    return "\n".join([*aligned([HEAD, *map(_cells, rows)]), "", LEGEND, *wrong_choices(rows)])
 
 
 def _cells(row):
     if "failed" in row:
-        return row["case"], "-", "-", "-", "-", "-", row["failed"]
-    times = (duration(row["seconds"][name]) for name in ("floor", "hebbkern", "eager"))
-    ratios = (f"{row['to_floor'][name]:.2f}" for name in ("hebbkern", "eager"))
+        return row["case"], *["-"] * (1 + 2 * len(NAMES)), row["failed"]
+    seconds, to_floor = row["seconds"], row["to_floor"]
+    times = (duration(seconds[name]) if name in seconds else "-" for name in ("floor", *NAMES))
+    ratios = (f"{to_floor[name]:.2f}" if name in to_floor else "-" for name in NAMES)
     return row["case"], *times, *ratios, f"{row['difference']:.1e}"
