@@ -1,9 +1,34 @@
-// The strongest so far, in a warp's registers: rank r lies in lane r % 32, slot r / 32, strongest first.
+// The strongest so far, in a warp's registers: rank r lies in lane r % 32, slot r / 32, strongest first; and where
+// they go in the end.
 #pragma once
 
-#include "device.cuh"
+#include "compete.cuh"
 
 namespace hebbkern {
+
+// Where a contest's winners go.
+template <class T>
+struct Outcome {
+  int32_t* winners;  // [P, k]
+  T* responses;      // [P, k]
+  Keys keys;
+  int k, neurons;
+
+  // `neuron` won rank `rank` of `patch` with this response, or nobody did where it names none.
+  __device__ __forceinline__ void write(int patch, int rank, T response, int32_t neuron) const {
+    const bool somebody = neuron >= 0 && neuron < neurons;
+    const int64_t at = int64_t(patch) * k + rank;
+    const T value = somebody ? response : T(0);
+    winners[at] = somebody ? neuron : -1;
+    responses[at] = value;
+    if (!keys.keys) return;
+    bool teaches = somebody && !(keys.silent >> rank & 1) && !(keys.by_response && !(value > 0));
+    if (teaches && keys.frozen[neuron]) teaches = false;
+    const bool finite = (value < 0 ? -value : value) < T(INFINITY);
+    keys.keys[at] = !finite ? neurons + 1 : teaches ? neuron : neurons;
+  }
+};
+
 namespace {
 
 constexpr int32_t nobody = 2147483647;  // above every neuron, so that anybody beats it among equals
@@ -20,6 +45,7 @@ struct Ranks {
   int32_t neuron[SLOTS];
 
   __device__ __forceinline__ Ranks() {
+#pragma unroll
     for (int slot = 0; slot < SLOTS; ++slot) response[slot] = lowest<T>(), neuron[slot] = nobody;
   }
 
@@ -43,22 +69,7 @@ struct Ranks {
     }
   }
 
-  // Each lane offers a neuron, or none: `there` false. The order in which neurons are offered makes no difference.
-  __device__ __forceinline__ void offer(T value, int32_t who, bool there, int k) {
-    T worst = response_of(k - 1);
-    int32_t last = neuron_of(k - 1);
-    unsigned wanted = __ballot_sync(~0u, there && beats(value, who, worst, last));
-    while (wanted) {  // few are, once the list is warm
-      const int from = __ffs(int(wanted)) - 1;
-      insert(__shfl_sync(~0u, value, from), __shfl_sync(~0u, who, from));
-      worst = response_of(k - 1);
-      last = neuron_of(k - 1);
-      wanted &= __ballot_sync(~0u, there && beats(value, who, worst, last));
-      wanted &= ~(1u << from);
-    }
-  }
-
- private:
+  // Puts in one neuron, the same in every lane.
   __device__ __forceinline__ void insert(T value, int32_t who) {
     const int lane = int(threadIdx.x) % 32;
 #pragma unroll
@@ -82,6 +93,23 @@ struct Ranks {
         shifted = value, name = who;
       }
       if (moves) response[slot] = shifted, neuron[slot] = name;
+    }
+  }
+
+  // Each lane offers a neuron, or none: `there` false. The order in which neurons are offered makes no difference.
+  __device__ __forceinline__ void offer(T value, int32_t who, bool there, int k) {
+    T worst = response_of(k - 1);
+    int32_t last = neuron_of(k - 1);
+    unsigned wanted = __ballot_sync(~0u, there && beats(value, who, worst, last));
+    while (wanted) {  // few are, once the list is warm
+      const int from = __ffs(int(wanted)) - 1;
+      const T strong = __shfl_sync(~0u, value, from);
+      const int32_t name = __shfl_sync(~0u, who, from);
+      insert(strong, name);
+      worst = response_of(k - 1);
+      last = neuron_of(k - 1);
+      wanted &= __ballot_sync(~0u, there && beats(value, who, worst, last));
+      wanted &= ~(1u << from);
     }
   }
 };
