@@ -3,7 +3,6 @@
 
 #include "products.cuh"
 #include "response.cuh"
-#include "winners.cuh"
 
 namespace hebbkern {
 namespace {
@@ -21,19 +20,27 @@ struct Responses {
     const Terms<float> of = of_patch(known, patch);
     return {of.less, of.after};
   }
-  __device__ Neuron neuron(int neuron) const {
-    return {of_neuron(known, neuron), !mask.given() || mask[neuron]};
-  }
+  __device__ Neuron neuron(int neuron) const { return {of_neuron(known, neuron), !mask.given() || mask[neuron]}; }
   __device__ float operator()(float product, const Pair& patch, const Neuron& neuron) const {
     const float response = settled(product, {1.0f, patch.first, patch.second}, neuron.terms);
     return neuron.contends ? response : lowest<float>();
   }
 };
 
-// Two blocks to a multiprocessor, so that one multiplies while the other ranks.
+template <int SLOTS>
+__device__ __forceinline__ void write(const Ranks<float, SLOTS>& best, int patch, const Outcome<float>& to) {
+#pragma unroll
+  for (int slot = 0; slot < SLOTS; ++slot) {
+    const int rank = int(threadIdx.x) % 32 + 32 * slot;
+    if (rank < to.k) to.write(patch, rank, best.response[slot], best.neuron[slot]);
+  }
+}
+
+// Two blocks to a multiprocessor, so that one multiplies while the other ranks; lists of more than 32 need the
+// registers of both.
 template <class S, int SLOTS>
-__global__ void __launch_bounds__(product_threads, 2)
-    mma_kernel(Place<S> place, Factors with, Responses worth, Results<float> to) {
+__global__ void __launch_bounds__(product_threads, SLOTS == 1 ? 2 : 1)
+    mma_kernel(Place<S> place, Factors with, Responses worth, Outcome<float> to) {
   HEBBKERN_SHARED(unsigned char, memory);
   Ranks<float, SLOTS> best[patches_each];
   rank_products(place, nullptr, with, to.k, memory, worth, best);
@@ -51,7 +58,7 @@ constexpr int merging = 128;  // threads, a warp to a patch: small blocks, since
 
 template <int SLOTS>
 __global__ void __launch_bounds__(merging)
-    merge_kernel(const int32_t* lists, const float* listed, int patches, int shares, Results<float> to) {
+    merge_kernel(const int32_t* lists, const float* listed, int patches, int shares, Outcome<float> to) {
   const int patch = int(blockIdx.x) * (merging / 32) + int(threadIdx.x) / 32;
   if (patch >= patches) return;
   Ranks<float, SLOTS> best;
@@ -75,8 +82,8 @@ __global__ void __launch_bounds__(256)
 }
 
 // Rows that cp.async can copy: as they are if each is aligned to 16 bytes.
-Tensor aligned(const Device& device, const Tensor& rows) {
-  const int64_t neurons = rows.size(0), inputs = rows.size(1), stride = cdiv(inputs, 8) * 8;
+Tensor aligned(const Device& device, const Tensor& rows, int64_t neurons, int64_t inputs) {
+  const int64_t stride = cdiv(inputs, 8) * 8;
   if (stride == inputs && uintptr_t(rows.const_data_ptr()) % 16 == 0) return rows;
   Tensor padded = empty_like(rows, {neurons, stride}, rows.scalar_type());
   launch<pad_kernel>("mma.pad", dim3(unsigned(cdiv(stride, 256)), unsigned(std::min<int64_t>(neurons, 65535))), 256, 0,
@@ -87,8 +94,8 @@ Tensor aligned(const Device& device, const Tensor& rows) {
 
 template <class S, int SLOTS>
 void fight(const Device& device, const Tensor& x, const Place<S>& place, const Tensor& rows, const Responses& worth,
-           const Results<float>& to) {
-  const Factors with = factors_of(device, place, rows.const_data_ptr(), rows.size(1), to.neurons);
+           const Outcome<float>& to) {
+  const Factors with = factors_of(device, place, rows.const_data_ptr(), cdiv(place.inputs, 8) * 8, to.neurons);
   const int64_t shares = cdiv(to.neurons, with.share);
   const dim3 grid(unsigned(cdiv(place.patches, tile_patches)), unsigned(shares));
   const size_t bytes = product_bytes(with.slots);
@@ -96,7 +103,7 @@ void fight(const Device& device, const Tensor& x, const Place<S>& place, const T
     return launch<mma_kernel<S, SLOTS>>("mma", grid, product_threads, bytes, device, place, with, worth, to);
   const Tensor lists = empty_like(x, {shares, place.patches, to.k}, ScalarType::Int);
   const Tensor listed = empty_like(x, {shares, place.patches, to.k}, ScalarType::Float);
-  const Results<float> parts{pointer<int32_t>(lists), pointer<float>(listed), Keys{}, to.k, to.neurons};
+  const Outcome<float> parts{pointer<int32_t>(lists), pointer<float>(listed), Keys{}, to.k, to.neurons};
   launch<mma_kernel<S, SLOTS>>("mma", grid, product_threads, bytes, device, place, with, worth, parts);
   launch<merge_kernel<SLOTS>>("mma.merge", dim3(unsigned(cdiv(place.patches, merging / 32))), merging, 0, device,
                               parts.winners, parts.responses, place.patches, int(shares), to);
@@ -109,16 +116,16 @@ void compete_half(const char*, const Device& device, const Tensor& x, const Plac
                   const Contest& how, const Moments<float>& known, int32_t* winners, float* responses,
                   const Keys& keys) {
   const Responses worth{Known<float>(known, false), how.mask};
-  const Results<float> to{winners, responses, keys, how.k, int(rows.size(0))};
-  const Tensor padded = aligned(device, rows);
+  const Outcome<float> to{winners, responses, keys, how.k, int(rows.numel() / place.inputs)};
+  const Tensor padded = aligned(device, rows, to.neurons, place.inputs);
   if (how.k <= 32)
     fight<S, 1>(device, x, place, padded, worth, to);
   else
     fight<S, 2>(device, x, place, padded, worth, to);
 }
 
-#define COMPETE_HALF(S)                                                                                        \
-  template void compete_half<S>(const char*, const Device&, const Tensor&, const Place<S>&, const Tensor&,     \
+#define COMPETE_HALF(S)                                                                                    \
+  template void compete_half<S>(const char*, const Device&, const Tensor&, const Place<S>&, const Tensor&, \
                                 const Contest&, const Moments<float>&, int32_t*, float*, const Keys&);
 COMPETE_HALF(BFloat16)
 COMPETE_HALF(Half)
