@@ -3,6 +3,8 @@
 #include <cmath>
 #include <numeric>
 
+#include "../compete.h"
+
 #include "compete.h"
 #include "screen.h"
 
@@ -205,10 +207,7 @@ static std::tuple<Tensor, Tensor> compete(Tensor x, Tensor weight, int64_t k, do
                                           std::string patches, Ints stride, Ints padding, Ints dilation,
                                           OptionalTensor mask) {
   const char* op = "compete";
-  const Geometry g = check_layer(op, x, weight, stride, padding, dilation);
-  check_contest(op, k, p, cosine, g.neurons);
-  const Patches kind = check_patches(op, patches);
-  check_mask(op, "mask", mask, g.neurons, x);
+  const auto [g, kind] = check_compete(op, x, weight, k, p, cosine, patches, stride, padding, dilation, mask);
   const ScalarType result = result_dtype(x.scalar_type());
   Tensor winners = empty({g.patches(), k}, ScalarType::Int), responses = empty({g.patches(), k}, result);
   int32_t* who = static_cast<int32_t*>(winners.mutable_data_ptr());

@@ -103,7 +103,9 @@ struct Ranks {
     unsigned wanted = __ballot_sync(~0u, there && beats(value, who, worst, last));
     while (wanted) {  // few are, once the list is warm
       const int from = __ffs(int(wanted)) - 1;
-      insert(__shfl_sync(~0u, value, from), __shfl_sync(~0u, who, from));
+      const T strong = __shfl_sync(~0u, value, from);
+      const int32_t name = __shfl_sync(~0u, who, from);
+      insert(strong, name);
       worst = response_of(k - 1);
       last = neuron_of(k - 1);
       wanted &= __ballot_sync(~0u, there && beats(value, who, worst, last));

@@ -1,0 +1,81 @@
+// compete: who is taught by each patch? Powers and moments first, then the walk, on tensor cores where these are exact
+// or can be proved to find the same winners.
+#include "../compete.h"
+
+#include "values.cuh"
+#include "walk.cuh"
+
+namespace hebbkern {
+namespace {
+
+constexpr int threads = 256;  // 8 warps, a weight a thread
+
+template <class S, class T>
+__global__ void __launch_bounds__(threads) powers_kernel(const S* weights, T* powers, int64_t count, double p) {
+  const int64_t at = int64_t(blockIdx.x) * threads + threadIdx.x;
+  if (at >= count) return;
+  const T weight = T(wide(weights[at]));
+  powers[at] = p == 2 ? weight : powered(weight, p);
+}
+
+// [K, N] in T: sign(w) |w|^(p - 1).
+template <class S, class T>
+Tensor powers(const char* op, const Device& device, const Tensor& rows, double p) {
+  if (std::is_same_v<S, T> && p == 2) return rows;
+  const int64_t count = rows.numel();
+  Tensor raised = empty_like(rows, {count}, result_dtype(rows.scalar_type()));
+  launch<powers_kernel<S, T>>("compete.powers", dim3(unsigned(cdiv(count, threads))), threads, 0, device,
+                              const_pointer<S>(rows), pointer<T>(raised), count, p);
+  require_no_overflow(op, "weight and p must give finite powers", raised);
+  return raised;
+}
+
+}  // namespace
+
+template <class S, class T>
+Moments<T> contest(const char* op, const Device& device, const Tensor& x, const Place<S>& place, const Tensor& rows,
+                   const Contest& how, int32_t* winners, T* responses, const Keys& keys) {
+  const int64_t neurons = rows.size(0);
+  const Tensor raised = powers<S, T>(op, device, rows, how.p);
+  const Place<T> weights(const_pointer<T>(raised), neurons, place.inputs);
+  Moments<T> known = moments<S, T, T>(op, device, x, place, how.patches, &weights, how.cosine);
+  const Outcome<T> outcome{winners, responses, keys, how.k, int(neurons)};
+  walk<S, T>(device, x, place, weights.x, known, how.mask, outcome);
+  for (int64_t i = 0; values_known() && i < int64_t(place.patches) * how.k; ++i)
+    if (!std::isfinite(responses[i])) fail_overflow(op, finite_responses, sizeof(T) == 8);
+  return known;
+}
+
+#define CONTEST(S, T)                                                                                          \
+  template Moments<T> contest<S, T>(const char*, const Device&, const Tensor&, const Place<S>&, const Tensor&, \
+                                    const Contest&, int32_t*, T*, const Keys&);
+CONTEST(float, float)
+CONTEST(double, double)
+CONTEST(BFloat16, float)
+CONTEST(Half, float)
+#undef CONTEST
+
+static std::tuple<Tensor, Tensor> compete(Tensor x, Tensor weight, int64_t k, double p, bool cosine,
+                                          std::string patches, Ints stride, Ints padding, Ints dilation,
+                                          OptionalTensor mask) {
+  const char* op = "compete";
+  const auto [g, kind] = check_compete(op, x, weight, k, p, cosine, patches, stride, padding, dilation, mask);
+  require_finite(op, "x", x);
+  require_finite(op, "weight", weight);
+  const Device device(x);
+  const ScalarType result = result_dtype(x.scalar_type());
+  Tensor winners = empty_like(x, {g.patches(), k}, ScalarType::Int);
+  Tensor responses = empty_like(x, {g.patches(), k}, result);
+  const Tensor rows = torch::stable::contiguous(weight);
+  const Contest how{int(k), p, cosine, kind, Mask(mask)};
+  with_dtype(x.scalar_type(), [&, &g = g](auto stored, auto computed) {
+    using S = decltype(stored);
+    using T = decltype(computed);
+    contest<S, T>(op, device, x, Place<S>(op, x, g), rows, how, pointer<int32_t>(winners), pointer<T>(responses), {});
+  });
+  return {winners, responses};
+}
+
+STABLE_TORCH_LIBRARY_IMPL(hebbkern, HEBBKERN_KEY, m) { m.impl("compete.cuda", TORCH_BOX(&compete)); }
+
+}  // namespace hebbkern
