@@ -22,7 +22,7 @@ struct Own {
 };
 
 // The next entries of a warp's patch, times its factor, to shared memory; 0 beyond the last.
-__device__ __forceinline__ void read_stretch(const Question& q, const Own& own, int first, float* to) {
+__device__ __forceinline__ void read_stretch(const Question& q, const Own& own, int first, float4* to) {
   const int lane = int(threadIdx.x) % 32;
   const Place<float>& place = q.place;
   if (q.grouped) {
@@ -30,13 +30,13 @@ __device__ __forceinline__ void read_stretch(const Question& q, const Own& own, 
     const int entry = first + 4 * lane;
     if (entry < place.inputs) group = *reinterpret_cast<const float4*>(place.x + own.corner.start + entry);
     const float factor = own.terms.factor;
-    *reinterpret_cast<float4*>(to + 4 * lane) = {group.x * factor, group.y * factor, group.z * factor,
-                                                 group.w * factor};
+    to[lane] = {group.x * factor, group.y * factor, group.z * factor, group.w * factor};
   } else {
 #pragma unroll
     for (int i = 0; i < stretch; i += 32) {
       const int entry = first + i + lane;
-      to[i + lane] = entry < place.inputs ? place.load(own.corner, place.tap(entry)) * own.terms.factor : 0.0f;
+      reinterpret_cast<float*>(to)[i + lane] =
+          entry < place.inputs ? place.load(own.corner, place.tap(entry)) * own.terms.factor : 0.0f;
     }
   }
 }
@@ -61,7 +61,7 @@ __device__ __forceinline__ float added(float sum, const float4& x, const float4&
 
 // Each lane's response to its own neuron: all lanes take part, `asked` or not.
 __device__ __forceinline__ float response_of(const Question& q, const Own& own, int neuron, bool asked,
-                                             float* entries) {
+                                             float4* entries) {
   const int inputs = q.place.inputs;
   const float* row = q.rows + int64_t(asked ? neuron : 0) * inputs;
   const Terms<float> these = asked ? of_neuron(q.known, neuron) : Terms<float>{};
@@ -73,8 +73,7 @@ __device__ __forceinline__ float response_of(const Question& q, const Own& own, 
 #pragma unroll 8
       for (int i = 0; i < stretch; i += 4)
         if (first + i < inputs)
-          sum = added(sum, *reinterpret_cast<const float4*>(entries + i),
-                      four_weights(row, first + i, inputs, q.rows_grouped, these.factor));
+          sum = added(sum, entries[i / 4], four_weights(row, first + i, inputs, q.rows_grouped, these.factor));
     }
     __syncwarp();
   }
@@ -135,7 +134,7 @@ __device__ __forceinline__ void write(const Question& q, const Own& own, const R
 }
 
 // Whether the candidates decide who wins; if so they are written.
-__device__ __forceinline__ bool decided(const Question& q, const Own& own, float* entries) {
+__device__ __forceinline__ bool decided(const Question& q, const Own& own, float4* entries) {
   if (is_blank(q, own)) {
     write(q, own, first_neurons(q));
     return true;
@@ -156,7 +155,7 @@ __device__ __forceinline__ bool decided(const Question& q, const Own& own, float
 
 // Sums of one neuron a thread with all patches on `left`, `count` of them, to `sums` [owners][rivals].
 __device__ __forceinline__ void sum_rivals(const Question& q, const Own& own, int place, int count, int neuron,
-                                           float (*entries)[stretch], float (*sums)[rivals]) {
+                                           float4 (*entries)[stretch / 4], float (*sums)[rivals]) {
   const int inputs = q.place.inputs;
   const bool there = neuron < q.to.neurons;
   const float* row = q.rows + int64_t(there ? neuron : 0) * inputs;
@@ -171,7 +170,7 @@ __device__ __forceinline__ void sum_rivals(const Question& q, const Own& own, in
       const float4 w = four_weights(row, first + i, inputs, q.rows_grouped, factor);
 #pragma unroll
       for (int p = 0; p < owners; ++p)
-        if (p < count) sum[p] = added(sum[p], *reinterpret_cast<const float4*>(&entries[p][i]), w);
+        if (p < count) sum[p] = added(sum[p], entries[p][i / 4], w);
     }
     __syncthreads();
   }
@@ -183,7 +182,7 @@ __device__ __forceinline__ void sum_rivals(const Question& q, const Own& own, in
 
 // All neurons, for the patches of the block that are `left`.
 __device__ __forceinline__ void compete_again(const Question& q, const Own& own, const bool* left,
-                                              float (*entries)[stretch], float (*sums)[rivals]) {
+                                              float4 (*entries)[stretch / 4], float (*sums)[rivals]) {
   const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
   int count = 0, place = -1;
 #pragma unroll
@@ -207,7 +206,7 @@ __device__ __forceinline__ void compete_again(const Question& q, const Own& own,
 }
 
 __global__ void __launch_bounds__(32 * owners) decide_kernel(Question q) {
-  __shared__ __align__(16) float entries[owners][stretch];
+  __shared__ float4 entries[owners][stretch / 4];
   __shared__ float sums[owners][rivals];
   __shared__ bool left[owners];
   const int warp = int(threadIdx.x) / 32, patch = int(blockIdx.x) * owners + warp;

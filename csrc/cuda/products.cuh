@@ -72,46 +72,62 @@ Factors factors_of(const Device& device, const Place<S>& place, const void* rows
           place.in_groups(16 / sizeof(S))};
 }
 
-// Eight neighbouring entries of a patch on their way from where they lie to shared memory.
+template <class S>
+__device__ __forceinline__ S entry_of(const Place<S>& place, const Corner& corner, bool known, int entry) {
+  return known && entry < place.inputs ? place.load(corner, place.tap(entry)) : S(0);
+}
+
+__device__ __forceinline__ uint32_t paired(uint16_t low, uint16_t high) { return low | uint32_t(high) << 16; }
+
+// Eight neighbouring entries of a patch on their way from where they lie to shared memory: half types as they are.
 template <class S>
 struct Octet {
-  S value[8];
+  uint4 bits;
 
   __device__ __forceinline__ void load(const Place<S>& place, const Corner& corner, bool known, int first,
                                        bool grouped) {
-    constexpr int each = 16 / sizeof(S);
+    bits = {0, 0, 0, 0};
+    if (grouped) {
+      if (known && first < place.inputs) bits = *reinterpret_cast<const uint4*>(place.x + corner.start + first);
+    } else {
+      uint32_t pairs[4];
 #pragma unroll
-    for (int i = 0; i < 8; i += each) {
+      for (int i = 0; i < 4; ++i)
+        pairs[i] = paired(entry_of(place, corner, known, first + 2 * i).x,
+                          entry_of(place, corner, known, first + 2 * i + 1).x);
+      bits = {pairs[0], pairs[1], pairs[2], pairs[3]};
+    }
+  }
+  __device__ __forceinline__ void store(uint16_t* to, float, int) const { *reinterpret_cast<uint4*>(to) = bits; }
+};
+
+// Float32 is rounded to bfloat16 once the offset is taken off the entries that there are.
+template <>
+struct Octet<float> {
+  float value[8];
+
+  __device__ __forceinline__ void load(const Place<float>& place, const Corner& corner, bool known, int first,
+                                       bool grouped) {
+#pragma unroll
+    for (int i = 0; i < 8; i += 4) {
       if (grouped) {
-        alignas(16) S group[each] = {};
+        float4 group = {0, 0, 0, 0};
         if (known && first + i < place.inputs)
-          *reinterpret_cast<uint4*>(group) = *reinterpret_cast<const uint4*>(place.x + corner.start + first + i);
-#pragma unroll
-        for (int j = 0; j < each; ++j) value[i + j] = group[j];
+          group = *reinterpret_cast<const float4*>(place.x + corner.start + first + i);
+        value[i] = group.x, value[i + 1] = group.y, value[i + 2] = group.z, value[i + 3] = group.w;
       } else {
 #pragma unroll
-        for (int j = i; j < i + each; ++j)
-          value[j] = known && first + j < place.inputs ? place.load(corner, place.tap(first + j)) : S(0);
+        for (int j = i; j < i + 4; ++j) value[j] = entry_of(place, corner, known, first + j);
       }
     }
   }
-
-  // Rounded to bfloat16 once the offset is taken off `entries` of them; half types as they are.
   __device__ __forceinline__ void store(uint16_t* to, float offset, int entries) const {
-    uint16_t bits[8];
+    uint32_t pairs[4];
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      if constexpr (sizeof(S) == 2)
-        bits[i] = value[i].x;
-      else
-        bits[i] = i < entries ? BFloat16(value[i] - offset).x : uint16_t(0);
-    }
-    uint4 packed;
-    packed.x = bits[0] | uint32_t(bits[1]) << 16;
-    packed.y = bits[2] | uint32_t(bits[3]) << 16;
-    packed.z = bits[4] | uint32_t(bits[5]) << 16;
-    packed.w = bits[6] | uint32_t(bits[7]) << 16;
-    *reinterpret_cast<uint4*>(to) = packed;
+    for (int i = 0; i < 4; ++i)
+      pairs[i] = paired(2 * i < entries ? BFloat16(value[2 * i] - offset).x : uint16_t(0),
+                        2 * i + 1 < entries ? BFloat16(value[2 * i + 1] - offset).x : uint16_t(0));
+    *reinterpret_cast<uint4*>(to) = {pairs[0], pairs[1], pairs[2], pairs[3]};
   }
 };
 
