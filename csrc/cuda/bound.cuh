@@ -1,7 +1,6 @@
 // What the bound of screen.cuh is made of, for the kernel that screens and the one that decides.
 #pragma once
 
-#include "ranks.cuh"
 #include "response.cuh"
 #include "screen.cuh"
 

@@ -82,27 +82,29 @@ __global__ void __launch_bounds__(256)
 }
 
 // Rows that cp.async can copy: as they are if each is aligned to 16 bytes.
-Tensor aligned(const Device& device, const Tensor& rows, int64_t neurons, int64_t inputs) {
+template <class S>
+const S* aligned(const Device& device, const Tensor& like, const S* rows, int64_t neurons, int64_t inputs,
+                 std::optional<Tensor>& padded) {
   const int64_t stride = cdiv(inputs, 8) * 8;
-  if (stride == inputs && uintptr_t(rows.const_data_ptr()) % 16 == 0) return rows;
-  Tensor padded = empty_like(rows, {neurons, stride}, rows.scalar_type());
+  if (stride == inputs && uintptr_t(rows) % 16 == 0) return rows;
+  padded = empty_like(like, {neurons, stride}, like.scalar_type());
   launch<pad_kernel>("mma.pad", dim3(unsigned(cdiv(stride, 256)), unsigned(std::min<int64_t>(neurons, 65535))), 256, 0,
-                     device, const_pointer<uint16_t>(rows), pointer<uint16_t>(padded), neurons, int(inputs),
+                     device, reinterpret_cast<const uint16_t*>(rows), pointer<uint16_t>(*padded), neurons, int(inputs),
                      int(stride));
-  return padded;
+  return const_pointer<S>(*padded);
 }
 
 template <class S, int SLOTS>
-void fight(const Device& device, const Tensor& x, const Place<S>& place, const Tensor& rows, const Responses& worth,
+void fight(const Device& device, const Tensor& like, const Place<S>& place, const S* rows, const Responses& worth,
            const Outcome<float>& to) {
-  const Factors with = factors_of(device, place, rows.const_data_ptr(), cdiv(place.inputs, 8) * 8, to.neurons);
+  const Factors with = factors_of(device, place, rows, cdiv(place.inputs, 8) * 8, to.neurons);
   const int64_t shares = cdiv(to.neurons, with.share);
   const dim3 grid(unsigned(cdiv(place.patches, tile_patches)), unsigned(shares));
   const size_t bytes = product_bytes(with.slots);
   if (shares == 1)
     return launch<mma_kernel<S, SLOTS>>("mma", grid, product_threads, bytes, device, place, with, worth, to);
-  const Tensor lists = empty_like(x, {shares, place.patches, to.k}, ScalarType::Int);
-  const Tensor listed = empty_like(x, {shares, place.patches, to.k}, ScalarType::Float);
+  const Tensor lists = empty_like(like, {shares, place.patches, to.k}, ScalarType::Int);
+  const Tensor listed = empty_like(like, {shares, place.patches, to.k}, ScalarType::Float);
   const Outcome<float> parts{pointer<int32_t>(lists), pointer<float>(listed), Keys{}, to.k, to.neurons};
   launch<mma_kernel<S, SLOTS>>("mma", grid, product_threads, bytes, device, place, with, worth, parts);
   launch<merge_kernel<SLOTS>>("mma.merge", dim3(unsigned(cdiv(place.patches, merging / 32))), merging, 0, device,
@@ -112,23 +114,23 @@ void fight(const Device& device, const Tensor& x, const Place<S>& place, const T
 }  // namespace
 
 template <class S>
-void compete_half(const char*, const Device& device, const Tensor& x, const Place<S>& place, const Tensor& rows,
-                  const Contest& how, const Moments<float>& known, int32_t* winners, float* responses,
-                  const Keys& keys) {
-  const Responses worth{Known<float>(known, false), how.mask};
-  const Outcome<float> to{winners, responses, keys, how.k, int(rows.numel() / place.inputs)};
-  const Tensor padded = aligned(device, rows, to.neurons, place.inputs);
-  if (how.k <= 32)
-    fight<S, 1>(device, x, place, padded, worth, to);
+void half_walk(const Device& device, const Tensor& like, const Place<S>& place, const S* rows,
+               const Moments<float>& known, const Mask& mask, const Outcome<float>& outcome) {
+  if (place.patches == 0) return;
+  const Responses worth{Known<float>(known, false), mask};
+  std::optional<Tensor> padded;
+  rows = aligned(device, like, rows, outcome.neurons, place.inputs, padded);
+  if (outcome.k <= 32)
+    fight<S, 1>(device, like, place, rows, worth, outcome);
   else
-    fight<S, 2>(device, x, place, padded, worth, to);
+    fight<S, 2>(device, like, place, rows, worth, outcome);
 }
 
-#define COMPETE_HALF(S)                                                                                    \
-  template void compete_half<S>(const char*, const Device&, const Tensor&, const Place<S>&, const Tensor&, \
-                                const Contest&, const Moments<float>&, int32_t*, float*, const Keys&);
-COMPETE_HALF(BFloat16)
-COMPETE_HALF(Half)
-#undef COMPETE_HALF
+#define HALF_WALK(S)                                                                                         \
+  template void half_walk<S>(const Device&, const Tensor&, const Place<S>&, const S*, const Moments<float>&, \
+                             const Mask&, const Outcome<float>&);
+HALF_WALK(BFloat16)
+HALF_WALK(Half)
+#undef HALF_WALK
 
 }  // namespace hebbkern

@@ -150,9 +150,9 @@ constexpr double enough = double(1 << 27);  // products: below, two more launche
 
 void set_screening(Screening mode) { screening = mode; }
 
-bool worth_screening(int64_t patches, int64_t neurons, int64_t inputs, int k, bool is_float) {
+bool worth_screening(int64_t patches, int64_t neurons, int64_t inputs, int k) {
   const Screening mode = screening;
-  if (!is_float || k > most_winners || mode == Screening::off) return false;
+  if (k > most_winners || mode == Screening::off) return false;
   if (mode == Screening::always) return true;
   return neurons >= 256 && inputs >= 64 && double(patches) * double(neurons) * double(inputs) >= enough;
 }
@@ -169,33 +169,32 @@ static void round(const Device& device, const Place<float>& place, const Place<f
                        to, int(of_patches) * warps, place.in_groups(4), rows.in_groups(4));
 }
 
-void screened(const char*, const Device& device, const Tensor& x, const Place<float>& place, const Tensor& rows,
-              const Contest& how, const Moments<float>& known, int32_t* winners, float* responses, const Keys& keys) {
+void screened(const Device& device, const Tensor& like, const Place<float>& place, const float* rows,
+              const Moments<float>& known, const Mask& mask, const Outcome<float>& outcome) {
   if (place.patches == 0) return;
-  const int64_t neurons = rows.numel() / place.inputs, patches = place.patches, stride = cdiv(place.inputs, 8) * 8;
-  const int most = std::max(16, 4 * how.k);
-  const Tensor lengths = empty_like(x, {2 * patches + 2 * neurons}, ScalarType::Float);
-  const Tensor copy = empty_like(x, {neurons, stride}, ScalarType::BFloat16);
+  const int64_t neurons = outcome.neurons, patches = place.patches, stride = cdiv(place.inputs, 8) * 8;
+  const int most = std::max(16, 4 * outcome.k);
+  const Tensor lengths = empty_like(like, {2 * patches + 2 * neurons}, ScalarType::Float);
+  const Tensor copy = empty_like(like, {neurons, stride}, ScalarType::BFloat16);
   float* length = pointer<float>(lengths);
   const Rounding rounding{
       length, length + patches, length + 2 * patches, length + 2 * patches + neurons, pointer<uint16_t>(copy), stride};
-  const Place<float> weights(const_pointer<float>(rows), neurons, place.inputs);
+  const Place<float> weights(rows, neurons, place.inputs);
   round(device, place, weights, known.offset, rounding);
 
   const Factors with = factors_of(device, place, rounding.rows, stride, neurons);
   const int64_t shares = cdiv(neurons, with.share);
-  const Tensor names = empty_like(x, {shares, patches, most}, ScalarType::Int);
-  const Tensor highest = empty_like(x, {shares, patches, most}, ScalarType::Float);
+  const Tensor names = empty_like(like, {shares, patches, most}, ScalarType::Int);
+  const Tensor highest = empty_like(like, {shares, patches, most}, ScalarType::Float);
   const Candidates candidates{pointer<int32_t>(names), pointer<float>(highest), int(shares), most};
   launch<screen_kernel>("screen", dim3(unsigned(cdiv(patches, tile_patches)), unsigned(shares)), product_threads,
                         product_bytes(with.slots), device, place, with,
-                        Bounds{rounding, known.offset, known.inverse, how.mask, place.inputs}, candidates);
+                        Bounds{rounding, known.offset, known.inverse, mask, place.inputs}, candidates);
 
-  const Tensor left = empty_like(x, {values_known() ? patches : 0}, ScalarType::Int);
+  const Tensor left = empty_like(like, {values_known() ? patches : 0}, ScalarType::Int);
   decide(device,
-         {place, const_pointer<float>(rows), Known<float>(known, how.cosine), how.mask, rounding, candidates,
-          values_known() ? pointer<int32_t>(left) : nullptr,
-          Outcome<float>{winners, responses, keys, how.k, int(neurons)}, place.in_groups(4), weights.in_groups(4)});
+         {place, rows, Known<float>(known, known.inverse), mask, rounding, candidates,
+          values_known() ? pointer<int32_t>(left) : nullptr, outcome, place.in_groups(4), weights.in_groups(4)});
   if (!values_known()) return;
   screened_so_far().patches += patches;
   for (int64_t p = 0; p < patches; ++p) screened_so_far().left += const_pointer<int32_t>(left)[p];
