@@ -1,11 +1,11 @@
-// Products of 16-bit numbers on tensor cores, ranked as they come: a block multiplies a tile of patches with one tile of
-// neurons after the other, and each of its warps keeps the best of eight patches in registers.
+// Products of 16-bit numbers on tensor cores, ranked as they come: a block multiplies a tile of patches with one tile
+// of neurons after the other, and each of its warps keeps the best of eight patches in registers.
 //
 // A block of 8 warps takes 64 patches x 128 neurons, a warp 32 x 32 of them: 32 sums a thread, and the four matrices
-// that it loads for 8 products leave shared memory time enough. Entries come in chunks of 64: weights by cp.async, three
-// stages, so that two are on their way while one is multiplied; patches are loaded one chunk ahead through registers,
-// where they are rounded, and stay in shared memory for all tiles of neurons if they fit. Rows of shared memory are 16
-// bytes longer than a multiple of 128, so that the eight rows of a matrix lie in different banks.
+// that it loads for 8 products leave shared memory time enough. Entries come in chunks of 64: weights by cp.async,
+// three stages, so that two are on their way while one is multiplied; patches are loaded one chunk ahead through
+// registers, where they are rounded, and stay in shared memory for all tiles of neurons if they fit. Rows of shared
+// memory are 16 bytes longer than a multiple of 128, so that the eight rows of a matrix lie in different banks.
 #pragma once
 
 #include "place.cuh"
@@ -41,17 +41,22 @@ struct Pair {
   float first, second;
 };
 
+// What is kept of each patch of the tile; 16 bytes of a corner, so that registers need not hold it.
+struct Tile {
+  Corner corner[tile_patches];
+  Pair numbers[tile_patches];
+  float offset[tile_patches];
+};
+
 inline size_t product_bytes(int slots) {
-  return tile_patches * sizeof(Pair) +
-         (size_t(stages) * stage_size + size_t(tile_patches) * (slots * chunk + 8)) * sizeof(uint16_t);
+  return sizeof(Tile) + (size_t(stages) * stage_size + size_t(tile_patches) * (slots * chunk + 8)) * sizeof(uint16_t);
 }
 
 // Blocks share the neurons of a tile of patches where there are few patches: two a multiprocessor hide each other's
 // ranking. A share is a whole number of tiles, and merging reads no more than 16 lists.
 inline int64_t share_of(int64_t patches, int64_t neurons, const Device& device) {
   const int64_t blocks = std::max<int64_t>(cdiv(patches, tile_patches), 1);
-  const int64_t shares =
-      std::min({cdiv(2 * device.processors, blocks), cdiv(neurons, tile_neurons), int64_t(16)});
+  const int64_t shares = std::min({cdiv(2 * device.processors, blocks), cdiv(neurons, tile_neurons), int64_t(16)});
   return cdiv(cdiv(neurons, shares), tile_neurons) * tile_neurons;
 }
 
@@ -67,46 +72,62 @@ Factors factors_of(const Device& device, const Place<S>& place, const void* rows
           place.in_groups(16 / sizeof(S))};
 }
 
-// Eight neighbouring entries of a patch on their way from where they lie to shared memory.
+template <class S>
+__device__ __forceinline__ S entry_of(const Place<S>& place, const Corner& corner, bool known, int entry) {
+  return known && entry < place.inputs ? place.load(corner, place.tap(entry)) : S(0);
+}
+
+__device__ __forceinline__ uint32_t paired(uint16_t low, uint16_t high) { return low | uint32_t(high) << 16; }
+
+// Eight neighbouring entries of a patch on their way from where they lie to shared memory: half types as they are.
 template <class S>
 struct Octet {
-  S value[8];
+  uint4 bits;
 
   __device__ __forceinline__ void load(const Place<S>& place, const Corner& corner, bool known, int first,
                                        bool grouped) {
-    constexpr int each = 16 / sizeof(S);
+    bits = {0, 0, 0, 0};
+    if (grouped) {
+      if (known && first < place.inputs) bits = *reinterpret_cast<const uint4*>(place.x + corner.start + first);
+    } else {
+      uint32_t pairs[4];
 #pragma unroll
-    for (int i = 0; i < 8; i += each) {
+      for (int i = 0; i < 4; ++i)
+        pairs[i] = paired(entry_of(place, corner, known, first + 2 * i).x,
+                          entry_of(place, corner, known, first + 2 * i + 1).x);
+      bits = {pairs[0], pairs[1], pairs[2], pairs[3]};
+    }
+  }
+  __device__ __forceinline__ void store(uint16_t* to, float, int) const { *reinterpret_cast<uint4*>(to) = bits; }
+};
+
+// Float32 is rounded to bfloat16 once the offset is taken off the entries that there are.
+template <>
+struct Octet<float> {
+  float value[8];
+
+  __device__ __forceinline__ void load(const Place<float>& place, const Corner& corner, bool known, int first,
+                                       bool grouped) {
+#pragma unroll
+    for (int i = 0; i < 8; i += 4) {
       if (grouped) {
-        alignas(16) S group[each] = {};
+        float4 group = {0, 0, 0, 0};
         if (known && first + i < place.inputs)
-          *reinterpret_cast<uint4*>(group) = *reinterpret_cast<const uint4*>(place.x + corner.start + first + i);
-#pragma unroll
-        for (int j = 0; j < each; ++j) value[i + j] = group[j];
+          group = *reinterpret_cast<const float4*>(place.x + corner.start + first + i);
+        value[i] = group.x, value[i + 1] = group.y, value[i + 2] = group.z, value[i + 3] = group.w;
       } else {
 #pragma unroll
-        for (int j = i; j < i + each; ++j)
-          value[j] = known && first + j < place.inputs ? place.load(corner, place.tap(first + j)) : S(0);
+        for (int j = i; j < i + 4; ++j) value[j] = entry_of(place, corner, known, first + j);
       }
     }
   }
-
-  // Rounded to bfloat16 once the offset is taken off `entries` of them; half types as they are.
   __device__ __forceinline__ void store(uint16_t* to, float offset, int entries) const {
-    uint16_t bits[8];
+    uint32_t pairs[4];
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      if constexpr (sizeof(S) == 2)
-        bits[i] = value[i].x;
-      else
-        bits[i] = i < entries ? BFloat16(value[i] - offset).x : uint16_t(0);
-    }
-    uint4 packed;
-    packed.x = bits[0] | uint32_t(bits[1]) << 16;
-    packed.y = bits[2] | uint32_t(bits[3]) << 16;
-    packed.z = bits[4] | uint32_t(bits[5]) << 16;
-    packed.w = bits[6] | uint32_t(bits[7]) << 16;
-    *reinterpret_cast<uint4*>(to) = packed;
+    for (int i = 0; i < 4; ++i)
+      pairs[i] = paired(2 * i < entries ? BFloat16(value[2 * i] - offset).x : uint16_t(0),
+                        2 * i + 1 < entries ? BFloat16(value[2 * i + 1] - offset).x : uint16_t(0));
+    *reinterpret_cast<uint4*>(to) = {pairs[0], pairs[1], pairs[2], pairs[3]};
   }
 };
 
@@ -115,33 +136,21 @@ struct Octet {
 template <class S>
 struct PatchLoader {
   const Place<S>& place;
-  Octet<S> octet[2];
-  Corner corner[2];
-  float offset[2] = {0, 0};
-  bool known[2];
-  int row[2], within;
+  const Tile& tile;
+  Octet<S> octet;  // on its way
 
-  __device__ __forceinline__ PatchLoader(const Place<S>& place, const float* offsets) : place(place) {
-    const int thread = int(threadIdx.x);
-    within = (place.flat ? thread % 8 : thread / 32) * 8;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      row[i] = i * 32 + (place.flat ? thread / 8 : thread % 32);
-      const int patch = int(blockIdx.x) * tile_patches + row[i];
-      known[i] = patch < place.patches;
-      corner[i] = place.corner(known[i] ? patch : 0);
-      if (offsets && known[i]) offset[i] = offsets[patch];
-    }
+  __device__ __forceinline__ int within() const { return int(place.flat ? threadIdx.x % 8 : threadIdx.x / 32) * 8; }
+  __device__ __forceinline__ int row(int i) const {
+    return i * 32 + int(place.flat ? threadIdx.x / 8 : threadIdx.x % 32);
   }
-  __device__ __forceinline__ void load(int part, bool grouped) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) octet[i].load(place, corner[i], known[i], part * chunk + within, grouped);
+  __device__ __forceinline__ bool known(int i) const { return int(blockIdx.x) * tile_patches + row(i) < place.patches; }
+  // Octet i of a chunk.
+  __device__ __forceinline__ void load(int i, int part, bool grouped) {
+    octet.load(place, tile.corner[row(i)], known(i), part * chunk + within(), grouped);
   }
-  __device__ __forceinline__ void store(uint16_t* slot, int width, int part) const {
-#pragma unroll
-    for (int i = 0; i < 2; ++i)
-      octet[i].store(slot + row[i] * width + within, offset[i],
-                     known[i] ? place.inputs - part * chunk - within : 0);
+  __device__ __forceinline__ void store(int i, uint16_t* slot, int width, int part) const {
+    octet.store(slot + row(i) * width + within(), tile.offset[row(i)],
+                known(i) ? place.inputs - part * chunk - within() : 0);
   }
 };
 
@@ -156,6 +165,7 @@ __device__ __forceinline__ void copy_weights(const Factors& with, int first, int
   }
 }
 
+// Products of a half of a chunk.
 template <class S>
 __device__ __forceinline__ void multiply(float (&sum)[2][4][4], const uint16_t* patches, int width,
                                          const uint16_t* weights) {
@@ -163,7 +173,7 @@ __device__ __forceinline__ void multiply(float (&sum)[2][4][4], const uint16_t* 
   const uint16_t* left = patches + (warp % 2 * 32 + lane % 16) * width + lane / 16 * 8;
   const uint16_t* right = weights + (warp / 2 * 32 + lane / 16 * 8 + lane % 8) * weight_row + lane / 8 % 2 * 8;
 #pragma unroll
-  for (int step = 0; step < chunk; step += 16) {
+  for (int step = 0; step < chunk / 2; step += 16) {
     uint32_t a[2][4], b[2][4];
 #pragma unroll
     for (int i = 0; i < 2; ++i) ldmatrix_x4(a[i], left + i * 16 * width + step);
@@ -225,19 +235,26 @@ template <class S, int SLOTS, class Worth>
 __device__ __forceinline__ void rank_products(const Place<S>& place, const float* offset, const Factors& with, int k,
                                               unsigned char* memory, const Worth& worth,
                                               Ranks<float, SLOTS> (&best)[patches_each]) {
-  Pair* numbers = reinterpret_cast<Pair*>(memory);
-  uint16_t* ring = reinterpret_cast<uint16_t*>(numbers + tile_patches);
+  Tile& tile = *reinterpret_cast<Tile*>(memory);
+  uint16_t* ring = reinterpret_cast<uint16_t*>(memory + sizeof(Tile));
   uint16_t* patches = ring + stages * stage_size;
   const int chunks = (place.inputs + chunk - 1) / chunk, width = with.slots * chunk + 8, end = with.end();
   const int steps = (end - with.begin() + tile_neurons - 1) / tile_neurons * chunks;
   const int loads = with.slots == chunks ? chunks : steps;  // of patches
   if (threadIdx.x < tile_patches) {
     const int patch = int(blockIdx.x) * tile_patches + int(threadIdx.x);
-    numbers[threadIdx.x] = patch < place.patches ? worth.numbers(patch) : Pair{0, 0};
+    const bool known = patch < place.patches;
+    tile.corner[threadIdx.x] = place.corner(known ? patch : 0);
+    tile.numbers[threadIdx.x] = known ? worth.numbers(patch) : Pair{0, 0};
+    tile.offset[threadIdx.x] = known && offset ? offset[patch] : 0.0f;
   }
-  PatchLoader<S> loader(place, offset);
-  loader.load(0, with.grouped);
-  loader.store(patches, width, 0);
+  __syncthreads();
+  PatchLoader<S> loader{place, tile, {}};
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    loader.load(i, 0, with.grouped);
+    loader.store(i, patches, width, 0);
+  }
   int coming = with.begin(), coming_part = 0, first = coming, part = 0;  // of weights on their way, and multiplied
   const auto copy = [&](int step) {
     if (step < steps) copy_weights(with, coming, end, coming_part, ring + step % stages * stage_size);
@@ -252,16 +269,20 @@ __device__ __forceinline__ void rank_products(const Place<S>& place, const float
     __syncthreads();  // this stage is there for all, and nobody needs the one before any more
     copy(step + 2);
     const int next = part + 1 == chunks ? 0 : part + 1;
-    if (step + 1 < loads) loader.load(next, with.grouped);
     uint16_t* stage = ring + step % stages * stage_size;
-    multiply<S>(sum, patches + step % with.slots * chunk, width, stage);
-    if (step + 1 < loads) loader.store(patches + (step + 1) % with.slots * chunk, width, next);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if (step + 1 < loads) loader.load(i, next, with.grouped);
+      const int half = i * chunk / 2;
+      multiply<S>(sum, patches + step % with.slots * chunk + half, width, stage + half);
+      if (step + 1 < loads) loader.store(i, patches + (step + 1) % with.slots * chunk, width, next);
+    }
     if (next == 0) {
       float* slices = reinterpret_cast<float*>(stage);
 #pragma unroll 1
       for (int half = 0; half < tile_neurons; half += slice) {
         __syncthreads();  // these weights, or the slice before, are done with
-        if (int(threadIdx.x) / 128 * slice == half) spread(sum, worth, numbers, first + half, end, slices);
+        if (int(threadIdx.x) / 128 * slice == half) spread(sum, worth, tile.numbers, first + half, end, slices);
         __syncthreads();
         rank(slices, place.patches, first + half, end, k, best);
       }

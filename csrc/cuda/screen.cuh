@@ -14,7 +14,8 @@
 // 2^20 nothing is certified.
 #pragma once
 
-#include "compete.cuh"
+#include "moments.cuh"
+#include "ranks.cuh"
 
 namespace hebbkern {
 
@@ -23,11 +24,11 @@ enum class Screening { off, automatic, always };
 void set_screening(Screening mode);
 
 // Whether this competition is, by the mode that was set last.
-bool worth_screening(int64_t patches, int64_t neurons, int64_t inputs, int k, bool is_float);
+bool worth_screening(int64_t patches, int64_t neurons, int64_t inputs, int k);
 
-// The winners of compete's exact path, in three launches; `rows` [K, N] is contiguous, its powers taken.
-void screened(const char* op, const Device& device, const Tensor& x, const Place<float>& place, const Tensor& rows,
-              const Contest& how, const Moments<float>& known, int32_t* winners, float* responses, const Keys& keys);
+// The winners and responses of `walk`, to the bit, in three launches.
+void screened(const Device& device, const Tensor& like, const Place<float>& place, const float* rows,
+              const Moments<float>& known, const Mask& mask, const Outcome<float>& outcome);
 
 // Patches that were screened since the process began, and those that competed again: counted where values are known.
 struct Screened {
