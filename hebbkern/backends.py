@@ -25,7 +25,7 @@ import warnings
 import torch
 from torch._subclasses.functional_tensor import FunctionalTensorMode
 
-from hebbkern import eager
+from hebbkern import cuda, eager
 from hebbkern.ops import library
 
 COMPILED = {"cpu": "hebbkern._cpu", "cuda": "hebbkern._cuda"}  # device type -> the extension that serves it
@@ -226,6 +226,9 @@ def _load():
             library.LIBRARY.impl(name, _by_triton(name), "CUDA")
         if not name.endswith("_") and name != "sanger":
             _show_to_compile(name)
+    if "cuda" not in _missing:
+        for name in ("sanger", "learn_dense_"):  # whose products are ATen's, with settings that only Python reaches
+            library.LIBRARY.impl(f"{name}.cuda", getattr(cuda, name), "CPU" if _emulated() else "CUDA")
 
 
 _load()
