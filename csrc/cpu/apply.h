@@ -7,13 +7,6 @@
 
 namespace hebbkern {
 
-Normalise check_normalise(const char* op, const std::string& normalise);
-
-// Raises if two entries of the weight may share memory.
-void check_apart(const char* op, const Tensor& weight);
-
-[[noreturn]] void fail_step(const char* op);
-
 // The operator itself.
 void apply_(Tensor weight, Tensor sum, OptionalTensor decay, OptionalTensor denominator, double lr,
             std::string normalise, double rate_power, OptionalTensor frozen);
