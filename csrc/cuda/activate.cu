@@ -9,9 +9,9 @@ constexpr int side = 64;  // neurons of a tile
 
 template <class T>
 struct Layer {
-  T *y, *taught;                      // laid out alike; taught: y * scale, or null
-  const T *offset, *scale, *total;    // [P], [P], [K], or null
-  T *diagonal, *shift;                // [parts, K], or null
+  T *y, *taught;                    // laid out alike; taught: y * scale, or null
+  const T *offset, *scale, *total;  // [P], [P], [K], or null
+  T *diagonal, *shift;              // [parts, K], or null
   Divisor per_image;
   int64_t image, neuron, patch;  // strides
   int patches, neurons;
@@ -168,8 +168,7 @@ __global__ void __launch_bounds__(threads) soften_kernel(Layer<T> layer) {
   const int first = int(blockIdx.x) * 16;
   strip.open(layer, first);
   compete(strip, layer);
-  for (int neuron = 0; neuron < layer.neurons; neuron += side)
-    tile<T, 16, true>(strip, layer, first, neuron);
+  for (int neuron = 0; neuron < layer.neurons; neuron += side) tile<T, 16, true>(strip, layer, first, neuron);
 }
 
 constexpr int slices = 32;  // of the rows: those of a million patches are 16384
@@ -230,12 +229,12 @@ static std::tuple<Tensor, Tensor> activate_op(Tensor u, Ints layout, int64_t ima
   std::tuple<Tensor, Tensor> columns;
   const auto run = [&](auto tag) {
     using T = decltype(tag);
-    columns = activate<T>(device, u,
-                          {pointer<T>(u), taught ? pointer<T>(*taught) : nullptr, const_pointer<T>(offset),
-                           const_pointer<T>(scale), const_pointer<T>(total), nullptr, nullptr, Divisor(at.per_image),
-                           at.image, at.neuron, at.patch, int(images * at.per_image), int(u.size(1)),
-                           check_activation("sanger", activation), T(temperature)},
-                          diagonal, shift);
+    columns = activate<T>(
+        device, u,
+        {pointer<T>(u), taught ? pointer<T>(*taught) : nullptr, const_pointer<T>(offset), const_pointer<T>(scale),
+         const_pointer<T>(total), nullptr, nullptr, Divisor(at.per_image), at.image, at.neuron, at.patch,
+         int(images * at.per_image), int(u.size(1)), check_activation("sanger", activation), T(temperature)},
+        diagonal, shift);
   };
   if (u.scalar_type() == ScalarType::Double)
     run(double{});

@@ -27,7 +27,8 @@ __device__ __forceinline__ Quad<T> some(const S* from, int left, bool at_once) {
 template <class S, class T, int SIDE>
 struct Triangle {
   static constexpr int rows = SIDE * SIDE / 4 / threads, each = SIDE * depth / 4 / threads;
-  struct Shared {  // C lies transposed, rows apart by what keeps quads aligned and stores off each other's banks
+  struct alignas(16)
+      Shared {  // C lies transposed, rows apart by what keeps quads aligned and stores off each other's banks
     T c[2][depth][SIDE + 4], w[2][depth][SIDE];
   };
   Shared& shared;
@@ -141,7 +142,7 @@ template <class S, class T, int SIDE>
 __global__ void __launch_bounds__(threads)
     finish_kernel(Products<T> products, Sink<S, T> sink, int K, int N, bool c_at_once, bool at_once) {
   using Part = Triangle<S, T, SIDE>;
-  __shared__ __align__(16) typename Part::Shared shared;
+  __shared__ typename Part::Shared shared;
   const int across = (N + SIDE - 1) / SIDE, down = (K + SIDE - 1) / SIDE;
   const int row = (down - 1 - int(blockIdx.x) / across) * SIDE, column = int(blockIdx.x) % across * SIDE;
   T less[Part::rows][4] = {};
@@ -154,16 +155,15 @@ __global__ void __launch_bounds__(threads)
   bool good = true;
 #pragma unroll
   for (int i = 0; i < Part::rows; ++i)
-    if (neuron + i < K && to < N)
-      good = conclude(products, sink, neuron + i, to, N, less[i], at_once) && good;
+    if (neuron + i < K && to < N) good = conclude(products, sink, neuron + i, to, N, less[i], at_once) && good;
   if (!sink.moved) return;
   const int all = __syncthreads_and(good);
   if (threadIdx.x == 0) sink.sound[blockIdx.x] = all;
 }
 
 template <class S, class T, int SIDE>
-Outcome finish_by(const Device& device, const Products<T>& products, const Tensor& weight,
-                  const OptionalTensor& frozen, std::optional<double> lr, int64_t patches) {
+Outcome finish_by(const Device& device, const Products<T>& products, const Tensor& weight, const OptionalTensor& frozen,
+                  std::optional<double> lr, int64_t patches) {
   const int64_t K = weight.size(0), N = weight.numel() / K, blocks = cdiv(K, SIDE) * cdiv(N, SIDE);
   Outcome to;
   const Sink<S, T> sink = sink_of<S, T>(to, weight, frozen, lr, patches, blocks);
@@ -185,8 +185,8 @@ Outcome finish(const Device& device, const Products<T>& products, const Tensor& 
   return finish_by<S, T, 32>(device, products, weight, frozen, lr, patches);
 }
 
-#define FINISH(S, T)                                                                                              \
-  template Outcome finish<S, T>(const Device&, const Products<T>&, const Tensor&, const OptionalTensor&,          \
+#define FINISH(S, T)                                                                                     \
+  template Outcome finish<S, T>(const Device&, const Products<T>&, const Tensor&, const OptionalTensor&, \
                                 std::optional<double>, int64_t);
 FINISH(float, float)
 FINISH(double, double)

@@ -20,8 +20,7 @@ static std::tuple<Tensor, Tensor, Tensor> moments_op(Tensor x, Ints stride, Ints
     using S = decltype(stored);
     using T = decltype(tag);
     const Place<S> place(op.c_str(), x, g), rows(const_pointer<S>(weight), g.neurons, g.inputs());
-    const Moments<T> found =
-        moments<S, S, T>(op.c_str(), device, x, place, check_patches(op.c_str(), patches), &rows);
+    const Moments<T> found = moments<S, S, T>(op.c_str(), device, x, place, check_patches(op.c_str(), patches), &rows);
     size_t next = 0;
     const auto take = [&](const T* numbers) {
       return numbers ? found.memory[next++] : empty_like(x, {0}, result_dtype(x.scalar_type()));

@@ -11,7 +11,8 @@ struct Outcome {
   Tensor out, sound;
 };
 
-// sum = G - shift - tril(C) W, or - diag(d) W, in one launch; a null is not taken off. With lr the step by sum / patches.
+// sum = G - shift - tril(C) W, or - diag(d) W, in one launch; a null is not taken off. With lr the step by sum /
+// patches.
 template <class T>
 struct Products {
   const T *gradient, *gram = nullptr, *diagonal = nullptr, *shift = nullptr;  // [K, N], [K, K], [K], [K]
@@ -56,8 +57,13 @@ Sink<S, T> sink_of(Outcome& to, const Tensor& weight, const OptionalTensor& froz
   const Ints shape = {weight.size(0), weight.numel() / weight.size(0)};
   to.out = empty_like(weight, shape, lr ? weight.scalar_type() : result_dtype(weight.scalar_type()));
   to.sound = empty_like(weight, {lr ? blocks : 0}, ScalarType::Int);
-  return {const_pointer<S>(weight), Mask(frozen), lr ? nullptr : pointer<T>(to.out), lr ? pointer<S>(to.out) : nullptr,
-          lr ? pointer<int32_t>(to.sound) : nullptr, T(lr.value_or(0)), T(patches)};
+  return {const_pointer<S>(weight),
+          Mask(frozen),
+          lr ? nullptr : pointer<T>(to.out),
+          lr ? pointer<S>(to.out) : nullptr,
+          lr ? pointer<int32_t>(to.sound) : nullptr,
+          T(lr.value_or(0)),
+          T(patches)};
 }
 
 // Four numbers side by side, loaded or stored at once.
