@@ -26,7 +26,7 @@ import warnings
 import torch
 from torch._subclasses.functional_tensor import FunctionalTensorMode
 
-from hebbkern import choice, eager
+from hebbkern import choice, cuda, eager
 from hebbkern.ops import checks, library
 
 COMPILED = {"cpu": "hebbkern._cpu", "cuda": "hebbkern._cuda"}  # device type -> the extension that serves it
@@ -252,6 +252,9 @@ def _load():
         library.LIBRARY.impl(name, _on_gpu(name), "CUDA")
         if not name.endswith("_") and name != "sanger":
             _show_to_compile(name)
+    if "cuda" not in _missing:
+        for name in ("sanger", "learn_dense_"):  # whose products are ATen's, with settings that only Python reaches
+            library.LIBRARY.impl(f"{name}.cuda", getattr(cuda, name), "CPU" if _emulated() else "CUDA")
 
 
 _load()

@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <utility>
 
+#include "../arithmetic.h"
+
 namespace hebbkern {
 
 // The order-preserving integer image of a float has its width.
@@ -20,8 +22,6 @@ struct IndexOf<double> {
 };
 template <class T>
 using Index = typename IndexOf<T>::type;
-
-enum class Activation { linear, relu, tanh, softmax };
 
 // One row's step in apply_: w' = (w + rate * (sum - decay * w)), then divided as `normalise` says.
 template <class T>

@@ -253,21 +253,7 @@ void Sanger<T>::run(const Mask& frozen, T* sum) {
 
 Dense check_rule(const char* op, const std::string& activation, const std::string& decay, double temperature,
                  Patches patches) {
-  Dense rule{Activation::linear, Decay::none, temperature, patches};
-  if (activation == "relu")
-    rule.activation = Activation::relu;
-  else if (activation == "tanh")
-    rule.activation = Activation::tanh;
-  else if (activation == "softmax")
-    rule.activation = Activation::softmax;
-  else if (activation != "linear")
-    fail(op, "activation must be \"linear\", \"relu\", \"tanh\" or \"softmax\", got \"", activation, "\"");
-  if (decay == "triangular")
-    rule.decay = Decay::triangular;
-  else if (decay == "diagonal")
-    rule.decay = Decay::diagonal;
-  else if (decay != "none")
-    fail(op, "decay must be \"triangular\", \"diagonal\" or \"none\", got \"", decay, "\"");
+  const Dense rule{check_activation(op, activation), check_decay(op, decay), temperature, patches};
   if (rule.activation == Activation::softmax && rule.decay == Decay::triangular)
     fail(op, "decay must be \"diagonal\" or \"none\" with softmax, got \"triangular\"");
   if (!(float(temperature) > 0) || std::isinf(1 / float(temperature)) || std::isinf(temperature))

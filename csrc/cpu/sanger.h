@@ -1,11 +1,10 @@
 // sanger's state, with many patches; residual.h is for few.
 #pragma once
 
+#include "../sanger.h"
 #include "panels.h"
 
 namespace hebbkern {
-
-enum class Decay { triangular, diagonal, none };
 
 struct Dense {
   Activation activation;

@@ -28,6 +28,14 @@ def define(schema, fake):
     chosen[name] = operator(name)
 
 
+def stage(schema):
+    """Define an operator that only this package calls, to reach compiled kernels; nothing traces it. Returns it."""
+    name = schema.split("(", 1)[0]
+    LIBRARY.define(schema)
+    LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")
+    return operator(name)
+
+
 def operator(name, overload="default"):
     """The torch operator ``hebbkern::name.overload``."""
     return getattr(getattr(torch.ops.hebbkern, name), overload)
