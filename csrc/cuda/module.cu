@@ -13,7 +13,6 @@ static PyObject* count(PyObject*, PyObject* index) {
   return PyLong_FromLong(take_skipped(int(device)));
 }
 
-<<<<<<< HEAD
 // stepped() -> the indices of devices on which steps were taken
 static PyObject* stepped(PyObject*, PyObject*) {
   PyObject* all = PyList_New(0);
@@ -23,27 +22,23 @@ static PyObject* stepped(PyObject*, PyObject*) {
     Py_DECREF(one);
   }
   return all;
-=======
+}
+
 // screening(mode): 0 off, 1 where it is faster, 2 wherever it can be.
 static PyObject* choose_screening(PyObject*, PyObject* mode) {
   const long chosen = PyLong_AsLong(mode);
   if (PyErr_Occurred()) return nullptr;
   set_screening(Screening(chosen < 0 ? 0 : chosen > 2 ? 2 : chosen));
   Py_RETURN_NONE;
->>>>>>> screen
 }
 
 #if defined(__CUDACC__)
 #define HEBBKERN_INIT PyInit__cuda
 static constexpr const char* name = "_cuda";
-<<<<<<< HEAD
-static PyMethodDef methods[] = {
-    {"skipped", count, METH_O, nullptr}, {"stepped", stepped, METH_NOARGS, nullptr}, {nullptr, nullptr, 0, nullptr}};
-=======
 static PyMethodDef methods[] = {{"skipped", count, METH_O, nullptr},
+                                {"stepped", stepped, METH_NOARGS, nullptr},
                                 {"screening", choose_screening, METH_O, nullptr},
                                 {nullptr, nullptr, 0, nullptr}};
->>>>>>> screen
 #else
 #define HEBBKERN_INIT PyInit__cuda_host
 static constexpr const char* name = "_cuda_host";
@@ -78,24 +73,19 @@ static PyObject* seed(PyObject*, PyObject* number) {
   Py_RETURN_NONE;
 }
 
-<<<<<<< HEAD
-static PyMethodDef methods[] = {{"skipped", count, METH_O, nullptr}, {"stepped", stepped, METH_NOARGS, nullptr},
-                                {"note", note, METH_O, nullptr},     {"launches", launches, METH_NOARGS, nullptr},
-                                {"seed", seed, METH_O, nullptr},     {nullptr, nullptr, 0, nullptr}};
-=======
 // screened() -> (patches screened since the process began, patches that competed again)
 static PyObject* count_screened(PyObject*, PyObject*) {
   return Py_BuildValue("LL", (long long)screened_so_far().patches, (long long)screened_so_far().left);
 }
 
 static PyMethodDef methods[] = {{"skipped", count, METH_O, nullptr},
+                                {"stepped", stepped, METH_NOARGS, nullptr},
                                 {"screening", choose_screening, METH_O, nullptr},
                                 {"screened", count_screened, METH_NOARGS, nullptr},
                                 {"note", note, METH_O, nullptr},
                                 {"launches", launches, METH_NOARGS, nullptr},
                                 {"seed", seed, METH_O, nullptr},
                                 {nullptr, nullptr, 0, nullptr}};
->>>>>>> screen
 #endif
 
 #define HEBBKERN_WORDS(...) #__VA_ARGS__
