@@ -51,11 +51,12 @@ __device__ __forceinline__ T of_pieces(const T* partial, int64_t inputs, int64_t
   return sum;
 }
 
-// How many entries there are. Raises where there are more than kernels can number.
-inline int64_t entries_of(const char* op, int64_t patches, int64_t ranks) {
-  if (patches * ranks > largest_extent)
-    fail(op, "x must have fewer than 2^31 patches times ranks, got ", patches * ranks);
-  return patches * ranks;
+// How many entries there are. Raises where there are more, or more neurons, than kernels can number.
+inline int64_t entries_of(const char* op, const Geometry& g, int64_t ranks) {
+  const int64_t entries = g.patches() * ranks;
+  if (entries > largest_extent) fail(op, "x must have fewer than 2^31 patches times ranks, got ", entries);
+  if (g.neurons > largest_extent - 3) fail(op, "there must be fewer than 2^31 - 3 neurons, got ", g.neurons);
+  return entries;
 }
 
 // The key of each entry, int32 [P * ranks], in one launch: the neuron that it teaches, K for nobody, K + 1 where
