@@ -167,7 +167,7 @@ struct Strongest {
         if (beats(other, name, bar[i], best[i])) bar[i] = other, best[i] = name;
       }
       const int number = first + 4 * i + lane.group();
-      if (lane.first() == i && number <= last) outcome.write(field.patch(number), 0, bar[i], best[i]);
+      if (lane.first() == 0 && number <= last) outcome.write(field.patch(number), 0, bar[i], best[i]);
     }
   }
 };
