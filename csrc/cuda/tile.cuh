@@ -66,9 +66,9 @@ struct Copies {
   T* const ring;                  // [stages][the block's patches, then its neurons][pitch]
   Tap (*const taps)[entries<T>];  // of the step ahead, and in turn of the one before
   const int end;                  // of the block's neurons
-  const Lane lane{};
-  Corner corner[2];  // of this thread's patches
-  T size[2];         // their scales
+  int to_patch, to_neuron;        // where the first number goes that this thread copies of each, in a step
+  const S* from[2];               // where it is in two patches
+  int down[2], right[2];          // and in their images
   S fetched[2][entries<T> / 4] = {};
   Step ahead;
   int stage = 0, slot = 0;  // of the step ahead
@@ -76,81 +76,90 @@ struct Copies {
   __device__ __forceinline__ Copies(const Field<S, T>& field, T* ring, Tap (*taps)[entries<T>], int first, int last,
                                     int begin, int end)
       : field(field), ring(ring), taps(taps), end(end), ahead{begin, 0} {
+    to_patch = own(field.patches_in_groups);
+    to_neuron = patches() * pitch<T> + own(field.rows_in_groups);
 #pragma unroll
     for (int pass = 0; pass < 2; ++pass) {
-      const int number = first + row(pass, field.patches_in_groups);
+      const int number = first + row(field.patches_in_groups) + pass * rows();
       const int patch = field.patch(number < last ? number : last);  // past the last patch the tile repeats it
-      corner[pass] = field.place.corner(patch);
-      size[pass] = field.unit ? field.scale[patch] : T(1);
+      const Corner corner = field.place.corner(patch);
+      from[pass] = field.place.x + corner.start + (field.patches_in_groups ? of_group() : 0);
+      down[pass] = corner.row;
+      right[pass] = corner.column;
     }
     write_taps();
   }
+
+  __device__ __forceinline__ static int lane() { return int(threadIdx.x) % 32; }
+  __device__ __forceinline__ static int patches() { return int(blockDim.x) / 2; }
+  // Rows that the block copies at a time, which of them is this thread's, and which of its entries.
+  __device__ __forceinline__ static int rows() { return int(blockDim.x) / 4; }
+  __device__ __forceinline__ static int row(bool groups) {
+    return int(threadIdx.x) / 32 * 8 + (groups ? lane() / 4 : lane() % 8);
+  }
+  __device__ __forceinline__ static int of_group() { return lane() % 4 * each<T>; }
+  __device__ __forceinline__ static int own(bool groups) {
+    return row(groups) * pitch<T> + (groups ? of_group() : lane() / 8);
+  }
+  __device__ __forceinline__ T* at(int stage) const { return ring + stage * (patches() + tile_neurons) * pitch<T>; }
 
   __device__ __forceinline__ void write_taps() const {
     const int entry = ahead.entry + int(threadIdx.x);
     if (!field.patches_in_groups && threadIdx.x < entries<T>) taps[slot][threadIdx.x] = field.place.tap(entry);
   }
 
-  __device__ __forceinline__ int patches() const { return int(blockDim.x) / 2; }
-  __device__ __forceinline__ int row(int pass, bool groups) const {
-    return pass * int(blockDim.x / 4) + lane.warp * 8 + (groups ? lane.number / 4 : lane.number % 8);
-  }
-  __device__ __forceinline__ T* at(int stage, int row) const {
-    return ring + (stage * (patches() + tile_neurons) + row) * pitch<T>;
-  }
-  // Calls f(entry of the step) for each of a row that this lane copies one by one.
-  template <class F>
-  __device__ __forceinline__ void one_by_one(const F& f) const {
+  __device__ __forceinline__ void start_patches() {
+    T* const to = at(stage) + to_patch;
+    const int left = field.place.inputs - ahead.entry;
+    if constexpr (std::is_same_v<S, T>)
+      if (field.patches_in_groups) {
+        const int bytes = of_group() < left ? 16 : 0;
+        cp_async_zfill<16>(to, from[0] + ahead.entry, bytes);
+        cp_async_zfill<16>(to + rows() * pitch<T>, from[1] + ahead.entry, bytes);
+        return;
+      }
 #pragma unroll
-    for (int i = 0; i < entries<T> / 4; ++i) f(i, i * 4 + lane.number / 8);
-  }
-  __device__ __forceinline__ int of_group() const { return lane.number % 4 * each<T>; }
-
-  __device__ __forceinline__ void start_patches(int entry, int stage, const Tap* taps) {
+    for (int i = 0; i < entries<T> / 4; ++i) {
+      const int n = 4 * i + lane() / 8;
+      const Tap tap = taps[slot][n];
 #pragma unroll
-    for (int pass = 0; pass < 2; ++pass) {
-      const S* const from = field.place.x + corner[pass].start;
-      T* const to = at(stage, row(pass, field.patches_in_groups));
-      if constexpr (std::is_same_v<S, T>)
-        if (field.patches_in_groups) {
-          const int first = entry + of_group();
-          cp_async_zfill<16>(to + of_group(), from + first, first < field.place.inputs ? 16 : 0);
-          continue;
-        }
-      one_by_one([&](int i, int n) {
-        const Tap tap = taps[n];
-        const bool there = entry + n < field.place.inputs && field.place.in_image(corner[pass], tap);
+      for (int pass = 0; pass < 2; ++pass) {
+        const bool there = n < left && field.place.in_image({0, down[pass], right[pass]}, tap);
+        const S* const number = from[pass] + tap.offset;
         if constexpr (std::is_same_v<S, T>)
-          cp_async_zfill<sizeof(T)>(to + n, from + tap.offset, there ? sizeof(T) : 0);
+          cp_async_zfill<sizeof(T)>(to + pass * rows() * pitch<T> + 4 * i, number, there ? sizeof(T) : 0);
         else
-          fetched[pass][i] = there ? from[tap.offset] : S(0);
-      });
+          fetched[pass][i] = there ? *number : S(0);
+      }
     }
   }
 
-  __device__ __forceinline__ void start_neurons(const Step& step, int stage) const {
-    for (int pass = 0; row(pass, false) < tile_neurons; ++pass) {
-      const int own = row(pass, field.rows_in_groups), neuron = step.neuron + own;
-      const T* const from = field.rows.x + int64_t(neuron < end ? neuron : end - 1) * field.rows.inputs + step.entry;
-      T* const to = at(stage, patches() + own);
-      const int left = field.rows.inputs - step.entry;
-      if (field.rows_in_groups)
-        cp_async_zfill<16>(to + of_group(), from + of_group(), of_group() < left ? 16 : 0);
-      else
-        one_by_one([&](int, int n) { cp_async_zfill<sizeof(T)>(to + n, from + n, n < left ? sizeof(T) : 0); });
+  __device__ __forceinline__ void start_neurons() const {
+    T* to = at(stage) + to_neuron;
+    const int left = field.rows.inputs - ahead.entry;
+    for (int within = row(field.rows_in_groups); within < tile_neurons; within += rows(), to += rows() * pitch<T>) {
+      const int neuron = ahead.neuron + within < end ? ahead.neuron + within : end - 1;
+      const T* const numbers = field.rows.x + int64_t(neuron) * field.rows.inputs + ahead.entry;
+      if (field.rows_in_groups) {
+        cp_async_zfill<16>(to, numbers + of_group(), of_group() < left ? 16 : 0);
+        continue;
+      }
+#pragma unroll
+      for (int n = 0; n < entries<T>; n += 4)
+        cp_async_zfill<sizeof(T)>(to + n, numbers + n + lane() / 8, n + lane() / 8 < left ? sizeof(T) : 0);
     }
   }
 
   // Starts the copies of the next step that there is; every thread, after a barrier.
   __device__ __forceinline__ void start() {
     if (ahead.neuron < end) {
-      start_patches(ahead.entry, stage, taps[slot]);
-      start_neurons(ahead, stage);
+      start_patches();
+      start_neurons();
     }
     cp_async_commit();
     ahead.entry += entries<T>;
     if (ahead.entry >= field.place.inputs) ahead = {ahead.neuron + tile_neurons, 0};
-    stage = (stage + 1) % stages;
+    stage = stage == stages - 1 ? 0 : stage + 1;
     slot ^= 1;
     write_taps();
   }
@@ -158,33 +167,36 @@ struct Copies {
   // Half types do not lie on chip as they do in memory: they come by registers, and here they arrive.
   __device__ __forceinline__ void finish() const {
     if constexpr (!std::is_same_v<S, T>) {
-      const int stage = (this->stage + stages - 1) % stages;
+      T* const to = at(stage == 0 ? stages - 1 : stage - 1) + to_patch;
 #pragma unroll
-      for (int pass = 0; pass < 2; ++pass) {
-        T* const to = at(stage, row(pass, false));
-        one_by_one([&](int i, int n) { to[n] = wide(fetched[pass][i]); });
-      }
+      for (int pass = 0; pass < 2; ++pass)
+#pragma unroll
+        for (int i = 0; i < entries<T> / 4; ++i) to[pass * rows() * pitch<T> + 4 * i] = wide(fetched[pass][i]);
     }
   }
 
-  __device__ __forceinline__ void scale_row(T* row, bool groups, T factor) const {
+  __device__ __forceinline__ static void scale(T* numbers, bool groups, T factor) {
     if (groups) {
-      Group<T>& group = *reinterpret_cast<Group<T>*>(row + of_group());
+      Group<T>& group = *reinterpret_cast<Group<T>*>(numbers);
 #pragma unroll
       for (int n = 0; n < each<T>; ++n) group.of[n] *= factor;
     } else {
-      one_by_one([&](int, int n) { row[n] *= factor; });
+#pragma unroll
+      for (int n = 0; n < entries<T>; n += 4) numbers[n] *= factor;
     }
   }
 
-  // Scales what this thread copied of the step that is next to be multiplied.
-  __device__ __forceinline__ void scale(int neuron, int stage) const {
-#pragma unroll
-    for (int pass = 0; pass < 2; ++pass)
-      scale_row(at(stage, row(pass, field.patches_in_groups)), field.patches_in_groups, size[pass]);
-    for (int pass = 0; row(pass, false) < tile_neurons; ++pass) {
-      const int own = row(pass, field.rows_in_groups), name = neuron + own;
-      scale_row(at(stage, patches() + own), field.rows_in_groups, field.inverse[name < end ? name : end - 1]);
+  // Scales what this thread copied of a step: patches from `first` on, neurons from `neuron` on.
+  __device__ __forceinline__ void scale(int stage, int first, int last, int neuron) const {
+    for (int pass = 0; pass < 2; ++pass) {
+      const int number = first + row(field.patches_in_groups) + pass * rows();
+      const int patch = field.patch(number < last ? number : last);
+      scale(at(stage) + to_patch + pass * rows() * pitch<T>, field.patches_in_groups, field.scale[patch]);
+    }
+    T* to = at(stage) + to_neuron;
+    for (int within = row(field.rows_in_groups); within < tile_neurons; within += rows(), to += rows() * pitch<T>) {
+      const int name = neuron + within < end ? neuron + within : end - 1;
+      scale(to, field.rows_in_groups, field.inverse[name]);
     }
   }
 };
@@ -192,7 +204,7 @@ struct Copies {
 // Adds the products of a step; each sum goes over the entries in their order, whatever the tiles.
 template <class T>
 __device__ __forceinline__ void multiply(const T* patches, const T* neurons, T (&sums)[lane_patches][lane_neurons]) {
-#pragma unroll
+#pragma unroll 1  // more numbers on their way from shared memory would not fit into 128 registers
   for (int first = 0; first < entries<T>; first += each<T>) {
     Group<T> x[lane_patches];
 #pragma unroll

@@ -167,7 +167,7 @@ struct Strongest {
         if (beats(other, name, bar[i], best[i])) bar[i] = other, best[i] = name;
       }
       const int number = first + 4 * i + lane.group();
-      if (lane.first() == i && number <= last) outcome.write(field.patch(number), 0, bar[i], best[i]);
+      if (lane.first() == 0 && number <= last) outcome.write(field.patch(number), 0, bar[i], best[i]);
     }
   }
 };
@@ -203,11 +203,12 @@ __global__ void __launch_bounds__(32 * most_warps<T>, 2) walk_kernel(Field<S, T>
     T sums[lane_patches][lane_neurons] = {};
     for (int entry = 0; entry < inputs; entry += entries<T>) {
       cp_async_wait<stages - 2>();
-      const int now = (copies.stage + 1) % stages;
-      if (field.unit) copies.scale(neuron, now);
+      const int now = copies.stage == stages - 1 ? 0 : copies.stage + 1;
+      if (field.unit) copies.scale(now, first, last, neuron);
       __syncthreads();  // everyone's copies are here, and nobody reads the step before
       copies.start();
-      multiply(copies.at(now, own + lane.group()), copies.at(now, patches + lane.first()), sums);
+      multiply(copies.at(now) + (own + lane.group()) * pitch<T>, copies.at(now) + (patches + lane.first()) * pitch<T>,
+               sums);
       copies.finish();
     }
     respond(field, first + own + lane.group(), last, neuron, end, sums);
