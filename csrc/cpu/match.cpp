@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "../match.h"
 #include "panels.h"
 
 namespace hebbkern {
@@ -183,14 +184,10 @@ static void match_typed(const Tensor& x, const Tensor& weight, const Geometry& g
 static std::tuple<Tensor, Tensor> match(Tensor x, Tensor weight, std::string patches, Ints stride, Ints padding,
                                         Ints dilation, OptionalTensor mask) {
   const char* op = "match";
-  const Geometry g = check_layer(op, x, weight, stride, padding, dilation);
-  const Patches kind = check_patches(op, patches);
-  check_mask(op, "mask", mask, g.neurons, x);
-  if (g.patches() > std::numeric_limits<int32_t>::max())
-    fail(op, "x must have at most ", std::numeric_limits<int32_t>::max(), " patches, got ", g.patches());
+  const auto [g, kind] = check_match(op, x, weight, patches, stride, padding, dilation, mask);
   const ScalarType result = result_dtype(x.scalar_type());
   Tensor nearest = empty({g.neurons}, ScalarType::Int), distance = empty({g.neurons}, result);
-  with_dtype(result, [&](auto, auto tag) {
+  with_dtype(result, [&, &g = g, kind = kind](auto, auto tag) {
     using T = decltype(tag);
     match_typed<T>(x, weight, g, kind, mask, static_cast<int32_t*>(nearest.mutable_data_ptr()),
                    static_cast<T*>(distance.mutable_data_ptr()));

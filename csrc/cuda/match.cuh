@@ -1,0 +1,152 @@
+// How a block of match's search brings neurons and patches on chip, a ring of steps of 16 to 32 entries, and multiplies
+// them.
+#pragma once
+
+#include <bit>
+
+#include "place.cuh"
+#include "ptx.cuh"
+
+namespace hebbkern {
+namespace {
+
+// A lane sums 4 x 8 products in registers: 32 of them for 12 numbers that it reads. A warp has all patches of a tile
+// for its neurons, so that it can tell their nearest without another.
+constexpr int lane_neurons = 4, lane_patches = 8;
+constexpr int warp_neurons = 4 * lane_neurons, tile_patches = 8 * lane_patches;
+
+// Numbers that are stored as they are computed with go to chip by themselves, while a step is multiplied two are on
+// their way. Half types come by registers, in time for the next step.
+template <class S, class T>
+constexpr bool by_itself = std::is_same_v<S, T>;
+template <class S, class T>
+constexpr int stages = by_itself<S, T> ? 3 : 2;
+template <class S>
+constexpr int of_lane = 16 / sizeof(S);  // entries of a row that a lane brings a step: 128 bits
+template <class S>
+constexpr int entries = 4 * of_lane<S>;  // of a step
+template <class T>
+constexpr int of_group = 16 / sizeof(T);
+// From row to row on chip: the 128 bits that eight neighbouring rows hold of the same entries lie in different banks.
+template <class S, class T>
+constexpr int pitch = entries<S> + of_group<T>;
+
+// 128 bits.
+template <class T>
+struct alignas(16) Group {
+  T of[16 / sizeof(T)];
+};
+
+// Which lane multiplies what: neighbours, and those sixteen apart, read few rows at once.
+struct Lane {
+  const int number = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
+  // Neurons neuron() + 4 i of a warp.
+  __device__ __forceinline__ int neuron() const { return number % 2 + number / 16 * 2; }
+  // Patches patch() + 8 j of a tile.
+  __device__ __forceinline__ int patch() const { return number / 2 % 8; }
+};
+
+// One factor: ROWS rows, of which every thread brings its part. Where entries lie side by side four lanes take those of
+// a row; else a warp takes four entries of eight neighbouring rows, so that it reads few lines.
+template <class S, class T, int ROWS, int THREADS>
+struct Factor {
+  static constexpr int passes = ROWS * 4 / THREADS;
+  static_assert(passes * THREADS == ROWS * 4);
+  const Place<S>& place;
+  const bool groups;
+  Corner corner[passes];
+  uint32_t fetched[passes][4];  // half types, as they are stored
+
+  __device__ __forceinline__ Factor(const Place<S>& place, bool groups) : place(place), groups(groups) {}
+
+  __device__ __forceinline__ int row(int pass) const {
+    const int lane = int(threadIdx.x) % 32;
+    return pass * (THREADS / 4) + int(threadIdx.x) / 32 * 8 + (groups ? lane / 4 : lane % 8);
+  }
+  // Its n-th entry of the step, of those that this lane brings.
+  __device__ __forceinline__ int entry(int n) const {
+    const int lane = int(threadIdx.x) % 32;
+    return groups ? lane % 4 * of_lane<S> + n : n * 4 + lane / 8;
+  }
+  // Rows from `first` on; past the last they repeat it.
+  __device__ __forceinline__ void aim(int first) {
+#pragma unroll
+    for (int pass = 0; pass < passes; ++pass) {
+      const int own = first + row(pass);
+      corner[pass] = place.corner(own < place.patches ? own : place.patches - 1);
+    }
+  }
+  // Of images: `taps` of the step.
+  __device__ __forceinline__ void start(int first, T* to, const Tap* taps) {
+#pragma unroll
+    for (int pass = 0; pass < passes; ++pass) {
+      T* const own = to + row(pass) * pitch<S, T>;
+      if (groups)
+        start_group(first + entry(0), own + entry(0), pass);
+      else
+        start_each(first, own, pass, taps);
+    }
+  }
+  // What came by registers arrives.
+  __device__ __forceinline__ void finish(T* to) const {
+    if constexpr (!by_itself<S, T>) {
+#pragma unroll
+      for (int pass = 0; pass < passes; ++pass) {
+        T* const own = to + row(pass) * pitch<S, T>;
+#pragma unroll
+        for (int n = 0; n < of_lane<S>; ++n)
+          own[entry(n)] = wide(std::bit_cast<S>(uint16_t(fetched[pass][n / 2] >> (16 * (n % 2)))));
+      }
+    }
+  }
+
+ private:
+  __device__ __forceinline__ void start_group(int first, T* to, int pass) {
+    const S* const from = place.x + corner[pass].start + first;
+    const bool there = first < place.inputs;
+    if constexpr (by_itself<S, T>) {
+      cp_async_zfill<16>(to, there ? from : place.x, there ? 16 : 0);
+    } else {
+      const uint4 four = there ? *reinterpret_cast<const uint4*>(from) : uint4{0, 0, 0, 0};
+      fetched[pass][0] = four.x, fetched[pass][1] = four.y, fetched[pass][2] = four.z, fetched[pass][3] = four.w;
+    }
+  }
+  __device__ __forceinline__ void start_each(int first, T* to, int pass, const Tap* taps) {
+    const S* const from = place.x + corner[pass].start;
+#pragma unroll
+    for (int n = 0; n < of_lane<S>; ++n) {
+      const int at = first + entry(n);
+      const Tap tap = place.flat ? Tap{int64_t(at) * place.channel, 0, 0} : taps[entry(n)];
+      const bool there = at < place.inputs && place.in_image(corner[pass], tap);
+      if constexpr (by_itself<S, T>)
+        cp_async_zfill<sizeof(T)>(to + entry(n), there ? from + tap.offset : place.x, there ? sizeof(T) : 0);
+      else {
+        const uint32_t bits = std::bit_cast<uint16_t>(there ? from[tap.offset] : S(0));
+        fetched[pass][n / 2] = n % 2 ? fetched[pass][n / 2] | bits << 16 : bits;
+      }
+    }
+  }
+};
+
+// Adds the products of a step; each sum goes over the entries in their order, whatever the tiles.
+template <class S, class T>
+__device__ __forceinline__ void multiply(const T* neurons, const T* patches, T (&sums)[lane_neurons][lane_patches]) {
+#pragma unroll
+  for (int first = 0; first < entries<S>; first += of_group<T>) {
+    Group<T> w[lane_neurons];
+#pragma unroll
+    for (int i = 0; i < lane_neurons; ++i)
+      w[i] = *reinterpret_cast<const Group<T>*>(neurons + 4 * i * pitch<S, T> + first);
+#pragma unroll
+    for (int j = 0; j < lane_patches; ++j) {
+      const Group<T> x = *reinterpret_cast<const Group<T>*>(patches + 8 * j * pitch<S, T> + first);
+#pragma unroll
+      for (int i = 0; i < lane_neurons; ++i)
+#pragma unroll
+        for (int n = 0; n < of_group<T>; ++n) sums[i][j] += w[i].of[n] * x.of[n];
+    }
+  }
+}
+
+}  // namespace
+}  // namespace hebbkern
