@@ -23,6 +23,7 @@
 #define CUDAEMU_TSAN(...) __VA_ARGS__
 extern "C" void __tsan_ignore_thread_begin();
 extern "C" void __tsan_ignore_thread_end();
+extern "C" void __tsan_write_range(void* start, unsigned long bytes);
 #else
 #define CUDAEMU_TSAN(...)
 #endif

@@ -107,6 +107,7 @@ void cp_async_zfill(void* shared, const void* global, int bytes) {
   if (std::bit_cast<uintptr_t>(shared) % N || (bytes && std::bit_cast<uintptr_t>(global) % N))
     throw Error("cp.async: misaligned address");
   std::memset(shared, 0xff, N);
+  CUDAEMU_TSAN(__tsan_write_range(shared, N);)  // for it does not see a memset that the compiler has unrolled
   const Quiet quiet;
   block.now->copies.push_back({shared, global, bytes, N - bytes});
 }
