@@ -28,20 +28,6 @@ std::vector<int64_t> weight_entries(const Source<T>& source, const Tensor& weigh
   return entry;
 }
 
-// sign(w) |w|^(p - 1); whole p by multiplication, which is faster and exact to rounding.
-template <class T>
-static inline T powered(T w, double p) {
-  if (p == 2) return w;
-  if (p == 1) return T((w > 0) - (w < 0));
-  const T size = std::abs(w);
-  if (p == std::floor(p) && p <= 9) {
-    T power = w;
-    for (int i = 2; i < int(p); ++i) power *= size;
-    return power;
-  }
-  return std::copysign(T(std::pow(size, T(p - 1))), w);
-}
-
 constexpr int64_t block = 256;  // inputs at once: what a vector of columns reads and writes (32 kB) stays in L1
 
 // Adds a row's entries and their squares, block by block: rows and panels must come to the same bits.
