@@ -254,7 +254,7 @@ def _load():
             _show_to_compile(name)
     if "cuda" not in _missing:
         for name in ("sanger", "learn_dense_"):  # whose products are ATen's, with settings that only Python reaches
-            library.LIBRARY.impl(f"{name}.cuda", getattr(cuda, name), "CPU" if _emulated() else "CUDA")
+            library.LIBRARY.impl(f"{name}.cuda", getattr(cuda, name), "CPU" if emulated() else "CUDA")
 
 
 _load()

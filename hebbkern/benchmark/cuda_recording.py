@@ -32,6 +32,7 @@ class Launch:
     shared: int  # bytes, dynamic
     instance: str
     call: SimpleNamespace = field(repr=False, default=None)  # the operator's name and arguments
+    before: tuple = ()  # the grid of the launch before
 
 
 def missing():
@@ -43,9 +44,9 @@ def missing():
     return hk.backends.available()["cuda"]
 
 
-def serves(name):
-    """Whether csrc/cuda has a kernel for the operator ``name``."""
-    return torch._C._dispatch_has_kernel_for_dispatch_key(f"hebbkern::{name}.cuda", "CPU")
+def serves(operator):
+    """Whether csrc/cuda has a kernel for ``operator`` (torch.ops.hebbkern.compete.cuda)."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(operator.name(), "CPU")
 
 
 class _Mode(TorchDispatchMode):
@@ -58,7 +59,7 @@ class _Mode(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if function.namespace == "hebbkern":
-            if not serves(function._opname):
+            if not serves(function):
                 raise NotImplementedError(f"csrc/cuda has no kernel for {function._opname}")
             self.calls.append(_call(function, args))
             with self:
@@ -80,9 +81,10 @@ class _Mode(TorchDispatchMode):
     def _catch_up(self):
         """The launches since the last entry."""
         call = self.calls[-1] if self.calls else None
-        launches = [Launch(*noted, call) for noted in self.module.launches()]
+        for noted in self.module.launches():
+            before = self.order[-1].grid if self.order and isinstance(self.order[-1], Launch) else ()
+            self.order.append(Launch(*noted, call, before))
         self.module.note(ONLY_NOTE)
-        self.order += launches
 
 
 def _call(function, args):

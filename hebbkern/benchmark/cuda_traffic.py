@@ -4,8 +4,8 @@ Of a launch its grid is known, the instance of its kernel, and the operator's ca
 takes these (``a.grid``, ``a.P`` patches, ``a.K`` neurons, ``a.N`` inputs, ``a.R`` ranks, ``a.stored`` and ``a.wide``:
 bytes of a number as it is stored and as it is computed with, and the call's arguments) and returns {tensor: bytes that
 all blocks together read}, or (read, written); under "flops" and "rate" what traffic.py has there, and under "launches"
-how many there are in truth (those of CUB are not noted down). Tensors are the call's arguments, or those of SCRATCH.
-Where the data decides, neurons are taught by as many patches as their neighbours.
+how many there are in truth (those of CUB are not noted down). Tensors are the call's arguments by name, or scratch
+memory between its launches. Where the data decides, neurons are taught by as many patches as their neighbours.
 """
 
 import math
@@ -17,9 +17,12 @@ from hebbkern.benchmark.recording import AtenCall, place, size
 from hebbkern.benchmark.traffic import Use
 from hebbkern.benchmark.traffic import use as of_aten
 
-PIECE = 256  # accumulate.cuh
-GROUPS = 1024  # rows.cuh, most_groups
+PIECE = 256  # accumulate.cuh: entries of a list that are added in one go
+GROUPS = 1024  # rows.cuh: most groups of rows
 DIGIT = 8  # bits that a pass of CUB's sort takes
+WALKED, MULTIPLIED, SEARCHED = 64, 128, 64  # neurons of a tile in tile.cuh and products.cuh, patches in match.cuh
+CHUNK, RING = 64, 56 << 10  # products.cuh: entries of a patch at once, bytes on chip that hold no patches
+BLOCK, PASS = 16, 64  # residual.cu: neurons of a block, patches of a chunk
 
 
 def use(work):
@@ -28,58 +31,49 @@ def use(work):
         return of_aten(work)
     a = arguments(work)
     described, tensors = TRAFFIC[work.kernel](a), []
-    flops, rate = described.pop("flops", 0), described.pop("rate", "fp32")
+    flops, rate = described.pop("flops", 0), described.pop("rate", a.rate)
     launches = described.pop("launches", 1)
     for name, moved in described.items():
         read, written = moved if isinstance(moved, tuple) else (moved, 0)
         tensor = getattr(work.call, name, None)
         if isinstance(tensor, torch.Tensor):
             tensors.append((place(tensor), size(tensor), read, written))
-        elif name in SCRATCH:
-            tensors.append(((id(work.call), name), SCRATCH[name](a), read, written))
+        else:  # read and written between launches of one call; as large as one of them writes
+            tensors.append(((id(work.call), name), max(read, written), read, written))
     return Use(tensors, flops, rate, math.prod(work.grid), launches)
 
 
 def arguments(launch):
     """What descriptions take."""
-    call, grid = launch.call, launch.grid
-    x = getattr(call, "x", None)
-    x = next(t for t in (x, getattr(call, "y", None), getattr(call, "weight", None)) if t is not None)
-    wide = max(x.element_size(), 4)
-    rate = {8: "fp64", 4: "fp32", 2: "half"}[x.element_size()]
-    found = SimpleNamespace(**vars(call))
-    found.grid, found.instance, found.stored, found.wide, found.rate = (
-        grid,
-        launch.instance,
-        x.element_size(),
-        wide,
-        rate,
-    )
-    weight = getattr(call, "weight", None)
-    if weight is not None:
-        found.K, found.N, kernel = len(weight), weight[0].numel(), weight.shape[2:]
+    call = launch.call
+    a = SimpleNamespace(**vars(call), **{name: getattr(launch, name) for name in ("grid", "shared", "instance")})
+    like = next(t for t in map(vars(call).get, ("x", "y", "weight", "u", "gradient")) if t is not None)
+    a.stored, a.wide = like.element_size(), max(like.element_size(), 4)
+    a.rate = "fp64" if a.wide == 8 else "fp32"
+    a.shares = (*launch.before, 1, 1)[1]  # of the launch before
+    a.blocks = (*launch.before, 1)[0]
+    kernel = ()
+    if (weight := vars(call).get("weight")) is not None:
+        a.K, a.N, kernel = len(weight), weight[0].numel(), weight.shape[2:]
     elif hasattr(call, "neurons"):
-        found.K, kernel = call.neurons, call.kernel
-        found.N = x.shape[1] * math.prod(kernel)
+        a.K, a.N, kernel = call.neurons, like.shape[1] * math.prod(call.kernel), call.kernel
     if hasattr(call, "stride"):
-        found.P = len(x) * _places(x, kernel, call)
-        found.centred = call.patches != "raw"
-    found.R = _ranks(call)
-    return found
+        a.P = len(like) * _places(like, kernel, call)
+        a.centred = getattr(call, "patches", "raw") != "raw" or getattr(call, "offset", None) is not None
+    a.R = _ranks(call)
+    return a
 
 
 def _places(x, kernel, call):
     """Patches of an image."""
     if x.dim() == 2:
         return 1
-    across = zip(x.shape[2:], kernel, call.stride, call.padding, call.dilation, strict=True)
-    return math.prod(
-        (size + 2 * padding - dilation * (k - 1) - 1) // stride + 1 for size, k, stride, padding, dilation in across
-    )
+    along = zip(x.shape[2:], kernel, call.stride, call.padding, call.dilation, strict=True)
+    return math.prod((n + 2 * pad - apart * (k - 1) - 1) // step + 1 for n, k, step, pad, apart in along)
 
 
 def _ranks(call):
-    if hasattr(call, "taught"):
+    if hasattr(call, "taught") and call.taught is not None and call.taught.dim() == 2:
         return call.taught.shape[1]
     return 1 if getattr(call, "labels", None) is not None else getattr(call, "k", 1)
 
@@ -90,25 +84,9 @@ def _pieces(a):
     return a.K * -(-each // PIECE) if each > PIECE else 0
 
 
-SCRATCH = {
-    "winners": lambda a: 4 * a.P * a.R,
-    "responses": lambda a: a.wide * a.P * a.R,
-    "offset": lambda a: a.wide * a.P,
-    "scale": lambda a: a.wide * a.P,
-    "of_rows": lambda a: a.wide * a.K,
-    "keys": lambda a: 4 * a.P * a.R,
-    "sorted": lambda a: 4 * a.P * a.R,
-    "order": lambda a: 4 * a.P * a.R,
-    "starts": lambda a: 4 * (a.K + 3),
-    "partial": lambda a: a.wide * a.N * _pieces(a),
-    "total": lambda a: a.wide * a.K * a.N,
-    "decay": lambda a: a.wide * a.K,
-    "rows": lambda a: 4 * a.wide * a.K,
-    "findings": lambda a: 4 * a.wide * min(a.K, GROUPS),
-    "moved": lambda a: a.stored * a.K * a.N,
-    "sound": lambda a: 4 * a.K,
-    "out": lambda a: size(a.y),
-}
+def _numbers(a):
+    """Bytes of the weights as they are computed with."""
+    return a.wide * a.K * a.N
 
 
 def _patches(a, times=1):
@@ -123,6 +101,131 @@ def _moments(a):
     if getattr(a, "weight", None) is not None:
         found |= {"weight": 2 * a.stored * a.K * a.N, "of_rows": (0, a.wide * a.K)}
     return found
+
+
+def _results(a):
+    """Winners and responses, or what each of the blocks lists that share a tile's neurons."""
+    if a.grid[1] > 1:
+        return {"lists": (0, a.grid[1] * a.P * a.R * (4 + a.wide))}
+    return {"winners": (0, 4 * a.P * a.R), "responses": (0, a.wide * a.P * a.R)}
+
+
+def _powers(a):
+    return {"weight": a.stored * a.K * a.N, "powers": (0, _numbers(a))}
+
+
+def _compete(a):
+    """A tile of patches is read again for every tile of neurons, and the other way round."""
+    weight = "powers" if a.p != 2 else "weight"
+    found = {"x": _patches(a, -(-a.K // WALKED)), weight: a.grid[0] * _numbers(a)}
+    return found | _results(a) | {"flops": 2 * a.P * a.K * a.N}
+
+
+def _multiply(a, weight):
+    """As _compete, on 16-bit weights; patches that fit on chip are read once for all neurons of a block."""
+    held = a.shared >= RING + -(-a.N // CHUNK) * CHUNK * 2 * 64
+    times = a.grid[1] if held else -(-a.K // MULTIPLIED)
+    found = {"x": _patches(a, times), weight: a.grid[0] * 2 * a.K * a.N}
+    return found | {"flops": 2 * a.P * a.K * a.N, "rate": "half"}
+
+
+def _merge(a):
+    lists = a.shares * a.P * a.R * (4 + a.wide)
+    return {"lists": lists, "winners": (0, 4 * a.P * a.R), "responses": (0, a.wide * a.P * a.R)}
+
+
+def _round(a):
+    return {"x": _patches(a), "weight": 4 * a.K * a.N, "rounded": (0, 2 * a.K * a.N), "lengths": (0, 8 * (a.P + a.K))}
+
+
+def _candidates(a):
+    """Bytes of those that a block lists, of all patches."""
+    return 8 * a.P * max(16, 4 * a.R)
+
+
+def _screen(a):
+    found = _multiply(a, "rounded")
+    return found | {"lists": (0, a.grid[1] * _candidates(a)), "lengths": 8 * (a.P + a.grid[0] * a.K)}
+
+
+def _decide(a):
+    """Every patch once; of its candidates those that may win, which are some 2 k (docs/speed.md, certified winners)."""
+    found = {"x": _patches(a), "weight": 2 * a.R * a.P * a.N * a.stored, "lists": a.shares * _candidates(a)}
+    found |= {"lengths": 8 * a.P, "winners": (0, 4 * a.P * a.R), "responses": (0, 4 * a.P * a.R)}
+    return found | {"flops": 4 * a.R * a.P * a.N}
+
+
+def _lengths(a):
+    return {"x": _patches(a), "weight": a.stored * a.K * a.N, "lengths": (0, 4 * a.wide * a.P)}
+
+
+def _search(a):
+    found = {"x": _patches(a, a.grid[0]), "weight": -(-a.P // SEARCHED) * a.stored * a.K * a.N}
+    found |= {"lengths": a.grid[0] * 4 * a.wide * a.P, "nearest": (0, a.grid[1] * 2 * a.K * (4 + a.wide))}
+    return found | {"flops": 2 * a.P * a.K * a.N}
+
+
+def _nearest(a):
+    """Two candidates a neuron."""
+    entries = 2 * a.K * a.N
+    found = {"nearest": a.shares * 2 * a.K * (4 + a.wide), "x": entries * a.stored, "weight": entries * a.stored}
+    return found | {"flops": 3 * entries}
+
+
+def _activate(a):
+    """In place, or into another tensor; softmax looks at who is strongest first."""
+    once, neurons = size(a.u), a.u.numel() // max(a.images * a.layout[0], 1)
+    reads = 2 * once if a.activation == "softmax" else once
+    columns = {"columns": (0, (a.diagonal + a.shift) * a.wide * a.grid[0] * neurons)}
+    return columns | ({"u": (reads, once)} if a.taught is None else {"u": reads, "taught": (0, once)})
+
+
+def _add(a):
+    """A row for each block of the launch before."""
+    row = 32 * a.grid[0] * a.wide
+    return {"columns": a.blocks * row, "sums": (0, row)}
+
+
+def _finish(a):
+    """The triangle: half of the Gram matrix for every tile of inputs, for a tile of neurons the weights down to it."""
+    side, moving = int(a.instance.rstrip("> ").split(",")[-1]), a.lr is not None
+    on_chip = a.operator == "_on_chip"  # whose sums come from a launch before
+    triangular = a.decay == "triangular" if on_chip else a.gram is not None
+    diagonal = a.decay == "diagonal" if on_chip else a.diagonal is not None
+    own = a.K * a.N * a.stored * (moving or diagonal)
+    found = {"sums" if on_chip else "gradient": _numbers(a), "weight": own, "sound": (0, 4 * a.grid[0])}
+    found["moved"] = (0, a.K * a.N * (a.stored if moving else a.wide))
+    if not triangular:
+        return found
+    rows = sum(min(last, a.K) for last in range(side, a.K + side, side))
+    found |= {"gram": a.wide * a.K * a.K // 2 * -(-a.N // side), "weight": own + a.stored * a.N * rows}
+    return found | {"flops": a.K * (a.K + side) * a.N}
+
+
+def _records(a):
+    """Responses in blocks of neurons and chunks of patches, each with its Gram matrix."""
+    return a.wide * -(-a.P // PASS) * -(-a.K // BLOCK) * BLOCK * (PASS + BLOCK)
+
+
+def _pack(a):
+    return {"y": size(a.y), "records": (0, _records(a)), "flops": 2 * BLOCK * a.P * a.K}
+
+
+def _residual(a):
+    """Each block of threads reads all responses; chunks of patches pass over the weights again."""
+    chunks = -(-a.P // PASS)
+    again = (chunks - 1) * _numbers(a)
+    found = {"x": _patches(a), "records": a.grid[0] * _records(a), "weight": chunks * a.K * a.N * a.stored}
+    found |= {"partial": (again, again), "moved": (0, a.stored * a.K * a.N), "sound": (0, 4 * a.grid[0])}
+    return found | {"flops": 4 * a.P * a.K * a.N + 2 * chunks * BLOCK * a.K * a.N}
+
+
+def _on_chip(a):
+    """A run of patches a block, which writes sums of its own."""
+    gram = {"triangular": a.K * a.K, "diagonal": a.K}.get(a.decay, 0)
+    found = {"x": _patches(a), "weight": a.grid[0] * a.stored * a.K * a.N}
+    found["columns"] = (0, a.grid[0] * a.wide * (a.K * a.N + gram))
+    return found | {"flops": 2 * a.P * (2 * a.K * a.N + (gram if a.decay == "triangular" else 0))}
 
 
 def _name(a):
@@ -152,7 +255,7 @@ def _gather(a):
     entries, pieces = a.P * a.R, _pieces(a)
     found = {"x": entries * a.N * a.stored, "order": a.grid[1] * 4 * entries, "flops": 2 * entries * a.N}
     found["partial" if pieces else "total"] = (0, a.wide * a.N * (pieces or a.K))
-    return found | {"offset": a.centred * a.grid[1] * a.wide * entries, "rate": "fp64" if a.wide == 8 else "fp32"}
+    return found | {"offset": a.centred * a.grid[1] * a.wide * entries}
 
 
 def _combine(a):
@@ -200,13 +303,32 @@ TRAFFIC = {
     "accumulate.combine": _combine,
     "accumulate.gather": _gather,
     "accumulate.name": _name,
+    "activate": _activate,
+    "activate.soften": _activate,
     "apply.commit": _commit,
     "apply.step": _step,
     "apply.survey": _survey,
+    "compete": _compete,
+    "compete.merge": _merge,
+    "compete.powers": _powers,
+    "finish": _finish,
     "kwinners.rows": _kwinners,
     "kwinners.strips": _strips,
     "kwinners.tile": _kwinners,
+    "match.lengths": _lengths,
+    "match.nearest": _nearest,
+    "match.search": _search,
+    "mma": lambda a: _multiply(a, "weight") | _results(a),
+    "mma.merge": _merge,
+    "mma.pad": lambda a: {"weight": 2 * a.K * a.N, "rounded": (0, 2 * a.K * a.N)},
     "moments": _moments,
+    "on_chip": _on_chip,
+    "residual": _residual,
+    "residual.pack": _pack,
+    "sanger.add": _add,
+    "screen": _screen,
+    "screen.decide": _decide,
+    "screen.round": _round,
     "sort.few": _sort_few,
     "sort.number": _sort_many,
     "sort.starts": _sort_starts,
