@@ -75,8 +75,9 @@ def screens(mode):
     global _screening
     if mode not in SCREENING:
         raise RuntimeError(f"hebbkern: screening must be one of {', '.join(SCREENING)}, got {mode!r}")
-    if "cpu" not in _missing:
-        importlib.import_module(COMPILED["cpu"]).screening(SCREENING[mode])
+    for name in COMPILED:
+        if name not in _missing:
+            _import(name).screening(SCREENING[mode])
     _screening = mode
 
 

@@ -2,6 +2,8 @@
 // or can be proved to find the same winners.
 #include "../compete.h"
 
+#include "mma.cuh"
+#include "screen.cuh"
 #include "values.cuh"
 #include "walk.cuh"
 
@@ -30,17 +32,40 @@ Tensor powers(const char* op, const Device& device, const Tensor& rows, double p
   return raised;
 }
 
+// Half types as they are, on tensor cores: these multiply them exactly.
+template <class S>
+Moments<float> contest_of_halves(const char* op, const Device& device, const Tensor& x, const Place<S>& place,
+                                 const Tensor& rows, const Contest& how, const Outcome<float>& outcome) {
+  const Place<S> weights(const_pointer<S>(rows), outcome.neurons, place.inputs);
+  Moments<float> known = moments<S, S, float>(op, device, x, place, how.patches, &weights, how.cosine);
+  half_walk<S>(device, x, place, weights.x, known, how.mask, outcome);
+  return known;
+}
+
+template <class S, class T>
+Moments<T> contest_of_all(const char* op, const Device& device, const Tensor& x, const Place<S>& place,
+                          const Tensor& rows, const Contest& how, const Outcome<T>& outcome) {
+  if constexpr (sizeof(S) == 2)
+    if (how.p == 2) return contest_of_halves<S>(op, device, x, place, rows, how, outcome);
+  const Tensor raised = powers<S, T>(op, device, rows, how.p);
+  const Place<T> weights(const_pointer<T>(raised), outcome.neurons, place.inputs);
+  Moments<T> known = moments<S, T, T>(op, device, x, place, how.patches, &weights, how.cosine);
+  if constexpr (std::is_same_v<S, float>)
+    if (worth_screening(place.patches, outcome.neurons, place.inputs, how.k)) {
+      screened(device, x, place, weights.x, known, how.mask, outcome);
+      return known;
+    }
+  walk<S, T>(device, x, place, weights.x, known, how.mask, outcome);
+  return known;
+}
+
 }  // namespace
 
 template <class S, class T>
 Moments<T> contest(const char* op, const Device& device, const Tensor& x, const Place<S>& place, const Tensor& rows,
                    const Contest& how, int32_t* winners, T* responses, const Keys& keys) {
-  const int64_t neurons = rows.size(0);
-  const Tensor raised = powers<S, T>(op, device, rows, how.p);
-  const Place<T> weights(const_pointer<T>(raised), neurons, place.inputs);
-  Moments<T> known = moments<S, T, T>(op, device, x, place, how.patches, &weights, how.cosine);
-  const Outcome<T> outcome{winners, responses, keys, how.k, int(neurons)};
-  walk<S, T>(device, x, place, weights.x, known, how.mask, outcome);
+  const Outcome<T> outcome{winners, responses, keys, how.k, int(rows.size(0))};
+  Moments<T> known = contest_of_all<S, T>(op, device, x, place, rows, how, outcome);
   for (int64_t i = 0; values_known() && i < int64_t(place.patches) * how.k; ++i)
     if (!std::isfinite(responses[i])) fail_overflow(op, finite_responses, sizeof(T) == 8);
   return known;

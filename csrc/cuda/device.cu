@@ -39,7 +39,9 @@ Device::Device(const Tensor& tensor) : index(tensor.get_device_index()), guard_(
 
 int Device::most_shared() const { return property(cudaDevAttrMaxSharedMemoryPerBlockOptin, index); }
 #else
-Device::Device(const Tensor&) : processors(notebook().only_noted ? 132 : 3) {}  // an H100's, or few, to share work out
+// An H100's, or few and what every GPU has, to share work out and to run short.
+Device::Device(const Tensor&) : processors(notebook().only_noted ? 132 : 3) {}
+int Device::most_shared() const { return (notebook().only_noted ? 227 : 99) * 1024; }
 #endif
 
 struct Count {

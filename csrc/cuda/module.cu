@@ -1,7 +1,7 @@
 // A Python module whose import loads this library, which registers the kernels as overload "cuda" of the operators.
 #include <Python.h>
 
-#include "device.cuh"
+#include "screen.cuh"
 #include "status.cuh"
 
 using namespace hebbkern;
@@ -13,10 +13,20 @@ static PyObject* count(PyObject*, PyObject* index) {
   return PyLong_FromLong(take_skipped(int(device)));
 }
 
+// screening(mode): 0 off, 1 where it is faster, 2 wherever it can be.
+static PyObject* choose_screening(PyObject*, PyObject* mode) {
+  const long chosen = PyLong_AsLong(mode);
+  if (PyErr_Occurred()) return nullptr;
+  set_screening(Screening(chosen < 0 ? 0 : chosen > 2 ? 2 : chosen));
+  Py_RETURN_NONE;
+}
+
 #if defined(__CUDACC__)
 #define HEBBKERN_INIT PyInit__cuda
 static constexpr const char* name = "_cuda";
-static PyMethodDef methods[] = {{"skipped", count, METH_O, nullptr}, {nullptr, nullptr, 0, nullptr}};
+static PyMethodDef methods[] = {{"skipped", count, METH_O, nullptr},
+                                {"screening", choose_screening, METH_O, nullptr},
+                                {nullptr, nullptr, 0, nullptr}};
 #else
 #define HEBBKERN_INIT PyInit__cuda_host
 static constexpr const char* name = "_cuda_host";
@@ -50,7 +60,14 @@ static PyObject* seed(PyObject*, PyObject* number) {
   Py_RETURN_NONE;
 }
 
+// screened() -> (patches screened since the process began, patches that competed again)
+static PyObject* count_screened(PyObject*, PyObject*) {
+  return Py_BuildValue("LL", (long long)screened_so_far().patches, (long long)screened_so_far().left);
+}
+
 static PyMethodDef methods[] = {{"skipped", count, METH_O, nullptr},
+                                {"screening", choose_screening, METH_O, nullptr},
+                                {"screened", count_screened, METH_NOARGS, nullptr},
                                 {"note", note, METH_O, nullptr},
                                 {"launches", launches, METH_NOARGS, nullptr},
                                 {"seed", seed, METH_O, nullptr},

@@ -1,0 +1,15 @@
+// Competitions of half types on tensor cores: products are exact, sums float32, and every response is ranked.
+#pragma once
+
+#include "moments.cuh"
+#include "ranks.cuh"
+
+namespace hebbkern {
+
+// As `walk`, of rows [K, N] of S, BFloat16 or Half, in at most three launches: rows that are not aligned to 16 bytes
+// are copied first, and where blocks share the neurons of a patch their lists are merged.
+template <class S>
+void half_walk(const Device& device, const Tensor& like, const Place<S>& place, const S* rows,
+               const Moments<float>& known, const Mask& mask, const Outcome<float>& outcome);
+
+}  // namespace hebbkern
