@@ -1,7 +1,14 @@
 // CUDA's device functions for cudaemu.h: barriers, warp calls, atomics, loads, arithmetic; each takes the types that
 // CUDA's own takes. `line` is never given by a kernel: it is the line of the call, for messages and for divergence.
 #pragma once
-#include "cudaemu.h"
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <type_traits>
+
+#include "cudaemu_block.h"
+
 #define CUDAEMU_LINE unsigned line = __builtin_LINE()
 
 namespace CUDAEMU_OWN cudaemu {
@@ -30,8 +37,11 @@ T unbits(u64 v) {
 inline const u64* given(const Thread& t) { return block.warps[t.warp].given; }
 
 // `source` maps a lane to the lane it reads; a lane outside 0..31 means its own value.
+[[noreturn]] inline void absent(const Thread& t, int lane) {
+  throw Error(at(t) + " reads lane " + std::to_string(lane) + ", which takes no part in it");
+}
 template <class T, class F>
-T shuffle(const char* where, unsigned line, unsigned mask, T v, F source) {
+__forceinline__ T shuffle(const char* where, unsigned line, unsigned mask, T v, F source) {
   const Thread& t = pause(Wait::warp, where, line, mask, bits(v));
   const int from = source(int(t.lane));
   if (from < 0 || from > 31) return v;
@@ -40,25 +50,25 @@ T shuffle(const char* where, unsigned line, unsigned mask, T v, F source) {
   return unbits<T>(given(t)[from]);
 }
 template <class F>
-unsigned vote(const char* where, unsigned line, unsigned mask, u64 v, F keep) {
+__forceinline__ unsigned vote(const char* where, unsigned line, unsigned mask, u64 v, F keep) {
   const Thread& t = pause(Wait::warp, where, line, mask, v);
   unsigned r = 0;
   for (unsigned rest = t.present; rest; rest &= rest - 1)
     if (keep(given(t)[std::countr_zero(rest)])) r |= rest & -rest;
   return r;
 }
-inline unsigned ballot(const char* where, unsigned line, unsigned mask, bool p) {
+__forceinline__ unsigned ballot(const char* where, unsigned line, unsigned mask, bool p) {
   return vote(where, line, mask, p, [](u64 v) { return v != 0; });
 }
 template <class T, class F>
-T reduce(const char* where, unsigned line, unsigned mask, T v, F join) {
+__forceinline__ T reduce(const char* where, unsigned line, unsigned mask, T v, F join) {
   const Thread& t = pause(Wait::warp, where, line, mask, bits(v));
   unsigned rest = t.present;
   T r = unbits<T>(given(t)[std::countr_zero(rest)]);
   while (rest &= rest - 1) r = join(r, unbits<T>(given(t)[std::countr_zero(rest)]));
   return r;
 }
-inline Block& barrier(const char* where, unsigned line, bool offer) {
+__forceinline__ Block& barrier(const char* where, unsigned line, bool offer) {
   pause(Wait::block, where, line, 0, offer);
   return block;
 }
@@ -73,69 +83,73 @@ T update(T* p, F f) {
 }
 }  // namespace CUDAEMU_OWN cudaemu
 
-inline void __syncthreads(CUDAEMU_LINE) { cudaemu::barrier("__syncthreads", line, false); }
-inline int __syncthreads_count(int p, CUDAEMU_LINE) {
+__forceinline__ void __syncthreads(CUDAEMU_LINE) { cudaemu::barrier("__syncthreads", line, false); }
+__forceinline__ int __syncthreads_count(int p, CUDAEMU_LINE) {
   return int(cudaemu::barrier("__syncthreads_count", line, p != 0).offered);
 }
-inline int __syncthreads_or(int p, CUDAEMU_LINE) {
+__forceinline__ int __syncthreads_or(int p, CUDAEMU_LINE) {
   return cudaemu::barrier("__syncthreads_or", line, p != 0).offered != 0;
 }
-inline int __syncthreads_and(int p, CUDAEMU_LINE) {
+__forceinline__ int __syncthreads_and(int p, CUDAEMU_LINE) {
   const auto& b = cudaemu::barrier("__syncthreads_and", line, p != 0);
   return b.offered == b.met;
 }
-inline void __syncwarp(unsigned mask = 0xffffffff, CUDAEMU_LINE) {
+__forceinline__ void __syncwarp(unsigned mask = 0xffffffff, CUDAEMU_LINE) {
   cudaemu::pause(cudaemu::Wait::warp, "__syncwarp", line, mask, 0);
 }
 inline unsigned __activemask() { return cudaemu::block.warps[cudaemu::block.now->warp].live; }
 
 template <cudaemu::Exchanged T>
-T __shfl_sync(unsigned m, T v, int src, int w = 32, CUDAEMU_LINE) {
+__forceinline__ T __shfl_sync(unsigned m, T v, int src, int w = 32, CUDAEMU_LINE) {
   return cudaemu::shuffle("__shfl_sync", line, m, v, [=](int l) { return (l & -w) | (src & (w - 1)); });
 }
 template <cudaemu::Exchanged T>
-T __shfl_xor_sync(unsigned m, T v, int x, int w = 32, CUDAEMU_LINE) {
+__forceinline__ T __shfl_xor_sync(unsigned m, T v, int x, int w = 32, CUDAEMU_LINE) {
   return cudaemu::shuffle("__shfl_xor_sync", line, m, v, [=](int l) { return (l ^ x) < (l & -w) + w ? l ^ x : -1; });
 }
 template <cudaemu::Exchanged T>
-T __shfl_down_sync(unsigned m, T v, unsigned d, int w = 32, CUDAEMU_LINE) {
+__forceinline__ T __shfl_down_sync(unsigned m, T v, unsigned d, int w = 32, CUDAEMU_LINE) {
   return cudaemu::shuffle("__shfl_down_sync", line, m, v,
                           [=](int l) { return (l & (w - 1)) + int(d) < w ? l + int(d) : -1; });
 }
 template <cudaemu::Exchanged T>
-T __shfl_up_sync(unsigned m, T v, unsigned d, int w = 32, CUDAEMU_LINE) {
+__forceinline__ T __shfl_up_sync(unsigned m, T v, unsigned d, int w = 32, CUDAEMU_LINE) {
   return cudaemu::shuffle("__shfl_up_sync", line, m, v,
                           [=](int l) { return (l & (w - 1)) >= int(d) ? l - int(d) : -1; });
 }
-inline unsigned __ballot_sync(unsigned m, int p, CUDAEMU_LINE) {
+__forceinline__ unsigned __ballot_sync(unsigned m, int p, CUDAEMU_LINE) {
   return cudaemu::ballot("__ballot_sync", line, m, p != 0);
 }
-inline int __any_sync(unsigned m, int p, CUDAEMU_LINE) { return cudaemu::ballot("__any_sync", line, m, p != 0) != 0; }
-inline int __all_sync(unsigned m, int p, CUDAEMU_LINE) { return cudaemu::ballot("__all_sync", line, m, p == 0) == 0; }
+__forceinline__ int __any_sync(unsigned m, int p, CUDAEMU_LINE) {
+  return cudaemu::ballot("__any_sync", line, m, p != 0) != 0;
+}
+__forceinline__ int __all_sync(unsigned m, int p, CUDAEMU_LINE) {
+  return cudaemu::ballot("__all_sync", line, m, p == 0) == 0;
+}
 template <cudaemu::Exchanged T>
-unsigned __match_any_sync(unsigned m, T x, CUDAEMU_LINE) {
+__forceinline__ unsigned __match_any_sync(unsigned m, T x, CUDAEMU_LINE) {
   const cudaemu::u64 mine = cudaemu::bits(x);
   return cudaemu::vote("__match_any_sync", line, m, mine, [=](cudaemu::u64 v) { return v == mine; });
 }
 template <cudaemu::Int32 T>
-T __reduce_add_sync(unsigned m, T v, CUDAEMU_LINE) {
+__forceinline__ T __reduce_add_sync(unsigned m, T v, CUDAEMU_LINE) {
   return cudaemu::reduce("__reduce_add_sync", line, m, v, [](T a, T b) { return T(unsigned(a) + unsigned(b)); });
 }
 template <cudaemu::Int32 T>
-T __reduce_max_sync(unsigned m, T v, CUDAEMU_LINE) {
+__forceinline__ T __reduce_max_sync(unsigned m, T v, CUDAEMU_LINE) {
   return cudaemu::reduce("__reduce_max_sync", line, m, v, [](T a, T b) { return std::max(a, b); });
 }
 template <cudaemu::Int32 T>
-T __reduce_min_sync(unsigned m, T v, CUDAEMU_LINE) {
+__forceinline__ T __reduce_min_sync(unsigned m, T v, CUDAEMU_LINE) {
   return cudaemu::reduce("__reduce_min_sync", line, m, v, [](T a, T b) { return std::min(a, b); });
 }
-inline unsigned __reduce_and_sync(unsigned m, unsigned v, CUDAEMU_LINE) {
+__forceinline__ unsigned __reduce_and_sync(unsigned m, unsigned v, CUDAEMU_LINE) {
   return cudaemu::reduce("__reduce_and_sync", line, m, v, [](unsigned a, unsigned b) { return a & b; });
 }
-inline unsigned __reduce_or_sync(unsigned m, unsigned v, CUDAEMU_LINE) {
+__forceinline__ unsigned __reduce_or_sync(unsigned m, unsigned v, CUDAEMU_LINE) {
   return cudaemu::reduce("__reduce_or_sync", line, m, v, [](unsigned a, unsigned b) { return a | b; });
 }
-inline unsigned __reduce_xor_sync(unsigned m, unsigned v, CUDAEMU_LINE) {
+__forceinline__ unsigned __reduce_xor_sync(unsigned m, unsigned v, CUDAEMU_LINE) {
   return cudaemu::reduce("__reduce_xor_sync", line, m, v, [](unsigned a, unsigned b) { return a ^ b; });
 }
 

@@ -23,6 +23,7 @@
 #define CUDAEMU_TSAN(...) __VA_ARGS__
 extern "C" void __tsan_ignore_thread_begin();
 extern "C" void __tsan_ignore_thread_end();
+extern "C" void __tsan_write_range(void* start, unsigned long bytes);
 #else
 #define CUDAEMU_TSAN(...)
 #endif
@@ -43,7 +44,8 @@ struct Fiber {
 };
 
 // x86-64 System V: what a call preserves goes onto the old stack and comes from the new one. It jumps where it might
-// return, for the processor predicts returns by calls, of which the other fiber made others.
+// return: a processor predicts that a return goes to the last call, which is another fiber's, but learns a jump's
+// targets.
 asm(R"(.pushsection .text
 .weak cudaemu_switch
 .hidden cudaemu_switch
@@ -68,12 +70,25 @@ cudaemu_switch:
 .popsection)");
 extern "C" __attribute__((visibility("hidden"))) void cudaemu_switch(void** from_sp, void* to_sp);
 
-inline void switch_to(Fiber& from, Fiber& to, [[maybe_unused]] bool leaving = false) {
+__forceinline__ void switch_to(Fiber& from, Fiber& to, [[maybe_unused]] bool leaving = false) {
   CUDAEMU_ASAN(__sanitizer_start_switch_fiber(leaving ? nullptr : &from.fake, to.stack, to.size);)
   CUDAEMU_TSAN(__tsan_switch_to_fiber(to.tsan, __tsan_switch_to_fiber_no_sync);)
   cudaemu_switch(&from.sp, to.sp);
   CUDAEMU_ASAN(__sanitizer_finish_switch_fiber(from.fake, nullptr, nullptr);)
 }
+
+#ifdef __SANITIZE_THREAD__
+// ThreadSanitizer's fibers take long to make and are used again; each in its turn, for two threads of one launch that
+// had the same one would be ordered, and no race between them seen.
+inline void* next_tsan_fiber(size_t threads) {
+  static void*
+      all[3 * 1024];  // of three blocks: more would be surer, but each barrier takes as long as there are fibers
+  static size_t turn = 0;
+  void*& fiber = all[turn++ % (3 * threads)];
+  if (!fiber) fiber = __tsan_create_fiber(0);
+  return fiber;
+}
+#endif
 
 // Stacks for a block's threads, as many pages as they touch. Not all begin on the same cache lines.
 class Stacks {
@@ -91,7 +106,7 @@ class Stacks {
     char* const stack = start_ + index * pitch();
     char* const end = stack + pitch();
     CUDAEMU_ASAN(f.stack = stack; f.size = pitch(); __asan_unpoison_memory_region(end - 4096, 4096);)
-    CUDAEMU_TSAN(f.tsan = __tsan_create_fiber(0);)
+    CUDAEMU_TSAN(f.tsan = next_tsan_fiber(bytes_ / pitch());)
     std::memset(stack, canary, 8);
     const auto top = reinterpret_cast<void**>(end);  // entry's stack is aligned as after a call: 8 bytes off 16
     std::fill(top - 8, top, nullptr);

@@ -5,11 +5,18 @@
 //   A (16x16 16-bit):  pairs (g, 2t..) (g+8, 2t..) (g, 2t+8..) (g+8, 2t+8..);  B (16x8): pairs (2t.., g) (2t+8.., g)
 // Products are exact and summed in double: a GPU's own sum differs by some roundings of float32 and its truncations.
 #pragma once
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <numeric>
+#include <string>
+
 #include "cudaemu.h"
 
 namespace CUDAEMU_OWN cudaemu {
 
-inline Thread& whole_warp(const char* where, unsigned line, u64 value) {
+__forceinline__ Thread& whole_warp(const char* where, unsigned line, u64 value) {
   Thread& t = pause(Wait::warp, where, line, 0xffffffff, value);
   if (t.present != 0xffffffff) throw Error(at(t) + " needs all 32 lanes of its warp");
   return t;
@@ -27,8 +34,8 @@ inline float f16(uint32_t half) {
 
 // Each lane unpacks its operands to where all lanes of the warp read them: K numbers a row of A and a column of B.
 template <int K, int Numbers, class Unpack>
-void mma(const char* where, unsigned line, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
-         Unpack unpack) {
+__forceinline__ void mma(const char* where, unsigned line, float (&d)[4], const uint32_t (&a)[4],
+                         const uint32_t (&b)[2], Unpack unpack) {
   Thread& self = *block.now;
   const unsigned g = self.lane / 4, t = self.lane % 4, half = self.products % 2;
   float *const left = block.warps[self.warp].left[half], *const right = block.warps[self.warp].right[half];
@@ -49,13 +56,13 @@ void mma(const char* where, unsigned line, float (&d)[4], const uint32_t (&a)[4]
     d[i] = float(sum);
   }
 }
-inline void mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], CUDAEMU_LINE) {
+__forceinline__ void mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], CUDAEMU_LINE) {
   mma<8, 1>("mma.m16n8k8.tf32", line, d, a, b, [](uint32_t v, unsigned) { return tf32(v); });
 }
-inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], CUDAEMU_LINE) {
+__forceinline__ void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], CUDAEMU_LINE) {
   mma<16, 2>("mma.m16n8k16.bf16", line, d, a, b, [](uint32_t v, unsigned n) { return bf16(v >> 16 * n & 0xffff); });
 }
-inline void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], CUDAEMU_LINE) {
+__forceinline__ void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], CUDAEMU_LINE) {
   mma<16, 2>("mma.m16n8k16.f16", line, d, a, b, [](uint32_t v, unsigned n) { return f16(v >> 16 * n & 0xffff); });
 }
 inline uint32_t to_tf32(float x) {  // nearest, ties away from zero
@@ -66,7 +73,7 @@ inline uint32_t to_tf32(float x) {  // nearest, ties away from zero
 // Lane l gives the address of row l % 8 of matrix l / 8: 8 numbers of 16 bits. Of matrix i lane l gets the pair
 // (l / 4, 2t..), or if transposed the pair (2t.., l / 4).
 template <int N>
-void ldmatrix(const char* where, unsigned line, uint32_t (&r)[N], const void* row, bool transposed) {
+__forceinline__ void ldmatrix(const char* where, unsigned line, uint32_t (&r)[N], const void* row, bool transposed) {
   if (block.now->lane < 8 * N && std::bit_cast<uintptr_t>(row) % 16)
     throw Error(std::string(where) + " at line " + std::to_string(line) + ": misaligned address");
   const Thread& self = whole_warp(where, line, bits(row));
@@ -78,16 +85,16 @@ void ldmatrix(const char* where, unsigned line, uint32_t (&r)[N], const void* ro
     r[i] = transposed ? at(2 * t, g) | at(2 * t + 1, g) << 16 : at(g, 2 * t) | at(g, 2 * t + 1) << 16;
   }
 }
-inline void ldmatrix_x4(uint32_t (&r)[4], const void* row, CUDAEMU_LINE) {
+__forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* row, CUDAEMU_LINE) {
   ldmatrix("ldmatrix.x4", line, r, row, false);
 }
-inline void ldmatrix_x2(uint32_t (&r)[2], const void* row, CUDAEMU_LINE) {
+__forceinline__ void ldmatrix_x2(uint32_t (&r)[2], const void* row, CUDAEMU_LINE) {
   ldmatrix("ldmatrix.x2", line, r, row, false);
 }
-inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row, CUDAEMU_LINE) {
+__forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row, CUDAEMU_LINE) {
   ldmatrix("ldmatrix.x4.trans", line, r, row, true);
 }
-inline void ldmatrix_x2_trans(uint32_t (&r)[2], const void* row, CUDAEMU_LINE) {
+__forceinline__ void ldmatrix_x2_trans(uint32_t (&r)[2], const void* row, CUDAEMU_LINE) {
   ldmatrix("ldmatrix.x2.trans", line, r, row, true);
 }
 
@@ -100,6 +107,7 @@ void cp_async_zfill(void* shared, const void* global, int bytes) {
   if (std::bit_cast<uintptr_t>(shared) % N || (bytes && std::bit_cast<uintptr_t>(global) % N))
     throw Error("cp.async: misaligned address");
   std::memset(shared, 0xff, N);
+  CUDAEMU_TSAN(__tsan_write_range(shared, N);)  // for it does not see a memset that the compiler has unrolled
   const Quiet quiet;
   block.now->copies.push_back({shared, global, bytes, N - bytes});
 }

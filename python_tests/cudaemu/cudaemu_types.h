@@ -9,7 +9,7 @@
 #define __constant__
 #define __grid_constant__
 #define __forceinline__ inline __attribute__((always_inline))
-#define __noinline__ __attribute__((noinline))
+#define __noinline__  // nothing: the standard library writes __attribute__((__noinline__))
 #define __launch_bounds__(...)
 #define __align__(n) alignas(n)
 #if defined __SANITIZE_ADDRESS__
