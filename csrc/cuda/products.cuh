@@ -131,8 +131,6 @@ struct Octet<float> {
     *reinterpret_cast<uint4*>(to) = {pairs[0], pairs[1], pairs[2], pairs[3]};
   }
 };
-}
-};
 
 // What a thread loads of each chunk of patches: two octets. Of rows neighbouring threads take neighbouring octets, of
 // images neighbouring patches, which are neighbouring pixels.
