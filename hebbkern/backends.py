@@ -27,7 +27,7 @@ import torch
 from torch._subclasses.functional_tensor import FunctionalTensorMode
 
 from hebbkern import choice, eager
-from hebbkern.ops import library
+from hebbkern.ops import checks, library
 
 COMPILED = {"cpu": "hebbkern._cpu", "cuda": "hebbkern._cuda"}  # device type -> the extension that serves it
 NAMES = ("auto", "eager", "triton", *COMPILED)
@@ -114,6 +114,19 @@ def synchronize(device=None):
         device = torch.device("cuda", torch.cuda.current_device())
     if status := sys.modules.get("hebbkern.triton.status"):  # not imported: no step was taken there
         status.tell(device)
+    _tell_of_compiled(device)
+
+
+def _tell_of_compiled(device):
+    """What the compiled kernels counted of steps that were skipped, as ``synchronize`` tells of Triton's."""
+    emulated = sys.modules.get("_cuda_host")
+    compiled = emulated or sys.modules.get(COMPILED["cuda"])
+    for index in compiled.stepped() if compiled else ():
+        known = torch.device("cpu") if emulated else torch.device("cuda", index)
+        if device is None or known == device:
+            if known.type == "cuda":
+                torch.cuda.synchronize(known)
+            checks.none_skipped(compiled.skipped(index), known)
 
 
 @functools.cache

@@ -10,6 +10,11 @@
 namespace hebbkern {
 namespace {
 
+// Blocks on a multiprocessor: told nothing, ptxas spills a few registers for one more. 24 warps of 1 KiB in flight each
+// keep the memory busy.
+template <class T>
+constexpr int resident = sizeof(T) == 8 ? 3 : 4;
+
 // What the survey leaves of a row: how the step is to move it.
 template <class T>
 struct alignas(4 * sizeof(T)) Row {
@@ -66,9 +71,7 @@ __device__ __forceinline__ Row<T> row_of(const Task<T>& task, int64_t j, bool kn
   if (!known) return row;
   if (task.starts) {
     if (list.cut()) {
-#pragma unroll 4
-      for (int number = 0; number < list.pieces(); ++number)
-        row.shrink += task.decay_partial[slot_of(list.start, number)];
+      row.shrink = of_pieces(task.decay_partial, 1, 0, list.start, list.end);
       if (member == 0) task.decay[j] = row.shrink;
     } else {
       row.shrink = task.decay[j];
@@ -90,7 +93,8 @@ __device__ __forceinline__ T delta_of(T w, T sum, const Row<T>& row, T scale) {
   return scale != 1 ? quotient(delta, scale) : delta;
 }
 
-// Entries n and following of row j's sum. Pieces of a list that was cut are added in order, and the sum is kept.
+// Entries n and following of row j's sum. Pieces of a list that was cut are added in order, as by
+// of_pieces, and the sum is kept.
 template <bool PACKED, int V, class T>
 __device__ __forceinline__ Pack<T, V> sums(const Task<T>& task, const List& list, int64_t j, int n, int inputs) {
   T* total = task.total + j * inputs;
@@ -103,9 +107,7 @@ __device__ __forceinline__ Pack<T, V> sums(const Task<T>& task, const List& list
 #pragma unroll
     for (int i = 0; i < V; ++i) all.at[i] += part.at[i];
   }
-#pragma unroll
-  for (int i = 0; i < V; ++i)
-    if (PACKED || n + i < inputs) total[n + i] = all.at[i];
+  store<PACKED>(total, n, inputs, all);
   return all;
 }
 
@@ -183,7 +185,7 @@ __device__ __forceinline__ void survey_row(const Matrix<S>& weight, const Task<T
 
 // With lists, those that were cut are put together, and rows that nobody teaches are left out.
 template <class S, class T, bool PACKED>
-__global__ void __launch_bounds__(block_threads) survey_kernel(Matrix<S> weight, Task<T> task) {
+__global__ void __launch_bounds__(block_threads, resident<T>) survey_kernel(Matrix<S> weight, Task<T> task) {
   const bool broken = task.starts && task.starts[weight.rows + 2] > task.starts[weight.rows + 1];
   for (int group = int(blockIdx.x); group < task.deal.count; group += int(gridDim.x)) {
     Finding<T> found{T(0), T(0), T(0), T(!broken)};
@@ -214,6 +216,7 @@ __device__ __forceinline__ bool verdict(const Task<T>& task, T& scale) {
   constexpr T smallest = T(1e-30), rounded = T(1 + 0x1p-18);  // more than the roundings between bound and weight
   bool good = true;
   T step = 0;
+#pragma unroll 1
   for (int group = int(threadIdx.x); group < task.deal.count; group += block_threads) {
     const Finding<T> found = task.findings[group];
     good = good && found.sound == 1;
@@ -222,6 +225,7 @@ __device__ __forceinline__ bool verdict(const Task<T>& task, T& scale) {
   scale = 1;
   if (!task.global()) return __syncthreads_and(good);
   scale = Highest()(of_team(step, block_threads, Highest()), smallest);
+#pragma unroll 1
   for (int group = int(threadIdx.x); group < task.deal.count; group += block_threads) {
     const Finding<T> found = task.findings[group];
     const T reach = std::abs(T(task.rates.lr)) * found.rate * quotient(found.step, scale);
@@ -273,7 +277,8 @@ __device__ __forceinline__ void step_row(const Matrix<S>& weight, const Task<T>&
 
 // Each block its rows, which it reads once, or twice for their norm: from L1 then.
 template <class S, class T, bool PACKED>
-__global__ void __launch_bounds__(block_threads) step_kernel(Matrix<S> weight, Task<T> task, int* skipped) {
+__global__ void __launch_bounds__(block_threads, resident<T>)
+    step_kernel(Matrix<S> weight, Task<T> task, int* skipped) {
   T scale;
   if (!verdict<S>(task, scale)) {
     if (blockIdx.x == 0 && threadIdx.x == 0) *skipped += 1;

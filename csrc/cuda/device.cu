@@ -4,6 +4,7 @@
 #include <map>
 #include <mutex>
 
+#include "../apply.h"
 #include "status.cuh"
 #include "values.cuh"
 
@@ -62,8 +63,12 @@ int* skipped(const Device& device) {
   Count& count = counts()[device.index];
   if (!count.kernels) {
 #if defined(__CUDACC__)
-    void* pinned = nullptr;  // for the life of the process
-    check("device", cudaHostAlloc(&pinned, sizeof(int), cudaHostAllocPortable | cudaHostAllocMapped));
+    void* pinned = nullptr;
+    cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;  // else nobody may allocate while a graph is captured
+    check("device", cudaThreadExchangeStreamCaptureMode(&mode));
+    const cudaError_t made = cudaHostAlloc(&pinned, sizeof(int), cudaHostAllocPortable | cudaHostAllocMapped);
+    check("device", cudaThreadExchangeStreamCaptureMode(&mode));
+    check("device", made);
     count.kernels = static_cast<int*>(pinned);
 #else
     static int here;
@@ -83,17 +88,25 @@ int take_skipped(int index) {
   return number;
 }
 
+std::vector<int> counted() {
+  const std::lock_guard lock(counting());
+  std::vector<int> all;
+  for (const auto& [index, count] : counts())
+    if (count.kernels) all.push_back(index);
+  return all;
+}
+
 void look(const Device& device) {
   const int number = take_skipped(device.index);
   if (number)
     throw std::runtime_error("hebbkern: " + std::to_string(number) + (number == 1 ? " step was" : " steps were") +
-                             " skipped on cuda:" + std::to_string(device.index) +
+                             " skipped on " + (readable ? "cpu" : "cuda:" + std::to_string(device.index)) +
                              ", the weights left as before: a NaN or an infinity was in the inputs, or a weight would "
                              "have overflowed");
 }
 
 void settle(const char* op, const Device& device) {
-  if (values_known() && take_skipped(device.index)) fail(op, "weight must stay finite, got a step that overflows it");
+  if (values_known() && take_skipped(device.index)) fail_step(op);
 }
 
 // Calls f with every number of the tensor.

@@ -38,14 +38,14 @@ struct Launch {
   int64_t shared;  // bytes of dynamic shared memory
 };
 
-// Under g++ only. With `only_noted` nothing runs.
+// Under g++ only. With `only_noted` nothing runs; with `unseen` values stay out of sight, as on a GPU.
 struct Notebook {
-  bool noting = false, only_noted = false;
+  bool noting = false, only_noted = false, unseen = false;
   std::vector<Launch> launches;
 };
 Notebook& notebook();
 
-inline bool values_known() { return readable && !notebook().only_noted; }
+inline bool values_known() { return readable && !notebook().only_noted && !notebook().unseen; }
 
 // The device of a tensor, made current while this lives, its current stream and its number of multiprocessors.
 class Device {

@@ -13,19 +13,32 @@ static PyObject* count(PyObject*, PyObject* index) {
   return PyLong_FromLong(take_skipped(int(device)));
 }
 
+// stepped() -> the indices of devices on which steps were taken
+static PyObject* stepped(PyObject*, PyObject*) {
+  PyObject* all = PyList_New(0);
+  for (const int index : counted()) {
+    PyObject* one = PyLong_FromLong(index);
+    PyList_Append(all, one);
+    Py_DECREF(one);
+  }
+  return all;
+}
+
 #if defined(__CUDACC__)
 #define HEBBKERN_INIT PyInit__cuda
 static constexpr const char* name = "_cuda";
-static PyMethodDef methods[] = {{"skipped", count, METH_O, nullptr}, {nullptr, nullptr, 0, nullptr}};
+static PyMethodDef methods[] = {
+    {"skipped", count, METH_O, nullptr}, {"stepped", stepped, METH_NOARGS, nullptr}, {nullptr, nullptr, 0, nullptr}};
 #else
 #define HEBBKERN_INIT PyInit__cuda_host
 static constexpr const char* name = "_cuda_host";
 
-// note(mode): 0 nothing, 1 notes launches down, 2 only notes them down. Forgets those noted before.
+// note(mode): 0 nothing, 1 notes launches down, 2 only notes them down, 3 also keeps values out of sight, as on a GPU.
+// Forgets those noted before.
 static PyObject* note(PyObject*, PyObject* mode) {
   const long chosen = PyLong_AsLong(mode);
   if (PyErr_Occurred()) return nullptr;
-  notebook() = {chosen > 0, chosen > 1, {}};
+  notebook() = {chosen > 0, chosen == 2, chosen == 3, {}};
   Py_RETURN_NONE;
 }
 
@@ -50,11 +63,9 @@ static PyObject* seed(PyObject*, PyObject* number) {
   Py_RETURN_NONE;
 }
 
-static PyMethodDef methods[] = {{"skipped", count, METH_O, nullptr},
-                                {"note", note, METH_O, nullptr},
-                                {"launches", launches, METH_NOARGS, nullptr},
-                                {"seed", seed, METH_O, nullptr},
-                                {nullptr, nullptr, 0, nullptr}};
+static PyMethodDef methods[] = {{"skipped", count, METH_O, nullptr}, {"stepped", stepped, METH_NOARGS, nullptr},
+                                {"note", note, METH_O, nullptr},     {"launches", launches, METH_NOARGS, nullptr},
+                                {"seed", seed, METH_O, nullptr},     {nullptr, nullptr, 0, nullptr}};
 #endif
 
 extern "C" PyMODINIT_FUNC HEBBKERN_INIT() {

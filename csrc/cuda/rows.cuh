@@ -9,7 +9,7 @@
 namespace hebbkern {
 namespace {
 
-constexpr int block_threads = 256;  // a team at most; 4 blocks or more fill a multiprocessor's registers or threads
+constexpr int block_threads = 256;  // a team at most: a row of 1024 float32 is read at once
 constexpr int most_groups = 1024;   // what each is found to hold every block of the step reads, 4 of them a thread
 
 // Entries of a row that one thread reads at once: 16 bytes of sums.
@@ -40,8 +40,8 @@ struct Matrix {
         inputs(int(weight.numel() / rows)),
         area(weight.dim() == 4 ? weight.size(2) * weight.size(3) : 1),
         width(weight.dim() == 4 ? weight.size(3) : 1) {
-    if (weight.numel() / rows > largest_extent)
-      fail(op, "weight must have fewer than 2^31 inputs a neuron, got ", weight.numel() / rows);
+    if (weight.numel() / rows > int64_t(1) << 30)
+      fail(op, "weight must have at most 2^30 inputs a neuron, got ", weight.numel() / rows);
     int64_t apart = 1;
     for (int64_t d = weight.dim() - 1; d > 0; --d) {
       dense &= weight.size(d) == 1 || weight.stride(d) == apart;
@@ -97,6 +97,17 @@ __device__ __forceinline__ void store(const Matrix<S>& weight, int64_t j, int n,
   }
 }
 
+template <bool PACKED, int V, class A>
+__device__ __forceinline__ void store(A* row, int n, int inputs, const Pack<A, V>& all) {
+  if constexpr (PACKED) {
+    *reinterpret_cast<Pack<A, V>*>(row + n) = all;
+  } else {
+#pragma unroll
+    for (int i = 0; i < V; ++i)
+      if (n + i < inputs) row[n + i] = all.at[i];
+  }
+}
+
 // How rows are dealt out.
 struct Deal {
   int team;   // threads to a row, a power of two
@@ -113,7 +124,7 @@ struct Deal {
   }
   dim3 grid(const Device& device) const { return {unsigned(std::min(count, 8 * device.processors))}; }
 
-  // Calls f(group, row, whether there is such a row, this thread's number in its team); all threads of a block alike.
+  // Calls f(row, whether there is such a row, this thread's number in its team); all threads of a block alike.
   template <class F>
   __device__ __forceinline__ void each_row(int group, int64_t of, const F& f) const {
     const int mine = int(threadIdx.x) / team, member = int(threadIdx.x) % team;

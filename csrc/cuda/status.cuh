@@ -1,4 +1,7 @@
 // Steps that were skipped because a number in them was not finite: kernels count them, whoever asks is told.
+//
+// A device has one count, made at its first step and kept for the life of the process, so that a CUDA graph may hold on
+// to it. What a replayed graph skips is told by the next step outside of one, or by hebbkern.synchronize.
 #pragma once
 
 #include "device.cuh"
@@ -17,5 +20,8 @@ void settle(const char* op, const Device& device);
 
 // How many steps were skipped on device `index` since last asked.
 int take_skipped(int index);
+
+// The devices that have a count.
+std::vector<int> counted();
 
 }  // namespace hebbkern

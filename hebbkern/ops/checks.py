@@ -142,6 +142,16 @@ def finite(op, **tensors):
             fail(op, argument, "be finite", "a NaN or an infinity")
 
 
+def none_skipped(number, device):
+    """How many steps were skipped on ``device``, where kernels count those whose numbers are not finite."""
+    if number:
+        steps = "1 step was" if number == 1 else f"{number} steps were"
+        raise RuntimeError(
+            f"hebbkern: {steps} skipped on {device}, the weights left as before: a NaN or an infinity was in the "
+            "inputs, or a weight would have overflowed"
+        )
+
+
 def no_overflow(op, sentence, *results):
     """Values: what was computed of finite numbers is finite."""
     for result in results:
