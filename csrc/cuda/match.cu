@@ -20,16 +20,25 @@ constexpr int warps = 8;  // of the kernels that have a warp to a patch or a neu
 constexpr int blocks = 256;
 constexpr int candidates = 2;  // a run and neuron: the exact distance decides where rounding may
 
+// What the search needs to know of a patch: 128 bits of floats.
+template <class T>
+struct alignas(16) Length {
+  T inverse;       // 1 / |x~|_1; 0 for zeros, which are never nearest
+  T square;        // |x~|^2
+  T mean, factor;  // x~ = (x - mean) * factor
+};
+
 // What the kernels are told.
 template <class S, class T>
 struct Query {
   Place<S> place, rows;
   Mask mask;
   const T *offset, *scale, *total;  // as in Moments
-  T *inverse, *square, *w_square;   // 1 / |x~|_1, 0 for zeros, and |x~|^2 of the patches, |w|^2 of the neurons
+  Length<T>* length;                // of the patches
+  T* w_square;                      // |w|^2 of the neurons
   T* value;                         // [runs, candidates, K]
   int32_t* index;                   // nobody: there is none
-  int* flaw;  // of the blocks of the search, where somebody can look: whether a distance overflowed
+  T* flaw;    // of the blocks of the search: infinite if a distance overflowed, where somebody can look
   int tiles;  // of patches to a run
 
   __device__ __forceinline__ bool asked(int neuron) const {
@@ -66,13 +75,15 @@ __global__ void __launch_bounds__(32 * warps) lengths_kernel(Query<S, T> query, 
   length = sum_of_warp(length);
   square = sum_of_warp(square);
   if (lane) return;
-  if (patch) query.inverse[row] = length == 0 ? T(0) : length < T(INFINITY) ? 1 / length : T(NAN);
-  (patch ? query.square : query.w_square)[row] = square;
+  if (patch)
+    query.length[row] = {length > 0 ? 1 / length : T(0), square, mean, factor};
+  else
+    query.w_square[row] = square;
 }
 
 // The two nearest patches so far.
 template <class T>
-struct Nearest {
+struct alignas(sizeof(T) == 8 ? 8 : 16) Nearest {
   T value = T(INFINITY), next_value = T(INFINITY);
   int32_t patch = nobody, next = nobody;
 
@@ -105,11 +116,35 @@ struct Nearest {
   }
 };
 
+// The two nearest patches that a lane met to each of its neurons. They lie on chip, where lanes share nothing; what a
+// patch must fall short of to be one of them, which few do once a run is under way, in registers.
+template <class T>
+struct Shortlist {
+  Nearest<T>* const met;  // [lane_neurons][threads of the block]
+  T bar[lane_neurons];
+
+  __device__ __forceinline__ explicit Shortlist(Nearest<T>* met) : met(met) {
+#pragma unroll
+    for (int i = 0; i < lane_neurons; ++i) {
+      of(i) = {};
+      bar[i] = T(INFINITY);
+    }
+  }
+  __device__ __forceinline__ Nearest<T>& of(int i) const { return met[i * int(blockDim.x) + int(threadIdx.x)]; }
+  __device__ __forceinline__ void meet(int i, T distance, int32_t patch) {
+    if (!(distance < bar[i])) return;
+    Nearest<T> own = of(i);
+    own.meet(distance, patch);
+    of(i) = own;
+    bar[i] = own.next_value;
+  }
+};
+
 // A tile's distances, from its sums of products.
 template <class S, class T>
 __device__ __forceinline__ void compare(const Query<S, T>& query, int first, int neurons,
-                                        const T (&sums)[lane_neurons][lane_patches],
-                                        Nearest<T> (&nearest)[lane_neurons], bool& flaw) {
+                                        const T (&sums)[lane_neurons][lane_patches], Shortlist<T>& nearest,
+                                        bool& overflow) {
   T squares[lane_neurons], totals[lane_neurons];
 #pragma unroll
   for (int i = 0; i < lane_neurons; ++i) {
@@ -122,15 +157,16 @@ __device__ __forceinline__ void compare(const Query<S, T>& query, int first, int
   for (int j = 0; j < lane_patches; ++j) {
     const int patch = first + 8 * j;
     const bool there = patch < query.place.patches;
-    const T inverse = there ? query.inverse[patch] : T(0), square = there ? query.square[patch] : T(0);
-    const T mean = there ? query.mean(patch) : T(0), factor = there ? query.factor(patch) : T(1);
-    if (!(inverse > 0)) continue;
+    const Length<T> length = query.length[there ? patch : 0];
+    const T inverse = there && length.inverse > 0 ? length.inverse : T(NAN);
+    __syncwarp();  // nobody waits here: loads of later patches stay behind it, which leaves registers to the sums
 #pragma unroll
     for (int i = 0; i < lane_neurons; ++i) {
-      const T dot = query.offset ? factor * (sums[i][j] - mean * totals[i]) : sums[i][j];
-      const T distance = ((squares[i] - dot) + (square - dot)) * inverse;
-      nearest[i].meet(distance, patch);
-      if (query.flaw && !(distance < T(INFINITY)) && query.asked(neurons + 4 * i)) flaw = true;
+      const T dot = query.offset ? length.factor * (sums[i][j] - length.mean * totals[i]) : sums[i][j];
+      const T distance = ((squares[i] - dot) + (length.square - dot)) * inverse;
+      nearest.meet(i, distance, patch);
+      if constexpr (readable)
+        if (inverse > 0 && !(distance < T(INFINITY)) && query.asked(neurons + 4 * i)) overflow = true;
     }
   }
 }
@@ -160,8 +196,6 @@ struct Search {
         patches(query.place, patches_in_groups),
         first(begin),
         end(end) {
-    weights.aim(int(blockIdx.x) * neurons);
-    patches.aim(begin);
     write_taps();
   }
   __device__ __forceinline__ void write_taps() const {
@@ -172,15 +206,14 @@ struct Search {
   // Starts on the next step, if there is one; every thread, after a barrier.
   __device__ __forceinline__ void start() {
     if (first < end) {
-      weights.start(entry, at(stage, 0), nullptr);
-      patches.start(entry, at(stage, neurons), taps[slot]);
+      weights.start(int(blockIdx.x) * neurons, entry, at(stage, 0), nullptr);
+      patches.start(first, entry, at(stage, neurons), taps[slot]);
     }
     cp_async_commit();
     entry += entries<S>;
     if (entry >= query.place.inputs) {
       entry = 0;
       first += tile_patches;
-      if (first < end) patches.aim(first);
     }
     stage = (stage + 1) % stages<S, T>;
     slot ^= 1;
@@ -209,40 +242,45 @@ struct Search {
 template <class S, class T, int WARPS>
 __global__ void __launch_bounds__(32 * WARPS, 16 / WARPS / (sizeof(T) / 4))
     search_kernel(Query<S, T> query, bool patches_in_groups, bool rows_in_groups) {
-  HEBBKERN_SHARED(T, ring);
+  HEBBKERN_SHARED(unsigned char, memory);
   __shared__ Tap taps[2][entries<S>];
   const Lane lane;
   const int neurons = int(blockIdx.x) * WARPS * warp_neurons;
+  T* const flaw = query.flaw + blockIdx.y * gridDim.x + blockIdx.x;
+  if (readable && threadIdx.x == 0) *flaw = 0;
   if (!__syncthreads_or(int(threadIdx.x) < WARPS * warp_neurons && query.asked(neurons + int(threadIdx.x)))) return;
   const int64_t begin = int64_t(blockIdx.y) * query.tiles * tile_patches, run = int64_t(query.tiles) * tile_patches;
   const int end = int(min(begin + run, int64_t(query.place.patches)));
-  Search<S, T, WARPS> search(query, ring, taps, patches_in_groups, rows_in_groups, int(begin), end);
+  Search<S, T, WARPS> search(query, reinterpret_cast<T*>(memory), taps, patches_in_groups, rows_in_groups, int(begin),
+                             end);
   for (int step = 0; step < stages<S, T> - 1; ++step) {
     __syncthreads();
     search.start();
     search.finish();
   }
   const int own = neurons + lane.warp * warp_neurons + lane.neuron();
-  Nearest<T> nearest[lane_neurons];
-  bool flaw = false;
+  Shortlist<T> nearest(reinterpret_cast<Nearest<T>*>(memory + ring_bytes<S, T, WARPS>));
+  bool overflow = false;
   for (int64_t first = begin; first < end; first += tile_patches) {
     T sums[lane_neurons][lane_patches] = {};
     search.products(sums);
-    compare(query, int(first) + lane.patch(), own, sums, nearest, flaw);
+    compare(query, int(first) + lane.patch(), own, sums, nearest, overflow);
   }
 #pragma unroll
   for (int i = 0; i < lane_neurons; ++i) {
-    for (int apart = 2; apart < 16; apart *= 2) nearest[i].join(apart);  // the lanes that hold the same neurons
+    Nearest<T> both = nearest.of(i);
+    for (int apart = 2; apart < 16; apart *= 2) both.join(apart);  // the lanes that hold the same neurons
     const int neuron = own + 4 * i;
     if (lane.patch() != i || neuron >= query.rows.patches) continue;
     const int64_t to = int64_t(blockIdx.y) * candidates * query.rows.patches + neuron;
-    query.value[to] = nearest[i].value;
-    query.index[to] = nearest[i].patch;
-    query.value[to + query.rows.patches] = nearest[i].next_value;
-    query.index[to + query.rows.patches] = nearest[i].next;
+    query.value[to] = both.value;
+    query.index[to] = both.patch;
+    query.value[to + query.rows.patches] = both.next_value;
+    query.index[to + query.rows.patches] = both.next;
   }
-  flaw = __syncthreads_or(flaw);
-  if (query.flaw && threadIdx.x == 0) query.flaw[blockIdx.y * gridDim.x + blockIdx.x] = flaw;
+  if constexpr (readable) {
+    if (__syncthreads_or(overflow) && threadIdx.x == 0) *flaw = T(INFINITY);
+  }
 }
 
 // The distance of a neuron to a patch, by differences, summed by a warp in a fixed order; infinite to nobody.
@@ -312,8 +350,8 @@ struct Room {
 template <class S, class T, int WARPS>
 void run_search(const Query<S, T>& query, int64_t neuron_tiles, int64_t runs, const Device& device) {
   launch<search_kernel<S, T, WARPS>>("match.search", dim3(unsigned(neuron_tiles), unsigned(runs)), 32 * WARPS,
-                                     ring_bytes<S, T, WARPS>, device, query, query.place.in_groups(of_lane<S>),
-                                     query.rows.in_groups(of_lane<S>));
+                                     ring_bytes<S, T, WARPS> + WARPS * 32 * lane_neurons * sizeof(Nearest<T>), device,
+                                     query, query.place.in_groups(of_lane<S>), query.rows.in_groups(of_lane<S>));
 }
 
 template <class S, class T>
@@ -329,8 +367,7 @@ void run(const char* op, const Device& device, const Tensor& x, const Geometry& 
   const int64_t to_run = std::max<int64_t>(cdiv(tiles, std::max<int64_t>(blocks / neuron_tiles, 1)), 1);
   const int64_t runs = cdiv(tiles, to_run);
   Query<S, T> query{place, rows, Mask(mask), known.offset, known.scale, known.total};
-  query.inverse = room.template results<T>(patches);
-  query.square = room.template results<T>(patches);
+  query.length = reinterpret_cast<Length<T>*>(room.template results<T>(patches * sizeof(Length<T>) / sizeof(T)));
   query.w_square = room.template results<T>(neurons);
   query.value = room.template results<T>(runs * candidates * neurons);
   query.index = room.template take<int32_t>(runs * candidates * neurons, ScalarType::Int);
@@ -338,19 +375,16 @@ void run(const char* op, const Device& device, const Tensor& x, const Geometry& 
   const int64_t of_patches = cdiv(patches, warps);
   launch<lengths_kernel<S, T>>("match.lengths", dim3(unsigned(of_patches + cdiv(neurons, warps))), 32 * warps, 0,
                                device, query, int(of_patches) * warps);
-  for (int i = 0; i < 3; ++i) require_no_overflow(op, finite_responses, room.tensors[i]);
-  if (values_known()) {
-    query.flaw = room.template take<int>(neuron_tiles * runs, ScalarType::Int);
-    std::fill_n(query.flaw, neuron_tiles * runs, 0);
-  }
+  require_no_overflow(op, finite_responses, room.tensors[0]);
+  require_no_overflow(op, finite_responses, room.tensors[1]);
+  query.flaw = room.template results<T>(neuron_tiles * runs);
   if constexpr (sizeof(T) == 4) {
     if (wide_tiles) run_search<S, T, 8>(query, neuron_tiles, runs, device);
   }
   if (!wide_tiles) run_search<S, T, 4>(query, neuron_tiles, runs, device);
+  require_no_overflow(op, finite_responses, room.tensors.back());
   launch<nearest_kernel<S, T>>("match.nearest", dim3(unsigned(cdiv(neurons, warps))), 32 * warps, 0, device, query,
                                int(runs), pointer<int32_t>(nearest), pointer<T>(distance));
-  if (query.flaw && std::any_of(query.flaw, query.flaw + neuron_tiles * runs, [](int flaw) { return flaw; }))
-    fail_overflow(op, finite_responses, sizeof(T) == 8);
 }
 
 }  // namespace

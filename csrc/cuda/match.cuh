@@ -54,7 +54,6 @@ struct Factor {
   static_assert(passes * THREADS == ROWS * 4);
   const Place<S>& place;
   const bool groups;
-  Corner corner[passes];
   uint32_t fetched[passes][4];  // half types, as they are stored
 
   __device__ __forceinline__ Factor(const Place<S>& place, bool groups) : place(place), groups(groups) {}
@@ -68,23 +67,17 @@ struct Factor {
     const int lane = int(threadIdx.x) % 32;
     return groups ? lane % 4 * of_lane<S> + n : n * 4 + lane / 8;
   }
-  // Rows from `first` on; past the last they repeat it.
-  __device__ __forceinline__ void aim(int first) {
+  // Entries from `entry` on of the rows from `first` on; past the last they repeat it. Of images: `taps` of the step.
+  // Corners are found anew each step: that is a few instructions for hundreds of products, and no registers.
+  __device__ __forceinline__ void start(int first, int step, T* to, const Tap* taps) {
 #pragma unroll
     for (int pass = 0; pass < passes; ++pass) {
       const int own = first + row(pass);
-      corner[pass] = place.corner(own < place.patches ? own : place.patches - 1);
-    }
-  }
-  // Of images: `taps` of the step.
-  __device__ __forceinline__ void start(int first, T* to, const Tap* taps) {
-#pragma unroll
-    for (int pass = 0; pass < passes; ++pass) {
-      T* const own = to + row(pass) * pitch<S, T>;
+      const Corner corner = place.corner(own < place.patches ? own : place.patches - 1);
       if (groups)
-        start_group(first + entry(0), own + entry(0), pass);
+        start_group(corner, step + entry(0), to + row(pass) * pitch<S, T> + entry(0), pass);
       else
-        start_each(first, own, pass, taps);
+        start_each(corner, step, to + row(pass) * pitch<S, T>, pass, taps);
     }
   }
   // What came by registers arrives.
@@ -101,8 +94,8 @@ struct Factor {
   }
 
  private:
-  __device__ __forceinline__ void start_group(int first, T* to, int pass) {
-    const S* const from = place.x + corner[pass].start + first;
+  __device__ __forceinline__ void start_group(const Corner& corner, int first, T* to, int pass) {
+    const S* const from = place.x + corner.start + first;
     const bool there = first < place.inputs;
     if constexpr (by_itself<S, T>) {
       cp_async_zfill<16>(to, there ? from : place.x, there ? 16 : 0);
@@ -111,13 +104,13 @@ struct Factor {
       fetched[pass][0] = four.x, fetched[pass][1] = four.y, fetched[pass][2] = four.z, fetched[pass][3] = four.w;
     }
   }
-  __device__ __forceinline__ void start_each(int first, T* to, int pass, const Tap* taps) {
-    const S* const from = place.x + corner[pass].start;
-#pragma unroll
+  __device__ __forceinline__ void start_each(const Corner& corner, int first, T* to, int pass, const Tap* taps) {
+    const S* const from = place.x + corner.start;
+#pragma unroll(by_itself<S, T> ? 1 : of_lane<S>)  // addresses of one at a time, where nothing comes by registers
     for (int n = 0; n < of_lane<S>; ++n) {
       const int at = first + entry(n);
       const Tap tap = place.flat ? Tap{int64_t(at) * place.channel, 0, 0} : taps[entry(n)];
-      const bool there = at < place.inputs && place.in_image(corner[pass], tap);
+      const bool there = at < place.inputs && place.in_image(corner, tap);
       if constexpr (by_itself<S, T>)
         cp_async_zfill<sizeof(T)>(to + entry(n), there ? from + tap.offset : place.x, there ? sizeof(T) : 0);
       else {
