@@ -219,11 +219,6 @@ struct Search {
     slot ^= 1;
     write_taps();
   }
-  __device__ __forceinline__ void finish() const {
-    const int last = (stage + stages<S, T> - 1) % stages<S, T>;
-    weights.finish(at(last, 0));
-    patches.finish(at(last, neurons));
-  }
   // Of a tile, and starts on what comes after.
   __device__ __forceinline__ void products(T (&sums)[lane_neurons][lane_patches]) {
     const Lane lane;
@@ -233,7 +228,6 @@ struct Search {
       const int now = (stage + 1) % stages<S, T>;
       start();
       multiply<S, T>(at(now, lane.warp * warp_neurons + lane.neuron()), at(now, neurons + lane.patch()), sums);
-      finish();
     }
   }
 };
@@ -256,7 +250,6 @@ __global__ void __launch_bounds__(32 * WARPS, 16 / WARPS / (sizeof(T) / 4))
   for (int step = 0; step < stages<S, T> - 1; ++step) {
     __syncthreads();
     search.start();
-    search.finish();
   }
   const int own = neurons + lane.warp * warp_neurons + lane.neuron();
   Shortlist<T> nearest(reinterpret_cast<Nearest<T>*>(memory + ring_bytes<S, T, WARPS>));
