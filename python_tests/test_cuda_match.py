@@ -56,9 +56,8 @@ def test_several_tiles(layer, dtype, patches):
     oracle.check_match(hk.ops.match(x, weight, mask=mask, **options), x, weight, mask, **options)
 
 
-@pytest.mark.parametrize(
-    "neurons, tiles, dtype", [(9, 257, dtype) for dtype in cases.DTYPES] + [(2000, 17, torch.float32)]
-)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("neurons, tiles", [(9, 397), (2000, 13)])
 def test_runs_of_several_tiles(neurons, tiles, dtype):
     """More tiles of patches than runs, so that each run walks over two, and the last over one."""
     x = cases.integers((64 * tiles - 5, 5), 0, 9, dtype, DEVICE, seed=2)
@@ -124,11 +123,11 @@ def test_launches():
     x, weight = torch.zeros(1000, 784), torch.zeros(400, 784)
     lengths, nearest = ("match.lengths", (175, 1, 1), 256), ("match.nearest", (50, 1, 1), 256)
     found = launched(x, weight)
-    assert [launch[:3] for launch in found] == [lengths, ("match.search", (4, 16, 1), 256), nearest]
+    assert [launch[:3] for launch in found] == [lengths, ("match.search", (7, 16, 1), 128), nearest]
     found = launched(x, weight, patches="centred")
     assert [launch[0] for launch in found] == ["moments", "match.lengths", "match.search", "match.nearest"]
     found = launched(torch.zeros(64, 3, 32, 32), torch.zeros(50, 3, 5, 5), mode=2)
-    assert found[1][:3] == ("match.search", (1, 196, 1), 128)
+    assert found[1][:3] == ("match.search", (1, 392, 1), 128)
     found = launched(x.double(), weight.double())
     assert found[1][:3] == ("match.search", (7, 16, 1), 128)
     assert [launch[0] for launch in launched(x[:0], weight)] == ["match.lengths", "match.nearest"]

@@ -16,8 +16,8 @@ namespace hebbkern {
 namespace {
 
 constexpr int warps = 8;  // of the kernels that have a warp to a patch or a neuron: they share nothing
-// Two blocks to a multiprocessor of an H100 do it all at once; more runs would be more candidates to look through.
-constexpr int blocks = 256;
+// Three blocks to a multiprocessor of an H100 do it all at once; more runs would be more candidates to look through.
+constexpr int blocks = 396;
 constexpr int candidates = 2;  // a run and neuron: the exact distance decides where rounding may
 
 // What the search needs to know of a patch: 128 bits of floats.
@@ -171,18 +171,18 @@ __device__ __forceinline__ void compare(const Query<S, T>& query, int first, int
   }
 }
 
-template <class S, class T, int WARPS>
-constexpr size_t ring_bytes = sizeof(T) * stages<S, T> * (WARPS * warp_neurons + tile_patches) * pitch<S, T>;
+template <class S, class T>
+constexpr size_t ring_bytes = sizeof(T) * stages<S, T> * (tile_neurons + tile_patches) * pitch<S, T>;
 
 // Block (i, r): tile i of neurons, run r of patches.
-template <class S, class T, int WARPS>
+template <class S, class T>
 struct Search {
-  static constexpr int neurons = WARPS * warp_neurons, rows = neurons + tile_patches;
+  static constexpr int rows = tile_neurons + tile_patches;
   const Query<S, T>& query;
   T* const ring;                  // [stages][neurons, patches][pitch]
   Tap (*const taps)[entries<S>];  // of the step ahead, and in turn of the one before
-  Factor<S, T, neurons, 32 * WARPS> weights;
-  Factor<S, T, tile_patches, 32 * WARPS> patches;
+  Factor<S, T, tile_neurons> weights;
+  Factor<S, T, tile_patches> patches;
   int first, entry = 0;  // of the step ahead
   const int end;         // of the run
   int stage = 0, slot = 0;
@@ -206,8 +206,8 @@ struct Search {
   // Starts on the next step, if there is one; every thread, after a barrier.
   __device__ __forceinline__ void start() {
     if (first < end) {
-      weights.start(int(blockIdx.x) * neurons, entry, at(stage, 0), nullptr);
-      patches.start(first, entry, at(stage, neurons), taps[slot]);
+      weights.start(int(blockIdx.x) * tile_neurons, entry, at(stage, 0), nullptr);
+      patches.start(first, entry, at(stage, tile_neurons), taps[slot]);
     }
     cp_async_commit();
     entry += entries<S>;
@@ -227,32 +227,32 @@ struct Search {
       __syncthreads();  // everyone's part is here, and nobody reads the step before
       const int now = (stage + 1) % stages<S, T>;
       start();
-      multiply<S, T>(at(now, lane.warp * warp_neurons + lane.neuron()), at(now, neurons + lane.patch()), sums);
+      multiply<S, T>(at(now, lane.warp * warp_neurons + lane.neuron()), at(now, tile_neurons + lane.patch()), sums);
     }
   }
 };
 
-// 16 warps of 128 registers fill a multiprocessor.
-template <class S, class T, int WARPS>
-__global__ void __launch_bounds__(32 * WARPS, 16 / WARPS / (sizeof(T) / 4))
+// 12 warps of 168 registers fill a multiprocessor; sums of doubles take twice as many.
+template <class S, class T>
+__global__ void __launch_bounds__(tile_threads, sizeof(T) == 8 ? 2 : 3)
     search_kernel(Query<S, T> query, bool patches_in_groups, bool rows_in_groups) {
   HEBBKERN_SHARED(unsigned char, memory);
   __shared__ Tap taps[2][entries<S>];
   const Lane lane;
-  const int neurons = int(blockIdx.x) * WARPS * warp_neurons;
+  const int neurons = int(blockIdx.x) * tile_neurons;
   T* const flaw = query.flaw + blockIdx.y * gridDim.x + blockIdx.x;
   if (readable && threadIdx.x == 0) *flaw = 0;
-  if (!__syncthreads_or(int(threadIdx.x) < WARPS * warp_neurons && query.asked(neurons + int(threadIdx.x)))) return;
+  if (!__syncthreads_or(int(threadIdx.x) < tile_neurons && query.asked(neurons + int(threadIdx.x)))) return;
   const int64_t begin = int64_t(blockIdx.y) * query.tiles * tile_patches, run = int64_t(query.tiles) * tile_patches;
   const int end = int(min(begin + run, int64_t(query.place.patches)));
-  Search<S, T, WARPS> search(query, reinterpret_cast<T*>(memory), taps, patches_in_groups, rows_in_groups, int(begin),
-                             end);
+  Search<S, T> search(query, reinterpret_cast<T*>(memory), taps, patches_in_groups, rows_in_groups, int(begin), end);
+#pragma unroll 1
   for (int step = 0; step < stages<S, T> - 1; ++step) {
     __syncthreads();
     search.start();
   }
   const int own = neurons + lane.warp * warp_neurons + lane.neuron();
-  Shortlist<T> nearest(reinterpret_cast<Nearest<T>*>(memory + ring_bytes<S, T, WARPS>));
+  Shortlist<T> nearest(reinterpret_cast<Nearest<T>*>(memory + ring_bytes<S, T>));
   bool overflow = false;
   for (int64_t first = begin; first < end; first += tile_patches) {
     T sums[lane_neurons][lane_patches] = {};
@@ -340,13 +340,6 @@ struct Room {
   }
 };
 
-template <class S, class T, int WARPS>
-void run_search(const Query<S, T>& query, int64_t neuron_tiles, int64_t runs, const Device& device) {
-  launch<search_kernel<S, T, WARPS>>("match.search", dim3(unsigned(neuron_tiles), unsigned(runs)), 32 * WARPS,
-                                     ring_bytes<S, T, WARPS> + WARPS * 32 * lane_neurons * sizeof(Nearest<T>), device,
-                                     query, query.place.in_groups(of_lane<S>), query.rows.in_groups(of_lane<S>));
-}
-
 template <class S, class T>
 void run(const char* op, const Device& device, const Tensor& x, const Geometry& g, Patches kind, const Tensor& weight,
          const OptionalTensor& mask, const Tensor& nearest, const Tensor& distance) {
@@ -354,9 +347,7 @@ void run(const char* op, const Device& device, const Tensor& x, const Geometry& 
   const Moments<T> known = moments<S, S, T>(op, device, x, place, kind, &rows);
   Room room{x};
   const int64_t patches = place.patches, neurons = rows.patches;
-  // Large tiles read less; few neurons would leave most of one empty. Sums of doubles take twice as many registers.
-  const bool wide_tiles = sizeof(T) == 4 && neurons > 4 * warp_neurons;
-  const int64_t neuron_tiles = cdiv(neurons, (wide_tiles ? 8 : 4) * warp_neurons), tiles = cdiv(patches, tile_patches);
+  const int64_t neuron_tiles = cdiv(neurons, tile_neurons), tiles = cdiv(patches, tile_patches);
   const int64_t to_run = std::max<int64_t>(cdiv(tiles, std::max<int64_t>(blocks / neuron_tiles, 1)), 1);
   const int64_t runs = cdiv(tiles, to_run);
   Query<S, T> query{place, rows, Mask(mask), known.offset, known.scale, known.total};
@@ -371,10 +362,9 @@ void run(const char* op, const Device& device, const Tensor& x, const Geometry& 
   require_no_overflow(op, finite_responses, room.tensors[0]);
   require_no_overflow(op, finite_responses, room.tensors[1]);
   query.flaw = room.template results<T>(neuron_tiles * runs);
-  if constexpr (sizeof(T) == 4) {
-    if (wide_tiles) run_search<S, T, 8>(query, neuron_tiles, runs, device);
-  }
-  if (!wide_tiles) run_search<S, T, 4>(query, neuron_tiles, runs, device);
+  const size_t bytes = ring_bytes<S, T> + lane_neurons * tile_threads * sizeof(Nearest<T>);
+  launch<search_kernel<S, T>>("match.search", dim3(unsigned(neuron_tiles), unsigned(runs)), tile_threads, bytes, device,
+                              query, place.in_groups(of_lane<S>), rows.in_groups(of_lane<S>));
   require_no_overflow(op, finite_responses, room.tensors.back());
   launch<nearest_kernel<S, T>>("match.nearest", dim3(unsigned(cdiv(neurons, warps))), 32 * warps, 0, device, query,
                                int(runs), pointer<int32_t>(nearest), pointer<T>(distance));

@@ -14,6 +14,7 @@ namespace {
 // for its neurons, so that it can tell their nearest without another.
 constexpr int lane_neurons = 4, lane_patches = 8;
 constexpr int warp_neurons = 4 * lane_neurons, tile_patches = 8 * lane_patches;
+constexpr int tile_warps = 4, tile_threads = 32 * tile_warps, tile_neurons = tile_warps * warp_neurons;
 
 // Numbers that are stored as they are computed with go to chip by themselves, two steps ahead of those that are
 // multiplied. Half types are widened on their way, one step ahead; the other block of a multiprocessor goes on
@@ -49,10 +50,10 @@ struct Lane {
 
 // One factor: ROWS rows, of which every thread brings its part. Where entries lie side by side four lanes take those of
 // a row; else a warp takes four entries of eight neighbouring rows, so that it reads few lines.
-template <class S, class T, int ROWS, int THREADS>
+template <class S, class T, int ROWS>
 struct Factor {
-  static constexpr int passes = ROWS * 4 / THREADS;
-  static_assert(passes * THREADS == ROWS * 4);
+  static constexpr int passes = ROWS * 4 / tile_threads;
+  static_assert(passes * tile_threads == ROWS * 4);
   const Place<S>& place;
   const bool groups;
 
@@ -60,7 +61,7 @@ struct Factor {
 
   __device__ __forceinline__ int row(int pass) const {
     const int lane = int(threadIdx.x) % 32;
-    return pass * (THREADS / 4) + int(threadIdx.x) / 32 * 8 + (groups ? lane / 4 : lane % 8);
+    return pass * (tile_threads / 4) + int(threadIdx.x) / 32 * 8 + (groups ? lane / 4 : lane % 8);
   }
   // Its n-th entry of the step, of those that this lane brings.
   __device__ __forceinline__ int entry(int n) const {
