@@ -130,9 +130,10 @@ __device__ __forceinline__ T sum_of(const Chip<T>& chip, const Record<T>& record
   return sum - less;
 }
 
+// Two blocks a multiprocessor: inputs of the usual layers are no more of them.
 // A block of threads owns 16 inputs; the residual of a chunk of patches stays in registers while the neurons pass by.
 template <class S, class T>
-__global__ void __launch_bounds__(threads) residual_kernel(Walk<S, T> walk, Sink<S, T> sink) {
+__global__ void __launch_bounds__(threads, 2) residual_kernel(Walk<S, T> walk, Sink<S, T> sink) {
   HEBBKERN_SHARED(Chip<T>, chip);
   const int row = int(threadIdx.x) / columns, column = int(blockIdx.x) * columns + int(threadIdx.x) % columns;
   const int steps = walk.chunks * walk.blocks;
