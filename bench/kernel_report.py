@@ -59,7 +59,9 @@ def of_cuda(workloads):
             left_out.append(f"{workload.id}: {lacking}")
     rows = cuda_code.rows(file) if file else []
     unknown = cuda_code.launched(rows, launches)
-    return {"rows": rows, "left_out": left_out, "unknown": unknown if rows else []}, launches
+    names = {name: [launch.kernel for launch in cuda_recording.launches(order)] for name, order in launches.items()}
+    found = {"rows": rows, "left_out": left_out, "unknown": unknown if rows else [], "launched": names}
+    return found, launches
 
 
 def failures(found):

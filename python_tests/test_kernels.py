@@ -1,8 +1,10 @@
-"""What the compiler makes of every Triton kernel, for GPUs that need not be there, and what is predicted of them."""
+"""What compilers make of every kernel for GPUs that need not be there, and what is predicted of them."""
 
 import importlib.util
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
-from hebbkern.benchmark import cubin, kernels, workloads
+from hebbkern.benchmark import cubin, cuda_code, cuda_traffic, kernels, workloads
 
 SCRIPT = Path(__file__).parent.parent / "bench" / "kernel_report.py"
 RULES = [step for step in workloads.STEPS if step.name.startswith("rules: ") and "HebbCL" not in step.name]
@@ -91,6 +93,110 @@ def test_the_report_says_what_it_found(report):
     assert all(row["kernel"] in report["printed"] for row in report["kernels"])
 
 
+@pytest.fixture(scope="module")
+def compiled(report):
+    """The instances of the kernels of csrc/cuda, for every architecture that they were compiled for."""
+    if not report["cuda"]["rows"]:
+        pytest.skip("the CUDA kernels are not compiled: nvcc was not found")
+    return report["cuda"]["rows"]
+
+
+@pytest.fixture(scope="module")
+def launched(report, compiled):
+    """Those that a workload launches."""
+    if not report["cuda"]["launched"]:
+        pytest.skip("the emulated kernels are not built (python_tests/cuda_host.py)")
+    return [row for row in compiled if row["blocks"]]
+
+
+def of_cuda(row):
+    return f"{row['instance']} {row['chip']}"
+
+
+def test_no_compiled_kernel_spills_or_has_a_stack(compiled):
+    assert not [f"{of_cuda(row)}: {row['local']}, {row['stack']}" for row in compiled if row["local"] or row["stack"]]
+
+
+def test_every_compiled_kernel_can_be_resident_as_it_is_launched(launched):
+    assert not [of_cuda(row) for row in launched for block in row["blocks"] if block["occupancy"] == 0]
+
+
+def test_every_launch_is_of_a_compiled_kernel_that_is_described(report, launched):
+    assert report["cuda"]["unknown"] == []
+    assert {name for names in report["cuda"]["launched"].values() for name in names} <= cuda_traffic.TRAFFIC.keys()
+
+
+def test_some_workload_launches_every_compiled_kernel(compiled, launched):
+    assert {row["kernel"] for row in compiled} == {row["kernel"] for row in launched}
+
+
+# Kernels by their instances' names, and what issue and documents promise of their instructions.
+PROMISED = [
+    ("128-bit loads", r"gather_kernel<(2, double|4, float|8, )"),
+    ("128-bit loads", r"(survey|step)_kernel<(float|double), \w+, true>"),
+    ("128-bit loads", r"rows_kernel<"),
+    ("async copies", r"(walk|mma|screen)_kernel"),
+    ("128-bit loads", r"(walk|screen)_kernel"),
+    ("tensor core", r"(mma|screen)_kernel"),
+]
+
+
+@pytest.mark.parametrize(("kind", "pattern"), PROMISED, ids=lambda value: value)
+def test_compiled_kernels_have_the_instructions_that_are_promised(compiled, kind, pattern):
+    promised = [row for row in compiled if re.match(pattern, row["instance"])]
+    assert promised, "no such kernel"
+    assert not [of_cuda(row) for row in promised if not row[kind]]
+
+
+def test_predictions_stand_beside_tritons(report, launched):
+    for row in report["roofline"]:
+        assert row["cuda"], f"{row['step']}: {report['cuda']['left_out']}"
+        assert row["cuda"]["predicted"] >= row["least"] * 0.99, row["step"]
+    assert "CUDA by stage" in report["printed"]
+
+
+SPILLS = """
+namespace hebbkern { namespace {
+__global__ void wide_kernel(float* p, int n) {
+  float a[64];
+#pragma unroll
+  for (int i = 0; i < 64; ++i) a[i] = p[i * n + threadIdx.x];
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < 64; ++i) p[i * n + threadIdx.x] = a[i] * a[63 - i];
+}
+} }
+void run(float* p) { hebbkern::wide_kernel<<<1, 32>>>(p, 32); }
+"""
+
+
+@pytest.mark.parametrize("registers", [32, 255])
+def test_a_planted_spill_is_noticed(tmp_path, registers):
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        pytest.skip("nvcc is not on the path")
+    source, made = tmp_path / "wide.cu", tmp_path / "wide.o"
+    source.write_text(SPILLS)
+    subprocess.run([nvcc, "-arch=sm_90", f"-maxrregcount={registers}", "-c", source, "-o", made], check=True)
+    (row,) = cuda_code.rows(made)
+    assert (row["kernel"], row["chip"]) == ("wide_kernel", "sm_90")
+    assert [problem.partition(":")[0] for problem in row["problems"]] == ["spills"] * (registers == 32)
+
+
+@pytest.mark.parametrize(
+    ("demangled", "noted"),
+    [
+        ("a_kernel<c10::Half, float>(hebbkern::Place<c10::Half>)", "a_kernel<c10::Half, float>"),
+        ("a_kernel<4, (bool)1, unsigned short>(int)", "a_kernel<4, true, short unsigned int>"),
+        ("a_kernel<(int)-1, 8u>(int)", "a_kernel<-1, 8>"),
+        ("few_kernel(int const*, int)", "few_kernel"),
+    ],
+)
+def test_instances_are_spelled_alike_for_both_compilers(demangled, noted):
+    assert cuda_code.instance(f"void hebbkern::(anonymous namespace)::{demangled}") == cuda_code.spelled(noted)
+    assert cuda_code.instance("void cub::detail::scan_kernel<int>(int)") is None
+
+
 GOOD = {"local": 0, "stack": 0, "shared": 100, "product": True, "tensor core": 8}
 
 
@@ -115,16 +221,22 @@ def test_what_must_not_be_is_named_and_fails_the_report(monkeypatch, change, pro
         script = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(script)
     named = {"kernel": "some_kernel", "dtype": "fp32", "settings": "BLOCK=1", "chip": "sm_80", "problems": found}
-    sentences = script.failures({"kernels": [named], "every_kernel": ["some_kernel"]})
+    cuda = {"rows": [], "unknown": []}
+    sentences = script.failures({"kernels": [named], "every_kernel": ["some_kernel"], "cuda": cuda})
     assert sentences == [f"some_kernel (fp32, BLOCK=1) on sm_80: {problem}"] * bool(problem)
-    assert script.failures({"kernels": [], "every_kernel": ["lost_kernel"]}) == ["lost_kernel: no workload reaches it"]
+    lost = {"kernels": [], "every_kernel": ["lost_kernel"], "cuda": {"rows": [], "unknown": ["f_kernel<4>"]}}
+    assert script.failures(lost) == [
+        "f_kernel<4> is launched but not in the compiled library",
+        "lost_kernel: no workload reaches it",
+    ]
 
 
 def test_instructions_are_counted_by_kind():
     names = ["LDC", "LDG.E.128", "LDG.E.128.CONSTANT", "LDG.E.64", "LDGSTS.E.BYPASS.128", "HMMA.16816.F32.BF16"]
     names += ["HGMMA.64x64x8.F32.TF32", "UTCHMMA", "BAR.SYNC.DEFER_BLOCKING", "STL", "LDL.64", "STG.E.128", "NOP"]
     found = cubin.kinds(names)
-    assert found == {"instructions": 12, "tensor core": 3, "128-bit loads": 3, "barriers": 1, "local": 2}
+    counts = {"tensor core": 3, "128-bit loads": 3, "async copies": 1, "barriers": 1, "local": 2}
+    assert found == {"instructions": 12} | counts
 
 
 @pytest.mark.parametrize(

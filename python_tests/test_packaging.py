@@ -21,6 +21,15 @@ extern "C" __attribute__((visibility("default"))) PyObject* PyInit__cpu(void) {
     return PyModule_Create(&module);
 }
 """
+CUDA_MODULE = """
+#include <Python.h>
+__global__ void kernel(int* p) { *p = 1; }
+extern "C" __attribute__((visibility("default"))) PyObject* PyInit__cuda(void) {
+    static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_cuda", nullptr, -1};
+    kernel<<<1, 1>>>(nullptr);
+    return PyModule_Create(&module);
+}
+"""
 LEARN = """
 import warnings, torch
 with warnings.catch_warnings(record=True) as caught:
@@ -78,6 +87,46 @@ def test_wheel_uses_only_the_stable_abi(wheel, tmp_path):
 def test_wheel_passes_abi3audit(wheel, tmp_path):
     pytest.importorskip("abi3audit")
     assert "0 ABI version mismatches" in wheels.run(sys.executable, "-m", "abi3audit", "-v", wheel[0], cwd=tmp_path)
+
+
+@pytest.fixture
+def cuda_kernels():
+    """The repository's own compiled CUDA kernels, as the build left them in place."""
+    found = sorted((wheels.ROOT / "hebbkern").glob("_cuda*.so"))
+    if not found:
+        pytest.skip("the CUDA kernels are not built: nvcc was not found")
+    return found[0]
+
+
+def test_cuda_kernels_use_only_the_stable_abi(cuda_kernels, tmp_path):
+    pytest.importorskip("abi3audit")
+    undefined = wheels.run("nm", "-D", "-C", "--undefined-only", cuda_kernels, cwd=tmp_path)
+    assert "torch_" in undefined
+    assert not re.search(r"\b(at|c10|torch|caffe2)::", undefined), undefined
+    audited = wheels.run(sys.executable, "-m", "abi3audit", "-v", cuda_kernels, cwd=tmp_path)
+    assert "0 ABI version mismatches" in audited
+
+
+def test_cuda_kernels_load_without_a_gpu_and_without_starting_cuda(cuda_kernels, tmp_path):
+    load = "import torch, hebbkern._cuda as c; print(c.architectures, torch.cuda.is_initialized())"
+    architectures, initialized = wheels.run(sys.executable, "-c", load, cwd=tmp_path).split()[-2:]
+    assert initialized == "False" and all(number.isdigit() for number in architectures.split(","))
+
+
+@pytest.mark.skipif(not shutil.which("nvcc"), reason="nvcc is not on the path")
+@pytest.mark.parametrize("broken", [False, True])
+def test_both_kinds_of_kernels_in_one_wheel_or_advice(project, tmp_path, broken):
+    (project / "csrc" / "cuda").mkdir()
+    (project / "csrc" / "cuda" / "module.cu").write_text("this is not CUDA\n" if broken else CUDA_MODULE)
+    settings = {"HEBBKERN_BUILD": "auto", "TORCH_CUDA_ARCH_LIST": "9.0"}
+    if broken:
+        with pytest.raises(RuntimeError, match="HEBBKERN_BUILD=cpu without those for GPUs"):
+            wheels.build_wheel(tmp_path, project, **settings)
+        return
+    path, output = wheels.build_wheel(tmp_path, project, **settings)
+    held = zipfile.ZipFile(path).namelist()
+    assert {"hebbkern/_cpu.abi3.so", "hebbkern/_cuda.abi3.so"} <= set(held)
+    assert "code=sm_90" in output and "sm_80" not in output
 
 
 def test_wheel_passes_the_operator_suite_under_another_torch(wheel, tmp_path):

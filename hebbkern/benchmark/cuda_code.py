@@ -11,8 +11,7 @@ import subprocess
 from pathlib import Path
 
 import hebbkern
-from hebbkern.benchmark import cubin
-from hebbkern.benchmark.cuda_recording import Launch
+from hebbkern.benchmark import cubin, cuda_recording
 from hebbkern.benchmark.report import aligned
 
 RESERVED_IN_USAGE = 1024  # bytes that cuobjdump counts as shared memory of every kernel from sm_90 on
@@ -96,7 +95,7 @@ def launched(found, launches):
     chips = {chip.name: chip for chip in cubin.ALL_CHIPS}
     ways = {}
     for workload, order in launches.items():
-        for launch in (work for work in order if isinstance(work, Launch)):
+        for launch in cuda_recording.launches(order):
             key = spelled(launch.instance), launch.threads, launch.shared
             ways.setdefault(key[0], {}).setdefault(key[1:], []).append(workload)
     for row in found:

@@ -87,6 +87,11 @@ class _Mode(TorchDispatchMode):
         self.module.note(ONLY_NOTE)
 
 
+def launches(order):
+    """The launches among what ``trace`` returned."""
+    return [work for work in order if isinstance(work, Launch)]
+
+
 def _call(function, args):
     named = {argument.name: value for argument, value in zip(function._schema.arguments, args, strict=False)}
     return SimpleNamespace(operator=function._opname, **named)
