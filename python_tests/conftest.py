@@ -81,22 +81,28 @@ BACKENDS = [
 
 def pytest_addoption(parser):
     parser.addoption("--all-combinations", action="store_true", help="of parameters, in Triton's interpreter too")
+    parser.addoption(
+        "--thin", type=float, metavar="PRODUCTS", help="thin out cuda-host's tests too, layers up to these"
+    )
 
 
 def pytest_collection_modifyitems(config, items):
     """Triton's interpreter is slow: there each two values of parameters meet in some test, but not all in all.
 
     Nor does it take the layers that are large for the CPU's kernels; test_triton_*.py have some of several tiles.
+    Sanitizers (cuda_sanitized.py) have the emulated CUDA kernels thinned out the same way.
     """
     if config.getoption("all_combinations") or torch.cuda.is_available():
         return
+    largest = {"triton": INTERPRETABLE} | ({"cuda-host": thin} if (thin := config.getoption("thin")) else {})
     met, left_out = set(), []
     for item in items:
-        if "triton" not in item.name or not hasattr(item, "callspec"):
+        slow = next((name for name in largest if name in item.name), None)
+        if not slow or not hasattr(item, "callspec"):
             continue
         values = sorted((name, repr(value)) for name, value in item.callspec.params.items())
         pairs = {(item.path, item.originalname, *pair) for pair in itertools.combinations(values, 2)}
-        if cases.products(item.callspec.params.get("layer")) > INTERPRETABLE or (pairs and pairs <= met):
+        if cases.products(item.callspec.params.get("layer")) > largest[slow] or (pairs and pairs <= met):
             left_out.append(item)
         else:
             met |= pairs
