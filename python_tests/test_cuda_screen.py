@@ -104,26 +104,36 @@ def test_rounding_that_deceives_is_seen_through():
     torch.testing.assert_close(responses.cpu(), torch.full((5, 4), 64 * (1 + step * 0.49)))
 
 
-@pytest.mark.parametrize("loser", ["what a patch loses", "what a weight loses"])
+@pytest.mark.parametrize("loser", ["weights", "patches"])
 def test_what_rounding_takes_is_in_the_bound(loser):
-    """Candidates in plenty that bfloat16 shows as equals, and the one winner as weaker than they are: each half of the
-    bound must reach as far as it is wrong."""
-    eighth = 2.0**-8  # the half of a last place of bfloat16 in [1, 2)
-    x, weight = torch.ones(1, 256), torch.ones(100, 256)
-    if loser == "what a patch loses":
-        x[0, :128] += eighth * 0.99  # rounded down to 1
-        x[0, 128:] += 2 * eighth  # kept
-        weight[:, :128] -= eighth / 2  # kept: a hundred rivals prefer what is kept
-        weight[77, :128] += eighth
-        weight[77, 128:] -= eighth / 2 * 1.4
+    """One neuron wins by what bfloat16 takes from it (or from the patch where it looks); a rival that keeps all seems
+    stronger, and thirty others, enough for a list of candidates, seem so too: were the loss left out of the bound, the
+    rival would be certified."""
+    place = 2.0**-7  # of bfloat16 in [1, 2): what is less than a half above 1 is rounded down to 1
+    x, weight = torch.ones(1, 256), torch.ones(40, 256)
+    if loser == "weights":
+        weight[5:, :51] += place  # 256 + 51/128
+        weight[3, :115] += place  # the rival's 256 + 115/128
+        weight[7] = 1 + 0.495 * place  # 256 + 127/128, rounded 256
     else:
-        weight[77] += eighth * 0.99  # rounded down to 1, as all others are
-        weight[:60] += eighth * 0.5
-    want = int((x.double() @ weight.double().T).argmax())
-    assert want == 77
+        x[0, :128] += 0.495 * place
+        weight[5:, 128:144] += place  # 256 + 16/128, and 63/128 for what the patch loses
+        weight[3, 128:160] += place  # the rival's 256 + 32/128, and 63/128
+        weight[7, :128], weight[7, 128:] = 2, 0  # 256, and 127/128
     winners, _ = compete("always", x.to(DEVICE), weight.to(DEVICE))
-    assert winners.tolist() == [[want]]
-    same(x, weight, 3)
+    assert winners.tolist() == [[7]]
+    assert same(x, weight) in (0, None)
+
+
+def test_what_float32_itself_adds_is_in_the_bound():
+    """One neuron wins because each of its products is rounded up on a large sum that is taken away in the end."""
+    weight = torch.zeros(40, 102)
+    weight[5:, 0], weight[3, 0] = 2.59375, 2.8125
+    weight[7] = 0.75 * 2.0**-5  # beside 2^18 as good as 2^-5: 3.125 in all, not 2.34
+    weight[7, 0], weight[7, -1] = 2.0**18, -(2.0**18)
+    winners, responses = compete("always", torch.ones(1, 102, device=DEVICE), weight.to(DEVICE))
+    assert (winners.tolist(), responses.tolist()) == ([[7]], [[3.125]])
+    assert same(torch.ones(1, 102), weight) in (0, None)
 
 
 @pytest.mark.parametrize("seed", range(3))
