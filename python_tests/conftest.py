@@ -81,9 +81,7 @@ BACKENDS = [
 
 def pytest_addoption(parser):
     parser.addoption("--all-combinations", action="store_true", help="of parameters, in Triton's interpreter too")
-    parser.addoption(
-        "--thin", type=float, metavar="PRODUCTS", help="thin out cuda-host's tests too, layers up to these"
-    )
+    parser.addoption("--thin", type=float, metavar="PRODUCTS", help="thin out cuda-host too, layers up to these")
 
 
 def pytest_collection_modifyitems(config, items):
