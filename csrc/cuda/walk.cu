@@ -49,7 +49,8 @@ __device__ __forceinline__ void respond(const Field<S, T>& field, int patches, i
 }
 
 // The strongest so far of a warp's patches. One winner: each lane keeps the best of its own neurons, which it meets in
-// their order. More: lists on chip, and how strong a neuron must be to enter them; few are, once they are warm.
+// their order. More: lists on chip, and what a neuron of a later tile must exceed to enter them; few do, once these are
+// warm.
 template <class T>
 struct Strongest {
   T* const response;      // [warp_patches][k], strongest first
@@ -74,7 +75,7 @@ struct Strongest {
 #pragma unroll
       for (int j = 0; j < lane_neurons; ++j) {
         if (k == 1 && responses[i][j] > bar[i]) bar[i] = responses[i][j], best[i] = first + lane.first() + 8 * j;
-        if (k > 1 && responses[i][j] >= bar[i]) wanted |= 1u << i;
+        if (k > 1 && responses[i][j] > bar[i]) wanted |= 1u << i;
       }
     if (k == 1) return;
     for (unsigned all = __reduce_or_sync(~0u, wanted); all; all &= all - 1) {
@@ -129,7 +130,7 @@ struct Strongest {
     unsigned left = 0;
 #pragma unroll
     for (int j = 0; j < lane_neurons; ++j)
-      if (here && own[j] >= least) left |= 1u << j;
+      if (here && own[j] > least) left |= 1u << j;
     for (unsigned lanes = __ballot_sync(~0u, left != 0); lanes;) {
       const int from = __ffs(int(lanes)) - 1, next = __ffs(int(left)) - 1;
       T value = own[0];
