@@ -17,7 +17,7 @@ RESERVED = 1024  # bytes of shared memory that the system takes in each block
 
 COUNTED = {  # instructions of the machine code, by mnemonic with its suffixes
     "tensor core": r"(HMMA|HGMMA|DMMA|UTC\w*MMA)\b",
-    "128-bit loads": r"(LDG\.E\..*128|LDG\.128|LDGSTS.*\.128)",
+    "128-bit loads": r"(LDG\.E\..*(128|256)|LDG\.128|LDGSTS.*\.128)",
     "async copies": r"LDGSTS\b",
     "barriers": r"(BAR|SYNCS)\b",
     "local": r"(LDL|STL)\b",

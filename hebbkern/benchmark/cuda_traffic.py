@@ -25,8 +25,20 @@ CHUNK, RING = 64, 56 << 10  # products.cuh: entries of a patch at once, bytes on
 BLOCK, PASS = 16, 64  # residual.cu: neurons of a block, patches of a chunk
 
 
+def uses(order):
+    """The Use of every entry of cuda_recording.trace; scratch memory is as large as what is written there."""
+    found, sizes = [use(work) for work in order], {}
+    for each in found:
+        for at, once, _, written in each.tensors:
+            if once is None:
+                sizes[at] = max(sizes.get(at, 0), written)
+    for each in found:
+        each.tensors = [(at, sizes[at] if once is None else once, *moved) for at, once, *moved in each.tensors]
+    return found
+
+
 def use(work):
-    """The Use of one entry of cuda_recording.trace; KeyError names a kernel without a description."""
+    """Of one entry, where the size of scratch memory is None; KeyError names a kernel without a description."""
     if isinstance(work, AtenCall):
         return of_aten(work)
     a = arguments(work)
@@ -38,8 +50,8 @@ def use(work):
         tensor = getattr(work.call, name, None)
         if isinstance(tensor, torch.Tensor):
             tensors.append((place(tensor), size(tensor), read, written))
-        else:  # read and written between launches of one call; as large as one of them writes
-            tensors.append(((id(work.call), name), max(read, written), read, written))
+        else:
+            tensors.append(((id(work.call), name), None, read, written))
     return Use(tensors, flops, rate, math.prod(work.grid), launches)
 
 

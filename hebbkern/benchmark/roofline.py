@@ -65,7 +65,7 @@ def row(workload, found, cuda=None):
 
 
 def _of_cuda(order):
-    uses = [cuda_traffic.use(work) for work in order]
+    uses = cuda_traffic.uses(order)
     launches = [work for work in order if not isinstance(work, AtenCall)]
     aten = [work.name for work in order if isinstance(work, AtenCall)]
     return {
