@@ -279,6 +279,7 @@ def test_screening_is_chosen_by_shape_and_can_be_switched_off():
     assert "screen" in kernels("always", *small, k=8) and "screen" not in kernels("always", *small, k=9)
     assert "screen" not in kernels("always", *small, dtype=torch.float64)
     assert kernels("always", *small, dtype=torch.float16) == {"mma", "mma.pad"}
+    assert "mma" in kernels("auto", *large, k=50, dtype=torch.bfloat16)
 
 
 @needs_emulation
@@ -316,7 +317,7 @@ def test_half_types(layer, patches, dtype):
     x, weight = cases.tensors(layer, dtype, DEVICE)
     for k, cosine, mask in (
         (1, False, None),
-        (min(60, layer.neurons), False, None),
+        (min(50, layer.neurons), False, None),
         (5, True, cases.some(layer.neurons, DEVICE)),
     ):
         options = {"k": k, "patches": patches, "cosine": cosine, "mask": mask, **layer.geometry}

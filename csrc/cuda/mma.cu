@@ -65,6 +65,8 @@ const S* aligned(const Device& device, const Tensor& like, const S* rows, int64_
 
 }  // namespace
 
+bool half_walks(const Device& device, int k) { return product_bytes(2, k) <= size_t(device.most_shared()); }
+
 template <class S>
 void half_walk(const Device& device, const Tensor& like, const Place<S>& place, const S* rows,
                const Moments<float>& known, const Mask& mask, const Outcome<float>& outcome) {

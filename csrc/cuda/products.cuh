@@ -281,6 +281,33 @@ struct Lists {
   }
 };
 
+template <class S, class Worth>
+__device__ __forceinline__ void describe(const Place<S>& place, const float* offset, const Worth& worth, Tile& tile) {
+  if (threadIdx.x < tile_patches) {
+    const int patch = int(blockIdx.x) * tile_patches + int(threadIdx.x);
+    const bool known = patch < place.patches;
+    tile.corner[threadIdx.x] = place.corner(known ? patch : 0);
+    tile.numbers[threadIdx.x] = known ? worth.numbers(patch) : Pair{0, 0};
+    tile.offset[threadIdx.x] = known && offset ? offset[patch] : 0.0f;
+  }
+  __syncthreads();
+}
+
+// Offers a tile of neurons, slice by slice in the place of their weights, and clears its sums.
+template <class Worth>
+__device__ __forceinline__ void rank_tile(float (&sum)[2][4][4], const Worth& worth, const Tile& tile, int first,
+                                          int end, float* slices, const Lists& lists) {
+#pragma unroll 1
+  for (int half = 0; half < tile_neurons; half += slice) {
+    __syncthreads();  // these weights, or the slice before, are done with
+    if (int(threadIdx.x) / 128 * slice == half) spread(sum, worth, tile.numbers, first + half, end, slices);
+    __syncthreads();
+    lists.rank(slices, first + half, end);
+  }
+#pragma unroll
+  for (int i = 0; i < 32; ++i) sum[i / 16][i / 4 % 4][i % 4] = 0;
+}
+
 // The k best of the block's neurons for its patches.
 // worth.numbers(patch): two numbers of a patch; worth.neuron(neuron): some of a neuron; worth(product, these): what
 // ranks it, -inf where it may not win.
@@ -293,14 +320,7 @@ __device__ __forceinline__ Lists rank_products(const Place<S>& place, const floa
   const int chunks = (place.inputs + chunk - 1) / chunk, width = with.slots * chunk + 8, end = with.end();
   const int steps = (end - with.begin() + tile_neurons - 1) / tile_neurons * chunks;
   const int loads = with.slots == chunks ? chunks : steps;  // of patches
-  if (threadIdx.x < tile_patches) {
-    const int patch = int(blockIdx.x) * tile_patches + int(threadIdx.x);
-    const bool known = patch < place.patches;
-    tile.corner[threadIdx.x] = place.corner(known ? patch : 0);
-    tile.numbers[threadIdx.x] = known ? worth.numbers(patch) : Pair{0, 0};
-    tile.offset[threadIdx.x] = known && offset ? offset[patch] : 0.0f;
-  }
-  __syncthreads();
+  describe(place, offset, worth, tile);
   const Lists lists(reinterpret_cast<unsigned char*>(patches + tile_patches * width), k);
   PatchLoader<S> loader{place, tile, {}};
 #pragma unroll
@@ -331,16 +351,7 @@ __device__ __forceinline__ Lists rank_products(const Place<S>& place, const floa
       if (step + 1 < loads) loader.store(i, patches + (step + 1) % with.slots * chunk, width);
     }
     if (next == 0) {
-      float* slices = reinterpret_cast<float*>(stage);
-#pragma unroll 1
-      for (int half = 0; half < tile_neurons; half += slice) {
-        __syncthreads();  // these weights, or the slice before, are done with
-        if (int(threadIdx.x) / 128 * slice == half) spread(sum, worth, tile.numbers, first + half, end, slices);
-        __syncthreads();
-        lists.rank(slices, first + half, end);
-      }
-#pragma unroll
-      for (int i = 0; i < 32; ++i) sum[i / 16][i / 4 % 4][i % 4] = 0;
+      rank_tile(sum, worth, tile, first, end, reinterpret_cast<float*>(stage), lists);
       first += tile_neurons;
     }
     part = next;
