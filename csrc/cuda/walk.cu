@@ -271,6 +271,14 @@ Split split(const Device& device, int64_t patches, int64_t neurons, int k, bool 
 
 }  // namespace
 
+template <class T>
+void merge(const Device& device, const Outcome<T>& lists, const Outcome<T>& outcome, int patches, int shares,
+           const Listed& listed) {
+  launch<merge_kernel<T>>("compete.merge", dim3(unsigned(cdiv(patches, merging_warps))), 32 * merging_warps, 0, device,
+                          lists, outcome, listed, patches, shares);
+}
+template void merge<float>(const Device&, const Outcome<float>&, const Outcome<float>&, int, int, const Listed&);
+
 template <class S, class T>
 void walk(const Device& device, const Tensor& like, const Place<S>& place, const T* rows, const Moments<T>& known,
           const Mask& mask, const Outcome<T>& outcome, const Listed& listed) {
@@ -295,9 +303,7 @@ void walk(const Device& device, const Tensor& like, const Place<S>& place, const
   const size_t lists = outcome.k > 1 ? patches * outcome.k * (sizeof(T) + sizeof(int32_t)) : 0;
   launch<walk_kernel<S, T>>("compete", dim3(unsigned(cdiv(place.patches, patches)), unsigned(parts.shares)),
                             32 * parts.warps, ring_bytes<T>(parts.warps) + lists, device, field, heats);
-  if (parts.shares > 1)
-    launch<merge_kernel<T>>("compete.merge", dim3(unsigned(cdiv(place.patches, merging_warps))), 32 * merging_warps, 0,
-                            device, heats, outcome, listed, place.patches, parts.shares);
+  if (parts.shares > 1) merge<T>(device, heats, outcome, place.patches, parts.shares, listed);
 }
 
 #define WALK(S, T)                                                                                                  \
