@@ -19,32 +19,19 @@ template <class S, class T>
 __device__ __forceinline__ void respond(const Field<S, T>& field, int patches, int last, int neurons, int end,
                                         T (&sums)[lane_patches][lane_neurons]) {
   const Lane lane;
-  T less[lane_patches], size[lane_patches];
+  Terms<T> patch[lane_patches];
 #pragma unroll
   for (int i = 0; i < lane_patches; ++i) {
-    const int number = patches + 4 * i, patch = field.patch(number < last ? number : last);
-    less[i] = field.offset ? field.offset[patch] : T(0);
-    size[i] = field.scale ? field.scale[patch] : T(1);
-    if (field.unit) less[i] *= size[i];
+    const int number = patches + 4 * i;
+    patch[i] = of_patch(field.known, field.patch(number < last ? number : last));
   }
 #pragma unroll
   for (int j = 0; j < lane_neurons; ++j) {
-    const int neuron = neurons + lane.first() + 8 * j;
-    const bool there = neuron < end && (!field.mask.given() || field.mask[neuron]);
-    T total = there && field.total ? field.total[neuron] : T(0);
-    const T factor = there && field.inverse ? field.inverse[neuron] : T(1);
-    if (field.unit) total *= factor;
+    const int name = neurons + lane.first() + 8 * j;
+    const bool there = name < end && (!field.mask.given() || field.mask[name]);
+    const Terms<T> neuron = of_neuron(field.known, name < end ? name : end - 1);
 #pragma unroll
-    for (int i = 0; i < lane_patches; ++i) {
-      T value = sums[i][j];
-      if (field.offset) value -= less[i] * total;  // (x - offset) . w
-      if (!field.unit) {
-        value *= factor;
-        if (field.scale) value = size[i] == 0 ? T(0) : value * size[i];  // a flat patch answers everybody alike
-      }
-      const bool finite = (value < 0 ? -value : value) < T(INFINITY);
-      sums[i][j] = !there ? T(NAN) : finite ? value : T(INFINITY);  // not finite: wins, so that somebody sees it
-    }
+    for (int i = 0; i < lane_patches; ++i) sums[i][j] = there ? settled(sums[i][j], patch[i], neuron) : T(NAN);
   }
 }
 
@@ -205,7 +192,7 @@ __global__ void __launch_bounds__(32 * most_warps<T>, 2) walk_kernel(Field<S, T>
     for (int entry = 0; entry < inputs; entry += entries<T>) {
       cp_async_wait<stages - 2>();
       const int now = copies.stage == stages - 1 ? 0 : copies.stage + 1;
-      if (field.unit) copies.scale(now, first, last, neuron);
+      if (field.known.unit) copies.scale(now, first, last, neuron);
       __syncthreads();  // everyone's copies are here, and nobody reads the step before
       copies.start();
       multiply(copies.at(now) + (own + lane.group()) * pitch<T>, copies.at(now) + (patches + lane.first()) * pitch<T>,
@@ -284,11 +271,15 @@ void walk(const Device& device, const Tensor& like, const Place<S>& place, const
           const Mask& mask, const Outcome<T>& outcome, const Listed& listed) {
   if (!place.patches) return;
   const Place<T> weights(rows, outcome.neurons, place.inputs);
-  Field<S, T> field{place, weights, known.offset, known.scale, known.total, known.inverse,
-                    mask,  listed,  false,        false,       false,       0};
-  field.patches_in_groups = std::is_same_v<S, T> && place.in_groups(each<T>);
-  field.rows_in_groups = weights.in_groups(each<T>);
-  field.unit = std::is_same_v<S, T> && known.inverse;
+  constexpr bool same = std::is_same_v<S, T>;
+  Field<S, T> field{place,
+                    weights,
+                    Known<T>(known, same && known.inverse),
+                    mask,
+                    listed,
+                    same && place.in_groups(each<T>),
+                    weights.in_groups(each<T>),
+                    0};
   const Split parts = split<T>(device, place.patches, outcome.neurons, outcome.k, listed.patches);
   field.share = parts.share;
   Outcome<T> heats = outcome;
