@@ -27,7 +27,7 @@ __device__ __forceinline__ bool finite(T a) {
 
 template <class T>
 __global__ void __launch_bounds__(threads)
-    name_kernel(Named named, const __grid_constant__ Taught<T> taught, int32_t* keys) {
+    name_kernel(Named named, const __grid_constant__ Taught<T> taught, int32_t* keys, int32_t* numbers) {
   const int64_t i = int64_t(blockIdx.x) * threads + threadIdx.x;
   if (i >= named.count) return;
   const int entry = int(i), patch = named.ranks.quotient(entry), rank = entry - patch * int(named.ranks.divisor);
@@ -41,6 +41,7 @@ __global__ void __launch_bounds__(threads)
   else if (neuron == -1 || c == 0 || named.frozen[neuron])
     key = named.neurons;
   keys[entry] = key;
+  numbers[entry] = entry;
 }
 
 // Puts the sums of lists that were cut together, a block a list that begins among `piece` entries and a column tile;
@@ -66,7 +67,7 @@ __global__ void __launch_bounds__(threads) combine_kernel(Sums<T> sums, T* count
 
 template <class T>
 void name_entries(const Device& device, const Tensor& named, int64_t share, int64_t ranks, const Taught<T>& taught,
-                  int neurons, const Mask& frozen, int32_t* keys, int64_t count) {
+                  int neurons, const Mask& frozen, const Entries& entries) {
   Named names{named.const_data_ptr(),
               named.scalar_type() == ScalarType::Long,
               named.stride(0),
@@ -75,9 +76,9 @@ void name_entries(const Device& device, const Tensor& named, int64_t share, int6
               Divisor(std::max<int64_t>(ranks, 1)),
               frozen,
               neurons,
-              int(count)};
-  launch<name_kernel<T>>("accumulate.name", dim3(unsigned(cdiv(count, threads))), threads, 0, device, names, taught,
-                         keys);
+              int(entries.count)};
+  launch<name_kernel<T>>("accumulate.name", dim3(unsigned(cdiv(entries.count, threads))), threads, 0, device, names,
+                         taught, entries.keys, entries.numbers);
 }
 
 template <class S, class T>
@@ -86,7 +87,7 @@ static void accumulate_typed(const Tensor& x, const Asked& asked, const Tensor& 
   const char* op = "accumulate";
   const Device device(x);
   const Place<S> place(op, x, asked.g);
-  const int64_t entries = entries_of(op, asked.g, named.size(1));
+  const Entries entries(op, x, asked.g, named.size(1));
   const int neurons = int(asked.g.neurons), ranks = int(named.size(1));
   const Moments<T> known = moments<S, S, T>(op, device, x, place, asked.patches);
   Taught<T> taught;
@@ -98,11 +99,9 @@ static void accumulate_typed(const Tensor& x, const Asked& asked, const Tensor& 
     taught.decays_down = responses->stride(0);
     taught.decays_right = responses->stride(1);
   }
-  const Tensor keys = empty_like(x, {entries}, ScalarType::Int);
-  name_entries(device, named, 1, ranks, taught, neurons, Mask(frozen), pointer<int32_t>(keys), entries);
-  lists =
-      grouped(device, x, place, pointer<int32_t>(keys), ranks, taught, neurons, known.offset, known.scale, true, lists);
-  const Sums<T> sums = sums_of(lists, entries, neurons);
+  name_entries(device, named, 1, ranks, taught, neurons, Mask(frozen), entries);
+  lists = grouped(device, x, place, entries, ranks, taught, neurons, known.offset, known.scale, true, lists);
+  const Sums<T> sums = sums_of(lists, entries.count, neurons);
   const int64_t blocks = sums.slots / 2 + cdiv(neurons, threads);
   launch<combine_kernel<T>>("accumulate.combine",
                             dim3(unsigned(blocks), sums.slots ? tiles(place.inputs, threads) : 1u), threads, 0, device,
@@ -139,7 +138,7 @@ STABLE_TORCH_LIBRARY_IMPL(hebbkern, HEBBKERN_KEY, m) { m.impl("accumulate.cuda",
 
 #define NAME_ENTRIES(T)                                                                                             \
   template void name_entries<T>(const Device&, const Tensor&, int64_t, int64_t, const Taught<T>&, int, const Mask&, \
-                                int32_t*, int64_t);
+                                const Entries&);
 NAME_ENTRIES(float)
 NAME_ENTRIES(double)
 #undef NAME_ENTRIES

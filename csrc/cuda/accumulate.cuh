@@ -51,25 +51,32 @@ __device__ __forceinline__ T of_pieces(const T* partial, int64_t inputs, int64_t
   return sum;
 }
 
-// How many entries there are. Raises where there are more, or more neurons, than kernels can number.
-inline int64_t entries_of(const char* op, const Geometry& g, int64_t ranks) {
-  const int64_t entries = g.patches() * ranks;
-  if (entries > largest_extent) fail(op, "x must have fewer than 2^31 patches times ranks, got ", entries);
-  if (g.neurons > largest_extent - 3) fail(op, "there must be fewer than 2^31 - 3 neurons, got ", g.neurons);
-  return entries;
-}
+// What is sorted: each entry's key, 0 to K + 1, and its own number.
+struct Entries {
+  int64_t count;
+  Tensor memory;
+  int32_t *keys, *numbers;  // [P * ranks]
 
-// The key of each entry, int32 [P * ranks], in one launch: the neuron that it teaches, K for nobody, K + 1 where
-// something about it is wrong. `named` int32 or int64 [P / share, ranks], or [P / share] for one rank.
+  // Raises where there are more of them, or of neurons, than kernels can number.
+  Entries(const char* op, const Tensor& x, const Geometry& g, int64_t ranks) : count(g.patches() * ranks) {
+    if (count > largest_extent) fail(op, "x must have fewer than 2^31 patches times ranks, got ", count);
+    if (g.neurons > largest_extent - 3) fail(op, "there must be fewer than 2^31 - 3 neurons, got ", g.neurons);
+    memory = empty_like(x, {2, count}, ScalarType::Int);
+    keys = pointer<int32_t>(memory);
+    numbers = keys + count;
+  }
+};
+
+// Fills in the entries in one launch. Their keys: the neuron that an entry teaches, K for nobody, K + 1 where something
+// about it is wrong. `named` int32 or int64 [P / share, ranks], or [P / share] for one rank.
 template <class T>
 void name_entries(const Device& device, const Tensor& named, int64_t share, int64_t ranks, const Taught<T>& taught,
-                  int neurons, const Mask& frozen, int32_t* keys, int64_t count);
+                  int neurons, const Mask& frozen, const Entries& entries);
 
-// Lists of the patches by their keys, int32 [P * ranks] with values 0 to K + 1; offset and scale [P] or null. Without
-// `empty`, rows of neurons that nobody teaches stay unwritten. total and decay are new where `into` has none. At most
-// three launches beside CUB's.
+// Lists of the patches by their entries' keys; offset and scale [P] or null. Without `empty`, rows of neurons that
+// nobody teaches stay unwritten. total and decay are new where `into` has none. At most two launches beside CUB's.
 template <class S, class T>
-Lists<T> grouped(const Device& device, const Tensor& x, const Place<S>& place, const int32_t* keys, int ranks,
+Lists<T> grouped(const Device& device, const Tensor& x, const Place<S>& place, const Entries& entries, int ranks,
                  const Taught<T>& taught, int neurons, const T* offset, const T* scale, bool empty, Lists<T> into = {});
 
 }  // namespace hebbkern

@@ -17,7 +17,8 @@ struct Contest {
 // nobody (bit r of `silent` is set, the neuron is frozen, or by_response and the response is not positive), K + 1 for a
 // response that is not finite.
 struct Keys {
-  int32_t* keys = nullptr;  // [P, k], null: nobody asks
+  int32_t* keys = nullptr;     // [P, k], null: nobody asks
+  int32_t* numbers = nullptr;  // [P, k], each entry's own number, what is sorted by its key
   Mask frozen{std::nullopt};
   uint64_t silent = 0;
   bool by_response = false;

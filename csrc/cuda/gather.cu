@@ -200,10 +200,10 @@ void gather(const Device& device, const Sums<T>& sums, const Place<S>& place, co
 }  // namespace
 
 template <class S, class T>
-Lists<T> grouped(const Device& device, const Tensor& x, const Place<S>& place, const int32_t* keys, int ranks,
+Lists<T> grouped(const Device& device, const Tensor& x, const Place<S>& place, const Entries& what, int ranks,
                  const Taught<T>& taught, int neurons, const T* offset, const T* scale, bool empty, Lists<T> lists) {
-  const int64_t entries = int64_t(place.patches) * ranks, inputs = place.inputs;
-  Sorted entry = sorted(device, x, keys, entries, int64_t(neurons) + 2);
+  const int64_t entries = what.count, inputs = place.inputs;
+  Sorted entry = sorted(device, x, what.keys, what.numbers, entries, int64_t(neurons) + 2);
   lists.starts = entry.starts;
   lists.keys = entry.keys;
   lists.memory = std::move(entry.memory);
@@ -233,7 +233,7 @@ Lists<T> grouped(const Device& device, const Tensor& x, const Place<S>& place, c
 }
 
 #define GROUPED(S, T)                                                                                 \
-  template Lists<T> grouped<S, T>(const Device&, const Tensor&, const Place<S>&, const int32_t*, int, \
+  template Lists<T> grouped<S, T>(const Device&, const Tensor&, const Place<S>&, const Entries&, int, \
                                   const Taught<T>&, int, const T*, const T*, bool, Lists<T>);
 GROUPED(float, float)
 GROUPED(double, double)

@@ -41,27 +41,26 @@ static void learn(const Tensor& weight, const Tensor& x, const Geometry& g, cons
   require_finite(op, "weight", weight);
   if (lesson.labels) require_named(op, "labels", *lesson.labels, g.neurons);
   const Place<S> place(op, x, g);
-  const int64_t ranks = lesson.ranks(), entries = entries_of(op, g, ranks);
-  const Tensor keys = empty_like(x, {entries}, ScalarType::Int);
+  const int64_t ranks = lesson.ranks();
+  const Entries entries(op, x, g, ranks);
   Taught<T> taught;
   Moments<T> known;
   Tensor winners, responses;  // as long as kernels may read them
   if (lesson.labels) {
     taught = taught_by<T>(lesson, nullptr);
     known = moments<S, S, T>(op, device, x, place, lesson.patches);
-    name_entries(device, *lesson.labels, g.per_image(), 1, taught, int(g.neurons), Mask(lesson.frozen),
-                 pointer<int32_t>(keys), entries);
+    name_entries(device, *lesson.labels, g.per_image(), 1, taught, int(g.neurons), Mask(lesson.frozen), entries);
   } else {
-    winners = empty_like(x, {entries}, ScalarType::Int);
-    responses = empty_like(x, {entries}, result_dtype(x.scalar_type()));
+    winners = empty_like(x, {entries.count}, ScalarType::Int);
+    responses = empty_like(x, {entries.count}, result_dtype(x.scalar_type()));
     taught = taught_by<T>(lesson, pointer<T>(responses));
     const Contest how{int(ranks), lesson.p, lesson.cosine, lesson.patches};
-    const Keys named{pointer<int32_t>(keys), Mask(lesson.frozen), silent_ranks<T>(lesson), lesson.by_response};
+    const Keys named{entries.keys, entries.numbers, Mask(lesson.frozen), silent_ranks<T>(lesson), lesson.by_response};
     const Tensor rows = weight.is_contiguous() ? weight : torch::stable::contiguous(weight);
     known = contest<S, T>(op, device, x, place, rows, how, pointer<int32_t>(winners), pointer<T>(responses), named);
   }
   const T* scale = lesson.patches == Patches::standardised ? known.scale : nullptr;  // a cosine's does not teach
-  const Lists<T> lists = grouped(device, x, place, pointer<int32_t>(keys), int(ranks), taught, int(g.neurons),
+  const Lists<T> lists = grouped(device, x, place, entries, int(ranks), taught, int(g.neurons),
                                  static_cast<const T*>(known.offset), scale, false);
   Rates<T> rates;
   rates.lr = lesson.lr;

@@ -26,6 +26,7 @@ struct Outcome {
     if (teaches && keys.frozen[neuron]) teaches = false;
     const bool finite = (value < 0 ? -value : value) < T(INFINITY);
     keys.keys[at] = !finite ? neurons + 1 : teaches ? neuron : neurons;
+    keys.numbers[at] = int32_t(at);
   }
 };
 

@@ -29,11 +29,6 @@ __device__ __forceinline__ void begin(int32_t* starts, int before, int key, int 
   }
 }
 
-__global__ void __launch_bounds__(threads) number_kernel(int32_t* numbers, int count) {
-  const int i = int(blockIdx.x) * threads + int(threadIdx.x);
-  if (i < count) numbers[i] = i;
-}
-
 __global__ void __launch_bounds__(threads) starts_kernel(const int32_t* keys, int count, int kinds, int32_t* starts) {
   const int64_t i = int64_t(blockIdx.x) * threads + threadIdx.x;
   const int before = i > 0 && i <= count ? keys[i - 1] : -1;
@@ -73,13 +68,14 @@ int bits_for(int64_t largest) {
 
 }  // namespace
 
-Sorted sorted(const Device& device, const Tensor& like, const int32_t* keys, int64_t count, int64_t kinds) {
+Sorted sorted(const Device& device, const Tensor& like, const int32_t* keys, const int32_t* numbers, int64_t count,
+              int64_t kinds) {
   Sorted result;
-  const auto numbers = [&](int64_t size) {
+  const auto integers = [&](int64_t size) {
     result.memory.push_back(empty_like(like, {size}, ScalarType::Int));
     return pointer<int32_t>(result.memory.back());
   };
-  int32_t *by_key = numbers(count), *order = numbers(count), *starts = numbers(kinds + 1);
+  int32_t *by_key = integers(count), *order = integers(count), *starts = integers(kinds + 1);
   result.keys = by_key;
   result.order = order;
   result.starts = starts;
@@ -90,12 +86,10 @@ Sorted sorted(const Device& device, const Tensor& like, const int32_t* keys, int
                        int(count), bits, int(kinds), by_key, order, starts);
     return result;
   }
-  int32_t* entries = numbers(count);
-  launch<number_kernel>("sort.number", dim3(unsigned(cdiv(count, threads))), threads, 0, device, entries, int(count));
   const auto sort = [&](void* memory, size_t& bytes) {
-    const cudaError_t error = cub::DeviceRadixSort::SortPairs(
-        memory, bytes, reinterpret_cast<const uint32_t*>(keys), reinterpret_cast<uint32_t*>(by_key),
-        static_cast<const int32_t*>(entries), order, int(count), 0, bits_for(kinds - 1), device.stream);
+    const cudaError_t error = cub::DeviceRadixSort::SortPairs(memory, bytes, reinterpret_cast<const uint32_t*>(keys),
+                                                              reinterpret_cast<uint32_t*>(by_key), numbers, order,
+                                                              int(count), 0, bits_for(kinds - 1), device.stream);
     if (error != cudaSuccess) throw std::runtime_error("hebbkern: CUB's sort of what patches teach failed");
   };
   size_t bytes = 0;

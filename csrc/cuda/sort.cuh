@@ -12,7 +12,8 @@ struct Sorted {
   std::vector<Tensor> memory;
 };
 
-// keys: [count], 0 to kinds - 1; memory comes from where `like` is.
-Sorted sorted(const Device& device, const Tensor& like, const int32_t* keys, int64_t count, int64_t kinds);
+// keys: [count], 0 to kinds - 1; numbers: [count], 0 to count - 1, the entries; memory comes from where `like` is.
+Sorted sorted(const Device& device, const Tensor& like, const int32_t* keys, const int32_t* numbers, int64_t count,
+              int64_t kinds);
 
 }  // namespace hebbkern

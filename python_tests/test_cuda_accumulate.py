@@ -1,0 +1,168 @@
+"""accumulate by the CUDA kernels: lists of every length beside a piece's, who adds them up, how entries are sorted."""
+
+import contextlib
+import sys
+
+import pytest
+import torch
+
+import calls
+import cases
+import hebbkern as hk
+import oracle
+from hebbkern import backends
+
+if reason := backends.available()["cuda"]:
+    pytest.skip(reason, allow_module_level=True)
+
+HOST = sys.modules.get("_cuda_host")
+needs_emulation = pytest.mark.skipif(HOST is None, reason="asks what only kernels compiled for the CPU tell")
+DEVICE = "cpu" if HOST else "cuda"
+NOTE, UNSEEN = 1, 3  # of _cuda_host.note
+PIECE, ALONE = 256, 32  # entries of a list that are added in one go, and by one warp
+ONE_BLOCK = 4096  # entries that one block sorts
+LENGTHS = [PIECE, 0, 1, PIECE - 1, ALONE + 1, 2 * PIECE, ALONE, PIECE + 1, 0, ALONE - 1, 2 * PIECE + 1, 3, 0]
+LAYERS = [
+    cases.Layer((sum(LENGTHS), 40), (13, 40)),  # read in groups of 16 bytes, of which a tile is not full
+    cases.Layer((sum(LENGTHS), 33), (13, 33)),
+    cases.Layer((sum(LENGTHS) // 37 + 1, 2, 1, 74), (13, 2, 3, 2), {"stride": (1, 2), "padding": (1, 0)}),
+]
+
+
+@pytest.fixture(autouse=True)
+def by_cuda():
+    with hk.backend("cuda"):
+        yield
+
+
+@contextlib.contextmanager
+def noted(mode):
+    HOST.note(mode)
+    try:
+        yield
+    finally:
+        HOST.note(0)
+
+
+def lists_of(lengths, count, seed=0):
+    """[count, 1]: neuron j is taught by lengths[j] of the patches, here and there; the others teach nobody."""
+    who = torch.full((count,), -1, dtype=torch.int32)
+    names = torch.repeat_interleave(torch.arange(len(lengths), dtype=torch.int32), torch.tensor(lengths))[:count]
+    who[: len(names)] = names
+    return who[torch.randperm(count, generator=torch.Generator().manual_seed(seed))][:, None].to(DEVICE)
+
+
+def call(layer, dtype, lengths=LENGTHS, **options):
+    """Arguments of accumulate: coefficients and responses of every entry."""
+    x, _ = cases.tensors(layer, dtype, DEVICE)
+    count = len(hk.reference.unfold(torch.zeros(layer.x), layer.kernel, **layer.geometry))
+    c, s = (cases.random((count, 1), oracle.result_dtype(dtype), DEVICE, seed) for seed in (3, 4))
+    where = {"neurons": len(lengths), "kernel": layer.kernel, "responses": s, **layer.geometry}
+    return (x, lists_of(lengths, count), c), where | options
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
+def test_lists_that_just_fit_and_just_do_not(layer, dtype, poison):
+    poison()
+    for patches in cases.PATCHES:
+        arguments, options = call(layer, dtype, patches=patches)
+        got = hk.ops.accumulate(*arguments, **options)
+        oracle.check_accumulate(got, *arguments, **options)
+        assert got[2].tolist() == LENGTHS
+
+
+@pytest.mark.parametrize("inputs", [1, 31, 32, 127, 128, 129, 300])
+def test_column_tiles(inputs):
+    """Of 32 lanes, of one input or of 16 bytes each."""
+    for dtype in cases.DTYPES:
+        x = cases.random((150, inputs), dtype, DEVICE)
+        taught, c = lists_of([70, 0, 5, 40], 150), torch.ones(1, dtype=oracle.result_dtype(dtype), device=DEVICE)
+        oracle.check_accumulate(hk.ops.accumulate(x, taught, c, neurons=4), x, taught, c, 4)
+
+
+@pytest.mark.parametrize("count", [2 * PIECE, ONE_BLOCK - 1, ONE_BLOCK, ONE_BLOCK + 1, 3 * ONE_BLOCK + 7])
+def test_one_neuron_takes_every_entry(count):
+    """The first, the last, or both alternately; of neurons that far apart a warp writes where their lists begin."""
+    x = cases.integers((count, 3), -3, 3, device=DEVICE)
+    for names in ([0], [699], [0, 699], [350]):
+        taught = torch.tensor(names, device=DEVICE).repeat(count // len(names) + 1)[:count, None]
+        total, decay, sizes = hk.ops.accumulate(x, taught, torch.ones(1, device=DEVICE), neurons=700)
+        assert sizes.sum() == count and torch.equal(decay, sizes)
+        for name in range(700):
+            mine = taught[:, 0] == name
+            if name in names:
+                assert torch.equal(total[name], x[mine].sum(0)) and sizes[name] == mine.sum()
+        assert not total[[j for j in range(700) if j not in names]].any()
+
+
+def test_a_neuron_learns_the_same_whoever_else_is_there():
+    """Alone in a block or side by side with others, and whatever they learn, in whatever place of the batch."""
+    arguments, options = call(LAYERS[1], torch.float32)
+    few = hk.ops.accumulate(*arguments, **options)
+    for neurons in (14, 200):
+        many = hk.ops.accumulate(*arguments, **options | {"neurons": neurons})
+        for a, b in zip(few, many, strict=True):
+            assert calls.same_bits([a], [b[: len(LENGTHS)]]) and not b[len(LENGTHS) :].any()
+    x, taught, c = arguments
+    for name in range(len(LENGTHS)):
+        others = torch.where(taught == name, taught, -1)
+        alone = hk.ops.accumulate(x, others, c, **options)
+        assert all(calls.same_bits([a[name]], [b[name]]) for a, b in zip(few, alone, strict=True))
+
+
+def test_equal_keys_keep_their_order():
+    """Sums of numbers that cancel only in patch order."""
+    for count in (300, 2 * ONE_BLOCK):
+        x = torch.zeros(count, 1, device=DEVICE)
+        x[:3, 0] = torch.tensor([1e8, -1e8, 1.0])
+        taught = (torch.arange(count) >= 3).int()[:, None].to(DEVICE)  # the last ones are of neuron 1
+        total, _, _ = hk.ops.accumulate(x, taught, torch.ones(1, device=DEVICE), neurons=2)
+        assert total.tolist() == [[1.0], [0.0]]
+
+
+@needs_emulation
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
+def test_any_order_of_threads(layer):
+    arguments, options = call(layer, torch.float32, patches="standardised")
+    results = []
+    try:
+        for seed in range(4):
+            HOST.seed(seed)
+            results.append(hk.ops.accumulate(*arguments, **options))
+    finally:
+        HOST.seed(1)
+    assert all(calls.same_bits(results[0], other) for other in results[1:])
+
+
+@needs_emulation
+@pytest.mark.parametrize("patches", ["raw", "standardised"])
+def test_launches(patches):
+    """However many entries there are: CUB's own beside, where one block cannot sort them."""
+    for count, sort in ((ONE_BLOCK, "sort.few"), (ONE_BLOCK + 1, "sort.starts")):
+        x = cases.random((count, 2))
+        with noted(NOTE):
+            hk.ops.accumulate(x, torch.zeros(count, 1, dtype=torch.int32), torch.ones(1), neurons=5, patches=patches)
+            kernels = [launch[0].partition("<")[0] for launch in HOST.launches()]
+        known = ["moments"] if patches != "raw" else []
+        assert kernels == [*known, "accumulate.name", sort, "accumulate.gather", "accumulate.combine"]
+
+
+@needs_emulation
+@pytest.mark.parametrize("what", ["taught", "coefficient", "response"])
+def test_one_broken_entry_is_seen_in_every_sum(what):
+    """Where nobody looks at values."""
+    (x, taught, c), options = call(LAYERS[0], torch.float32)
+    flaws = {"taught": (taught, (13, 12345, -2)), "coefficient": (c, (float("nan"), float("inf")))}
+    flaws["response"] = options["responses"], (float("nan"), -float("inf"))
+    spoilt, values = flaws[what]
+    before = spoilt[77].clone()
+    for value in values:
+        spoilt[77] = value
+        with noted(UNSEEN):
+            total, decay, _ = hk.ops.accumulate(x, taught, c, **options)
+        assert total.isnan().all() and decay.isnan().all()
+    spoilt[77] = before
+    with noted(UNSEEN):
+        got = hk.ops.accumulate(x, taught, c, **options)
+    oracle.check_accumulate(got, x, taught, c, **options)
