@@ -1,4 +1,4 @@
-"""apply_ by the CUDA kernels: all or nothing, the same bits whoever reads them, two launches, steps that are skipped."""
+"""apply_ by the CUDA kernels: all or nothing, the same bits in any layout and order, two launches, skipped steps."""
 
 import contextlib
 import itertools
@@ -78,13 +78,13 @@ def test_two_launches(dtype):
             launches = MODULE.launches()
         assert [name for name, *_ in launches] == ["apply.survey", "apply.step"]
         assert torch.equal(weight, before)
-    XX
+        assert all(grid[0] <= 8 * 132 and shared == 0 for _, grid, _, shared, *_ in launches)
 
 
 @pytest.mark.parametrize("normalise", NORMALISE)
 @pytest.mark.parametrize("shape", [(40000, 3), (2, 20000), (1100, 260), (300, 1), (1, 5000)], ids=str)
 def test_many_rows_and_few(shape, normalise):
-    """Rows of a few threads and of a block, read in several goes; several rows a thread, and more groups than blocks."""
+    """Rows of a few threads and of a block, read in several goes; more groups than blocks."""
     for dtype, power in ((torch.float32, 0.5), (torch.bfloat16, 0.0)):
         weight, step = arguments(shape, dtype)
         apply_and_check(weight, {**step, "lr": 0.1, "normalise": normalise, "rate_power": power})
@@ -192,7 +192,9 @@ def test_a_frozen_row_of_large_weights_bounds_nothing(normalise):
     total = torch.ones(40, 12)
     total[7] = largest
     hk.ops.apply_(weight, total, lr=0.5, normalise=normalise, frozen=frozen)
-    assert weight[7].eq(largest).all() and weight[~frozen].isfinite().all() and weight[0, 0] != 1 or "row" in normalise
+    assert weight[7].eq(largest).all()
+    want = 1.0 if normalise == "row_max" else 12**-0.5 if normalise == "row_l2" else 1.5
+    assert torch.allclose(weight[~frozen], torch.tensor(want))
 
 
 def test_synchronize_asks_every_device_that_took_steps(monkeypatch):
