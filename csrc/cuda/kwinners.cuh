@@ -61,7 +61,8 @@ __device__ __forceinline__ void store_group(B* to, const B (&from)[group<B>]) {
     if constexpr (sizeof(B) == 4) words[i] = from[i];
     if constexpr (sizeof(B) == 8) words[2 * i] = uint32_t(from[i]), words[2 * i + 1] = uint32_t(from[i] >> 32);
   }
-  *reinterpret_cast<uint4*>(to) = {words[0], words[1], words[2], words[3]};
+  // By name: a plain assignment is taken apart into four stores.
+  __stcg(reinterpret_cast<uint4*>(to), uint4{words[0], words[1], words[2], words[3]});
 }
 
 // Who is kept: keys above the threshold, and of those that equal it the first `room`, or everyone.

@@ -16,9 +16,17 @@ namespace hebbkern {
 namespace {
 
 constexpr int warps = 8;  // of the kernels that have a warp to a patch or a neuron: they share nothing
-// Two blocks to a multiprocessor of an H100 do it all at once; more runs would be more candidates to look through.
-constexpr int blocks = 256;
+// Three blocks to a multiprocessor of an H100 do it all at once; more runs would be more candidates to look through.
+constexpr int blocks = 396;
 constexpr int candidates = 2;  // a run and neuron: the exact distance decides where rounding may
+
+// What the search needs to know of a patch: 128 bits of floats.
+template <class T>
+struct alignas(16) Length {
+  T inverse;       // 1 / |x~|_1; 0 for zeros, which are never nearest
+  T square;        // |x~|^2
+  T mean, factor;  // x~ = (x - mean) * factor
+};
 
 // What the kernels are told.
 template <class S, class T>
@@ -26,10 +34,11 @@ struct Query {
   Place<S> place, rows;
   Mask mask;
   const T *offset, *scale, *total;  // as in Moments
-  T *inverse, *square, *w_square;   // 1 / |x~|_1, 0 for zeros, and |x~|^2 of the patches, |w|^2 of the neurons
+  Length<T>* length;                // of the patches
+  T* w_square;                      // |w|^2 of the neurons
   T* value;                         // [runs, candidates, K]
   int32_t* index;                   // nobody: there is none
-  int* flaw;  // of the blocks of the search, where somebody can look: whether a distance overflowed
+  T* flaw;    // of the blocks of the search: infinite if a distance overflowed, where somebody can look
   int tiles;  // of patches to a run
 
   __device__ __forceinline__ bool asked(int neuron) const {
@@ -66,13 +75,15 @@ __global__ void __launch_bounds__(32 * warps) lengths_kernel(Query<S, T> query, 
   length = sum_of_warp(length);
   square = sum_of_warp(square);
   if (lane) return;
-  if (patch) query.inverse[row] = length == 0 ? T(0) : length < T(INFINITY) ? 1 / length : T(NAN);
-  (patch ? query.square : query.w_square)[row] = square;
+  if (patch)
+    query.length[row] = {length > 0 ? 1 / length : T(0), square, mean, factor};
+  else
+    query.w_square[row] = square;
 }
 
 // The two nearest patches so far.
 template <class T>
-struct Nearest {
+struct alignas(sizeof(T) == 8 ? 8 : 16) Nearest {
   T value = T(INFINITY), next_value = T(INFINITY);
   int32_t patch = nobody, next = nobody;
 
@@ -105,11 +116,35 @@ struct Nearest {
   }
 };
 
+// The two nearest patches that a lane met to each of its neurons. They lie on chip, where lanes share nothing; what a
+// patch must fall short of to be one of them, which few do once a run is under way, in registers.
+template <class T>
+struct Shortlist {
+  Nearest<T>* const met;  // [lane_neurons][threads of the block]
+  T bar[lane_neurons];
+
+  __device__ __forceinline__ explicit Shortlist(Nearest<T>* met) : met(met) {
+#pragma unroll
+    for (int i = 0; i < lane_neurons; ++i) {
+      of(i) = {};
+      bar[i] = T(INFINITY);
+    }
+  }
+  __device__ __forceinline__ Nearest<T>& of(int i) const { return met[i * int(blockDim.x) + int(threadIdx.x)]; }
+  __device__ __forceinline__ void meet(int i, T distance, int32_t patch) {
+    if (!(distance < bar[i])) return;
+    Nearest<T> own = of(i);
+    own.meet(distance, patch);
+    of(i) = own;
+    bar[i] = own.next_value;
+  }
+};
+
 // A tile's distances, from its sums of products.
 template <class S, class T>
 __device__ __forceinline__ void compare(const Query<S, T>& query, int first, int neurons,
-                                        const T (&sums)[lane_neurons][lane_patches],
-                                        Nearest<T> (&nearest)[lane_neurons], bool& flaw) {
+                                        const T (&sums)[lane_neurons][lane_patches], Shortlist<T>& nearest,
+                                        bool& overflow) {
   T squares[lane_neurons], totals[lane_neurons];
 #pragma unroll
   for (int i = 0; i < lane_neurons; ++i) {
@@ -122,31 +157,32 @@ __device__ __forceinline__ void compare(const Query<S, T>& query, int first, int
   for (int j = 0; j < lane_patches; ++j) {
     const int patch = first + 8 * j;
     const bool there = patch < query.place.patches;
-    const T inverse = there ? query.inverse[patch] : T(0), square = there ? query.square[patch] : T(0);
-    const T mean = there ? query.mean(patch) : T(0), factor = there ? query.factor(patch) : T(1);
-    if (!(inverse > 0)) continue;
+    const Length<T> length = query.length[there ? patch : 0];
+    const T inverse = there && length.inverse > 0 ? length.inverse : T(NAN);
+    __syncwarp();  // nobody waits here: loads of later patches stay behind it, which leaves registers to the sums
 #pragma unroll
     for (int i = 0; i < lane_neurons; ++i) {
-      const T dot = query.offset ? factor * (sums[i][j] - mean * totals[i]) : sums[i][j];
-      const T distance = ((squares[i] - dot) + (square - dot)) * inverse;
-      nearest[i].meet(distance, patch);
-      if (query.flaw && !(distance < T(INFINITY)) && query.asked(neurons + 4 * i)) flaw = true;
+      const T dot = query.offset ? length.factor * (sums[i][j] - length.mean * totals[i]) : sums[i][j];
+      const T distance = ((squares[i] - dot) + (length.square - dot)) * inverse;
+      nearest.meet(i, distance, patch);
+      if constexpr (readable)
+        if (inverse > 0 && !(distance < T(INFINITY)) && query.asked(neurons + 4 * i)) overflow = true;
     }
   }
 }
 
-template <class S, class T, int WARPS>
-constexpr size_t ring_bytes = sizeof(T) * stages<S, T> * (WARPS * warp_neurons + tile_patches) * pitch<S, T>;
+template <class S, class T>
+constexpr size_t ring_bytes = sizeof(T) * stages<S, T> * (tile_neurons + tile_patches) * pitch<S, T>;
 
 // Block (i, r): tile i of neurons, run r of patches.
-template <class S, class T, int WARPS>
+template <class S, class T>
 struct Search {
-  static constexpr int neurons = WARPS * warp_neurons, rows = neurons + tile_patches;
+  static constexpr int rows = tile_neurons + tile_patches;
   const Query<S, T>& query;
   T* const ring;                  // [stages][neurons, patches][pitch]
   Tap (*const taps)[entries<S>];  // of the step ahead, and in turn of the one before
-  Factor<S, T, neurons, 32 * WARPS> weights;
-  Factor<S, T, tile_patches, 32 * WARPS> patches;
+  Factor<S, T, tile_neurons> weights;
+  Factor<S, T, tile_patches> patches;
   int first, entry = 0;  // of the step ahead
   const int end;         // of the run
   int stage = 0, slot = 0;
@@ -160,8 +196,6 @@ struct Search {
         patches(query.place, patches_in_groups),
         first(begin),
         end(end) {
-    weights.aim(int(blockIdx.x) * neurons);
-    patches.aim(begin);
     write_taps();
   }
   __device__ __forceinline__ void write_taps() const {
@@ -172,24 +206,18 @@ struct Search {
   // Starts on the next step, if there is one; every thread, after a barrier.
   __device__ __forceinline__ void start() {
     if (first < end) {
-      weights.start(entry, at(stage, 0), nullptr);
-      patches.start(entry, at(stage, neurons), taps[slot]);
+      weights.start(int(blockIdx.x) * tile_neurons, entry, at(stage, 0), nullptr);
+      patches.start(first, entry, at(stage, tile_neurons), taps[slot]);
     }
     cp_async_commit();
     entry += entries<S>;
     if (entry >= query.place.inputs) {
       entry = 0;
       first += tile_patches;
-      if (first < end) patches.aim(first);
     }
     stage = (stage + 1) % stages<S, T>;
     slot ^= 1;
     write_taps();
-  }
-  __device__ __forceinline__ void finish() const {
-    const int last = (stage + stages<S, T> - 1) % stages<S, T>;
-    weights.finish(at(last, 0));
-    patches.finish(at(last, neurons));
   }
   // Of a tile, and starts on what comes after.
   __device__ __forceinline__ void products(T (&sums)[lane_neurons][lane_patches]) {
@@ -199,50 +227,53 @@ struct Search {
       __syncthreads();  // everyone's part is here, and nobody reads the step before
       const int now = (stage + 1) % stages<S, T>;
       start();
-      multiply<S, T>(at(now, lane.warp * warp_neurons + lane.neuron()), at(now, neurons + lane.patch()), sums);
-      finish();
+      multiply<S, T>(at(now, lane.warp * warp_neurons + lane.neuron()), at(now, tile_neurons + lane.patch()), sums);
     }
   }
 };
 
-// 16 warps of 128 registers fill a multiprocessor.
-template <class S, class T, int WARPS>
-__global__ void __launch_bounds__(32 * WARPS, 16 / WARPS / (sizeof(T) / 4))
+// 12 warps of 168 registers fill a multiprocessor; sums of doubles take twice as many.
+template <class S, class T>
+__global__ void __launch_bounds__(tile_threads, sizeof(T) == 8 ? 2 : 3)
     search_kernel(Query<S, T> query, bool patches_in_groups, bool rows_in_groups) {
-  HEBBKERN_SHARED(T, ring);
+  HEBBKERN_SHARED(unsigned char, memory);
   __shared__ Tap taps[2][entries<S>];
   const Lane lane;
-  const int neurons = int(blockIdx.x) * WARPS * warp_neurons;
-  if (!__syncthreads_or(int(threadIdx.x) < WARPS * warp_neurons && query.asked(neurons + int(threadIdx.x)))) return;
+  const int neurons = int(blockIdx.x) * tile_neurons;
+  T* const flaw = query.flaw + blockIdx.y * gridDim.x + blockIdx.x;
+  if (readable && threadIdx.x == 0) *flaw = 0;
+  if (!__syncthreads_or(int(threadIdx.x) < tile_neurons && query.asked(neurons + int(threadIdx.x)))) return;
   const int64_t begin = int64_t(blockIdx.y) * query.tiles * tile_patches, run = int64_t(query.tiles) * tile_patches;
   const int end = int(min(begin + run, int64_t(query.place.patches)));
-  Search<S, T, WARPS> search(query, ring, taps, patches_in_groups, rows_in_groups, int(begin), end);
+  Search<S, T> search(query, reinterpret_cast<T*>(memory), taps, patches_in_groups, rows_in_groups, int(begin), end);
+#pragma unroll 1
   for (int step = 0; step < stages<S, T> - 1; ++step) {
     __syncthreads();
     search.start();
-    search.finish();
   }
   const int own = neurons + lane.warp * warp_neurons + lane.neuron();
-  Nearest<T> nearest[lane_neurons];
-  bool flaw = false;
+  Shortlist<T> nearest(reinterpret_cast<Nearest<T>*>(memory + ring_bytes<S, T>));
+  bool overflow = false;
   for (int64_t first = begin; first < end; first += tile_patches) {
     T sums[lane_neurons][lane_patches] = {};
     search.products(sums);
-    compare(query, int(first) + lane.patch(), own, sums, nearest, flaw);
+    compare(query, int(first) + lane.patch(), own, sums, nearest, overflow);
   }
 #pragma unroll
   for (int i = 0; i < lane_neurons; ++i) {
-    for (int apart = 2; apart < 16; apart *= 2) nearest[i].join(apart);  // the lanes that hold the same neurons
+    Nearest<T> both = nearest.of(i);
+    for (int apart = 2; apart < 16; apart *= 2) both.join(apart);  // the lanes that hold the same neurons
     const int neuron = own + 4 * i;
     if (lane.patch() != i || neuron >= query.rows.patches) continue;
     const int64_t to = int64_t(blockIdx.y) * candidates * query.rows.patches + neuron;
-    query.value[to] = nearest[i].value;
-    query.index[to] = nearest[i].patch;
-    query.value[to + query.rows.patches] = nearest[i].next_value;
-    query.index[to + query.rows.patches] = nearest[i].next;
+    query.value[to] = both.value;
+    query.index[to] = both.patch;
+    query.value[to + query.rows.patches] = both.next_value;
+    query.index[to + query.rows.patches] = both.next;
   }
-  flaw = __syncthreads_or(flaw);
-  if (query.flaw && threadIdx.x == 0) query.flaw[blockIdx.y * gridDim.x + blockIdx.x] = flaw;
+  if constexpr (readable) {
+    if (__syncthreads_or(overflow) && threadIdx.x == 0) *flaw = T(INFINITY);
+  }
 }
 
 // The distance of a neuron to a patch, by differences, summed by a warp in a fixed order; infinite to nobody.
@@ -309,13 +340,6 @@ struct Room {
   }
 };
 
-template <class S, class T, int WARPS>
-void run_search(const Query<S, T>& query, int64_t neuron_tiles, int64_t runs, const Device& device) {
-  launch<search_kernel<S, T, WARPS>>("match.search", dim3(unsigned(neuron_tiles), unsigned(runs)), 32 * WARPS,
-                                     ring_bytes<S, T, WARPS>, device, query, query.place.in_groups(of_lane<S>),
-                                     query.rows.in_groups(of_lane<S>));
-}
-
 template <class S, class T>
 void run(const char* op, const Device& device, const Tensor& x, const Geometry& g, Patches kind, const Tensor& weight,
          const OptionalTensor& mask, const Tensor& nearest, const Tensor& distance) {
@@ -323,14 +347,11 @@ void run(const char* op, const Device& device, const Tensor& x, const Geometry& 
   const Moments<T> known = moments<S, S, T>(op, device, x, place, kind, &rows);
   Room room{x};
   const int64_t patches = place.patches, neurons = rows.patches;
-  // Large tiles read less; few neurons would leave most of one empty. Sums of doubles take twice as many registers.
-  const bool wide_tiles = sizeof(T) == 4 && neurons > 4 * warp_neurons;
-  const int64_t neuron_tiles = cdiv(neurons, (wide_tiles ? 8 : 4) * warp_neurons), tiles = cdiv(patches, tile_patches);
+  const int64_t neuron_tiles = cdiv(neurons, tile_neurons), tiles = cdiv(patches, tile_patches);
   const int64_t to_run = std::max<int64_t>(cdiv(tiles, std::max<int64_t>(blocks / neuron_tiles, 1)), 1);
   const int64_t runs = cdiv(tiles, to_run);
   Query<S, T> query{place, rows, Mask(mask), known.offset, known.scale, known.total};
-  query.inverse = room.template results<T>(patches);
-  query.square = room.template results<T>(patches);
+  query.length = reinterpret_cast<Length<T>*>(room.template results<T>(patches * sizeof(Length<T>) / sizeof(T)));
   query.w_square = room.template results<T>(neurons);
   query.value = room.template results<T>(runs * candidates * neurons);
   query.index = room.template take<int32_t>(runs * candidates * neurons, ScalarType::Int);
@@ -338,19 +359,15 @@ void run(const char* op, const Device& device, const Tensor& x, const Geometry& 
   const int64_t of_patches = cdiv(patches, warps);
   launch<lengths_kernel<S, T>>("match.lengths", dim3(unsigned(of_patches + cdiv(neurons, warps))), 32 * warps, 0,
                                device, query, int(of_patches) * warps);
-  for (int i = 0; i < 3; ++i) require_no_overflow(op, finite_responses, room.tensors[i]);
-  if (values_known()) {
-    query.flaw = room.template take<int>(neuron_tiles * runs, ScalarType::Int);
-    std::fill_n(query.flaw, neuron_tiles * runs, 0);
-  }
-  if constexpr (sizeof(T) == 4) {
-    if (wide_tiles) run_search<S, T, 8>(query, neuron_tiles, runs, device);
-  }
-  if (!wide_tiles) run_search<S, T, 4>(query, neuron_tiles, runs, device);
+  require_no_overflow(op, finite_responses, room.tensors[0]);
+  require_no_overflow(op, finite_responses, room.tensors[1]);
+  query.flaw = room.template results<T>(neuron_tiles * runs);
+  const size_t bytes = ring_bytes<S, T> + lane_neurons * tile_threads * sizeof(Nearest<T>);
+  launch<search_kernel<S, T>>("match.search", dim3(unsigned(neuron_tiles), unsigned(runs)), tile_threads, bytes, device,
+                              query, place.in_groups(of_lane<S>), rows.in_groups(of_lane<S>));
+  require_no_overflow(op, finite_responses, room.tensors.back());
   launch<nearest_kernel<S, T>>("match.nearest", dim3(unsigned(cdiv(neurons, warps))), 32 * warps, 0, device, query,
                                int(runs), pointer<int32_t>(nearest), pointer<T>(distance));
-  if (query.flaw && std::any_of(query.flaw, query.flaw + neuron_tiles * runs, [](int flaw) { return flaw; }))
-    fail_overflow(op, finite_responses, sizeof(T) == 8);
 }
 
 }  // namespace

@@ -14,9 +14,11 @@ namespace {
 // for its neurons, so that it can tell their nearest without another.
 constexpr int lane_neurons = 4, lane_patches = 8;
 constexpr int warp_neurons = 4 * lane_neurons, tile_patches = 8 * lane_patches;
+constexpr int tile_warps = 4, tile_threads = 32 * tile_warps, tile_neurons = tile_warps * warp_neurons;
 
-// Numbers that are stored as they are computed with go to chip by themselves, while a step is multiplied two are on
-// their way. Half types come by registers, in time for the next step.
+// Numbers that are stored as they are computed with go to chip by themselves, two steps ahead of those that are
+// multiplied. Half types are widened on their way, one step ahead; the other block of a multiprocessor goes on
+// meanwhile.
 template <class S, class T>
 constexpr bool by_itself = std::is_same_v<S, T>;
 template <class S, class T>
@@ -48,82 +50,62 @@ struct Lane {
 
 // One factor: ROWS rows, of which every thread brings its part. Where entries lie side by side four lanes take those of
 // a row; else a warp takes four entries of eight neighbouring rows, so that it reads few lines.
-template <class S, class T, int ROWS, int THREADS>
+template <class S, class T, int ROWS>
 struct Factor {
-  static constexpr int passes = ROWS * 4 / THREADS;
-  static_assert(passes * THREADS == ROWS * 4);
+  static constexpr int passes = ROWS * 4 / tile_threads;
+  static_assert(passes * tile_threads == ROWS * 4);
   const Place<S>& place;
   const bool groups;
-  Corner corner[passes];
-  uint32_t fetched[passes][4];  // half types, as they are stored
 
   __device__ __forceinline__ Factor(const Place<S>& place, bool groups) : place(place), groups(groups) {}
 
   __device__ __forceinline__ int row(int pass) const {
     const int lane = int(threadIdx.x) % 32;
-    return pass * (THREADS / 4) + int(threadIdx.x) / 32 * 8 + (groups ? lane / 4 : lane % 8);
+    return pass * (tile_threads / 4) + int(threadIdx.x) / 32 * 8 + (groups ? lane / 4 : lane % 8);
   }
   // Its n-th entry of the step, of those that this lane brings.
   __device__ __forceinline__ int entry(int n) const {
     const int lane = int(threadIdx.x) % 32;
     return groups ? lane % 4 * of_lane<S> + n : n * 4 + lane / 8;
   }
-  // Rows from `first` on; past the last they repeat it.
-  __device__ __forceinline__ void aim(int first) {
+  // Entries from `entry` on of the rows from `first` on; past the last they repeat it. Of images: `taps` of the step.
+  // Corners are found anew each step: that is a few instructions for hundreds of products, and no registers.
+  __device__ __forceinline__ void start(int first, int step, T* to, const Tap* taps) {
 #pragma unroll
     for (int pass = 0; pass < passes; ++pass) {
       const int own = first + row(pass);
-      corner[pass] = place.corner(own < place.patches ? own : place.patches - 1);
-    }
-  }
-  // Of images: `taps` of the step.
-  __device__ __forceinline__ void start(int first, T* to, const Tap* taps) {
-#pragma unroll
-    for (int pass = 0; pass < passes; ++pass) {
-      T* const own = to + row(pass) * pitch<S, T>;
+      const Corner corner = place.corner(own < place.patches ? own : place.patches - 1);
       if (groups)
-        start_group(first + entry(0), own + entry(0), pass);
+        start_group(corner, step + entry(0), to + row(pass) * pitch<S, T> + entry(0));
       else
-        start_each(first, own, pass, taps);
-    }
-  }
-  // What came by registers arrives.
-  __device__ __forceinline__ void finish(T* to) const {
-    if constexpr (!by_itself<S, T>) {
-#pragma unroll
-      for (int pass = 0; pass < passes; ++pass) {
-        T* const own = to + row(pass) * pitch<S, T>;
-#pragma unroll
-        for (int n = 0; n < of_lane<S>; ++n)
-          own[entry(n)] = wide(std::bit_cast<S>(uint16_t(fetched[pass][n / 2] >> (16 * (n % 2)))));
-      }
+        start_each(corner, step, to + row(pass) * pitch<S, T>, taps);
     }
   }
 
  private:
-  __device__ __forceinline__ void start_group(int first, T* to, int pass) {
-    const S* const from = place.x + corner[pass].start + first;
+  __device__ __forceinline__ void start_group(const Corner& corner, int first, T* to) {
+    const S* const from = place.x + corner.start + first;
     const bool there = first < place.inputs;
     if constexpr (by_itself<S, T>) {
       cp_async_zfill<16>(to, there ? from : place.x, there ? 16 : 0);
     } else {
       const uint4 four = there ? *reinterpret_cast<const uint4*>(from) : uint4{0, 0, 0, 0};
-      fetched[pass][0] = four.x, fetched[pass][1] = four.y, fetched[pass][2] = four.z, fetched[pass][3] = four.w;
+      const uint32_t words[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+      for (int n = 0; n < of_lane<S>; ++n) to[n] = wide(std::bit_cast<S>(uint16_t(words[n / 2] >> (16 * (n % 2)))));
     }
   }
-  __device__ __forceinline__ void start_each(int first, T* to, int pass, const Tap* taps) {
-    const S* const from = place.x + corner[pass].start;
-#pragma unroll
+  __device__ __forceinline__ void start_each(const Corner& corner, int first, T* to, const Tap* taps) {
+    const S* const from = place.x + corner.start;
+#pragma unroll(by_itself<S, T> ? 1 : 4)  // few addresses at a time: registers are the sums'
     for (int n = 0; n < of_lane<S>; ++n) {
       const int at = first + entry(n);
       const Tap tap = place.flat ? Tap{int64_t(at) * place.channel, 0, 0} : taps[entry(n)];
-      const bool there = at < place.inputs && place.in_image(corner[pass], tap);
+      const bool there = at < place.inputs && place.in_image(corner, tap);
       if constexpr (by_itself<S, T>)
         cp_async_zfill<sizeof(T)>(to + entry(n), there ? from + tap.offset : place.x, there ? sizeof(T) : 0);
-      else {
-        const uint32_t bits = std::bit_cast<uint16_t>(there ? from[tap.offset] : S(0));
-        fetched[pass][n / 2] = n % 2 ? fetched[pass][n / 2] | bits << 16 : bits;
-      }
+      else
+        to[entry(n)] = wide(there ? from[tap.offset] : S(0));
     }
   }
 };
