@@ -46,7 +46,7 @@ template <class S, class T>
 Moments<T> contest_of_all(const char* op, const Device& device, const Tensor& x, const Place<S>& place,
                           const Tensor& rows, const Contest& how, const Outcome<T>& outcome) {
   if constexpr (sizeof(S) == 2)
-    if (how.p == 2) return contest_of_halves<S>(op, device, x, place, rows, how, outcome);
+    if (how.p == 2 && half_walks(device, how.k)) return contest_of_halves<S>(op, device, x, place, rows, how, outcome);
   const Tensor raised = powers<S, T>(op, device, rows, how.p);
   const Place<T> weights(const_pointer<T>(raised), outcome.neurons, place.inputs);
   Moments<T> known = moments<S, T, T>(op, device, x, place, how.patches, &weights, how.cosine);

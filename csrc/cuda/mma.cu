@@ -3,6 +3,7 @@
 
 #include "products.cuh"
 #include "response.cuh"
+#include "walk.cuh"
 
 namespace hebbkern {
 namespace {
@@ -27,49 +28,17 @@ struct Responses {
   }
 };
 
-template <int SLOTS>
-__device__ __forceinline__ void write(const Ranks<float, SLOTS>& best, int patch, const Outcome<float>& to) {
-#pragma unroll
-  for (int slot = 0; slot < SLOTS; ++slot) {
-    const int rank = int(threadIdx.x) % 32 + 32 * slot;
-    if (rank < to.k) to.write(patch, rank, best.response[slot], best.neuron[slot]);
-  }
-}
-
-// Two blocks to a multiprocessor, so that one multiplies while the other ranks; lists of more than 32 need the
-// registers of both.
-template <class S, int SLOTS>
-__global__ void __launch_bounds__(product_threads, SLOTS == 1 ? 2 : 1)
+// Two blocks to a multiprocessor, so that one multiplies while the other ranks.
+template <class S>
+__global__ void __launch_bounds__(product_threads, 2)
     mma_kernel(Place<S> place, Factors with, Responses worth, Outcome<float> to) {
   HEBBKERN_SHARED(unsigned char, memory);
-  Ranks<float, SLOTS> best[patches_each];
-  rank_products(place, nullptr, with, to.k, memory, worth, best);
+  const Lists lists = rank_products(place, nullptr, with, to.k, memory, worth);
   const int64_t list = int64_t(blockIdx.y) * place.patches * to.k;
   to.winners += list;
   to.responses += list;
-#pragma unroll
-  for (int p = 0; p < patches_each; ++p) {
-    const int patch = int(blockIdx.x) * tile_patches + int(threadIdx.x) / 32 * patches_each + p;
-    if (patch < place.patches) write(best[p], patch, to);
-  }
-}
-
-constexpr int merging = 128;  // threads, a warp to a patch: small blocks, since there are few patches
-
-template <int SLOTS>
-__global__ void __launch_bounds__(merging)
-    merge_kernel(const int32_t* lists, const float* listed, int patches, int shares, Outcome<float> to) {
-  const int patch = int(blockIdx.x) * (merging / 32) + int(threadIdx.x) / 32;
-  if (patch >= patches) return;
-  Ranks<float, SLOTS> best;
-  for (int first = 0; first < shares * to.k; first += 32) {
-    const int at = first + int(threadIdx.x) % 32, share = at / to.k;
-    const bool there = share < shares;
-    const int64_t from = there ? (int64_t(share) * patches + patch) * to.k + at % to.k : 0;
-    const int32_t neuron = lists[from];
-    best.offer(listed[from], neuron, there && neuron >= 0, to.k);
-  }
-  write(best, patch, to);
+  lists.each(place.patches,
+             [&](int patch, int rank, float response, int32_t neuron) { to.write(patch, rank, response, neuron); });
 }
 
 // [neurons, stride], the inputs of each row followed by zeros.
@@ -94,36 +63,28 @@ const S* aligned(const Device& device, const Tensor& like, const S* rows, int64_
   return const_pointer<S>(*padded);
 }
 
-template <class S, int SLOTS>
-void fight(const Device& device, const Tensor& like, const Place<S>& place, const S* rows, const Responses& worth,
-           const Outcome<float>& to) {
-  const Factors with = factors_of(device, place, rows, cdiv(place.inputs, 8) * 8, to.neurons);
-  const int64_t shares = cdiv(to.neurons, with.share);
-  const dim3 grid(unsigned(cdiv(place.patches, tile_patches)), unsigned(shares));
-  const size_t bytes = product_bytes(with.slots);
-  if (shares == 1)
-    return launch<mma_kernel<S, SLOTS>>("mma", grid, product_threads, bytes, device, place, with, worth, to);
-  const Tensor lists = empty_like(like, {shares, place.patches, to.k}, ScalarType::Int);
-  const Tensor listed = empty_like(like, {shares, place.patches, to.k}, ScalarType::Float);
-  const Outcome<float> parts{pointer<int32_t>(lists), pointer<float>(listed), Keys{}, to.k, to.neurons};
-  launch<mma_kernel<S, SLOTS>>("mma", grid, product_threads, bytes, device, place, with, worth, parts);
-  launch<merge_kernel<SLOTS>>("mma.merge", dim3(unsigned(cdiv(place.patches, merging / 32))), merging, 0, device,
-                              parts.winners, parts.responses, place.patches, int(shares), to);
-}
-
 }  // namespace
+
+bool half_walks(const Device& device, int k) { return product_bytes(2, k) <= size_t(device.most_shared()); }
 
 template <class S>
 void half_walk(const Device& device, const Tensor& like, const Place<S>& place, const S* rows,
                const Moments<float>& known, const Mask& mask, const Outcome<float>& outcome) {
   if (place.patches == 0) return;
-  const Responses worth{Known<float>(known, false), mask};
-  std::optional<Tensor> padded;
-  rows = aligned(device, like, rows, outcome.neurons, place.inputs, padded);
-  if (outcome.k <= 32)
-    fight<S, 1>(device, like, place, rows, worth, outcome);
-  else
-    fight<S, 2>(device, like, place, rows, worth, outcome);
+  std::optional<Tensor> padded, winners, responses;
+  const S* const whole = aligned(device, like, rows, outcome.neurons, place.inputs, padded);
+  const Factors with = factors_of(device, place, whole, cdiv(place.inputs, 8) * 8, outcome.neurons, outcome.k);
+  const int64_t shares = cdiv(outcome.neurons, with.share);
+  Outcome<float> lists = outcome;
+  if (shares > 1) {
+    winners = empty_like(like, {shares, place.patches, outcome.k}, ScalarType::Int);
+    responses = empty_like(like, {shares, place.patches, outcome.k}, ScalarType::Float);
+    lists = {pointer<int32_t>(*winners), pointer<float>(*responses), Keys{}, outcome.k, outcome.neurons};
+  }
+  launch<mma_kernel<S>>("mma", dim3(unsigned(cdiv(place.patches, tile_patches)), unsigned(shares)), product_threads,
+                        product_bytes(with.slots, outcome.k), device, place, with,
+                        Responses{Known<float>(known, false), mask}, lists);
+  if (shares > 1) merge<float>(device, lists, outcome, place.patches, int(shares));
 }
 
 #define HALF_WALK(S)                                                                                         \

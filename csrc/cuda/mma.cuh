@@ -6,6 +6,9 @@
 
 namespace hebbkern {
 
+// Whether shared memory has room for lists of k: everywhere for 50, for 64 where blocks may have 128 kB of it.
+bool half_walks(const Device& device, int k);
+
 // As `walk`, of rows [K, N] of S, BFloat16 or Half, in at most three launches: rows that are not aligned to 16 bytes
 // are copied first, and where blocks share the neurons of a patch their lists are merged.
 template <class S>

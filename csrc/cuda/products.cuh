@@ -48,8 +48,9 @@ struct Tile {
   float offset[tile_patches];
 };
 
-inline size_t product_bytes(int slots) {
-  return sizeof(Tile) + (size_t(stages) * stage_size + size_t(tile_patches) * (slots * chunk + 8)) * sizeof(uint16_t);
+inline size_t product_bytes(int slots, int k) {
+  const size_t numbers = size_t(stages) * stage_size + size_t(tile_patches) * (slots * chunk + 8);
+  return sizeof(Tile) + numbers * sizeof(uint16_t) + size_t(tile_patches) * k * (sizeof(float) + sizeof(int32_t));
 }
 
 // Blocks share the neurons of a tile of patches where there are few patches: two a multiprocessor hide each other's
@@ -61,9 +62,10 @@ inline int64_t share_of(int64_t patches, int64_t neurons, const Device& device) 
 }
 
 template <class S>
-Factors factors_of(const Device& device, const Place<S>& place, const void* rows, int64_t stride, int64_t neurons) {
+Factors factors_of(const Device& device, const Place<S>& place, const void* rows, int64_t stride, int64_t neurons,
+                   int k) {
   const int chunks = int(cdiv(place.inputs, chunk));
-  const bool fits = product_bytes(chunks) <= size_t(device.most_shared());
+  const bool fits = product_bytes(chunks, k) <= size_t(device.most_shared());
   return {static_cast<const uint16_t*>(rows),
           stride,
           int(neurons),
@@ -98,10 +100,10 @@ struct Octet {
       bits = {pairs[0], pairs[1], pairs[2], pairs[3]};
     }
   }
-  __device__ __forceinline__ void store(uint16_t* to, float, int) const { *reinterpret_cast<uint4*>(to) = bits; }
+  __device__ __forceinline__ void store(uint16_t* to, float) const { *reinterpret_cast<uint4*>(to) = bits; }
 };
 
-// Float32 is rounded to bfloat16 once the offset is taken off the entries that there are.
+// Float32 is rounded to bfloat16 once the offset is taken off; behind the last entry, where that is not 0, weights are.
 template <>
 struct Octet<float> {
   float value[8];
@@ -121,12 +123,11 @@ struct Octet<float> {
       }
     }
   }
-  __device__ __forceinline__ void store(uint16_t* to, float offset, int entries) const {
+  __device__ __forceinline__ void store(uint16_t* to, float offset) const {
     uint32_t pairs[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i)
-      pairs[i] = paired(2 * i < entries ? BFloat16(value[2 * i] - offset).x : uint16_t(0),
-                        2 * i + 1 < entries ? BFloat16(value[2 * i + 1] - offset).x : uint16_t(0));
+      pairs[i] = paired(BFloat16(value[2 * i] - offset).x, BFloat16(value[2 * i + 1] - offset).x);
     *reinterpret_cast<uint4*>(to) = {pairs[0], pairs[1], pairs[2], pairs[3]};
   }
 };
@@ -148,9 +149,8 @@ struct PatchLoader {
   __device__ __forceinline__ void load(int i, int part, bool grouped) {
     octet.load(place, tile.corner[row(i)], known(i), part * chunk + within(), grouped);
   }
-  __device__ __forceinline__ void store(int i, uint16_t* slot, int width, int part) const {
-    octet.store(slot + row(i) * width + within(), tile.offset[row(i)],
-                known(i) ? place.inputs - part * chunk - within() : 0);
+  __device__ __forceinline__ void store(int i, uint16_t* slot, int width) const {
+    octet.store(slot + row(i) * width + within(), tile.offset[row(i)]);
   }
 };
 
@@ -212,35 +212,77 @@ __device__ __forceinline__ void spread(const float (&sum)[2][4][4], const Worth&
     }
 }
 
-// Each warp offers a slice of neurons to its patches.
-template <int SLOTS>
-__device__ __forceinline__ void rank(const float* slices, int patches, int first, int end, int k,
-                                     Ranks<float, SLOTS> (&best)[patches_each]) {
-  const int lane = int(threadIdx.x) % 32, own = int(threadIdx.x) / 32 * patches_each;
+// The strongest of the block's neurons for each patch of the tile, by falling rank; each warp sees to eight patches.
+struct Lists {
+  float* responses;  // [tile_patches][k]
+  int32_t* neurons;
+  int k;
+
+  __device__ __forceinline__ Lists(unsigned char* memory, int k)
+      : responses(reinterpret_cast<float*>(memory)),
+        neurons(reinterpret_cast<int32_t*>(responses + tile_patches * k)),
+        k(k) {
+    const int own = int(threadIdx.x) / 32 * patches_each * k;
+    for (int at = int(threadIdx.x) % 32; at < patches_each * k; at += 32)
+      responses[own + at] = lowest<float>(), neurons[own + at] = nobody;
+  }
+
+  // By the warp of this patch: some of a slice beat the last of its list.
+  template <int SLOTS>
+  __device__ __forceinline__ void enter(int patch, const float (&value)[slice / 32], int first, int end) const {
+    const int lane = int(threadIdx.x) % 32;
+    float* const strongest = responses + patch * k;
+    int32_t* const names = neurons + patch * k;
+    Ranks<float, SLOTS> best;
 #pragma unroll
-  for (int p = 0; p < patches_each; ++p) {
-    if (int(blockIdx.x) * tile_patches + own + p >= patches) continue;
+    for (int slot = 0; slot < SLOTS; ++slot)
+      if (lane + 32 * slot < k)
+        best.response[slot] = strongest[lane + 32 * slot], best.neuron[slot] = names[lane + 32 * slot];
+#pragma unroll
+    for (int i = 0; i < slice / 32; ++i) {
+      const int neuron = first + 32 * i + lane;
+      best.offer(value[i], neuron, neuron < end && value[i] > lowest<float>(), k);
+    }
+#pragma unroll
+    for (int slot = 0; slot < SLOTS; ++slot)
+      if (lane + 32 * slot < k)
+        strongest[lane + 32 * slot] = best.response[slot], names[lane + 32 * slot] = best.neuron[slot];
+  }
+
+  // Each warp offers a slice of neurons to its patches.
+  __device__ __forceinline__ void rank(const float* slices, int first, int end) const {
+    const int lane = int(threadIdx.x) % 32, own = int(threadIdx.x) / 32 * patches_each;
 #pragma unroll 1
-    for (int at = 0; at < slice; at += 32) {
-      const float value = slices[(own + p) * slice_row + at + lane];
-      best[p].offer(value, first + at + lane, first + at + lane < end && value > lowest<float>(), k);
+    for (int patch = own; patch < own + patches_each; ++patch) {
+      __syncwarp();
+      float value[slice / 32];
+      const float last = responses[patch * k + k - 1];
+      bool wanted = false;
+#pragma unroll
+      for (int i = 0; i < slice / 32; ++i) {
+        value[i] = slices[patch * slice_row + 32 * i + lane];
+        wanted = wanted || value[i] >= last;
+      }
+      if (!__any_sync(~0u, wanted)) continue;  // most often, once the list is warm
+      if (k <= 32)
+        enter<1>(patch, value, first, end);
+      else
+        enter<2>(patch, value, first, end);
     }
   }
-}
 
-// The k best of the block's neurons for its patches: warp w has those of patches 8 w to 8 w + 7 of the tile.
-// worth.numbers(patch): two numbers of a patch; worth.neuron(neuron): some of a neuron; worth(product, these): what
-// ranks it, -inf where it may not win.
-template <class S, int SLOTS, class Worth>
-__device__ __forceinline__ void rank_products(const Place<S>& place, const float* offset, const Factors& with, int k,
-                                              unsigned char* memory, const Worth& worth,
-                                              Ranks<float, SLOTS> (&best)[patches_each]) {
-  Tile& tile = *reinterpret_cast<Tile*>(memory);
-  uint16_t* ring = reinterpret_cast<uint16_t*>(memory + sizeof(Tile));
-  uint16_t* patches = ring + stages * stage_size;
-  const int chunks = (place.inputs + chunk - 1) / chunk, width = with.slots * chunk + 8, end = with.end();
-  const int steps = (end - with.begin() + tile_neurons - 1) / tile_neurons * chunks;
-  const int loads = with.slots == chunks ? chunks : steps;  // of patches
+  // Calls f(patch, place in its list, response, neuron) for patches of the tile that there are, each warp for its own.
+  template <class F>
+  __device__ __forceinline__ void each(int patches, const F& f) const {
+    __syncwarp();
+    const int own = int(threadIdx.x) / 32 * patches_each, first = int(blockIdx.x) * tile_patches;
+    for (int at = own * k + int(threadIdx.x) % 32; at < (own + patches_each) * k; at += 32)
+      if (const int patch = first + at / k; patch < patches) f(patch, at % k, responses[at], neurons[at]);
+  }
+};
+
+template <class S, class Worth>
+__device__ __forceinline__ void describe(const Place<S>& place, const float* offset, const Worth& worth, Tile& tile) {
   if (threadIdx.x < tile_patches) {
     const int patch = int(blockIdx.x) * tile_patches + int(threadIdx.x);
     const bool known = patch < place.patches;
@@ -249,11 +291,42 @@ __device__ __forceinline__ void rank_products(const Place<S>& place, const float
     tile.offset[threadIdx.x] = known && offset ? offset[patch] : 0.0f;
   }
   __syncthreads();
+}
+
+// Offers a tile of neurons, slice by slice in the place of their weights, and clears its sums.
+template <class Worth>
+__device__ __forceinline__ void rank_tile(float (&sum)[2][4][4], const Worth& worth, const Tile& tile, int first,
+                                          int end, float* slices, const Lists& lists) {
+#pragma unroll 1
+  for (int half = 0; half < tile_neurons; half += slice) {
+    __syncthreads();  // these weights, or the slice before, are done with
+    if (int(threadIdx.x) / 128 * slice == half) spread(sum, worth, tile.numbers, first + half, end, slices);
+    __syncthreads();
+    lists.rank(slices, first + half, end);
+  }
+#pragma unroll
+  for (int i = 0; i < 32; ++i) sum[i / 16][i / 4 % 4][i % 4] = 0;
+}
+
+// The k best of the block's neurons for its patches.
+// worth.numbers(patch): two numbers of a patch; worth.neuron(neuron): some of a neuron; worth(product, these): what
+// ranks it, -inf where it may not win.
+template <class S, class Worth>
+__device__ __forceinline__ Lists rank_products(const Place<S>& place, const float* offset, const Factors& with, int k,
+                                               unsigned char* memory, const Worth& worth) {
+  Tile& tile = *reinterpret_cast<Tile*>(memory);
+  uint16_t* ring = reinterpret_cast<uint16_t*>(memory + sizeof(Tile));
+  uint16_t* patches = ring + stages * stage_size;
+  const int chunks = (place.inputs + chunk - 1) / chunk, width = with.slots * chunk + 8, end = with.end();
+  const int steps = (end - with.begin() + tile_neurons - 1) / tile_neurons * chunks;
+  const int loads = with.slots == chunks ? chunks : steps;  // of patches
+  describe(place, offset, worth, tile);
+  const Lists lists(reinterpret_cast<unsigned char*>(patches + tile_patches * width), k);
   PatchLoader<S> loader{place, tile, {}};
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     loader.load(i, 0, with.grouped);
-    loader.store(i, patches, width, 0);
+    loader.store(i, patches, width);
   }
   int coming = with.begin(), coming_part = 0, first = coming, part = 0;  // of weights on their way, and multiplied
   const auto copy = [&](int step) {
@@ -275,23 +348,15 @@ __device__ __forceinline__ void rank_products(const Place<S>& place, const float
       if (step + 1 < loads) loader.load(i, next, with.grouped);
       const int half = i * chunk / 2;
       multiply<S>(sum, patches + step % with.slots * chunk + half, width, stage + half);
-      if (step + 1 < loads) loader.store(i, patches + (step + 1) % with.slots * chunk, width, next);
+      if (step + 1 < loads) loader.store(i, patches + (step + 1) % with.slots * chunk, width);
     }
     if (next == 0) {
-      float* slices = reinterpret_cast<float*>(stage);
-#pragma unroll 1
-      for (int half = 0; half < tile_neurons; half += slice) {
-        __syncthreads();  // these weights, or the slice before, are done with
-        if (int(threadIdx.x) / 128 * slice == half) spread(sum, worth, tile.numbers, first + half, end, slices);
-        __syncthreads();
-        rank(slices, place.patches, first + half, end, k, best);
-      }
-#pragma unroll
-      for (int i = 0; i < 32; ++i) sum[i / 16][i / 4 % 4][i % 4] = 0;
+      rank_tile(sum, worth, tile, first, end, reinterpret_cast<float*>(stage), lists);
       first += tile_neurons;
     }
     part = next;
   }
+  return lists;
 }
 
 }  // namespace

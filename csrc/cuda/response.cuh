@@ -54,9 +54,11 @@ __device__ __forceinline__ T added(T sum, T x, T w) {
 #endif
 }
 
-// One that is no finite number counts as +inf: it wins, so that somebody sees it.
+// A flat patch answers everybody with 0. A response that is no finite number counts as +inf: it wins, so that somebody
+// sees it.
 template <class T>
 __device__ __forceinline__ T settled(T sum, const Terms<T>& patch, const Terms<T>& neuron) {
+  if (patch.factor == 0 || patch.after == 0) return 0;
   const T response = added(sum, -patch.less, neuron.less) * neuron.after * patch.after;
   return std::fabs(response) < T(INFINITY) ? response : T(INFINITY);
 }

@@ -129,17 +129,12 @@ struct Bounds {
 __global__ void __launch_bounds__(product_threads, 2)
     screen_kernel(Place<float> place, Factors with, Bounds worth, Candidates to) {
   HEBBKERN_SHARED(unsigned char, memory);
-  Ranks<float, 1> best[patches_each];
-  rank_products(place, worth.offset, with, to.most, memory, worth, best);
-  const int lane = int(threadIdx.x) % 32;
-#pragma unroll
-  for (int p = 0; p < patches_each; ++p) {
-    const int patch = int(blockIdx.x) * tile_patches + int(threadIdx.x) / 32 * patches_each + p;
-    if (patch >= place.patches || lane >= to.most) continue;
-    const int64_t at = (int64_t(blockIdx.y) * place.patches + patch) * to.most + lane;
-    to.neurons[at] = best[p].neuron[0];
-    to.bounds[at] = best[p].response[0];
-  }
+  const Lists lists = rank_products(place, worth.offset, with, to.most, memory, worth);
+  lists.each(place.patches, [&](int patch, int rank, float bound, int32_t neuron) {
+    const int64_t at = (int64_t(blockIdx.y) * place.patches + patch) * to.most + rank;
+    to.neurons[at] = neuron;
+    to.bounds[at] = bound;
+  });
 }
 
 std::atomic<Screening> screening{Screening::automatic};
@@ -182,13 +177,13 @@ void screened(const Device& device, const Tensor& like, const Place<float>& plac
   const Place<float> weights(rows, neurons, place.inputs);
   round(device, place, weights, known.offset, rounding);
 
-  const Factors with = factors_of(device, place, rounding.rows, stride, neurons);
+  const Factors with = factors_of(device, place, rounding.rows, stride, neurons, most);
   const int64_t shares = cdiv(neurons, with.share);
   const Tensor names = empty_like(like, {shares, patches, most}, ScalarType::Int);
   const Tensor highest = empty_like(like, {shares, patches, most}, ScalarType::Float);
   const Candidates candidates{pointer<int32_t>(names), pointer<float>(highest), int(shares), most};
   launch<screen_kernel>("screen", dim3(unsigned(cdiv(patches, tile_patches)), unsigned(shares)), product_threads,
-                        product_bytes(with.slots), device, place, with,
+                        product_bytes(with.slots, most), device, place, with,
                         Bounds{rounding, known.offset, known.inverse, mask, place.inputs}, candidates);
 
   const Tensor left = empty_like(like, {values_known() ? patches : 0}, ScalarType::Int);

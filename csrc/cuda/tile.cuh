@@ -2,6 +2,7 @@
 #pragma once
 
 #include "ptx.cuh"
+#include "response.cuh"
 #include "walk.cuh"
 
 namespace hebbkern {
@@ -42,12 +43,11 @@ template <class S, class T>
 struct Field {
   Place<S> place;
   Place<T> rows;
-  const T *offset, *scale, *total, *inverse;  // as in Moments
+  Known<T> known;
   Mask mask;
   Listed listed;
   bool patches_in_groups, rows_in_groups;  // of 128 bits
-  bool unit;  // cosines: both factors are scaled before they are multiplied, so that nothing overflows or vanishes
-  int share;  // neurons of a block
+  int share;                               // neurons of a block
 
   __device__ __forceinline__ int count() const { return listed.patches ? *listed.count : place.patches; }
   __device__ __forceinline__ int patch(int number) const { return listed.patches ? listed.patches[number] : number; }
@@ -191,12 +191,12 @@ struct Copies {
     for (int pass = 0; pass < 2; ++pass) {
       const int number = first + row(field.patches_in_groups) + pass * rows();
       const int patch = field.patch(number < last ? number : last);
-      scale(at(stage) + to_patch + pass * rows() * pitch<T>, field.patches_in_groups, field.scale[patch]);
+      scale(at(stage) + to_patch + pass * rows() * pitch<T>, field.patches_in_groups, field.known.scale[patch]);
     }
     T* to = at(stage) + to_neuron;
     for (int within = row(field.rows_in_groups); within < tile_neurons; within += rows(), to += rows() * pitch<T>) {
       const int name = neuron + within < end ? neuron + within : end - 1;
-      scale(to, field.rows_in_groups, field.inverse[name]);
+      scale(to, field.rows_in_groups, field.known.inverse[name]);
     }
   }
 };
@@ -216,7 +216,7 @@ __device__ __forceinline__ void multiply(const T* patches, const T* neurons, T (
 #pragma unroll
       for (int i = 0; i < lane_patches; ++i)
 #pragma unroll
-        for (int n = 0; n < each<T>; ++n) sums[i][j] += x[i].of[n] * w.of[n];
+        for (int n = 0; n < each<T>; ++n) sums[i][j] = added(sums[i][j], x[i].of[n], w.of[n]);
     }
   }
 }

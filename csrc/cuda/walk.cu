@@ -19,37 +19,25 @@ template <class S, class T>
 __device__ __forceinline__ void respond(const Field<S, T>& field, int patches, int last, int neurons, int end,
                                         T (&sums)[lane_patches][lane_neurons]) {
   const Lane lane;
-  T less[lane_patches], size[lane_patches];
+  Terms<T> patch[lane_patches];
 #pragma unroll
   for (int i = 0; i < lane_patches; ++i) {
-    const int number = patches + 4 * i, patch = field.patch(number < last ? number : last);
-    less[i] = field.offset ? field.offset[patch] : T(0);
-    size[i] = field.scale ? field.scale[patch] : T(1);
-    if (field.unit) less[i] *= size[i];
+    const int number = patches + 4 * i;
+    patch[i] = of_patch(field.known, field.patch(number < last ? number : last));
   }
 #pragma unroll
   for (int j = 0; j < lane_neurons; ++j) {
-    const int neuron = neurons + lane.first() + 8 * j;
-    const bool there = neuron < end && (!field.mask.given() || field.mask[neuron]);
-    T total = there && field.total ? field.total[neuron] : T(0);
-    const T factor = there && field.inverse ? field.inverse[neuron] : T(1);
-    if (field.unit) total *= factor;
+    const int name = neurons + lane.first() + 8 * j;
+    const bool there = name < end && (!field.mask.given() || field.mask[name]);
+    const Terms<T> neuron = of_neuron(field.known, name < end ? name : end - 1);
 #pragma unroll
-    for (int i = 0; i < lane_patches; ++i) {
-      T value = sums[i][j];
-      if (field.offset) value -= less[i] * total;  // (x - offset) . w
-      if (!field.unit) {
-        value *= factor;
-        if (field.scale) value = size[i] == 0 ? T(0) : value * size[i];  // a flat patch answers everybody alike
-      }
-      const bool finite = (value < 0 ? -value : value) < T(INFINITY);
-      sums[i][j] = !there ? T(NAN) : finite ? value : T(INFINITY);  // not finite: wins, so that somebody sees it
-    }
+    for (int i = 0; i < lane_patches; ++i) sums[i][j] = there ? settled(sums[i][j], patch[i], neuron) : T(NAN);
   }
 }
 
 // The strongest so far of a warp's patches. One winner: each lane keeps the best of its own neurons, which it meets in
-// their order. More: lists on chip, and how strong a neuron must be to enter them; few are, once they are warm.
+// their order. More: lists on chip, and what a neuron of a later tile must exceed to enter them; few do, once these are
+// warm.
 template <class T>
 struct Strongest {
   T* const response;      // [warp_patches][k], strongest first
@@ -74,7 +62,7 @@ struct Strongest {
 #pragma unroll
       for (int j = 0; j < lane_neurons; ++j) {
         if (k == 1 && responses[i][j] > bar[i]) bar[i] = responses[i][j], best[i] = first + lane.first() + 8 * j;
-        if (k > 1 && responses[i][j] >= bar[i]) wanted |= 1u << i;
+        if (k > 1 && responses[i][j] > bar[i]) wanted |= 1u << i;
       }
     if (k == 1) return;
     for (unsigned all = __reduce_or_sync(~0u, wanted); all; all &= all - 1) {
@@ -129,7 +117,7 @@ struct Strongest {
     unsigned left = 0;
 #pragma unroll
     for (int j = 0; j < lane_neurons; ++j)
-      if (here && own[j] >= least) left |= 1u << j;
+      if (here && own[j] > least) left |= 1u << j;
     for (unsigned lanes = __ballot_sync(~0u, left != 0); lanes;) {
       const int from = __ffs(int(lanes)) - 1, next = __ffs(int(left)) - 1;
       T value = own[0];
@@ -204,7 +192,7 @@ __global__ void __launch_bounds__(32 * most_warps<T>, 2) walk_kernel(Field<S, T>
     for (int entry = 0; entry < inputs; entry += entries<T>) {
       cp_async_wait<stages - 2>();
       const int now = copies.stage == stages - 1 ? 0 : copies.stage + 1;
-      if (field.unit) copies.scale(now, first, last, neuron);
+      if (field.known.unit) copies.scale(now, first, last, neuron);
       __syncthreads();  // everyone's copies are here, and nobody reads the step before
       copies.start();
       multiply(copies.at(now) + (own + lane.group()) * pitch<T>, copies.at(now) + (patches + lane.first()) * pitch<T>,
@@ -270,16 +258,28 @@ Split split(const Device& device, int64_t patches, int64_t neurons, int k, bool 
 
 }  // namespace
 
+template <class T>
+void merge(const Device& device, const Outcome<T>& lists, const Outcome<T>& outcome, int patches, int shares,
+           const Listed& listed) {
+  launch<merge_kernel<T>>("compete.merge", dim3(unsigned(cdiv(patches, merging_warps))), 32 * merging_warps, 0, device,
+                          lists, outcome, listed, patches, shares);
+}
+template void merge<float>(const Device&, const Outcome<float>&, const Outcome<float>&, int, int, const Listed&);
+
 template <class S, class T>
 void walk(const Device& device, const Tensor& like, const Place<S>& place, const T* rows, const Moments<T>& known,
           const Mask& mask, const Outcome<T>& outcome, const Listed& listed) {
   if (!place.patches) return;
   const Place<T> weights(rows, outcome.neurons, place.inputs);
-  Field<S, T> field{place, weights, known.offset, known.scale, known.total, known.inverse,
-                    mask,  listed,  false,        false,       false,       0};
-  field.patches_in_groups = std::is_same_v<S, T> && place.in_groups(each<T>);
-  field.rows_in_groups = weights.in_groups(each<T>);
-  field.unit = std::is_same_v<S, T> && known.inverse;
+  constexpr bool same = std::is_same_v<S, T>;
+  Field<S, T> field{place,
+                    weights,
+                    Known<T>(known, same && known.inverse),
+                    mask,
+                    listed,
+                    same && place.in_groups(each<T>),
+                    weights.in_groups(each<T>),
+                    0};
   const Split parts = split<T>(device, place.patches, outcome.neurons, outcome.k, listed.patches);
   field.share = parts.share;
   Outcome<T> heats = outcome;
@@ -294,9 +294,7 @@ void walk(const Device& device, const Tensor& like, const Place<S>& place, const
   const size_t lists = outcome.k > 1 ? patches * outcome.k * (sizeof(T) + sizeof(int32_t)) : 0;
   launch<walk_kernel<S, T>>("compete", dim3(unsigned(cdiv(place.patches, patches)), unsigned(parts.shares)),
                             32 * parts.warps, ring_bytes<T>(parts.warps) + lists, device, field, heats);
-  if (parts.shares > 1)
-    launch<merge_kernel<T>>("compete.merge", dim3(unsigned(cdiv(place.patches, merging_warps))), 32 * merging_warps, 0,
-                            device, heats, outcome, listed, place.patches, parts.shares);
+  if (parts.shares > 1) merge<T>(device, heats, outcome, place.patches, parts.shares, listed);
 }
 
 #define WALK(S, T)                                                                                                  \

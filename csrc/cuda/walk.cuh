@@ -17,4 +17,9 @@ template <class S, class T>
 void walk(const Device& device, const Tensor& like, const Place<S>& place, const T* rows, const Moments<T>& known,
           const Mask& mask, const Outcome<T>& outcome, const Listed& listed = {});
 
+// The k strongest of `shares` lists of each patch, [shares, P, k] of winners and responses each.
+template <class T>
+void merge(const Device& device, const Outcome<T>& lists, const Outcome<T>& outcome, int patches, int shares,
+           const Listed& listed = {});
+
 }  // namespace hebbkern
