@@ -8,9 +8,6 @@
 
 namespace hebbkern {
 
-// f of the dense rules.
-enum class Activation { linear, relu, tanh, softmax };
-
 // Neurons rank by response, equal ones by the lower index; so do patches by nearness in match.
 template <class T>
 HEBBKERN_HOST_DEVICE bool beats(T response, int32_t neuron, T other, int32_t than) {

@@ -12,6 +12,7 @@
 namespace hebbkern {
 
 enum class Patches { raw, centred, standardised };
+enum class Activation { linear, relu, tanh, softmax };  // of the responses to them
 
 struct Geometry {
   int64_t batch = 0, channels = 0, height = 1, width = 1;  // the images

@@ -1,7 +1,6 @@
 // sanger: the dense rules' settings, as host and device read them.
 #pragma once
 
-#include "arithmetic.h"
 #include "checks.h"
 
 namespace hebbkern {

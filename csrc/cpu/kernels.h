@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <utility>
 
-#include "../arithmetic.h"
+#include "../patches.h"
 
 namespace hebbkern {
 

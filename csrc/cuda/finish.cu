@@ -176,12 +176,13 @@ Outcome finish_by(const Device& device, const Products<T>& products, const Tenso
 }  // namespace
 
 // 64 x 64 reads an operand of the triangle 64 times less often than it is used; 32 x 32 where those are too few to give
-// every multiprocessor of a large GPU a block. The bits are the same.
+// every multiprocessor of a large GPU a block, and for float64, whose rate they keep up with. The bits are the same.
 template <class S, class T>
 Outcome finish(const Device& device, const Products<T>& products, const Tensor& weight, const OptionalTensor& frozen,
                std::optional<double> lr, int64_t patches) {
   const int64_t K = weight.size(0), N = weight.numel() / K;
-  if (cdiv(K, 64) * cdiv(N, 64) >= 128) return finish_by<S, T, 64>(device, products, weight, frozen, lr, patches);
+  if constexpr (sizeof(T) == 4)
+    if (cdiv(K, 64) * cdiv(N, 64) >= 128) return finish_by<S, T, 64>(device, products, weight, frozen, lr, patches);
   return finish_by<S, T, 32>(device, products, weight, frozen, lr, patches);
 }
 

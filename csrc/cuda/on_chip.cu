@@ -26,6 +26,7 @@ struct Gather {
 template <class T>
 struct Chip {
   T w[largest][step], x[tile][step], y[tile][step];
+  Tap taps[largest];  // registers are the sums'
 };
 
 // A tile of patches, on its way in registers: threads lie along patches of an image, along inputs of a sample.
@@ -43,11 +44,11 @@ struct Load {
     return g.place.flat ? int(threadIdx.x) % largest : int(threadIdx.x) / tile + i * (threads / tile);
   }
   template <class T>
-  __device__ __forceinline__ void fetch(const Gather<S, T>& g, int first, int end) {
+  __device__ __forceinline__ void fetch(const Gather<S, T>& g, const Chip<T>& chip, int first, int end) {
 #pragma unroll
     for (int i = 0; i < each; ++i) {
       const int p = first + patch(g, i), n = entry(g, i);
-      found[i] = p < end && n < g.N ? g.place.load(g.place.corner(p), g.place.tap(n)) : S(0);
+      found[i] = p < end && n < g.N ? g.place.load(g.place.corner(p), chip.taps[n]) : S(0);
     }
   }
   template <class T>
@@ -70,6 +71,7 @@ template <class S, class T>
 __device__ __forceinline__ void respond(const Gather<S, T>& g, Chip<T>& chip) {
   const int p = int(threadIdx.x) / 16 * 2, k = int(threadIdx.x) % 16;
   T u[2][4] = {};
+#pragma unroll 1
   for (int n = 0; n < g.N; n += 4) {
     Quad<T> x[2];
 #pragma unroll
@@ -123,6 +125,7 @@ __device__ __forceinline__ void multiply(const Gather<S, T>& g, const Chip<T>& c
   const int k = int(threadIdx.x) / 16 * 4, n = int(threadIdx.x) % 16 * 4;
   const bool inside = k < g.K && n < g.N, below = g.decay == Decay::triangular && k < g.K && n <= k;
   if (!inside && !below) return;
+#pragma unroll 2  // more would take registers from the sums
   for (int p = 0; p < tile; ++p) {
     const Quad<T> y = *reinterpret_cast<const Quad<T>*>(&chip.y[p][k]);
     if (inside) {
@@ -167,11 +170,13 @@ __device__ __forceinline__ void leave(const Gather<S, T>& g, Chip<T>& chip, cons
 }
 
 template <class S, class T>
-__global__ void __launch_bounds__(threads) gather_kernel(Gather<S, T> g) {
+__global__ void __launch_bounds__(threads, sizeof(T) == 8 ? 1 : 2) gather_kernel(Gather<S, T> g) {
   HEBBKERN_SHARED(Chip<T>, chip);
   const int first = int(blockIdx.x) * g.run, end = min(first + g.run, g.place.patches);
   Load<S> load;
-  load.fetch(g, first, end);
+  if (int(threadIdx.x) < g.N) chip->taps[threadIdx.x] = g.place.tap(int(threadIdx.x));
+  __syncthreads();
+  load.fetch(g, *chip, first, end);
   for (int at = int(threadIdx.x); at < largest * largest; at += threads) {
     const int k = at / largest, n = at % largest;
     chip->w[k][n] = k < g.K && n < g.N ? T(wide(g.weight[k * g.N + n])) : T(0);
@@ -180,7 +185,7 @@ __global__ void __launch_bounds__(threads) gather_kernel(Gather<S, T> g) {
   for (int at = first; at < end; at += tile) {
     load.put(g, *chip, at, end);
     __syncthreads();
-    if (at + tile < end) load.fetch(g, at + tile, end);
+    if (at + tile < end) load.fetch(g, *chip, at + tile, end);
     respond(g, *chip);
     __syncthreads();
     bend(g, *chip, at + int(threadIdx.x) / 8 < end, squares);

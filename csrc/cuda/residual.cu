@@ -130,9 +130,30 @@ __device__ __forceinline__ T sum_of(const Chip<T>& chip, const Record<T>& record
   return sum - less;
 }
 
-// A block of threads owns 16 inputs; the residual of a chunk of patches stays in registers while the neurons pass by.
+// Keeps an entry's sum for the next chunk, or ends it; whether its weight is finite then.
 template <class S, class T>
-__global__ void __launch_bounds__(threads) residual_kernel(Walk<S, T> walk, Sink<S, T> sink) {
+__device__ __forceinline__ bool settle(const Walk<S, T>& walk, const Sink<S, T>& sink, int part, int neuron, int column,
+                                       T total, S before) {
+  const int64_t at = int64_t(neuron) * walk.N + column;
+  if (part > 0) total += walk.partial[at];
+  if (part + 1 < walk.chunks) {
+    walk.partial[at] = total;
+    return true;
+  }
+  if (sink.frozen[neuron]) total = 0;
+  if (sink.sums) {
+    sink.sums[at] = total;
+    return true;
+  }
+  const S after = sink.step(total, before);
+  sink.moved[at] = after;
+  return sink.finite(after);
+}
+
+// A block of threads owns 16 inputs; the residual of a chunk of patches stays in registers while the neurons pass by.
+// Two of them a multiprocessor: usual layers have no more, and one hides the waits of the other.
+template <class S, class T>
+__global__ void __launch_bounds__(threads, 2) residual_kernel(Walk<S, T> walk, Sink<S, T> sink) {
   HEBBKERN_SHARED(Chip<T>, chip);
   const int row = int(threadIdx.x) / columns, column = int(blockIdx.x) * columns + int(threadIdx.x) % columns;
   const int steps = walk.chunks * walk.blocks;
@@ -162,23 +183,9 @@ __global__ void __launch_bounds__(threads) residual_kernel(Walk<S, T> walk, Sink
     for (int k = 0; k < block; ++k) w[k] = tile[k][threadIdx.x % columns];
     pass(*chip, record, w, rest);
     __syncthreads();
-    T total = sum_of(*chip, record, w);
+    const T total = sum_of(*chip, record, w);
     const int neuron = number * block + row;
-    if (neuron >= walk.K || column >= walk.N) continue;
-    const int64_t at = int64_t(neuron) * walk.N + column;
-    if (part > 0) total += walk.partial[at];
-    if (part + 1 < walk.chunks) {
-      walk.partial[at] = total;
-      continue;
-    }
-    if (sink.frozen[neuron]) total = 0;
-    if (sink.moved) {
-      const S after = sink.step(total, before);
-      sink.moved[at] = after;
-      good = good && sink.finite(after);
-    } else {
-      sink.sums[at] = total;
-    }
+    if (neuron < walk.K && column < walk.N) good = settle(walk, sink, part, neuron, column, total, before) && good;
   }
   if (!sink.moved) return;
   const int all = __syncthreads_and(good);
