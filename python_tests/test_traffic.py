@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from hebbkern import backends
+from hebbkern import backends, dense
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
@@ -15,7 +15,6 @@ from triton.runtime import interpreter
 
 import hebbkern as hk
 from hebbkern.benchmark import gpu, traffic, variants, workloads
-from hebbkern.triton import residual
 from hebbkern.triton.launch import INTERPRETED, name_of
 
 pytestmark = pytest.mark.skipif(
@@ -84,7 +83,7 @@ def counted(monkeypatch):
 @pytest.mark.parametrize("work", WORK, ids=lambda work: work.id)
 def test_a_launch_moves_what_its_description_says(work, few, counted, monkeypatch):
     if few:
-        monkeypatch.setattr(residual, "is_cheaper", lambda P, K, N: P < K)
+        monkeypatch.setattr(dense, "residual_is_cheaper", lambda P, K, N: P < K)
     x, w, extra = gpu.inputs(work, "cpu")
     with workloads.settings_of(work), hk.backend("triton"):
         work.run(x, w, **extra)

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "../arithmetic.h"
+
 namespace hebbkern {
 
 std::vector<int32_t> chosen_neurons(const OptionalTensor& mask, int64_t neurons) {

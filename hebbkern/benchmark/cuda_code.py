@@ -15,6 +15,7 @@ from hebbkern.benchmark import cubin, cuda_recording
 from hebbkern.benchmark.report import aligned
 
 RESERVED_IN_USAGE = 1024  # bytes that cuobjdump counts as shared memory of every kernel from sm_90 on
+RECORDED = "sm_90"  # launches are those of an H100: where a block may have less, launchers ask for less
 ANONYMOUS = "hebbkern::(anonymous namespace)::"
 
 
@@ -103,9 +104,11 @@ def launched(found, launches):
         for (threads, dynamic), workloads in ways.get(row["instance"], {}).items():
             shared = row["static"] + dynamic
             filled = cubin.occupancy(chip, row["registers"], shared, -(-threads // 32))
+            if not filled and chip.name != RECORDED:
+                filled = None
             block = {"threads": threads, "shared": shared, "occupancy": filled}
             row["blocks"].append(block | {"workloads": list(dict.fromkeys(workloads))})
-            if filled == 0:
+            if filled == 0:  # None: not known
                 row["problems"].append(f"no room for {threads} threads with {shared} bytes of shared memory")
     known = {row["instance"] for row in found}
     return [name for name in ways if name not in known]
@@ -131,7 +134,8 @@ def text(found):
 
 def _cells(row):
     block = max(row.get("blocks", ()), key=lambda block: (block["shared"], block["threads"]), default=None)
-    size = (
-        ("-", row["static"], "-") if block is None else (block["threads"], block["shared"], f"{block['occupancy']:.0%}")
-    )
+    size = "-", row["static"], "-"
+    if block is not None:
+        filled = "-" if block["occupancy"] is None else f"{block['occupancy']:.0%}"
+        size = block["threads"], block["shared"], filled
     return tuple(map(str, (row["registers"], row["local"], row["stack"], *size, *(row[kind] for kind in KINDS))))
