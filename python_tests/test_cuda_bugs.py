@@ -34,7 +34,8 @@ class Bug:
 BUGS = [
     # A barrier that is not there.
     Bug("sums of a list's warps are added before they are all there", "gather.cu",
-        "if (lane == 0) shared.shares[warp] = share;\n  __syncthreads();", "if (lane == 0) shared.shares[warp] = share;",
+        "if (lane == 0) shared.shares[warp] = share;\n  __syncthreads();",
+        "if (lane == 0) shared.shares[warp] = share;",
         "test_cuda_accumulate.py::lists_that_just_fit"),
     Bug("a team joins what was not written yet", "rows.cuh",
         "of_warps[warp] = value;\n  __syncthreads();", "of_warps[warp] = value;", "test_apply.py::test_steps"),
@@ -44,6 +45,9 @@ BUGS = [
     Bug("who is equal before is read before it is counted", "kwinners.cu",
         "shared.equals[warp][row] = mine;\n  __syncthreads();", "shared.equals[warp][row] = mine;",
         "test_cuda_kwinners.py::test_widths"),
+    Bug("a stage is written while others still multiply it", "walk.cu",
+        "__syncthreads();  // everyone's copies are here, and nobody reads the step before", "",
+        "test_compete.py::test_winners or layouts"),
     # A copy that is not waited for.
     Bug("weights are multiplied before they have arrived", "residual.cu",
         "cp_async_wait<stages - 2>();", "cp_async_wait<stages - 1>();", "test_cuda_sanger.py::residual and every_way"),
@@ -65,10 +69,12 @@ BUGS = [
         "neuron < layer.neurons; neuron += 32)", "neuron < layer.neurons - 1; neuron += 32)",
         "test_cuda_sanger.py::softmax_in_several_tiles"),
     # A tie that goes to the wrong one.
+    Bug("of equal responses the last wins", "walk.cu", "k == 1 && responses[i][j] > bar[i]",
+        "k == 1 && responses[i][j] >= bar[i]", "test_compete.py::test_ties or all_equal"),
     Bug("of equal entries the last are kept", "kwinners.cuh", "equal & lower_lanes", "equal & ~lower_lanes",
         "test_cuda_kwinners.py::test_widths"),
-    Bug("of equally near patches the last is nearest", "match.cu", "if (distance < value) {", "if (distance <= value) {",
-        "test_cuda_match.py::test_of_equals"),
+    Bug("of equally near patches the last is nearest", "match.cu",
+        "if (distance < value) {", "if (distance <= value) {", "test_cuda_match.py::test_of_equals"),
     Bug("of equal responses the last wins a softmax", "sanger.cuh",
         "beats(other.best, other.winner, best, winner) ?", "other.best >= best ?", "test_sanger.py::softmax_ties"),
     # A bound that is too narrow, a step that is not all or nothing, a sign.
