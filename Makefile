@@ -1,5 +1,6 @@
 # make demo   watch neurons learn          make test   lint, build, all tests
 # make bench  the table of ratios          make guard  has a step become slower than committed?
+# make sanitized  the CUDA kernels, run on the CPU, under g++'s sanitizers
 # make kernels  what the GPU's kernels compile to, and predictions (no GPU needed)     make gpu  test and time them on one
 # make wheel  one wheel in dist/ for every torch >= 2.11
 # Everything happens in .venv, which is made when it is missing. PYTHON=python3.12 chooses the interpreter.
@@ -10,8 +11,9 @@ BIN := .venv/bin
 CSRC := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
 BUILT := .venv/built-$(HEBBKERN_BUILD)
 EMULATED := .venv/emulated
+EMULATION := $(wildcard python_tests/cudaemu/*)
 
-.PHONY: demo test one-wheel lint format bench guard kernels gpu doctor wheel clean
+.PHONY: demo test sanitized one-wheel lint format bench guard kernels gpu doctor wheel clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -25,6 +27,11 @@ test: lint $(BUILT) $(EMULATED)
 	$(BIN)/python -m pytest -k "not (triton or test_cuda or cuda-host)" $(ARGS)
 	$(BIN)/python -m pytest -k "triton or test_cuda or cuda-host" -n auto $(ARGS)
 
+# The CUDA kernels' tests once more under the address and the thread sanitizer, which find what a wrong sum does not show.
+sanitized: .venv/has-dev $(EMULATED)
+	$(BIN)/python python_tests/cuda_sanitized.py address $(ARGS)
+	$(BIN)/python python_tests/cuda_sanitized.py thread $(ARGS)
+
 # The test of one wheel under several torches, failing where make test would skip it for want of a second torch.
 one-wheel: .venv/has-dev
 	$(BIN)/python python_tests/one_wheel_many_torches.py $(ARGS)
@@ -32,12 +39,12 @@ one-wheel: .venv/has-dev
 lint: .venv/has-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(if $(CSRC),$(BIN)/clang-format --dry-run --Werror $(CSRC))
+	$(BIN)/clang-format --dry-run --Werror $(CSRC) $(EMULATION)
 
 format: .venv/has-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(if $(CSRC),$(BIN)/clang-format -i $(CSRC))
+	$(BIN)/clang-format -i $(CSRC) $(EMULATION)
 
 bench: .venv/has-bench $(BUILT)
 	$(BIN)/hebbkern bench $(ARGS)
@@ -77,6 +84,6 @@ $(BUILT): setup.py $(CSRC) | .venv/has-demo
 	touch $@
 
 # The CUDA kernels compiled for the CPU, to be tested without a GPU; only what has changed is compiled.
-$(EMULATED): python_tests/cuda_host.py $(wildcard python_tests/cudaemu/*.h) $(CSRC) | .venv/has-dev
+$(EMULATED): python_tests/cuda_host.py $(EMULATION) $(CSRC) | .venv/has-dev
 	$(BIN)/python python_tests/cuda_host.py
 	touch $@
