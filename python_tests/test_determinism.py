@@ -71,7 +71,7 @@ def digest(name):
 
 def test_processes_and_what_memory_held(backend):
     """malloc fills what it hands out, so scratch memory that is read before it is written shows."""
-    program = f"import test_determinism; print(test_determinism.digest({backend.name!r}))"
+    program = f"import test_determinism; print(test_determinism.digest({backend.choice!r}))"
     folder = os.path.dirname(__file__)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([folder, *sys.path])}
     digests = {
