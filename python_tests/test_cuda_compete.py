@@ -65,10 +65,11 @@ def test_any_order_of_threads_gives_the_same_bits(layer, dtype, orders, poison):
 @pytest.mark.parametrize("k", [1, 2, 32, 33, 64])
 @pytest.mark.parametrize("patches", [3, 20, 130])
 def test_everybody_enters_the_lists(patches, k):
-    """Neurons from the weakest to the strongest, the other way around, and equal in fives."""
+    """Neurons from the weakest to the strongest, the other way around, equal in fives, and all equal."""
     strength = torch.arange(300, dtype=torch.float32, device=DEVICE)
     x = torch.ones(patches, 5, device=DEVICE)
-    for rising in (strength, -strength, strength.div(5).floor(), -strength.div(5).floor()):
+    fives = strength.div(5).floor()
+    for rising in (strength, -strength, fives, -fives, strength * 0):
         weight = rising[:, None].expand(300, 5)
         winners, responses = hk.ops.compete(x, weight, k)
         first = torch.sort(rising, descending=True, stable=True)
