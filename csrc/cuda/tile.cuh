@@ -45,12 +45,8 @@ struct Field {
   Place<T> rows;
   Known<T> known;
   Mask mask;
-  Listed listed;
   bool patches_in_groups, rows_in_groups;  // of 128 bits
   int share;                               // neurons of a block
-
-  __device__ __forceinline__ int count() const { return listed.patches ? *listed.count : place.patches; }
-  __device__ __forceinline__ int patch(int number) const { return listed.patches ? listed.patches[number] : number; }
 };
 
 // A chunk of the entries of a tile of neurons.
@@ -81,7 +77,7 @@ struct Copies {
 #pragma unroll
     for (int pass = 0; pass < 2; ++pass) {
       const int number = first + row(field.patches_in_groups) + pass * rows();
-      const int patch = field.patch(number < last ? number : last);  // past the last patch the tile repeats it
+      const int patch = number < last ? number : last;  // past the last patch the tile repeats it
       const Corner corner = field.place.corner(patch);
       from[pass] = field.place.x + corner.start + (field.patches_in_groups ? of_group() : 0);
       down[pass] = corner.row;
@@ -190,7 +186,7 @@ struct Copies {
   __device__ __forceinline__ void scale(int stage, int first, int last, int neuron) const {
     for (int pass = 0; pass < 2; ++pass) {
       const int number = first + row(field.patches_in_groups) + pass * rows();
-      const int patch = field.patch(number < last ? number : last);
+      const int patch = number < last ? number : last;
       scale(at(stage) + to_patch + pass * rows() * pitch<T>, field.patches_in_groups, field.known.scale[patch]);
     }
     T* to = at(stage) + to_neuron;

@@ -8,11 +8,10 @@ namespace {
 // 8 warps of 128 registers, two blocks of which fill a multiprocessor; sums of doubles take twice as many registers.
 template <class T>
 constexpr int most_warps = sizeof(T) == 8 ? 4 : 8;
-constexpr int merging_warps = 8;     // a patch each; they share nothing
-constexpr int longest = 16;          // winners of a patch for which blocks of 8 warps have room on any GPU
-constexpr int most_merged = 1024;    // candidates of a patch, 32 at a time
-constexpr int most_shares = 64;      // blocks that share the neurons of their patches
-constexpr int64_t most_listed = 64;  // MiB of their lists where it is not known how many patches there are
+constexpr int merging_warps = 8;   // a patch each; they share nothing
+constexpr int longest = 16;        // winners of a patch for which blocks of 8 warps have room on any GPU
+constexpr int most_merged = 1024;  // candidates of a patch, 32 at a time
+constexpr int most_shares = 64;    // blocks that share the neurons of their patches
 
 // Responses from sums of products; those of neurons that may not win are no numbers, which never rank.
 template <class S, class T>
@@ -23,7 +22,7 @@ __device__ __forceinline__ void respond(const Field<S, T>& field, int patches, i
 #pragma unroll
   for (int i = 0; i < lane_patches; ++i) {
     const int number = patches + 4 * i;
-    patch[i] = of_patch(field.known, field.patch(number < last ? number : last));
+    patch[i] = of_patch(field.known, number < last ? number : last);
   }
 #pragma unroll
   for (int j = 0; j < lane_neurons; ++j) {
@@ -143,7 +142,7 @@ struct Strongest {
       __syncwarp();
       for (int patch = 0; patch < warp_patches && first + patch <= last; ++patch)
         for (int rank = lane.number; rank < k; rank += 32)
-          outcome.write(field.patch(first + patch), rank, response[patch * k + rank], neuron[patch * k + rank]);
+          outcome.write(first + patch, rank, response[patch * k + rank], neuron[patch * k + rank]);
       return;
     }
 #pragma unroll
@@ -155,7 +154,7 @@ struct Strongest {
         if (beats(other, name, bar[i], best[i])) bar[i] = other, best[i] = name;
       }
       const int number = first + 4 * i + lane.group();
-      if (lane.first() == 0 && number <= last) outcome.write(field.patch(number), 0, bar[i], best[i]);
+      if (lane.first() == 0 && number <= last) outcome.write(number, 0, bar[i], best[i]);
     }
   }
 };
@@ -171,7 +170,7 @@ __global__ void __launch_bounds__(32 * most_warps<T>, 2) walk_kernel(Field<S, T>
   HEBBKERN_SHARED(unsigned char, memory);
   __shared__ Tap taps[2][entries<T>];
   const Lane lane;
-  const int patches = int(blockDim.x) / 2, first = int(blockIdx.x) * patches, last = field.count() - 1;
+  const int patches = int(blockDim.x) / 2, first = int(blockIdx.x) * patches, last = field.place.patches - 1;
   if (first > last) return;
   const int begin = int(blockIdx.y) * field.share, inputs = field.place.inputs;
   const int end = begin + field.share < outcome.neurons ? begin + field.share : outcome.neurons;
@@ -226,10 +225,9 @@ __device__ __forceinline__ void merge(const Outcome<T>& lists, const Outcome<T>&
 
 template <class T>
 __global__ void __launch_bounds__(32 * merging_warps)
-    merge_kernel(Outcome<T> lists, Outcome<T> outcome, Listed listed, int patches, int shares) {
-  const int number = int(blockIdx.x) * merging_warps + int(threadIdx.x) / 32;
-  if (number >= (listed.patches ? *listed.count : patches)) return;
-  const int patch = listed.patches ? listed.patches[number] : number;
+    merge_kernel(Outcome<T> lists, Outcome<T> outcome, int patches, int shares) {
+  const int patch = int(blockIdx.x) * merging_warps + int(threadIdx.x) / 32;
+  if (patch >= patches) return;
   if (outcome.k <= 32)
     merge<T, 1>(lists, outcome, patches, patch, shares);
   else
@@ -242,7 +240,7 @@ struct Split {
 };
 
 template <class T>
-Split split(const Device& device, int64_t patches, int64_t neurons, int k, bool listed) {
+Split split(const Device& device, int64_t patches, int64_t neurons, int k) {
   const int64_t tiles = cdiv(neurons, tile_neurons);
   const auto blocks = [&](int64_t warps) { return std::max<int64_t>(cdiv(patches, warps * warp_patches), 1); };
   int64_t warps = most_warps<T>;
@@ -250,25 +248,23 @@ Split split(const Device& device, int64_t patches, int64_t neurons, int k, bool 
   if (k > longest || blocks(warps) * tiles < 2 * device.processors) warps = std::min<int64_t>(warps, 4);
   while (warps > 1 && blocks(warps / 2) == 1) warps /= 2;
   const int64_t wanted = cdiv(16 / warps * device.processors, blocks(warps));  // 16 warps hide each other's ranking
-  int64_t most = std::min<int64_t>({tiles, most_shares, most_merged / k});
-  if (listed) most = std::min(most, std::max<int64_t>((most_listed << 20) / (patches * k * int64_t(sizeof(T) + 4)), 1));
-  const int64_t share = cdiv(tiles, listed ? most : std::min(wanted, most)) * tile_neurons;
+  const int64_t most = std::min<int64_t>({tiles, most_shares, most_merged / k, wanted});
+  const int64_t share = cdiv(tiles, most) * tile_neurons;
   return {int(warps), int(share), int(cdiv(neurons, share))};
 }
 
 }  // namespace
 
 template <class T>
-void merge(const Device& device, const Outcome<T>& lists, const Outcome<T>& outcome, int patches, int shares,
-           const Listed& listed) {
+void merge(const Device& device, const Outcome<T>& lists, const Outcome<T>& outcome, int patches, int shares) {
   launch<merge_kernel<T>>("compete.merge", dim3(unsigned(cdiv(patches, merging_warps))), 32 * merging_warps, 0, device,
-                          lists, outcome, listed, patches, shares);
+                          lists, outcome, patches, shares);
 }
-template void merge<float>(const Device&, const Outcome<float>&, const Outcome<float>&, int, int, const Listed&);
+template void merge<float>(const Device&, const Outcome<float>&, const Outcome<float>&, int, int);
 
 template <class S, class T>
 void walk(const Device& device, const Tensor& like, const Place<S>& place, const T* rows, const Moments<T>& known,
-          const Mask& mask, const Outcome<T>& outcome, const Listed& listed) {
+          const Mask& mask, const Outcome<T>& outcome) {
   if (!place.patches) return;
   const Place<T> weights(rows, outcome.neurons, place.inputs);
   constexpr bool same = std::is_same_v<S, T>;
@@ -276,11 +272,10 @@ void walk(const Device& device, const Tensor& like, const Place<S>& place, const
                     weights,
                     Known<T>(known, same && known.inverse),
                     mask,
-                    listed,
                     same && place.in_groups(each<T>),
                     weights.in_groups(each<T>),
                     0};
-  const Split parts = split<T>(device, place.patches, outcome.neurons, outcome.k, listed.patches);
+  const Split parts = split<T>(device, place.patches, outcome.neurons, outcome.k);
   field.share = parts.share;
   Outcome<T> heats = outcome;
   std::optional<Tensor> winners, responses;
@@ -294,12 +289,12 @@ void walk(const Device& device, const Tensor& like, const Place<S>& place, const
   const size_t lists = outcome.k > 1 ? patches * outcome.k * (sizeof(T) + sizeof(int32_t)) : 0;
   launch<walk_kernel<S, T>>("compete", dim3(unsigned(cdiv(place.patches, patches)), unsigned(parts.shares)),
                             32 * parts.warps, ring_bytes<T>(parts.warps) + lists, device, field, heats);
-  if (parts.shares > 1) merge<T>(device, heats, outcome, place.patches, parts.shares, listed);
+  if (parts.shares > 1) merge<T>(device, heats, outcome, place.patches, parts.shares);
 }
 
 #define WALK(S, T)                                                                                                  \
   template void walk<S, T>(const Device&, const Tensor&, const Place<S>&, const T*, const Moments<T>&, const Mask&, \
-                           const Outcome<T>&, const Listed&);
+                           const Outcome<T>&);
 WALK(float, float)
 WALK(double, double)
 WALK(BFloat16, float)
