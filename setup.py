@@ -89,7 +89,21 @@ def missing_for_cuda():
         return "this version has no CUDA sources."
     if not CUDA_HOME or not shutil.which("nvcc", path=str(Path(CUDA_HOME, "bin"))):
         return f"no nvcc was found{f' in {CUDA_HOME}/bin' if CUDA_HOME else ''}; set CUDA_HOME."
-    return None if torch.version.cuda else f"torch {torch.__version__} is a build without CUDA."
+    if not torch.version.cuda:
+        return f"torch {torch.__version__} is a build without CUDA."
+    said = subprocess.run([Path(CUDA_HOME, "bin", "nvcc"), "--version"], capture_output=True, text=True).stdout
+    release = re.search(r"release (\d+)\.(\d+)", said)
+    if not release or release[1] != torch.version.cuda.split(".")[0]:
+        return f"nvcc {release[0] if release else said!r} is not of torch's CUDA {torch.version.cuda}."
+    if tuple(map(int, release.groups())) < (12, 8):
+        return f"nvcc {release[0]} is older than 12.8, which knows all of {GPUS}."
+    return None
+
+
+def architectures(asked):
+    """What is compiled for of those asked for; the kernels copy asynchronously, which begins with 8.0."""
+    known = [name for name in re.split(r"[;\s]+", asked or "") if name and not re.match(r"[1-7]\.", name)]
+    return ";".join(known) or GPUS
 
 
 def compiled(with_cuda):
@@ -112,7 +126,7 @@ def compiled(with_cuda):
 
     modules = [extension(CppExtension, "cpu", {"cxx": FLAGS})]
     if with_cuda:
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", GPUS)
+        os.environ["TORCH_CUDA_ARCH_LIST"] = architectures(os.environ.get("TORCH_CUDA_ARCH_LIST"))
         modules.append(extension(CUDAExtension, "cuda", {"cxx": FLAGS, "nvcc": CUDA_FLAGS}))
     wheel = {"bdist_wheel": {"py_limited_api": "cp311"}}
     return {"ext_modules": modules, "cmdclass": {"build_ext": Build}, "options": wheel}

@@ -108,7 +108,8 @@ def synchronize(device=None):
     """Wait for ``device`` (by default all that took steps), then raise RuntimeError if steps were skipped unnoticed.
 
     On a GPU nobody waits to see whether a step's numbers are finite: a step with a NaN or an infinity is skipped, the
-    weights left as before, and counted. The next step on that device says so if it is known by then; this makes sure.
+    weights left as before, and counted. The next step there by the same kernels (compiled or Triton's) says so if it is
+    known by then; this makes sure.
     """
     device = None if device is None else torch.device(device)
     if device is not None and device.type == "cuda" and device.index is None:
@@ -120,10 +121,10 @@ def synchronize(device=None):
 
 def _tell_of_compiled(device):
     """What the compiled kernels counted of steps that were skipped, as ``synchronize`` tells of Triton's."""
-    emulated = sys.modules.get("_cuda_host")
-    compiled = emulated or sys.modules.get(COMPILED["cuda"])
+    on_cpu = sys.modules.get("_cuda_host")
+    compiled = on_cpu or sys.modules.get(COMPILED["cuda"])
     for index in compiled.stepped() if compiled else ():
-        known = torch.device("cpu") if emulated else torch.device("cuda", index)
+        known = torch.device("cpu") if on_cpu else torch.device("cuda", index)
         if device is None or known == device:
             if known.type == "cuda":
                 torch.cuda.synchronize(known)
@@ -172,14 +173,23 @@ def _by_triton(name):
     return run
 
 
+def _takes_compiled(name, *arguments):
+    """Whether a call on a GPU goes to the compiled kernels; emulated ones serve the CPU."""
+    if "cuda" in _missing or emulated():
+        return False
+    tritons = "triton" not in _missing and os.environ.get("TRITON_INTERPRET") != "1"
+    return not tritons or choice.chosen(name, *arguments) == "cuda"
+
+
 def _on_gpu(name):
     """Operator ``name`` by the kernels that serve it best, of those that are there."""
     by_triton = _fallback(getattr(eager, name)) if "triton" in _missing else _by_triton(name)
+    compiled = library.operator(name, "cuda")
 
     def run(tensor, *arguments):
-        if "cuda" in _missing or ("triton" not in _missing and choice.chosen(name, tensor, *arguments) == "triton"):
-            return by_triton(tensor, *arguments)
-        return library.operator(name, "cuda")(tensor, *arguments)
+        if _takes_compiled(name, tensor, *arguments):
+            return compiled(tensor, *arguments)
+        return by_triton(tensor, *arguments)
 
     return run
 
@@ -195,7 +205,8 @@ def _show_to_compile(name):
         from torch.export._trace import custom_triton_ops_decomposition_disabled  # only there where something compiles
 
         exporting = custom_triton_ops_decomposition_disabled()
-        if exporting or named or arguments[0].device.type != "cuda" or "triton" in _missing:
+        elsewhere = exporting or named or arguments[0].device.type != "cuda" or "triton" in _missing
+        if elsewhere or (operator._overloadname == "default" and _takes_compiled(name, *arguments)):
             return mode.__torch_dispatch__(operator, types, arguments, named)
         with mode:
             return importlib.import_module("hebbkern.triton").trace(name, *arguments)

@@ -6,6 +6,7 @@ built; HEBBKERN_CUDA_HOST names such a file to hebbkern, which then serves its b
 
 import concurrent.futures
 import os
+import shlex
 import shutil
 import subprocess
 import sysconfig
@@ -29,34 +30,50 @@ def library(folder=FOLDER):
 
 
 def built():
-    """The library, if it is there and no source is newer."""
-    sources = [path for folder in (SOURCES, SOURCES.parent, EMULATION) for path in folder.iterdir() if path.is_file()]
-    newest = max(path.stat().st_mtime for path in sources)
-    return library() if library().exists() and library().stat().st_mtime > newest else None
+    """The library, if it is there and nothing that it was made of is newer."""
+    if not library().exists():
+        return None
+    made_of = [*headers(SOURCES), *SOURCES.glob("*.cu")]
+    return library() if newest(made_of) < library().stat().st_mtime else None
+
+
+def headers(sources):
+    """What every kernel may depend on; torch and these lines belong to it."""
+    ours = *sources.glob("*.cuh"), *sources.parent.glob("*.h"), *EMULATION.glob("*.h")
+    return [*ours, Path(__file__), Path(torch.__file__).with_name("version.py")]
+
+
+def newest(paths):
+    return max(path.stat().st_mtime for path in paths)
+
+
+def compiler():
+    """g++, or what CXX names, as a command line; None where it is not here."""
+    command = shlex.split(os.environ.get("CXX") or "g++")
+    return command if shutil.which(command[0]) else None
 
 
 def build(folder=FOLDER, flags=(), sources=SOURCES):
     """Compiles what is older than its sources, links, and returns the library; raises RuntimeError with g++'s words."""
-    compiler = shutil.which(os.environ.get("CXX") or "g++")
-    if compiler is None:
+    command = compiler()
+    if command is None:
         raise FileNotFoundError("no g++ is found")
     folder.mkdir(parents=True, exist_ok=True)
-    headers = [*sources.glob("*.cuh"), *sources.parent.glob("*.h"), *EMULATION.glob("*.h")]
-    newest = max(path.stat().st_mtime for path in headers)
+    latest = newest(headers(sources))
 
     def compiled(source):
         target = folder / f"{source.stem}.o"
-        if not target.exists() or target.stat().st_mtime < max(newest, source.stat().st_mtime):
-            run(compiler, *FLAGS, *flags, "-c", source, "-o", target)
+        if not target.exists() or target.stat().st_mtime < max(latest, source.stat().st_mtime):
+            run(*command, *FLAGS, *flags, "-c", source, "-o", target)
         return target
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(compiled, sorted(sources.glob("*.cu"))))
     target = library(folder)
-    if not target.exists() or target.stat().st_mtime < max(path.stat().st_mtime for path in objects):
+    if not target.exists() or target.stat().st_mtime < max(latest, newest(objects)):
         libraries = [f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10", "-pthread"]
         fresh = target.with_suffix(f".{os.getpid()}")  # another process may be loading the old one
-        run(compiler, "-shared", *flags, "-o", fresh, *objects, *libraries)
+        run(*command, "-shared", *flags, "-o", fresh, *objects, *libraries)
         fresh.replace(target)
     return target
 

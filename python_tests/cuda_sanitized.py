@@ -19,14 +19,15 @@ PRODUCTS = {"address": 4e6, "thread": 1e5}
 def command(sanitizer, library, arguments=()):
     """The command, and its environment."""
     run = [*sanitized.prefix(sanitizer), sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    run += ["-k", "cuda-host", f"--thin={PRODUCTS[sanitizer]}", *arguments]
-    return run, sanitized.environment(sanitizer) | {"HEBBKERN_CUDA_HOST": str(library)}
+    run += ["-k", "cuda-host or (test_cuda_ and not test_cuda_bugs)", f"--thin={PRODUCTS[sanitizer]}", *arguments]
+    without_a_gpu = {"HEBBKERN_CUDA_HOST": str(library), "CUDA_VISIBLE_DEVICES": ""}
+    return run, sanitized.environment(sanitizer) | without_a_gpu
 
 
 def main(sanitizer, *arguments):
     if reason := sanitized.why_not(sanitizer):
         print(f"The {sanitizer} sanitizer cannot run here: {reason}")
-        return 0
+        return 1
     folder = cuda_host.FOLDER.with_name(f"cuda_host_{sanitizer}")
     run, environment = command(sanitizer, cuda_host.build(folder, sanitized.flags(sanitizer)), arguments)
     return subprocess.run(run, cwd=cuda_host.ROOT, env=environment).returncode

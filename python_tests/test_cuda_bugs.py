@@ -104,7 +104,7 @@ def outcome(library, tests):
     if not file.startswith("test_cuda"):  # whose tests are of this backend alone
         chosen = f"cuda-host and ({chosen})"
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(HERE / file), "-k", chosen]
-    environment = os.environ | {"HEBBKERN_CUDA_HOST": str(library)}
+    environment = os.environ | {"HEBBKERN_CUDA_HOST": str(library), "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, cwd=HERE.parent, env=environment, capture_output=True, text=True)
     return done.returncode, done.stdout[-3000:]
 

@@ -1,4 +1,4 @@
-"""Where operators are defined: one schema, without autograd, in three overloads.
+"""Where operators are defined: one schema, without autograd, in four overloads.
 
 ``torch.ops.hebbkern.<op>.default`` takes the kernel of the tensors' device; ``.eager`` always the plain torch one,
 ``.triton`` the Triton one and ``.cuda`` the one compiled for GPUs where they can run, that of the device elsewhere.
