@@ -29,10 +29,17 @@ HEBBKERN_HOST_DEVICE T powered(T w, double p) {
   return std::copysign(T(std::pow(size, T(p - 1))), w);
 }
 
+// 1 / length, 0 for nothing. NaN where the length overflowed: an infinite one would pass for a vector of zeros.
+template <class T>
+HEBBKERN_HOST_DEVICE T inverse_length(T length) {
+  return length == 0 ? T(0) : length < T(INFINITY) ? T(1) / length : T(NAN);
+}
+
 // The scale of a standardised patch: norm about its mean `spread`, norm `length`; 0 where it is flat.
 template <class T>
 HEBBKERN_HOST_DEVICE T standard_scale(T spread, T length) {
-  return spread <= T(flat) * length ? T(0) : T(1) / spread;
+  if (!(length < T(INFINITY))) return T(NAN);
+  return spread <= T(flat) * length ? T(0) : inverse_length(spread);
 }
 
 // The coefficient of an entry whose rank has coefficient c, where it follows the response.

@@ -173,9 +173,20 @@ def _by_triton(name):
     return run
 
 
+@functools.cache
+def _compiled_for(index):
+    """Whether the compiled kernels hold code for GPU ``index``: of its generation and not newer, or PTX of an older."""
+    if index >= torch.cuda.device_count():
+        return False
+    known = [int(number) // 10 for number in importlib.import_module(COMPILED["cuda"]).architectures.split(",")]
+    major, minor = torch.cuda.get_device_capability(index)
+    own = 10 * major + minor
+    return any(number // 10 == major and number <= own for number in known) or own > max(known)
+
+
 def _takes_compiled(name, *arguments):
     """Whether a call on a GPU goes to the compiled kernels; emulated ones serve the CPU."""
-    if "cuda" in _missing or emulated():
+    if "cuda" in _missing or emulated() or not _compiled_for(arguments[0].device.index or 0):
         return False
     tritons = "triton" not in _missing and os.environ.get("TRITON_INTERPRET") != "1"
     return not tritons or choice.chosen(name, *arguments) == "cuda"
@@ -225,7 +236,12 @@ def _why_not(name):
     if name == "triton" and name not in _missing and os.environ.get("TRITON_INTERPRET") != "1":
         return None if torch.cuda.is_available() else "no GPU is found (TRITON_INTERPRET=1 runs it on the CPU, slowly)"
     if name == "cuda" and name not in _missing and not emulated():
-        return None if torch.cuda.is_available() else "no GPU is found"
+        if not torch.cuda.is_available():
+            return "no GPU is found"
+        code = _compiled_for(torch.cuda.current_device())
+        return (
+            None if code else "hebbkern._cuda was built for other GPUs; install again with TORCH_CUDA_ARCH_LIST unset"
+        )
     return _missing.get(name)
 
 

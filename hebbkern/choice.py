@@ -43,13 +43,18 @@ TABLE = {
 
 
 def products(name, tensor, *arguments):
-    """Patches x neurons x inputs of a call of operator ``name``, as its schema takes them."""
+    """Patches x neurons x inputs of a call of operator ``name``, as its schema takes them.
+
+    0 for what the operator will refuse.
+    """
     if name in ("accumulate", "apply_", "kwinners"):
         return 0
     x, weight = (arguments[0], tensor) if name.startswith("learn_") else (tensor, arguments[0])
     if x.dim() != 4 or weight.dim() != 4:
-        return x.numel() * weight.shape[0]
-    stride, padding, dilation = [a for a in arguments if isinstance(a, (list, tuple)) and _is_pair(a)][-3:]
+        return x.numel() * weight.shape[0] if weight.dim() else 0
+    stride, padding, dilation = arguments[-4:-1]  # every schema ends with them and a mask
+    if not all(map(_is_pair, (stride, padding, dilation))) or min(stride) < 1:
+        return 0
     positions = x.shape[0]
     for axis in (0, 1):
         span = dilation[axis] * (weight.shape[2 + axis] - 1) + 1

@@ -45,8 +45,8 @@ def patch_matrix(op, x, kernel, patches, stride, padding, dilation):
     centred = x - x.mean(1, keepdim=True, dtype=wide(x)).to(x.dtype)
     if patches == "centred":
         return centred
-    length = norms(centred)
-    flat = length <= FLAT * norms(x)
+    length, whole = norms(centred), norms(x)
+    flat = (length <= FLAT * whole) & whole.isfinite()  # an infinite norm is not known well enough
     checks.finite_norms(op, length.masked_fill(flat, 1))
     return torch.where(flat, 0, centred / length.masked_fill(flat, 1))
 

@@ -1,6 +1,7 @@
 """The table by which compiled and Triton's kernels share the work on a GPU, found without one."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -54,6 +55,24 @@ def test_small_competitions_are_compiled_large_ones_tritons(precision):
     torch.set_float32_matmul_precision("high")
     assert choice.chosen("match", large, torch.empty(1000, 4, device="meta")) == "triton"
     assert choice.chosen("kwinners", large) == "cuda" and choice.TABLE["kwinners"].exact == math.inf
+
+
+@pytest.mark.parametrize("bad", [{"stride": (0, 1)}, {"stride": (1, 1, 1)}, {"weight": torch.tensor(1.0)}], ids=str)
+def test_what_an_operator_will_refuse_is_left_to_it(bad):
+    arguments = positional("compete", calls.CONVOLUTION, **bad)
+    assert choice.products("compete", *arguments) == 0 and choice.chosen("compete", *arguments) == "cuda"
+    lesson = {"coefficients": [1, 0], "k": 2, **bad}
+    assert choice.products("learn_winners_", *positional("learn_winners_", calls.CONVOLUTION, **lesson)) == 0
+
+
+@pytest.mark.parametrize(
+    ("capability", "served"), [((7, 5), False), ((8, 0), True), ((8, 6), True), ((9, 0), False), ((12, 1), True)]
+)
+def test_kernels_serve_gpus_that_they_hold_code_for(monkeypatch, capability, served):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    monkeypatch.setattr(backends.importlib, "import_module", lambda name: SimpleNamespace(architectures="800,1000"))
+    assert backends._compiled_for.__wrapped__(0) == served
 
 
 @pytest.mark.parametrize("operator", calls.OPERATORS)

@@ -68,3 +68,14 @@ def test_steps_are_finite_or_refused(backend, pattern, normalise):
             lengths = {"row_l2": weight.double().norm(dim=1), "row_max": weight.double().abs().amax(1)}
             if normalise in lengths and calls.raw(weight) != before:
                 torch.testing.assert_close(lengths[normalise], torch.ones(9, dtype=torch.float64), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("how", [{"cosine": True}, {"patches": "standardised"}], ids=str)
+def test_norms_that_overflow_are_no_norms_of_zeros(backend, how):
+    """Patches of norm 6e38: refused, not taken for empty ones."""
+    signs = torch.tensor([1.0, -1.0, 1.0, -1.0], device=backend.device)
+    weight = torch.tensor([[-1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0]], device=backend.device)
+    if backend.device != "cpu":
+        pytest.skip("values are not looked at on a GPU")
+    with pytest.raises((ValueError, RuntimeError), match="norm and its inverse are finite"):
+        hk.ops.compete(3e38 * signs[None], weight, 2, **how)

@@ -59,7 +59,7 @@ struct Entries {
 
   // Raises where there are more of them, or of neurons, than kernels can number.
   Entries(const char* op, const Tensor& x, const Geometry& g, int64_t ranks) : count(g.patches() * ranks) {
-    if (count > largest_extent) fail(op, "x must have fewer than 2^31 patches times ranks, got ", count);
+    if (count > most_numbered) fail(op, "x must have at most ", most_numbered, " patches times ranks, got ", count);
     if (g.neurons > largest_extent - 3) fail(op, "there must be fewer than 2^31 - 3 neurons, got ", g.neurons);
     memory = empty_like(x, {2, count}, ScalarType::Int);
     keys = pointer<int32_t>(memory);

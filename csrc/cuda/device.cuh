@@ -94,8 +94,11 @@ void launch(const char* name, dim3 grid, unsigned block, size_t shared, const De
   if (!grid.x || !grid.y || !grid.z) return;
   static std::atomic<uint64_t> asked{0};  // a bit a device
   const uint64_t bit = uint64_t(1) << (device.index & 63);
-  if (shared > 48 * 1024 && !(asked.load() & bit)) {  // what a block may have without asking
-    check(name, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, device.most_shared()));
+  if (shared > 32 * 1024 && !(asked.load() & bit)) {  // a block has 48 KiB without asking, static memory included
+    cudaFuncAttributes own;
+    check(name, cudaFuncGetAttributes(&own, kernel));
+    const int most = device.most_shared() - int(own.sharedSizeBytes);
+    check(name, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most));
     asked |= bit;
   }
   kernel<<<grid, block, shared, device.stream>>>(arguments...);

@@ -28,7 +28,7 @@ struct Responses {
   }
 };
 
-// Two blocks to a multiprocessor, so that one multiplies while the other ranks.
+// Registers for two blocks to a multiprocessor, where shared memory has room: one multiplies while the other ranks.
 template <class S>
 __global__ void __launch_bounds__(product_threads, 2)
     mma_kernel(Place<S> place, Factors with, Responses worth, Outcome<float> to) {

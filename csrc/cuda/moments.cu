@@ -104,13 +104,13 @@ __global__ void __launch_bounds__(32 * warps, 4) moments_kernel(Place<S> place, 
     if (lane >= together || patch >= place.patches) return;
     if (offset) offset[patch] = found.mean;
     const T length = offset ? found.spread : found.norm;
-    if (scale) scale[patch] = standard ? standard_scale(length, found.norm) : length == 0 ? T(0) : T(1) / length;
+    if (scale) scale[patch] = standard ? standard_scale(length, found.norm) : inverse_length(length);
   } else {
     const int row = (block - of_patches) * warps + warp;
     const Found<T> found = moments_of<T>(rows, row < rows.patches ? row : rows.patches - 1, false, taps);
     if (lane > 0 || row >= rows.patches) return;
     if (total) total[row] = found.total;
-    if (inverse) inverse[row] = found.norm == 0 ? T(0) : T(1) / found.norm;
+    if (inverse) inverse[row] = inverse_length(found.norm);
   }
 }
 

@@ -19,6 +19,9 @@ struct Divisor {
   __device__ __forceinline__ int remainder(int n) const { return n - quotient(n) * int(divisor); }
 };
 
+// Patches, inputs and entries that kernels number: below 2^31 by more than a tile or a run, whose end is a number too.
+constexpr int64_t most_numbered = largest_extent - (1 << 24);
+
 struct Corner {
   int64_t start;
   int row, column;
@@ -104,8 +107,8 @@ Place<S>::Place(const char* op, const Tensor& t, const Geometry& g)
       inputs(int(g.inputs())),
       flat(!g.image),
       inside(g.padding[0] == 0 && g.padding[1] == 0) {
-  if (g.patches() > largest_extent) fail(op, "x must have fewer than 2^31 patches, got ", g.patches());
-  if (g.inputs() > largest_extent) fail(op, "x must have fewer than 2^31 inputs a patch, got ", g.inputs());
+  if (g.patches() > most_numbered) fail(op, "x must have at most ", most_numbered, " patches, got ", g.patches());
+  if (g.inputs() > most_numbered) fail(op, "x must have at most ", most_numbered, " inputs a patch, got ", g.inputs());
   if (g.padded_h() > largest_extent || g.padded_w() > largest_extent)
     fail(op, "padding must leave images of less than 2^31 rows and columns, got ", g.padded_h(), "x", g.padded_w());
   for (int axis = 0; axis < 2; ++axis) {

@@ -125,7 +125,7 @@ struct Bounds {
   }
 };
 
-// Two blocks to a multiprocessor, so that one multiplies while the other ranks.
+// Registers for two blocks to a multiprocessor, where shared memory has room: one multiplies while the other ranks.
 __global__ void __launch_bounds__(product_threads, 2)
     screen_kernel(Place<float> place, Factors with, Bounds worth, Candidates to) {
   HEBBKERN_SHARED(unsigned char, memory);

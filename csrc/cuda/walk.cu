@@ -159,16 +159,21 @@ struct Strongest {
   }
 };
 
+// Shared memory before the lists: taps, then the ring. All of it is dynamic, for beyond 48 KiB a block may have no more
+// than it asked for, static memory included.
+template <class T>
+constexpr size_t tap_bytes = 2 * entries<T> * sizeof(Tap);
+
 template <class T>
 __host__ __device__ constexpr size_t ring_bytes(int warps) {
-  return sizeof(T) * stages * (warps * warp_patches + tile_neurons) * pitch<T>;
+  return tap_bytes<T> + sizeof(T) * stages * (warps * warp_patches + tile_neurons) * pitch<T>;
 }
 
 // Block (i, s): tile i of patches, neurons s * share to (s + 1) * share; its winners are list s of all lists.
 template <class S, class T>
 __global__ void __launch_bounds__(32 * most_warps<T>, 2) walk_kernel(Field<S, T> field, Outcome<T> outcome) {
   HEBBKERN_SHARED(unsigned char, memory);
-  __shared__ Tap taps[2][entries<T>];
+  const auto taps = reinterpret_cast<Tap(*)[entries<T>]>(memory);
   const Lane lane;
   const int patches = int(blockDim.x) / 2, first = int(blockIdx.x) * patches, last = field.place.patches - 1;
   if (first > last) return;
@@ -176,7 +181,7 @@ __global__ void __launch_bounds__(32 * most_warps<T>, 2) walk_kernel(Field<S, T>
   const int end = begin + field.share < outcome.neurons ? begin + field.share : outcome.neurons;
   outcome.winners += int64_t(blockIdx.y) * field.place.patches * outcome.k;
   outcome.responses += int64_t(blockIdx.y) * field.place.patches * outcome.k;
-  Copies<S, T> copies(field, reinterpret_cast<T*>(memory), taps, first, last, begin, end);
+  Copies<S, T> copies(field, reinterpret_cast<T*>(memory + tap_bytes<T>), taps, first, last, begin, end);
   T* const listed = reinterpret_cast<T*>(memory + ring_bytes<T>(int(blockDim.x) / 32));
   int32_t* const names = reinterpret_cast<int32_t*>(listed + patches * outcome.k);
   const int own = lane.warp * warp_patches;

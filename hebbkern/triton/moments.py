@@ -104,6 +104,13 @@ def _rounding_of(
 
 
 @triton.jit
+def _inverse(length, nothing, norm):
+    """1 / length, 0 for nothing; NaN where the norm overflowed, which would pass for zeros otherwise."""
+    inverse = tl.where(nothing, 0, 1 / tl.where(nothing, 1, length))
+    return tl.where(norm < float("inf"), inverse, float("nan"))
+
+
+@triton.jit
 def moments_kernel(
     x, sb, sc, sh, sw, H, W, Ho, Wo, weight, offset, scale, total, inverse, rounded, p_size, p_slip, w_size, w_slip,
     P, K, N, stride,
@@ -132,7 +139,7 @@ def moments_kernel(
             nothing = length == 0
             if SCALE == "flat":
                 nothing = length <= norm * FLAT_SHARE
-            tl.store(scale + patch, tl.where(nothing, 0, 1 / tl.where(nothing, 1, length)), mask=known)
+            tl.store(scale + patch, _inverse(length, nothing, norm), mask=known)
         if p_size is not None:
             size, slip = _rounding_of(
                 x, start, row, column, known, mean, None, sc, sh, sw, H, W, N, CENTRE, SHAPE, BLOCK_N
@@ -147,7 +154,7 @@ def moments_kernel(
         if total is not None:
             tl.store(total + neuron, sums, mask=known)
         if inverse is not None:
-            tl.store(inverse + neuron, tl.where(norm == 0, 0, 1 / tl.where(norm == 0, 1, norm)), mask=known)
+            tl.store(inverse + neuron, _inverse(norm, norm == 0, norm), mask=known)
         if rounded is not None:
             rows = rounded + neuron.to(tl.int64) * stride
             _, slip = _rounding_of(
