@@ -36,6 +36,7 @@ _commit = library.stage("_commit(str op, Tensor(a!) weight, Tensor moved, Tensor
 
 
 def readable(tensor):
+    """Whether its values can be looked at: under emulation, unless launches are only noted down."""
     return tensor.device.type == "cpu" and _readable(tensor)
 
 
@@ -43,15 +44,18 @@ look, commit = _look, _commit
 
 
 def place(x, kernel, *geometry):
+    """x and its geometry, as the operators take them."""
     return x, *geometry
 
 
 def moments(task):
+    """Offset and scale of the patches, and the neurons' sums of weights."""
     found = _moments(*task.where, _shaped(task), task.op, task.patches)
     return dense.Moments(*map(_asked, found))
 
 
 def activate(task, moments, u, sums):
+    """Y in place of U; Y scaled, and its column sums where they are asked for."""
     layout, images = dense.strided(u)
     taught = torch.empty_like(u) if sums and moments.scale is not None else None
     asked = sums and task.decay == "diagonal", sums and moments.offset is not None
@@ -60,17 +64,20 @@ def activate(task, moments, u, sums):
 
 
 def on_chip(task):
+    """The whole rule, where all weights fit on chip."""
     rule = task.op, task.activation, task.decay, task.temperature, task.patches
     return _outputs(task, _on_chip(*task.where, _shaped(task), *rule, task.frozen, task.lr))
 
 
 def residual(task, found):
+    """Sanger's sum by the residual, with fewer patches than neurons."""
     layout, _ = dense.strided(found.y)
     scales = found.moments.offset, found.moments.scale
     return _outputs(task, _residual(*task.where, found.y, layout, *scales, _shaped(task), task.frozen, task.lr))
 
 
 def finish(task, *products):
+    """The sum, or the weights after the step, from the products G, C or d, and what centring takes off."""
     return _outputs(task, _finish(*products, task.flat, task.frozen, task.lr, task.count))
 
 
