@@ -47,7 +47,7 @@ BUGS = [
         "test_cuda_kwinners.py::test_widths"),
     Bug("a stage is written while others still multiply it", "walk.cu",
         "__syncthreads();  // everyone's copies are here, and nobody reads the step before", "",
-        "test_compete.py::test_winners or layouts"),
+        "test_cuda_compete.py::any_order"),
     # A copy that is not waited for.
     Bug("weights are multiplied before they have arrived", "residual.cu",
         "cp_async_wait<stages - 2>();", "cp_async_wait<stages - 1>();", "test_cuda_sanger.py::residual and every_way"),
@@ -70,7 +70,7 @@ BUGS = [
         "test_cuda_sanger.py::softmax_in_several_tiles"),
     # A tie that goes to the wrong one.
     Bug("of equal responses the last wins", "walk.cu", "k == 1 && responses[i][j] > bar[i]",
-        "k == 1 && responses[i][j] >= bar[i]", "test_compete.py::test_ties or all_equal"),
+        "k == 1 && responses[i][j] >= bar[i]", "test_cuda_compete.py::everybody_enters"),
     Bug("of equal entries the last are kept", "kwinners.cuh", "equal & lower_lanes", "equal & ~lower_lanes",
         "test_cuda_kwinners.py::test_widths"),
     Bug("of equally near patches the last is nearest", "match.cu",
