@@ -1,8 +1,5 @@
 """accumulate by the CUDA kernels: lists of every length beside a piece's, who adds them up, how entries are sorted."""
 
-import contextlib
-import sys
-
 import pytest
 import torch
 
@@ -10,15 +7,8 @@ import calls
 import cases
 import hebbkern as hk
 import oracle
-from hebbkern import backends
+from on_cuda import DEVICE, HOST, NOTE, UNSEEN, needs_emulation, noted
 
-if reason := backends.available()["cuda"]:
-    pytest.skip(reason, allow_module_level=True)
-
-HOST = sys.modules.get("_cuda_host")
-needs_emulation = pytest.mark.skipif(HOST is None, reason="asks what only kernels compiled for the CPU tell")
-DEVICE = "cpu" if HOST else "cuda"
-NOTE, UNSEEN = 1, 3  # of _cuda_host.note
 PIECE, ALONE = 256, 32  # entries of a list that are added in one go, and by one warp
 ONE_BLOCK = 4096  # entries that one block sorts
 LENGTHS = [PIECE, 0, 1, PIECE - 1, ALONE + 1, 2 * PIECE, ALONE, PIECE + 1, 0, ALONE - 1, 2 * PIECE + 1, 3, 0]
@@ -33,15 +23,6 @@ LAYERS = [
 def by_cuda():
     with hk.backend("cuda"):
         yield
-
-
-@contextlib.contextmanager
-def noted(mode):
-    HOST.note(mode)
-    try:
-        yield
-    finally:
-        HOST.note(0)
 
 
 def lists_of(lengths, count, seed=0):

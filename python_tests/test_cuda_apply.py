@@ -11,16 +11,10 @@ import torch
 import calls
 import cases
 import hebbkern as hk
-from hebbkern import backends
+from on_cuda import HOST, ONLY_NOTE, UNSEEN, needs_emulation, noted
 from test_apply import NORMALISE, apply_and_check, arguments, bits
 
-if reason := backends.available()["cuda"]:
-    pytest.skip(reason, allow_module_level=True)
-
-MODULE = sys.modules.get("_cuda_host")
-emulated = pytest.mark.skipif(MODULE is None, reason="asks what only kernels compiled for the CPU tell")
 FLAWS = [float("nan"), float("inf"), -float("inf")]
-RUN, NOTE, ONLY_NOTE, UNSEEN = range(4)  # of _cuda_host.note
 
 
 @pytest.fixture(autouse=True)
@@ -29,31 +23,22 @@ def by_cuda():
         yield
 
 
-@contextlib.contextmanager
-def noted(mode):
-    MODULE.note(mode)
-    try:
-        yield
-    finally:
-        MODULE.note(RUN)
-
-
 @pytest.fixture
 def unseen():
     """Values cannot be looked at, as on a GPU."""
     with noted(UNSEEN):
         yield
-    MODULE.skipped(0)
+    HOST.skipped(0)
 
 
 @contextlib.contextmanager
 def in_order(seed):
     """Threads and blocks take turns in another order."""
-    MODULE.seed(seed)
+    HOST.seed(seed)
     try:
         yield
     finally:
-        MODULE.seed(1)
+        HOST.seed(1)
 
 
 def one_is_skipped():
@@ -63,11 +48,11 @@ def one_is_skipped():
 
 
 def test_the_kernels_are_there():
-    key = "CPU" if MODULE else "CUDA"
+    key = "CPU" if HOST else "CUDA"
     assert torch._C._dispatch_has_kernel_for_dispatch_key("hebbkern::apply_.cuda", key)
 
 
-@emulated
+@needs_emulation
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
 def test_two_launches(dtype):
     for shape, normalise, power in itertools.product([(1, 1), (300, 2304), (96, 3, 5, 5)], NORMALISE, (0.0, 0.5)):
@@ -75,7 +60,7 @@ def test_two_launches(dtype):
         before = weight.clone()
         with noted(ONLY_NOTE):
             hk.ops.apply_(weight, **step, lr=0.1, normalise=normalise, rate_power=power, frozen=cases.some(shape[0]))
-            launches = MODULE.launches()
+            launches = HOST.launches()
         assert [name for name, *_ in launches] == ["apply.survey", "apply.step"]
         assert torch.equal(weight, before)
         assert all(grid[0] <= 8 * 132 and shared == 0 for _, grid, _, shared, *_ in launches)
@@ -124,7 +109,7 @@ def test_a_row_moves_the_same_whatever_others_are_there(inputs, normalise):
         assert calls.same_bits(single, [weight[j : j + 1] for j in range(0, 150, 7)])
 
 
-@emulated
+@needs_emulation
 @pytest.mark.parametrize("normalise", NORMALISE)
 @pytest.mark.parametrize("shape", [(33, 70), (70, 1028)], ids=str)
 def test_bits_do_not_depend_on_the_order_of_threads(shape, normalise):
@@ -137,7 +122,7 @@ def test_bits_do_not_depend_on_the_order_of_threads(shape, normalise):
     assert all(calls.same_bits(results[:1], [other]) for other in results[1:])
 
 
-@emulated
+@needs_emulation
 @pytest.mark.parametrize("flaw", FLAWS, ids=str)
 @pytest.mark.parametrize("normalise", NORMALISE)
 def test_all_or_nothing(unseen, normalise, flaw):
@@ -152,7 +137,7 @@ def test_all_or_nothing(unseen, normalise, flaw):
             one_is_skipped()
 
 
-@emulated
+@needs_emulation
 @pytest.mark.parametrize("normalise", NORMALISE)
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
 def test_a_step_that_overflows_is_skipped_and_the_next_one_says_so(unseen, dtype, normalise):
@@ -173,13 +158,13 @@ def test_a_step_that_overflows_is_skipped_and_the_next_one_says_so(unseen, dtype
     hk.synchronize("cpu")
 
 
-@emulated
+@needs_emulation
 def test_skipped_steps_are_counted(unseen):
     weight, other = torch.full((3, 5), torch.nan), torch.zeros(2, 2)
     hk.ops.apply_(weight, torch.ones(3, 5), lr=1.0)
-    assert MODULE.stepped() == [0] and MODULE.skipped(0) == 1 and MODULE.skipped(0) == 0 and MODULE.skipped(5) == 0
+    assert HOST.stepped() == [0] and HOST.skipped(0) == 1 and HOST.skipped(0) == 0 and HOST.skipped(5) == 0
     hk.ops.apply_(other, torch.ones(2, 2), lr=1.0)
-    assert MODULE.skipped(0) == 0 and other.eq(1).all()
+    assert HOST.skipped(0) == 0 and other.eq(1).all()
 
 
 @pytest.mark.parametrize("normalise", NORMALISE)

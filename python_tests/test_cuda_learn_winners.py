@@ -1,40 +1,20 @@
 """learn_winners_ by the CUDA kernels: how many launches a step takes, lists that are cut, rows that nobody teaches."""
 
-import contextlib
-import sys
-
 import pytest
 import torch
 
 import calls
 import cases
 import hebbkern as hk
-from hebbkern import backends
+from on_cuda import DEVICE, HOST, NOTE, UNSEEN, needs_emulation, noted
 from test_cuda_accumulate import LENGTHS, lists_of
 from test_learn_winners import RULES, in_parts, labels_for, of_kind, same
-
-if reason := backends.available()["cuda"]:
-    pytest.skip(reason, allow_module_level=True)
-
-HOST = sys.modules.get("_cuda_host")
-needs_emulation = pytest.mark.skipif(HOST is None, reason="asks what only kernels compiled for the CPU tell")
-DEVICE = "cpu" if HOST else "cuda"
-NOTE, UNSEEN = 1, 3  # of _cuda_host.note
 
 
 @pytest.fixture(autouse=True)
 def by_cuda():
     with hk.backend("cuda"):
         yield
-
-
-@contextlib.contextmanager
-def noted(mode):
-    HOST.note(mode)
-    try:
-        yield
-    finally:
-        HOST.note(0)
 
 
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
