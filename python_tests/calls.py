@@ -30,7 +30,8 @@ def call(name, layer=LINEAR, dtype=torch.float32, device=None, seed=0):
     if name == "sanger":
         return {"x": x, "weight": weight, "frozen": mask, "patches": "centred", **layer.geometry}
     if name == "apply_":
-        rows = {"decay": cases.random(neurons, wide, device, seed), "denominator": torch.ones(neurons, dtype=wide, device=device)}
+        rows = {"decay": cases.random(neurons, wide, device, seed)}
+        rows["denominator"] = torch.ones(neurons, dtype=wide, device=device)
         total = cases.random(layer.weight, wide, device, seed + 1)
         return {"weight": weight, "sum": total, **rows, "lr": 0.1, "normalise": "row_l2", "frozen": mask}
     if name == "learn_dense_":

@@ -124,13 +124,13 @@ def backend(request):
 @contextlib.contextmanager
 def tensors_on(device):
     """Within, tensors are made on ``device`` unless something else is said, and no step that was skipped is untold."""
-    if device == "cpu" and not os.environ.get("HEBBKERN_TEST_DEVICE"):
+    if device == "cpu":
         yield
         return
     for _ in range(2):  # of the compiled kernels, and of Triton's
         with contextlib.suppress(RuntimeError):
             hk.synchronize()
-    with torch.device(os.environ.get("HEBBKERN_TEST_DEVICE", device)):
+    with torch.device(device):
         yield
 
 

@@ -145,7 +145,7 @@ def kwinners(y, k, dim):
         return out
     block = power_of_2(D, 16)
     # Rows of up to 2048 entries share a program of 4 warps; columns lie side by side, 8 of float32 to a sector, and
-    # share one of 16 (a quarter of what these can hold, as addresses are dearer here). At least a warp's worth of entries,
+    # share one of 16 (a quarter of what these hold: addresses are dear). At least a warp's worth of entries,
     # but not so many that processors are left without a program.
     most = max(1, (LONGEST[size] // 4 if columns else 2048) // block)
     each = 256 if columns else 512  # entries a warp
