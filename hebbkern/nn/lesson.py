@@ -78,8 +78,8 @@ class learning(Taught):
             matches do not learn inside. With into="grad" 1.0 unless given.
         labels: [B] integers for layers whose rule is Teacher; the other rules ignore them. See `HebbianLinear.learn`.
         into: "weight", or "grad" (not for rules that renormalise: their step is not linear in lr).
-        group: a torch.distributed group, whose every process must run the same layers. Updates are summed over it before
-            they are applied, so each process takes the step on what all of them saw (a share without a sample too).
+        group: a torch.distributed group, whose every process must run the same layers. Updates are summed over it
+            before they are applied, so each process takes the step on what all of them saw; a share may be empty.
 
     Raises:
         ValueError: the model has no Hebbian layer, lr is missing or not finite, an entry of lr matches no Hebbian

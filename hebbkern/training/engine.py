@@ -15,7 +15,7 @@ try:
 except ImportError as error:
     raise ImportError("hebbkern.training: pytorch-ignite is missing: pip install 'hebbkern[train]'") from error
 
-__all__ = ["Engine", "Events", "hebbian_trainer"]
+__all__ = ["Engine", "Events", "engine_of", "hebbian_trainer"]
 
 
 def hebbian_trainer(
@@ -29,21 +29,22 @@ def hebbian_trainer(
 ) -> Engine:
     """An ignite Engine that takes batches (x, labels) and lets the Hebbian layers of `model` learn from each.
 
-        trainer = hk.training.hebbian_trainer(model, supervised_from="fc", optimizer=torch.optim.Adam(model.parameters()))
+        optimizer = torch.optim.Adam(model.fc.parameters())
+        trainer = hk.training.hebbian_trainer(model, supervised_from="fc", optimizer=optimizer)
         trainer.state.lr = 0.02
         trainer.run(loader, max_epochs=10)
 
-    Each layer learns at its rate times `engine.state.lr` (0 until somebody, any ignite state scheduler say, sets it), on
-    the output of the layers before it, as inside `hebbkern.learning`; no gradient is recorded for it. Layers whose
-    neurons are all frozen are skipped. x and labels are moved to the model's device; the model stays in the training or
-    evaluation mode it is in.
+    Each layer learns at its rate times `engine.state.lr` (0 until somebody, any ignite state scheduler say, sets it),
+    on the output of the layers before it, as inside `hebbkern.learning`; no gradient is recorded for it. Layers whose
+    neurons are all frozen are skipped. x and labels are moved to the model's device; the model stays in the training
+    or evaluation mode it is in.
 
     Where nothing is supervised a forward pass ends as soon as the last layer has learnt, before it answers. This takes
     one whole pass of each shape of x, in which every layer learnt exactly once and nothing after the last one changed a
     buffer (running statistics), and modules without forward hooks (forward pre-hooks see all layers), not compiled.
 
-    With `group` each process feeds its share of a batch, and updates and gradients are averaged over all shares, so that
-    all processes keep the same parameters; a share may be empty. Running statistics stay those of the own share.
+    With `group` each process feeds its share of a batch, and updates and gradients are averaged over all shares, so
+    that all processes keep the same parameters; a share may be empty. Batch norm sees the own share only.
 
     Args:
         model: holds at least one Hebbian layer. Any module: residual, branching, a layer used twice, compiled.
@@ -63,9 +64,13 @@ def hebbian_trainer(
         ValueError: no Hebbian layer, an entry of rates that matches none or is not finite, no such module, an optimizer
             that is missing, holds none of its parameters or has nothing to train.
     """
-    step = Step(model, rates, supervised_from, optimizer, loss, group)
+    return engine_of(Step(model, rates, supervised_from, optimizer, loss, group))
+
+
+def engine_of(step: Step) -> Engine:
+    """The engine that takes this step on each batch."""
     engine = Engine(step)
     engine.logger.setLevel(logging.CRITICAL)  # errors are raised, which says it once
-    engine.state.lr = 0.0
+    engine.state.lr, engine.state.layer = 0.0, None
     engine.state_dict_user_keys.append("lr")
     return engine

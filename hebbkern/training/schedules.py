@@ -8,11 +8,9 @@ from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 import torch
-from torch import nn
-
 from ignite.handlers.state_param_scheduler import StateParamScheduler
 
-from hebbkern.nn.lesson import Hebbian
+from hebbkern.nn.lesson import by_name
 from hebbkern.training.step import Step
 
 DECAYS = ("linear", "cosine", "constant")
@@ -35,10 +33,11 @@ class Schedule(StateParamScheduler):
     """
 
     def __init__(self, step: Step, stages: list[Stage], lr: float, decay: str):
-        if decay not in DECAYS:
-            raise ValueError(f'hebbkern.training: decay must be "linear", "cosine" or "constant", got "{decay}"')
         super().__init__("lr")
         self.step, self.stages, self.lr, self.decay = step, stages, lr, decay
+        rates = {name: step.rates[layer] * lr for name, layer in step.layers.items()}
+        self.settings = {"stages": [list(stage) for stage in stages], "lr": rates, "decay": decay}
+        self._state_attrs = [*self._state_attrs, "settings"]
 
     @property
     def epochs(self) -> int:
@@ -70,3 +69,61 @@ class Schedule(StateParamScheduler):
                 return stage, epoch
             epoch -= stage.epochs
         return self.stages[-1], self.stages[-1].epochs
+
+
+def check_schedule(lr, epochs, order: str, decay: str) -> None:
+    """Refuses settings that no model could be trained by."""
+    if order not in ("together", "greedy"):
+        raise ValueError(f'hebbkern.training: order must be "together" or "greedy", got {order!r}')
+    if decay not in DECAYS:
+        raise ValueError(f'hebbkern.training: decay must be "linear", "cosine" or "constant", got {decay!r}')
+    if isinstance(epochs, Mapping) and order != "greedy":
+        raise ValueError('hebbkern.training: epochs must be a number unless order="greedy", got a dict')
+    for number in epochs.values() if isinstance(epochs, Mapping) else [epochs]:
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise ValueError(f"hebbkern.training: epochs must be at least 1, got {number}")
+
+
+def plan(step: Step, batches, order: str, epochs, supervised_from: str | None) -> list[Stage]:
+    """The stages of a training; a greedy one has one for each layer that data reaches and that is not frozen."""
+    if order == "together":
+        return [Stage(None, supervised_from is not None, epochs)]
+    if not isinstance(epochs, Mapping):
+        of_layer = dict.fromkeys(step.layers.values(), epochs)
+    else:
+        supervised = [name for name in epochs if supervised_from and fnmatchcase(supervised_from, name)]
+        if supervised_from and not supervised:
+            raise ValueError(f'hebbkern.training: epochs must have an entry for "{supervised_from}", got none')
+        rest = {name: number for name, number in epochs.items() if name not in supervised}
+        of_layer = by_name("training", "epochs", rest, step.layers)
+        epochs = epochs[supervised[-1]] if supervised else 0
+    learners = [name for name, layer in step.layers.items() if layer in of_layer and not layer.frozen.all()]
+    if len(learners) > 1:
+        learners = _in_order_of_data(step, learners, batches)
+    stages = [Stage(name, False, of_layer[step.layers[name]]) for name in learners]
+    if supervised_from is not None:
+        stages.append(Stage(supervised_from, True, epochs))
+    if not stages:
+        raise ValueError("hebbkern.training: model must hold a layer that learns, got only frozen or unreached ones")
+    return stages
+
+
+def _in_order_of_data(step: Step, names: list[str], batches) -> list[str]:
+    """The names in the order in which a batch reaches their layers; it leaves nothing changed."""
+    model, reached = getattr(step.model, "_orig_mod", step.model), []
+    hooks = [
+        step.layers[name].register_forward_pre_hook(lambda layer, inputs, name=name: reached.append(name))
+        for name in names
+    ]
+    modes = [(module, module.training) for module in model.modules()]
+    x = step.moved(next(iter(batches))[0])
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            model.eval()
+            model(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, training in modes:
+            module.training = training
+    return list(dict.fromkeys(reached))

@@ -1,4 +1,4 @@
-"""What the engine does with a batch: one forward pass in which layers learn, and the supervised part's gradient step."""
+"""What the engine does with a batch: a forward pass in which layers learn, and the supervised part's gradient step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hebbkern.nn.lesson import Hebbian, Lesson, Taught, by_name, check_rate, hebbian_layers, learning
+from hebbkern.nn.lesson import Hebbian, Lesson, Taught, by_name, check_rate, hebbian_layers
 
 
 class Step:
@@ -18,17 +18,20 @@ class Step:
 
     Attributes:
         layers: the Hebbian layers by name, those without a rate left out.
-        only: the layer that learns while the others stay as they are; None for all.
+        learns: whether layers learn.
+        only: the one of them that does; None for all.
         supervises: whether the supervised part takes its steps.
     """
 
     def __init__(self, model: nn.Module, rates, supervised_from, optimizer, loss, group):
-        learning(model, lr=1.0)  # refuses a model without Hebbian layers
         layers = hebbian_layers(model)
+        if not layers:
+            name = type(model).__name__
+            raise ValueError(f"hebbkern.training: model must hold a Hebbian layer (see hk.nn.convert), got {name}")
         chosen = dict.fromkeys(layers.values(), 1.0) if rates is None else _rates(rates, layers)
         self.layers = {name: layer for name, layer in layers.items() if layer in chosen}
         self.model, self.rates, self.loss, self.group = model, chosen, loss, group
-        self.only: Hebbian | None = None
+        self.learns, self.only = True, None
         self.supervised = None if supervised_from is None else Supervised(model, supervised_from, optimizer, group)
         if supervised_from is None and optimizer is not None:
             raise ValueError("hebbkern.training: supervised_from must name a module for the optimizer, got None")
@@ -37,9 +40,7 @@ class Step:
         self._passes: dict[tuple, bool] = {}
 
     def __call__(self, engine, batch):
-        x, labels = batch
-        device = next(iter(self.rates)).weight.device
-        x, labels = (part.to(device, non_blocking=True) if isinstance(part, Tensor) else part for part in (x, labels))
+        x, labels = map(self.moved, batch)
         lessons = self._lessons(engine.state.lr, labels)
         if self.supervises:
             with Taught(list(lessons), list(lessons.values())):
@@ -49,11 +50,16 @@ class Step:
                 self._pass(x, lessons)
         return None
 
+    def moved(self, part):
+        """A tensor on the device of the layers; anything else as it is."""
+        device = next(iter(self.rates)).weight.device
+        return part.to(device, non_blocking=True) if isinstance(part, Tensor) else part
+
     def _lessons(self, lr: float, labels: Tensor | None) -> dict[Hebbian, Lesson | None]:
         """Of each Hebbian layer with a rate; None for those that do not learn now."""
         lessons, compiled = {}, _is_compiled(self.model)
         for layer, rate in self.rates.items():
-            idle = (self.only is not None and layer is not self.only) or self._is_frozen(layer)
+            idle = not self.learns or (self.only is not None and layer is not self.only) or self._is_frozen(layer)
             rate *= lr
             scheduled = torch.tensor(rate, dtype=torch.float64, device="cpu") if compiled else None
             lessons[layer] = None if idle else Lesson(rate, labels, scheduled, group=self.group)
@@ -90,7 +96,9 @@ class Supervised:
         names = [other.replace("_orig_mod.", "") for other, _ in model.named_modules()]
         if name not in names:
             known = ", ".join(f'"{other}"' for other in names if other)
-            raise ValueError(f'hebbkern.training: supervised_from must be a module of the model ({known}), got "{name}"')
+            raise ValueError(
+                f'hebbkern.training: supervised_from must be a module of the model ({known}), got "{name}"'
+            )
         after = [module for _, module in model.named_modules()][names.index(name) :]
         own = [parameter for module in after for parameter in module.parameters(recurse=False)]
         self.parameters = list(dict.fromkeys(own))
