@@ -51,6 +51,7 @@ def learn_all(group=None, rank=0, ranks=1):
     learnt = []
     for rule in RULES:
         model = network(rule)
+        model[0].weight += rank  # the first process counts
         training.train(model, data(rank, ranks), lr=0.05, epochs=2, group=group)
         learnt.append(model.state_dict())
     model = network(hk.SoftWTA())
