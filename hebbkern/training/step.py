@@ -17,7 +17,7 @@ class Step:
     """The process function of a `hebbian_trainer`; arguments and errors as there.
 
     Attributes:
-        layers: the Hebbian layers by name, those without a rate left out.
+        layers: the Hebbian layers by their first names, those without a rate left out.
         learns: whether layers learn.
         only: the one of them that does; None for all.
         supervises: whether the supervised part takes its steps.
@@ -29,7 +29,8 @@ class Step:
             name = type(model).__name__
             raise ValueError(f"hebbkern.training: model must hold a Hebbian layer (see hk.nn.convert), got {name}")
         chosen = dict.fromkeys(layers.values(), 1.0) if rates is None else _rates(rates, layers)
-        self.layers = {name: layer for name, layer in layers.items() if layer in chosen}
+        first = {layer: name for name, layer in reversed(layers.items())}
+        self.layers = {name: layer for name, layer in layers.items() if layer in chosen and first[layer] == name}
         self.model, self.rates, self.loss, self.group = model, chosen, loss, group
         self.learns, self.only = True, None
         self.supervised = None if supervised_from is None else Supervised(model, supervised_from, optimizer, group)
@@ -74,12 +75,15 @@ class Step:
         return known[2]
 
     def _pass(self, x, lessons: dict[Hebbian, Lesson | None]) -> None:
-        """A forward pass that ends once the last layer has learnt, where one of the same shape has shown that it can.
+        """A forward pass that ends once the last layer has learnt, where that changes nothing else.
 
-        It can where each layer learnt exactly once and no buffer (running statistics) changed afterwards.
+        It changes nothing where the modules say so, or where a whole pass of this shape has shown it: each layer learnt
+        exactly once, and no buffer (running statistics) changed afterwards.
         """
         learners = [layer for layer, lesson in lessons.items() if lesson is not None]
         key = (getattr(x, "shape", None), self.model.training, *map(id, learners))
+        if key not in self._passes and _is_chain(self.model, learners):
+            self._passes[key] = True
         watch = _Watch(self.model, learners, stop=self._passes.get(key, False) and not _is_watched(self.model))
         told = [lesson and lesson._replace(then=watch) for lesson in lessons.values()]
         if _is_compiled(self.model):
@@ -167,6 +171,16 @@ class _Watch:
 
     def _versions(self) -> list[int]:
         return [buffer._version for buffer in self.buffers]
+
+
+def _is_chain(model: nn.Module, learners: list[Hebbian]) -> bool:
+    """Whether the model sends data once through each learner and then on to nothing that has buffers."""
+    chain = [model]
+    while any(type(part) is nn.Sequential for part in chain):
+        chain = [one for part in chain for one in (part if type(part) is nn.Sequential else [part])]
+    places = [chain.index(layer) for layer in learners if chain.count(layer) == 1]
+    after = chain[max(places, default=0) + 1 :]
+    return len(places) == len(learners) and not any(list(part.buffers()) for part in after)
 
 
 def _is_watched(model: nn.Module) -> bool:
