@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from hebbkern.datasets.preprocessing import EPSILON, PREPROCESS, Preprocessing, centre, fit, standardise, zca
-from hebbkern.datasets.sources import Dataset, read
+from hebbkern.datasets.sources import Dataset, hold_out, read
 
-__all__ = ["PREPROCESS", "Dataset", "Preprocessing", "centre", "load", "standardise", "zca"]
+__all__ = ["PREPROCESS", "Dataset", "Preprocessing", "centre", "fit", "hold_out", "load", "standardise", "zca"]
 
 
 def load(

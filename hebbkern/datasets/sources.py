@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -148,17 +148,31 @@ def _stack(pictures: list[np.ndarray], name: str) -> np.ndarray:
     return np.stack(pictures)
 
 
+def hold_out(data: Dataset, share: float, *, seed: int = 0) -> tuple[Dataset, tuple[Tensor, Tensor]]:
+    """The data with a smaller training set, and the (x, labels) taken from it: `share` of each class, at least one.
+
+    Raises ValueError where nothing would be left to train on. The same seed, the same split.
+    """
+    held_out = _drawn(data.name, data.y_train, share, seed)
+    kept = replace(data, x_train=data.x_train[~held_out], y_train=data.y_train[~held_out])
+    return kept, (data.x_train[held_out], data.y_train[held_out])
+
+
 def _split(name: str, x: Tensor, y: Tensor, seed: int) -> Dataset:
     """A fifth of each class for the test, drawn by the seed."""
-    generator, test = np.random.default_rng(seed), []
+    test = _drawn(name, y, TEST_SHARE, seed)
+    return Dataset(name, x[~test], y[~test], x[test], y[test])
+
+
+def _drawn(name: str, y: Tensor, share: float, seed: int) -> Tensor:
+    """bool [n]: a share of each class, drawn by the seed."""
+    generator, drawn = np.random.default_rng(seed), torch.zeros(len(y), dtype=torch.bool)
     for label in np.unique(y.numpy()):
         members = np.flatnonzero(y.numpy() == label)
-        test.append(generator.permutation(members)[: max(1, round(len(members) * TEST_SHARE))])
-    held_out = torch.zeros(len(y), dtype=torch.bool)
-    held_out[np.concatenate(test)] = True
-    if held_out.all():
+        drawn[generator.permutation(members)[: max(1, round(len(members) * share))]] = True
+    if drawn.all():
         raise ValueError(f"hebbkern.datasets: {name} must have at least two pictures of a class, got {len(y)} in all")
-    return Dataset(name, x[~held_out], y[~held_out], x[held_out], y[held_out])
+    return drawn
 
 
 def _dataset(name: str, x_train, y_train, x_test, y_test) -> Dataset:

@@ -253,24 +253,19 @@ def save(config: Config, path: str | Path) -> None:
 
 def differences(config: Config, before: dict) -> list[str]:
     """Where a run differs from one that was saved, in what decides about the outcome: "lr (0.04 there, 0.1 now)"."""
-    now = dataclasses.asdict(config)
-    pairs = {name: (before.get(name, "nothing"), now.get(name, "nothing")) for name in {**now, **before}}
-    there, here = ({name: pair[i] for name, pair in pairs.items() if name not in FREE} for i in (0, 1))
-    there, here = dict(_flat(there)), dict(_flat(here))
-    return [
-        f"{name} ({there.get(name, 'nothing')} there, {here.get(name, 'nothing')} now)"
-        for name in {**here, **there}
-        if there.get(name, "nothing") != here.get(name, "nothing")
-    ]
+    there, here = ({k: v for k, v in run.items() if k not in FREE} for run in (before, dataclasses.asdict(config)))
+    return [f"{name} ({then} there, {now} now)" for name, then, now in _differing("", there, here)]
 
 
-def _flat(value, place: str = ""):
-    """(name, value) of every field, nested ones as layers[0].lr"""
-    if isinstance(value, dict) and value:
-        for name, one in value.items():
-            yield from _flat(one, f"{place}.{name}" if place else str(name))
-    elif isinstance(value, list) and value:
-        for index, one in enumerate(value):
-            yield from _flat(one, f"{place}[{index}]")
-    else:
-        yield place, value
+def _differing(place: str, there, here):
+    """(name, value there, value here) of each field that differs, nested ones as layers[0].lr"""
+    if isinstance(there, dict) and isinstance(here, dict):
+        for name in {**here, **there}:
+            yield from _differing(f"{place}.{name}" if place else name, there.get(name), here.get(name))
+    elif isinstance(there, list) and isinstance(here, list):
+        if len(there) != len(here):
+            yield place, len(there), len(here)
+        for index, (one, other) in enumerate(zip(there, here, strict=False)):
+            yield from _differing(f"{place}[{index}]", one, other)
+    elif there != here:
+        yield place, there, here
