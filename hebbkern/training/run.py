@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
     try:
         config, report_file = parse(argv)
     except (ValueError, ImportError) as error:
-        return _complain(error, 2)
+        return _complain(error, 2) if _rank() == 0 else 2  # all processes have the same arguments
     try:
         report = run(config)
         if report_file and _rank() == 0:
@@ -275,6 +275,6 @@ def _rank() -> int:
 
 
 def _complain(error: Exception, status: int) -> int:
-    if _rank() == 0:
-        print(f"hebbkern train: {error}", file=sys.stderr)
+    process = f" (process {_rank()})" if _rank() else ""
+    print(f"hebbkern train{process}: {error}", file=sys.stderr)
     return status
