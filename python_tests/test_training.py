@@ -78,10 +78,7 @@ def test_resumed_is_uninterrupted_bit_for_bit(tmp_path, stop):
 def test_checkpoints_after_each_epoch_and_two_stay(tmp_path):
     model = network()
     train(model, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "checkpoint_18.safetensors",
-        "checkpoint_24.safetensors",
-    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint_18.safetensors", "checkpoint_24.safetensors"]
     assert training.last_checkpoint(tmp_path).name == "checkpoint_24.safetensors"
     again = network()
     engine = train(again, tmp_path, resume=True)
@@ -118,9 +115,7 @@ def test_what_cannot_be_trained_is_refused(tmp_path):
     with pytest.raises(ValueError, match="x must hold at least one sample"):
         training.Batches(torch.zeros(0, 2))
     train(network(), tmp_path)
-    with pytest.raises(
-        FileExistsError, match=r"must hold no checkpoints unless resuming, got checkpoint_24.safetensors"
-    ):
+    with pytest.raises(FileExistsError, match=r"must hold no checkpoints unless resuming, got checkpoint_24.safetensors"):
         train(network(), tmp_path)
     model = network()
     with pytest.raises(ValueError, match=r"of checkpoint_24.safetensors, \(4, 6\), got \(5, 6\)"):
