@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 import torch
@@ -88,21 +87,18 @@ def plan(step: Step, batches, order: str, epochs, supervised_from: str | None) -
     """The stages of a training; a greedy one has one for each layer that data reaches and that is not frozen."""
     if order == "together":
         return [Stage(None, supervised_from is not None, epochs)]
-    if not isinstance(epochs, Mapping):
-        of_layer = dict.fromkeys(step.layers.values(), epochs)
-    else:
-        supervised = [name for name in epochs if supervised_from and fnmatchcase(supervised_from, name)]
-        if supervised_from and not supervised:
-            raise ValueError(f'hebbkern.training: epochs must have an entry for "{supervised_from}", got none')
-        rest = {name: number for name, number in epochs.items() if name not in supervised}
-        of_layer = by_name("training", "epochs", rest, step.layers)
-        epochs = epochs[supervised[-1]] if supervised else 0
-    learners = [name for name, layer in step.layers.items() if layer in of_layer and not layer.frozen.all()]
+    parts = dict(step.layers)
+    if supervised_from is not None:
+        parts.setdefault(supervised_from, None)
+    of_part = by_name("training", "epochs", epochs if isinstance(epochs, Mapping) else {"*": epochs}, parts)
+    learners = [name for name, layer in step.layers.items() if layer in of_part and not layer.frozen.all()]
     if len(learners) > 1:
         learners = _in_order_of_data(step, learners, batches)
-    stages = [Stage(name, False, of_layer[step.layers[name]]) for name in learners]
+    stages = [Stage(name, False, of_part[step.layers[name]]) for name in learners]
     if supervised_from is not None:
-        stages.append(Stage(supervised_from, True, epochs))
+        if parts[supervised_from] not in of_part:
+            raise ValueError(f'hebbkern.training: epochs must have an entry for "{supervised_from}", got none')
+        stages.append(Stage(supervised_from, True, of_part[parts[supervised_from]]))
     if not stages:
         raise ValueError("hebbkern.training: model must hold a layer that learns, got only frozen or unreached ones")
     return stages

@@ -17,7 +17,7 @@ class Step:
     """The process function of a `hebbian_trainer`; arguments and errors as there.
 
     Attributes:
-        layers: the Hebbian layers by name, those without a rate left out.
+        layers: the Hebbian layers by their first names, those without a rate left out.
         learns: whether layers learn.
         only: the one of them that does; None for all.
         supervises: whether the supervised part takes its steps.
@@ -29,7 +29,8 @@ class Step:
             name = type(model).__name__
             raise ValueError(f"hebbkern.training: model must hold a Hebbian layer (see hk.nn.convert), got {name}")
         chosen = dict.fromkeys(layers.values(), 1.0) if rates is None else _rates(rates, layers)
-        self.layers = {name: layer for name, layer in layers.items() if layer in chosen}
+        first = {layer: name for name, layer in reversed(layers.items())}
+        self.layers = {name: layer for name, layer in layers.items() if layer in chosen and first[layer] == name}
         self.model, self.rates, self.loss, self.group = model, chosen, loss, group
         self.learns, self.only = True, None
         self.supervised = None if supervised_from is None else Supervised(model, supervised_from, optimizer, group)
