@@ -87,11 +87,11 @@ def test_every_rule_learns_at_its_usual_rate(rule, tmp_path):
 
 def test_a_run_is_its_rule_on_its_batches(bars, tmp_path):
     """Steps taken by hand, at a rate that falls linearly."""
-    module.run(single(bars, tmp_path, rule="wta", lr=0.2))
+    module.run(single(bars, tmp_path, rule="wta", lr=0.2, seed=5))
     x = datasets.load(bars).flat()[0]
-    torch.manual_seed(0)
+    torch.manual_seed(5)
     layer = hk.nn.HebbianLinear(64, 12, rule=hk.WTA())
-    batches = hk.training.Batches(x, size=20)
+    batches = module.Batches(x, size=20, seed=5)
     for epoch in range(3):
         batches.seek(epoch * len(batches))
         for batch, _ in batches:
@@ -241,6 +241,14 @@ def test_held_out_images_are_a_share_of_each_class(bars):
     both = torch.cat([kept.x_train, x]).flatten(1)
     assert len(torch.unique(torch.cat([both, data.x_train.flatten(1)]), dim=0)) == 200
     assert not torch.equal(datasets.hold_out(data, 0.1, seed=2)[1][0], x)
+
+
+def test_held_out_images_are_preprocessed_by_what_is_trained_on(bars, tmp_path):
+    data, (x, _) = module._data(single(bars, tmp_path, validation=0.1, preprocess="standardise", seed=1))
+    raw, (held_out, _) = datasets.hold_out(datasets.load(bars), 0.1, seed=1)
+    fitted = datasets.standardise(raw.x_train)
+    for got, want in ((data.x_train, raw.x_train), (data.x_test, raw.x_test), (x, held_out)):
+        torch.testing.assert_close(got, fitted(want))
 
 
 def test_accuracy_leaves_the_model_as_it_was():

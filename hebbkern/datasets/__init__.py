@@ -33,8 +33,8 @@ def load(
         seed: of the split, for sources without a test set (a fifth of each class). The same seed, the same split.
         preprocess: "none" (images in [0, 1]), or what is fitted on the training images and applied to both sets:
             "centre" (each pixel less its mean over the images), "standardise" (each channel to mean 0 and deviation 1)
-            or "zca" (whitened: uncorrelated, equally varying pixels, as far as epsilon lets them). Formulas in `centre`,
-            `standardise` and `zca`.
+            or "zca" (whitened: uncorrelated, equally varying pixels, as far as epsilon lets them). The functions of
+            these names tell the formulas.
         epsilon: of "zca", added to the variances before they are divided by.
 
     Raises:
