@@ -102,8 +102,8 @@ def zca(x: Tensor, *, epsilon: float = EPSILON) -> Preprocessing:
     What comes out has the covariance U Λ/(Λ + ε) Uᵀ, the identity as ε goes to 0, and of all whitened images it is the
     nearest to the images (Krizhevsky, Learning multiple layers of features from tiny images, 2009, appendix A).
 
-    Loading CIFAR-10 (60,000 x 3072) with it takes 1.8 GiB at most, as without it, and about 50 s more of processor time,
-    which the threads share.
+    Loading CIFAR-10 (60,000 x 3072) with it takes 1.8 GiB at most, as without it, and about 50 s more of processor
+    time, which the threads share.
 
     Args:
         x: training images, floats [n, inputs] or [n, channels, height, width]; n > inputs, since fewer images span
