@@ -151,6 +151,16 @@ def test_handlers_schedule_a_constant_rate():
     assert rates == [0.1, 0.25, 0.125, 0.0625]
 
 
+def test_the_progress_bar_shows_metrics(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+
+    def measure(engine):
+        engine.state.metrics["updates"] = 17.0
+
+    train(network(), progress=True, handlers=[(Events.EPOCH_COMPLETED, measure)])
+    assert "updates=17" in capsys.readouterr().err
+
+
 class Attached:
     """A handler of its own making."""
 

@@ -69,7 +69,7 @@ def train(
         resume: go on from the latest checkpoint in `folder`, or start if there is none. Otherwise `folder` must not
             hold any.
         save_every: write a checkpoint also after so many batches.
-        progress: show ignite's progress bar (on stderr).
+        progress: show ignite's progress bar (on stderr), with what handlers put into `engine.state.metrics`.
         handlers: pairs (ignite event, function of the engine), and objects with attach(engine), to add.
 
     Returns:
@@ -101,7 +101,7 @@ def train(
             trainer.add_event_handler(*handler)
     if progress:
         bar = ProgressBar(persist=True, ncols=80, disable=None)  # None: only on a terminal
-        bar.attach(trainer, event_name=Events.EPOCH_COMPLETED, closing_event_name=Events.COMPLETED)
+        bar.attach(trainer, "all", event_name=Events.EPOCH_COMPLETED, closing_event_name=Events.COMPLETED)
     if folder is not None:
         saved = {"model": getattr(model, "_orig_mod", model), "trainer": trainer, "schedule": schedule}
         saved |= {"random": RandomState()} | ({} if optimizer is None else {"optimizer": optimizer})
