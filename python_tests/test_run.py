@@ -114,6 +114,31 @@ def test_what_the_folder_holds(bars, tmp_path):
     assert report["head"]["validation"] == found[-1]["validation_accuracy"]
 
 
+def test_pictures_and_tensorboard_change_nothing(bars, tmp_path):
+    """Drawn after the second epoch and after the last; figures in every line, those of pictures where drawn."""
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="no tensorboard")
+    plain, drawn = tmp_path / "plain", tmp_path / "drawn"
+    module.run(deep(bars, plain))
+    module.run(deep(bars, drawn, pictures=2, tensorboard=True))
+    same(weights(plain), weights(drawn))
+    names = {"activations", "convergence", "histograms", "weights_layer1", "weights_layer2", "winners"}
+    assert {path.name for path in (drawn / "pictures").iterdir()} == {f"{name}.png" for name in names}
+    assert [line["updates"] for line in lines(drawn)] == [10, 20, 30]
+    assert all(line["change"] > 0 and line["dead"] >= 0 for line in lines(plain))
+    assert ["converged" in line for line in lines(drawn)] == [False, True, False]
+    found = events.EventAccumulator(str(drawn / "tensorboard")).Reload()
+    assert [event.value for event in found.Scalars("loss")] == pytest.approx([line["loss"] for line in lines(drawn)])
+    assert {event.step for event in found.Images("weights_layer1")} == {2, 3}
+
+
+def test_without_matplotlib_a_run_says_so_and_goes_on(bars, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    module.run(single(bars, tmp_path, pictures=1))
+    assert "no pictures, for matplotlib is missing: pip install 'hebbkern[demo]'" in capsys.readouterr().err
+    assert not (tmp_path / "pictures").exists() and len(lines(tmp_path)) == 3
+
+
 def test_greedy_layers_have_epochs_of_their_own(bars, tmp_path):
     config = deep(bars, tmp_path, order="greedy", decay="cosine")
     config.layers[0].epochs, config.head.epochs = 2, 4

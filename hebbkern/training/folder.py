@@ -44,16 +44,17 @@ def check(config: Config) -> None:
 class Metrics:
     """An ignite handler that writes a line of JSON after each epoch.
 
-    epoch, iteration, lr, layer (the one that learns, where it is one at a time), seconds, what engine.state.metrics
-    holds, and `loss`, the mean over the epoch, where a classifier is trained. Lines of epochs after the checkpoint from
-    which a run goes on are removed, so that each epoch has one line. What is not finite is null.
+    epoch, iteration, lr, layer (the one that learns, where it is one at a time), seconds, what engine.state.metrics got
+    in this epoch, and where a classifier is trained `loss`, its mean over the epoch. Lines of epochs after the
+    checkpoint from which a run goes on are removed, so that each epoch has one line. What is not finite is null.
 
     Args:
         path: of the file. measure: gives more values at the end of an epoch in which a classifier was trained.
+        writer: a SummaryWriter that gets the numbers too, or None.
     """
 
-    def __init__(self, path: Path, measure=dict):
-        self.path, self.measure = path, measure
+    def __init__(self, path: Path, measure=dict, writer=None):
+        self.path, self.measure, self.writer = path, measure, writer
 
     def attach(self, engine) -> None:
         engine.add_event_handler(Events.STARTED, self.start)
@@ -70,6 +71,7 @@ class Metrics:
 
     def start_epoch(self, engine) -> None:
         self.began, self.losses, self.loss = time.perf_counter(), 0, 0.0
+        engine.state.metrics.clear()  # those that are not measured in each epoch
 
     def add(self, engine) -> None:
         if isinstance(engine.state.output, dict):
@@ -85,6 +87,10 @@ class Metrics:
         line |= {**state.metrics, **(self.measure() if self.losses else {})}
         with open(self.path, "a") as file:
             file.write(json.dumps(finite(line), allow_nan=False) + "\n")
+        if self.writer is not None:
+            for name, value in line.items():
+                if isinstance(value, int | float) and name not in ("epoch", "iteration"):
+                    self.writer.add_scalar(name, value, state.epoch)
 
 
 def finite(value):

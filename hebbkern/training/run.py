@@ -7,6 +7,7 @@ main(["--data", "MNIST", "--neurons", "2000", "--out", "runs/mnist"])
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import re
@@ -18,21 +19,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ignite.engine import Events
-from ignite.handlers import ProgressBar
 from torch import Tensor, distributed, nn
 
 from hebbkern import __version__, datasets
 from hebbkern.evaluation import linear_probes
 from hebbkern.evaluation.taps import at_rest, hebbian_layers
 from hebbkern.training import config as fields
-from hebbkern.training import folder, network
+from hebbkern.training import folder, handlers, network
 from hebbkern.training.batches import Batches
 from hebbkern.training.checkpoint import last_checkpoint
 from hebbkern.training.config import Config, Layer
 from hebbkern.training.train import train
 
 CHUNK = 1000  # images at a time, where the classifier is measured
+SAMPLE = 500  # images, at most, on which pictures show who wins and how active layers are
 
 
 def main(argv: list[str]) -> int:
@@ -149,7 +149,7 @@ def _train(config: Config, model: nn.Module, data: datasets.Dataset, held_out, p
         ranks=place.ranks,
     )
     start = time.perf_counter()
-    with _naming_divergence():
+    with _naming_divergence(), _handlers(config, model, data, held_out, place) as attached:
         engine = train(
             model,
             batches,
@@ -163,7 +163,8 @@ def _train(config: Config, model: nn.Module, data: datasets.Dataset, held_out, p
             folder=config.out,
             resume=config.resume,
             save_every=config.save_every,
-            handlers=_handlers(config, model, held_out, place),
+            progress=place.rank == 0,
+            handlers=attached,
         )
     report = _report(config, model, data, engine, place, time.perf_counter() - start)
     if place.rank == 0:
@@ -186,21 +187,40 @@ def _epochs(config: Config, names: list[str]) -> int | dict[str, int]:
     return epochs if config.head is None else {**epochs, "head": config.head.epochs or config.epochs}
 
 
-def _handlers(config: Config, model: nn.Module, held_out, place: Place) -> list:
-    """What the first process shows and writes while it trains."""
+@contextlib.contextmanager
+def _handlers(config: Config, model: nn.Module, data: datasets.Dataset, held_out, place: Place) -> Iterator[list]:
+    """What the first process writes while it trains; the bar shows the figures of the first of them."""
     if place.rank > 0:
-        return []
-    measured = config.head is not None and held_out is not None
+        yield []
+        return
+    out, measured = Path(config.out), config.head is not None and held_out is not None
     measure = (lambda: {"validation_accuracy": accuracy(model, *held_out)}) if measured else dict
-    return [_Bar(), folder.Metrics(Path(config.out, "metrics.jsonl"), measure)]
+    writer = handlers.tensorboard(out / "tensorboard") if config.tensorboard else None
+    try:
+        where = {"folder": out / "pictures", "writer": writer, "every": max(config.pictures, 1)}
+        pictures = _pictures(config, model, data.x_train if held_out is None else held_out[0], place, where)
+        yield [handlers.Figures(model), *pictures, folder.Metrics(out / "metrics.jsonl", measure, writer)]
+    finally:
+        if writer is not None:
+            writer.close()
 
 
-class _Bar:
-    """ignite's progress bar with all figures; on a terminal only."""
-
-    def attach(self, engine) -> None:
-        bar = ProgressBar(persist=True, disable=None)
-        bar.attach(engine, metric_names="all", event_name=Events.EPOCH_COMPLETED, closing_event_name=Events.COMPLETED)
+def _pictures(config: Config, model: nn.Module, x: Tensor, place: Place, where: dict) -> list:
+    if config.pictures == 0:
+        return []
+    if importlib.util.find_spec("matplotlib") is None:
+        print("hebbkern train: no pictures, for matplotlib is missing: pip install 'hebbkern[demo]'", file=sys.stderr)
+        return []
+    sample = x[:: -(-len(x) // SAMPLE)].to(place.device)
+    linear = config.resolved()[0].kind == "linear" and x.dim() == 4
+    shapes = {"layer1": tuple(x.shape[1:])} if linear else {}
+    return [
+        handlers.WeightPictures(model, shapes=shapes, **where),
+        handlers.Convergence(model, **where),
+        handlers.WeightHistograms(model, **where),
+        handlers.Winners(model, sample, **where),
+        handlers.Activations(model, sample, **where),
+    ]
 
 
 def _report(config: Config, model: nn.Module, data, engine, place: Place, seconds: float) -> dict:
