@@ -4,8 +4,8 @@
     Winners(model, images).attach(trainer, folder="run/pictures", writer=tensorboard("run/tensorboard"), every=5)
 
 Each reads the Hebbian layers of `model` after every `every`-th epoch, and after the last one; nothing is done in the
-steps between, no random number is drawn and no state of the model is touched, so that a training ends with the same bits
-with and without them. Folder, writer and every may be given at construction or, which counts, to `attach`.
+steps between, no random number is drawn and nothing of the model is touched: a training ends with the same bits
+with them and without. Folder, writer and every may be given at construction or, which counts, to `attach`.
 """
 
 from __future__ import annotations
