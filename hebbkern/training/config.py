@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import hebbkern as hk
 from hebbkern import datasets
+from hebbkern.ops.checks import PATCHES
 from hebbkern.settings import Settings
 
 RULES = {  # name -> class, whose settings keep their defaults, and the rate that suits it on images from 0 to 1
@@ -28,7 +29,6 @@ RULES = {  # name -> class, whose settings keep their defaults, and the rate tha
     "softwta": (hk.SoftWTA, 0.004),
     "teacher": (hk.Teacher, 0.04),
 }
-PATCHES = ("raw", "centred", "standardised")
 # What does not change what is learnt, and may differ between a run and its resumption.
 FREE = ("root", "download", "out", "resume", "save_every", "pictures", "tensorboard", "threads", "device")
 
@@ -43,7 +43,7 @@ class _Checked(Settings):
                 self._whole(name, 1)
         if self.lr is not None:
             self._number("lr", "", lambda lr: True)
-        for name, wanted in (("rule", tuple(RULES)), ("patches", PATCHES)):
+        for name, wanted in (("rule", tuple(RULES)), ("patches", tuple(PATCHES))):
             if getattr(self, name) is not None:
                 self._one_of(name, wanted)
         if not isinstance(self.settings, dict):
