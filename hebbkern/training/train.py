@@ -75,7 +75,7 @@ def train(
 
     Returns:
         The engine; `engine.state` tells epoch, iteration, lr, with order="greedy" the name of the layer that learns
-        (`layer`, None otherwise), and as metrics the "updates", "dead" and "change" of `hk.training.handlers.Figures`.
+        (`layer`, None otherwise), and with progress=True as metrics the figures of `hk.training.handlers.Figures`.
 
     Raises:
         ValueError: no Hebbian layer, epochs below 1, a wrong order or decay, a name or pattern without a layer, or
@@ -95,7 +95,8 @@ def train(
     elif save_every is not None:
         raise ValueError("hebbkern.training: save_every must be None for batches that cannot seek, got a number")
     schedule.attach(trainer, Events.EPOCH_STARTED)
-    Figures(model).attach(trainer)
+    if progress:
+        Figures(model).attach(trainer)  # compares all weights once an epoch, a seventh of a short one
     for handler in handlers:
         if hasattr(handler, "attach"):
             handler.attach(trainer)
