@@ -75,7 +75,7 @@ def _tiles(weight: np.ndarray, shape: tuple[int, ...] | None) -> np.ndarray:
     if weight.ndim == 2:
         shape = shape or tile_shape(weight.shape[1])
         if math.prod(shape) != weight.shape[1]:
-            refuse("shape", f"that of the {weight.shape[1]} inputs", tuple(shape))
+            raise ValueError(f"hebbkern.plots: shape must fit the {weight.shape[1]} inputs, got {tuple(shape)}")
         weight = weight.reshape(len(weight), *(shape if len(shape) == 3 else (1, *shape)))
     return weight.transpose(0, 2, 3, 1)
 
