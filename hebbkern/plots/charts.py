@@ -79,6 +79,8 @@ def _curves(curves: Mapping[str, Sequence[tuple[float, float]]], best: str | Non
             label += f" ({best} {y[at]:.4g})"
         axes.plot(x, y, label=label, marker="." if len(x) < 40 else "", **style)
     axes.xaxis.get_major_locator().set_params(integer=True)
+    if axes.dataLim.width == 0:
+        axes.set_xlim(axes.dataLim.x0 - 1, axes.dataLim.x0 + 1)
     drawn.legend(loc="outside upper left", ncols=min(3, len(curves)))
     return drawn, axes
 

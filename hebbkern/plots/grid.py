@@ -11,8 +11,9 @@ from torch import Tensor
 
 from hebbkern.plots.files import figure, refuse, styled, write
 
-COLOURS = {"bwr": "bwr", "grey": "gray"}
+COLOURS = {"bwr": ("bwr", "0.82"), "grey": ("gray", "white")}  # and of the lines between tiles
 CHANNELS = ("auto", "rgb", "mean", "split")
+LINE = 16  # cells that a tile should be high: a line between tiles is an eighth of it
 
 
 def weight_grid(
@@ -33,13 +34,11 @@ def weight_grid(
         weight: [K, N], or filters [K, C, kh, kw].
         path: see `hebbkern.plots`.
         shape: of a tile when weight is [K, N]: (height, width) or (channels, height, width); by default `tile_shape`.
-        columns: tiles in a row (with split channels: of each neuron's own row, so it must be left out); by default the
-            grid is about square.
+        columns: neurons in a row; by default the grid is about square.
         title: above the grid.
         colours: "bwr", blue for negative, white for 0, red for positive weights; or "grey", black to white, 0 grey.
-        channels: "rgb" draws three channels in colour, 0 as grey; "mean" draws their mean; "split" draws each channel
-            as a tile of its own, a neuron a row (two neurons a row where channels are few). "auto" is "rgb" for three
-            channels, else "mean".
+        channels: "rgb" draws three channels in colour, 0 as grey; "mean" draws their mean; "split" draws
+            all channels of a neuron side by side. "auto" is "rgb" for three channels, else "mean".
 
     Returns:
         path. The same weights give the same picture.
@@ -50,19 +49,19 @@ def weight_grid(
     if colours not in COLOURS:
         refuse("colours", '"bwr" or "grey"', repr(colours))
     tiles = _tiles(weight.detach().float().cpu().numpy(), shape)
-    tiles, columns = _by_channel(tiles, channels, columns)
-    limit = float(np.quantile(np.abs(tiles), 0.998)) or float(np.abs(tiles).max()) or 1.0
-    grid = _arrange(np.clip(tiles / limit, -1, 1), columns, blank=0.0 if colours == "bwr" else 1.0)
-    return _draw(grid, limit, COLOURS[colours], title, path)
+    limit, tiles = _by_channel(tiles, channels)
+    count, height, width, _ = tiles.shape
+    columns = columns or min(count, math.ceil(math.sqrt(count * height / width)))
+    return _draw(_arrange(tiles, columns, gap=_gap(height)), limit, colours, title, path)
 
 
 def tile_shape(inputs: int) -> tuple[int, ...]:
-    """How so many inputs are drawn: a square, a square of three channels, or the rectangle nearest to a square."""
+    """How so many inputs are drawn: a square, in three channels (from 8 x 8 on), or the most square rectangle."""
     side = math.isqrt(inputs)
     if side * side == inputs:
         return side, side
     third = math.isqrt(inputs // 3)
-    if third > 1 and 3 * third * third == inputs:
+    if third >= 8 and 3 * third * third == inputs:
         return 3, third, third
     height = max(size for size in range(1, side + 1) if inputs % size == 0)
     return height, inputs // height
@@ -75,36 +74,40 @@ def _tiles(weight: np.ndarray, shape: tuple[int, ...] | None) -> np.ndarray:
     if weight.ndim == 2:
         shape = shape or tile_shape(weight.shape[1])
         if math.prod(shape) != weight.shape[1]:
-            raise ValueError(f"hebbkern.plots: shape must fit the {weight.shape[1]} inputs, got {tuple(shape)}")
+            refuse("shape", f"that of the {weight.shape[1]} inputs", tuple(shape))
         weight = weight.reshape(len(weight), *(shape if len(shape) == 3 else (1, *shape)))
     return weight.transpose(0, 2, 3, 1)
 
 
-def _by_channel(tiles: np.ndarray, channels: str, columns: int | None) -> tuple[np.ndarray, int]:
-    """Tiles of 1 or 3 channels, and how many make a row."""
+def _by_channel(tiles: np.ndarray, channels: str) -> tuple[float, np.ndarray]:
+    """The largest weight that is told apart, and tiles of 1 or 3 channels in multiples of it."""
     count = tiles.shape[-1]
     if channels not in CHANNELS:
         refuse("channels", '"auto", "rgb", "mean" or "split"', repr(channels))
     if channels == "rgb" and count != 3:
         refuse("channels", f'other than "rgb" where there are {count}', '"rgb"')
-    if channels == "split" and count > 1:
-        if columns is not None:
-            refuse("columns", 'left out with channels="split"', columns)
-        tiles = np.moveaxis(tiles, -1, 1)
-        neurons = max(1, math.isqrt(len(tiles) * count) // count)
-        return tiles.reshape(-1, *tiles.shape[2:], 1), count * neurons
-    if count > 1 and not (count == 3 and channels in ("auto", "rgb")):
+    if channels in ("auto", "mean") and count > 1 and not (channels == "auto" and count == 3):
         tiles = tiles.mean(axis=-1, keepdims=True)
-    return tiles, columns or math.ceil(math.sqrt(len(tiles)))
+    limit = float(np.quantile(np.abs(tiles), 0.998)) or float(np.abs(tiles).max()) or 1.0
+    tiles = np.clip(tiles / limit, -1, 1)
+    enlarge = math.ceil(LINE / tiles.shape[1]) if tiles.shape[1] < LINE and tiles.shape[2] < 2 * LINE else 1
+    tiles = tiles.repeat(enlarge, axis=1).repeat(enlarge, axis=2)
+    if channels == "split" and count > 1:
+        thin = max(1, _gap(tiles.shape[1]) // 2)
+        neurons = (_arrange(np.moveaxis(tile, -1, 0)[..., None], count, thin) for tile in tiles)
+        tiles = np.stack(list(neurons))
+    return limit, tiles
 
 
-def _arrange(tiles: np.ndarray, columns: int, blank: float = 0.0) -> np.ndarray:
-    """Tiles side by side, with blank (in RGB black) lines of one pixel, or more for large tiles, between them."""
+def _gap(height: int) -> int:
+    return max(1, height // 8)
+
+
+def _arrange(tiles: np.ndarray, columns: int, gap: int) -> np.ndarray:
+    """Tiles side by side; lines between them, and places without a tile, are NaN."""
     count, height, width, channels = tiles.shape
-    gap, rows = max(1, height // 14), math.ceil(count / columns)
-    grid = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, channels), blank)
-    if channels == 3:
-        grid[:] = -1.0
+    rows = math.ceil(count / columns)
+    grid = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, channels), np.nan, dtype=np.float32)
     for index, tile in enumerate(tiles):
         top, left = index // columns * (height + gap), index % columns * (width + gap)
         grid[top : top + height, left : left + width] = tile
@@ -112,17 +115,22 @@ def _arrange(tiles: np.ndarray, columns: int, blank: float = 0.0) -> np.ndarray:
 
 
 def _draw(grid: np.ndarray, limit: float, colours: str, title: str | None, path):
-    colour = grid.shape[-1] == 3
     rows = grid.shape[0] / grid.shape[1]
     with styled():
-        drawn = figure(7.4, max(7.4 * rows, 1.2)) if rows <= 1.6 else figure(11.8 / rows, 11.8)
+        drawn = figure(7.4, max(7.4 * rows, 1.2)) if rows <= 1.6 else figure(max(11.8 / rows, 2.4), 11.8)
         axes = drawn.add_subplot()
-        picture = grid / 2 + 0.5 if colour else grid[..., 0] * limit
-        shown = axes.imshow(picture, cmap=colours, vmin=-limit, vmax=limit, interpolation="nearest")
-        axes.axis("off")
-        if title:
-            axes.set_title(title, fontsize=10)
-        if not colour:
+        name, between = COLOURS[colours]
+        if grid.shape[-1] == 3:
+            axes.imshow(np.nan_to_num(grid / 2 + 0.5, nan=1.0), interpolation="nearest")
+        else:
+            axes.set_facecolor(between)
+            masked = np.ma.masked_invalid(grid[..., 0] * limit)
+            shown = axes.imshow(masked, cmap=name, vmin=-limit, vmax=limit, interpolation="nearest")
             bar = drawn.colorbar(shown, ax=axes, shrink=0.6, pad=0.02, label="weight")
             bar.outline.set_visible(False)
+        axes.grid(False)
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+        if title:
+            axes.set_title(title, fontsize=10)
         return write(drawn, path)
