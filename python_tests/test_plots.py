@@ -122,6 +122,10 @@ def test_curves_tell_their_points_and_the_best(unwritten):
     assert "a (min 0.5)" in {line.get_label() for line in lowest.axes[0].lines}
 
 
+def test_a_single_epoch_is_in_the_middle(unwritten):
+    assert plots.learning_curves({"a": [(1, 0.5)]}, None).axes[0].get_xlim() == (0, 2)
+
+
 def test_convergence_is_in_percent_of_the_neurons(unwritten):
     axes = plots.convergence({"": [(1, 0.25), (2, 1)]}, None, tolerance=0.1).axes[0]
     assert axes.lines[0].get_xydata().tolist() == [[1, 0.25], [2, 1]] and axes.lines[0].get_label() == "model"
