@@ -57,10 +57,10 @@ def test_the_training_stays_the_same_bits(tmp_path):
     plain, watched, ends = noisy(), noisy(), []
     for model, handlers in ((plain, []), (watched, everything(watched, folder=tmp_path))):
         torch.manual_seed(1), np.random.seed(1), python_random.seed(1)
-        model[1].eval()  # a mode of its own
+        model[2].eval()  # a mode of its own
         train(model, handlers=handlers)
         ends.append(states())
-        assert [module.training for module in model.modules()] == [i != 2 for i in range(len(list(model.modules())))]
+        assert [module.training for module in model.modules()] == [i != 3 for i in range(len(list(model.modules())))]
     assert len(list(tmp_path.glob("*.png"))) == 3 * EPOCHS + 3 * EPOCHS + 2
     for name, tensor in plain.state_dict().items():
         assert torch.equal(tensor, watched.state_dict()[name]), name
@@ -150,14 +150,14 @@ def test_histograms_compare_with_the_weights_before(tmp_path):
 
 
 def test_convergence_counts_neurons_of_length_one(tmp_path):
-    weight = torch.tensor([[1.0, 0.0], [0.6, 0.6], [1.0, 1.0], [0.0, 1.05]])
+    weight = torch.tensor([[1.0, 0.0], [0.6, 0.6], [0.95, 0.0], [0.0, 1.05]])
     layer = linear(weight)
-    layer.frozen[:3] = True  # 1 and 1.05 are near 1, √0.72 and √2 are not
+    layer.frozen[:3] = True  # √0.72 is not near 1, the others are
     x = torch.tensor([[1.0, 0.0]])
     handler = training.Convergence(layer, 0.1, folder=tmp_path)
     alone(layer, x, epochs=2, handlers=[handler])
-    assert json.loads((tmp_path / "convergence.json").read_text()) == {"": [[1, 0.5], [2, 0.5]]}
-    want = hk.plots.convergence({"": [(1, 0.5), (2, 0.5)]}, tmp_path / "want.png", tolerance=0.1)
+    assert json.loads((tmp_path / "convergence.json").read_text()) == {"": [[1, 0.75], [2, 0.75]]}
+    want = hk.plots.convergence({"": [(1, 0.75), (2, 0.75)]}, tmp_path / "want.png", tolerance=0.1)
     assert (tmp_path / "convergence.png").read_bytes() == want.read_bytes()
 
 
@@ -208,10 +208,12 @@ def test_a_resumed_training_goes_on_with_its_history(tmp_path, iteration):
 
 
 def test_another_training_begins_its_own_history(tmp_path):
-    for epochs in (3, 2):
+    for epochs, every in ((3, 1), (2, 2)):
         layer = linear(random((3, 4)))
-        alone(layer, random((4, 4)), epochs=epochs, handlers=[training.Convergence(layer, folder=tmp_path)])
-    assert [epoch for epoch, _ in json.loads((tmp_path / "convergence.json").read_text())[""]] == [1, 2]
+        alone(
+            layer, random((4, 4)), epochs=epochs, handlers=[training.Convergence(layer, folder=tmp_path, every=every)]
+        )
+    assert [epoch for epoch, _ in json.loads((tmp_path / "convergence.json").read_text())[""]] == [2]
 
 
 def test_curves_are_of_metrics_that_are_there(tmp_path):
@@ -279,9 +281,18 @@ def test_winners_are_those_of_all_images(tmp_path, monkeypatch):
     monkeypatch.setattr(training.handlers, "SIZE", 3)
     layer = linear(torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]))
     images = torch.tensor([[255, 0]] * 4 + [[0, 255]] * 3, dtype=torch.uint8)
-    alone(layer, torch.eye(2), handlers=[training.Winners(layer, images, folder=tmp_path)])
+    handler = training.Winners(layer, images, folder=tmp_path)
+    alone(layer, torch.eye(2), handlers=[handler])
+    assert [x[""].max().item() for x in handler.read(images)] == [1, 1, 1]
     want = hk.plots.winners({"": torch.tensor([4, 3, 0])}, tmp_path / "want.png", title="epoch 1")
     assert (tmp_path / "winners_0001.png").read_bytes() == want.read_bytes()
+
+
+def test_answers_are_a_row_a_patch():
+    maps, sequences = torch.arange(12.0).view(1, 3, 2, 2), torch.arange(12.0).view(2, 2, 3)
+    conv, layer = HebbianConv2d(1, 3, 1, rule=hk.WTA()), linear(torch.ones(3, 2))
+    assert statistics.answers(conv, maps).tolist() == [[0, 4, 8], [1, 5, 9], [2, 6, 10], [3, 7, 11]]
+    assert statistics.answers(layer, sequences).tolist() == torch.arange(12.0).view(4, 3).tolist()
 
 
 def test_activity_by_its_formulas():
