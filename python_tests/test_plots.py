@@ -193,7 +193,7 @@ def test_an_unknown_best_is_refused():
 
 
 def test_a_png_is_small_and_goes_into_open_files_too(tmp_path):
-    noise = random((100, 784))
+    noise = random((400, 3, 28, 28))
     path, file = tmp_path / "a.png", io.BytesIO()
     assert plots.weight_grid(noise, path) == path and plots.weight_grid(noise, file) is file
     assert path.read_bytes() == file.getvalue() and 100_000 < len(file.getvalue()) <= files.MOST_BYTES
