@@ -115,6 +115,16 @@ def test_an_evaluator_learns_from_features_and_leaves_the_model_alone():
     assert evaluator(model, "one").run((train[0], noise), test).test < 0.7
 
 
+def test_an_evaluator_seeds_no_device_but_the_models(monkeypatch):
+    def seeded(*arguments):
+        raise AssertionError("CUDA was seeded")
+
+    model = forked()
+    for name in ("manual_seed", "manual_seed_all"):  # what torch.manual_seed calls, GPU or not
+        monkeypatch.setattr(torch.cuda, name, seeded)
+    evaluator(model, "one", epochs=1).run(images(30, seed=1), images(30, seed=2))
+
+
 def test_an_evaluator_is_seeded_and_takes_batches_and_other_heads():
     model, train, test = forked(), images(100, seed=1), images(30, seed=2)
     head = nn.Sequential(nn.Flatten(), nn.Dropout(0.2), nn.LazyLinear(3))
@@ -193,6 +203,25 @@ def test_probes_are_readouts_of_each_layer_in_one_pass():
     assert raw["one"] == linear_readout(small[0], train[1], small[1], test[1])
 
 
+def test_a_model_that_catches_errors_is_read_too():
+    class Careful(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.last, self.failed = hk.nn.HebbianLinear(4, 3, rule=hk.WTA()), nn.Linear(3, 3), 0
+
+        def forward(self, x):
+            try:
+                return self.last(self.inner(x))
+            except Exception:
+                self.failed += 1
+
+    model, data = Careful(), (random((30, 4)), torch.arange(30) % 3)
+    assert list(evaluation.linear_probes(model, data, data, ["inner", "inner"], iterations=2)) == ["inner"]
+    assert model.failed == 0
+    with pytest.raises(ValueError, match="layers must name one layer or more, got none"):
+        evaluation.linear_probes(model, data, data, [])
+
+
 def test_a_layer_that_is_not_there_is_named():
     data = images(30, seed=1)
     with pytest.raises(ValueError, match=r'layer must be a module of the model \("one", .*\), got "three"'):
@@ -249,7 +278,7 @@ def test_clusters_are_named_by_majority_or_one_to_one():
     spots = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
     where = torch.tensor([0] * 6 + [1] * 6 + [2] * 6)
     features = spots[where] + random((18, 2), scale=0.1)
-    # Two spots of mostly class 0 (5 and 4 of 6): both are 0 by majority, only one of them one to one.
+    # Two spots of mostly class 0 (5 and 4 of 6), one of class 1: by majority both are 0, one to one only one of them.
     labels = torch.tensor([0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 2, 2, 1, 1, 1, 1, 1, 1])
     assert evaluation.cluster_accuracy(features, labels, 3) == pytest.approx(15 / 18)
     assert evaluation.cluster_accuracy(features, labels, 3, assignment="one_to_one") == pytest.approx((5 + 2 + 6) / 18)

@@ -122,14 +122,15 @@ def test_pictures_and_tensorboard_change_nothing(bars, tmp_path):
     module.run(deep(bars, plain))
     module.run(deep(bars, drawn, pictures=2, tensorboard=True))
     same(weights(plain), weights(drawn))
-    names = {"activations", "convergence", "histograms", "weights_layer1", "weights_layer2", "winners"}
-    assert {path.name for path in (drawn / "pictures").iterdir()} == {f"{name}.png" for name in names}
+    stems = ("activations", "histograms", "weights_layer1", "weights_layer2", "winners")
+    names = {f"{stem}_{epoch:04d}.png" for stem in stems for epoch in (2, 3)} | {"convergence.png", "convergence.json"}
+    assert {path.name for path in (drawn / "pictures").iterdir()} == names
     assert [line["updates"] for line in lines(drawn)] == [10, 20, 30]
     assert all(line["change"] > 0 and line["dead"] >= 0 for line in lines(plain))
     assert ["converged" in line for line in lines(drawn)] == [False, True, False]
     found = events.EventAccumulator(str(drawn / "tensorboard")).Reload()
     assert [event.value for event in found.Scalars("loss")] == pytest.approx([line["loss"] for line in lines(drawn)])
-    assert {event.step for event in found.Images("weights_layer1")} == {2, 3}
+    assert {event.step for event in found.Images("weights/layer1")} == {2, 3}
 
 
 def test_without_matplotlib_a_run_says_so_and_goes_on(bars, tmp_path, monkeypatch, capsys):

@@ -112,7 +112,7 @@ class HebbianEvaluator:
                 fit into memory.
         """
         with taps(self.model, [self.until], keep=self._keep) as read, torch.enable_grad():
-            torch.manual_seed(self.seed)  # of the stream that taps has forked
+            _seed(self.seed, device_of(self.model))
             data = self._features(train, lambda x: read(x)[self.until])
             if len(data) < 2:
                 raise ValueError(f"hebbkern.HebbianEvaluator: train must hold two samples or more, got {len(data)}")
@@ -235,6 +235,13 @@ class _Part(Dataset):
 def _evaluator(head: nn.Module, device: torch.device) -> Engine:
     metrics = {"accuracy": Accuracy(), "loss": Loss(F.cross_entropy)}
     return _quiet(create_supervised_evaluator(head, metrics=metrics, device=device))
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """Seeds the streams that `taps` has forked, and no other device's, as torch.manual_seed would."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index].manual_seed(seed)
 
 
 def _quiet(part):

@@ -55,7 +55,9 @@ def linear_probes(
     """
     if pool not in POOLS:
         raise ValueError(f'hebbkern.evaluation: pool must be "average" or "max", got {pool!r}')
-    names = list(hebbian_layers(model)) if layers is None else list(layers)
+    names = list(hebbian_layers(model)) if layers is None else list(dict.fromkeys(layers))
+    if not names:
+        raise ValueError("hebbkern.evaluation: layers must name one layer or more, got none")
 
     def keep(output: Tensor) -> Tensor:
         output = output.float()

@@ -68,7 +68,7 @@ def taps(
     Raises:
         ValueError: no module of that name; or, from the function, one that the data does not reach.
     """
-    names, seen = list(names), {}
+    names, seen = list(dict.fromkeys(names)), {}
     modules = dict(model.named_modules(remove_duplicate=False))
     for name in names:
         if name not in modules:
@@ -93,8 +93,10 @@ def taps(
             model(x.to(device_of(model)))
         except _AllSeen:
             return dict(seen)
-        missing = next(name for name in names if name not in seen)
-        raise ValueError(f'hebbkern.evaluation: layer must be one that the data reaches, got "{missing}"')
+        for name in names:
+            if name not in seen:
+                raise ValueError(f'hebbkern.evaluation: layer must be one that the data reaches, got "{name}"')
+        return dict(seen)
 
     handles = []
     with at_rest(model):
@@ -112,5 +114,5 @@ def device_of(model: nn.Module) -> torch.device:
     return tensors[0].device if tensors else torch.device("cpu")
 
 
-class _AllSeen(Exception):
-    """Ends a forward pass from which all has been taken."""
+class _AllSeen(BaseException):
+    """Ends a forward pass from which all has been taken; not an Exception, which a model may catch."""

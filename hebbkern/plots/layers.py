@@ -39,10 +39,10 @@ def _rank(panel, name: str, wins: np.ndarray) -> None:
     shares = wins / max(wins.mean(), 1e-12)
     edges = np.arange(neurons + 1)
     low, high = (0.5 * min(shares[alive - 1], 1), 2 * max(shares[0], 1)) if alive else (0.1, 10)
-    panel.set_yscale("log", subs=[])
-    panel.yaxis.get_major_locator().set_params(subs=(1.0, 2.0, 5.0) if high / low < 100 else (1.0,))
-    panel.yaxis.set_major_formatter("{x:g}")
+    panel.set_yscale("log", subs=())
     panel.set_ylim(low, high)
+    panel.yaxis.get_major_locator().set_params(subs=(1, 2, 5) if high / low < 500 else (1,))
+    panel.yaxis.set_major_formatter("{x:g}")
     panel.set_xlim(0, neurons)
     panel.stairs(shares[:alive], edges[: alive + 1], baseline=low, fill=True, color=COLOURS[0], alpha=0.75)
     panel.axhline(1, color="0.3", linewidth=0.8, linestyle="--")
@@ -63,43 +63,41 @@ def activations(
     Args:
         statistics: {layer: numbers "mean", "q05", "q25", "q50", "q75", "q95" (quantiles), "inactive" (share of
             activations at most 0), "silent" (share of neurons never above 0), "sparseness" (0 to 1)}, as
-            `hebbkern.training.handlers.activity` gives them. path: see `hebbkern.plots`.
+            `hebbkern.training.statistics.activity` gives them. path: see `hebbkern.plots`.
 
     Returns path. Raises ValueError where nothing is given.
     """
     if not statistics:
         refuse("statistics", "of one layer or more", "none")
-    names, rows = list(statistics), list(statistics.values())
-    places = np.arange(len(rows))
+    rows = list(statistics.values())
     with styled():
         drawn = figure(8.2, 1.7 + 0.55 * len(rows))
         spread, sparse = drawn.subplots(1, 2, sharey=True)
-        boxes = [
-            {"whislo": row["q05"], "q1": row["q25"], "med": row["q50"], "q3": row["q75"], "whishi": row["q95"]}
-            | {"mean": row["mean"], "fliers": []}
-            for row in rows
-        ]
-        looks = {"boxprops": {"facecolor": "#bcd7ea"}, "medianprops": {"color": COLOURS[0], "linewidth": 2}}
-        mark = {"marker": "D", "markerfacecolor": COLOURS[1], "markeredgecolor": "none", "markersize": 5}
-        spread.bxp(
-            boxes,
-            places,
-            orientation="horizontal",
-            patch_artist=True,
-            showmeans=True,
-            meanprops=mark,
-            widths=0.5,
-            **looks,
-        )
-        spread.axvline(0, color="0.3", linewidth=0.8)
-        spread.set_yticks(places, [name or "model" for name in names])
-        spread.set(xlabel="activation: 5, 25, 50, 75, 95 %, mean ◆")
-        for index, (key, label) in enumerate(SPARSITY.items()):
-            width = 0.8 / len(SPARSITY)
-            offset = (index - (len(SPARSITY) - 1) / 2) * width
-            sparse.barh(places + offset, [row[key] for row in rows], width, color=COLOURS[index], label=label)
-        sparse.set(xlim=(0, 1), xlabel="share")
+        _spread(spread, rows)
+        spread.set_yticks(range(len(rows)), [name or "model" for name in statistics])
+        _sparsity(sparse, rows)
         spread.invert_yaxis()
-        drawn.legend(loc="outside lower right", ncols=3)
-        drawn.suptitle(title or "", fontsize=10)
+        drawn.legend(loc="outside upper right", ncols=len(SPARSITY))
+        drawn.suptitle(title or "", fontsize=10, x=0.01, horizontalalignment="left")
         return write(drawn, path)
+
+
+def _spread(panel, rows: list[Mapping[str, float]]) -> None:
+    """A box a layer."""
+    ends = {"whislo": "q05", "q1": "q25", "med": "q50", "q3": "q75", "whishi": "q95", "mean": "mean"}
+    boxes = [{end: row[key] for end, key in ends.items()} | {"fliers": []} for row in rows]
+    mark = {"marker": "D", "markerfacecolor": COLOURS[1], "markeredgecolor": "none", "markersize": 5}
+    looks = {"boxprops": {"facecolor": "#bcd7ea"}, "medianprops": {"color": COLOURS[0], "linewidth": 2}}
+    looks |= {"patch_artist": True, "showmeans": True, "meanprops": mark, "widths": 0.5}
+    panel.bxp(boxes, range(len(rows)), orientation="horizontal", **looks)
+    panel.axvline(0, color="0.3", linewidth=0.8)
+    panel.set(xlabel="activation: 5, 25, 50, 75, 95 %, mean ◆")
+
+
+def _sparsity(panel, rows: list[Mapping[str, float]]) -> None:
+    """A bar a layer for each measure."""
+    places, width = np.arange(len(rows)), 0.8 / len(SPARSITY)
+    for index, (key, label) in enumerate(SPARSITY.items()):
+        offset = (index - (len(SPARSITY) - 1) / 2) * width
+        panel.barh(places + offset, [row[key] for row in rows], width, color=COLOURS[index], label=label)
+    panel.set(xlim=(0, 1), xlabel="share")

@@ -41,6 +41,15 @@ def check(config: Config) -> None:
         )
 
 
+def tensorboard(folder: Path):
+    """A SummaryWriter into `folder`; close it at the end. ImportError says what to install."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError("hebbkern.training: tensorboard is missing: pip install 'hebbkern[log]'") from error
+    return SummaryWriter(str(folder))
+
+
 class Metrics:
     """An ignite handler that writes a line of JSON after each epoch.
 

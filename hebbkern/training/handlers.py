@@ -1,297 +1,360 @@
-"""Handlers that show what a training learns: figures for the progress bar, pictures as PNG files and in TensorBoard.
+"""What a training shows of itself: figures beside the progress bar, pictures as PNG files and in TensorBoard.
 
-    Figures(model).attach(trainer)                                 # before the progress bar, which shows them
-    Winners(model, images).attach(trainer, folder="run/pictures", writer=tensorboard("run/tensorboard"), every=5)
+    writer = torch.utils.tensorboard.SummaryWriter("run/tensorboard")
+    handlers = [Figures(model), WeightPictures(model, folder="run/pictures", writer=writer, every=5)]
+    hk.training.train(model, batches, lr=0.04, epochs=20, handlers=handlers)
 
-Each reads the Hebbian layers of `model` after every `every`-th epoch, and after the last one; nothing is done in the
-steps between, no random number is drawn and nothing of the model is touched: a training ends with the same bits
-with them and without. Folder, writer and every may be given at construction or, which counts, to `attach`.
+Each handler has attach(engine), for any ignite engine that trains `model`; its layers are looked up then. All but
+`Figures` draw after every `every` epochs and at the end, into `folder` (made if missing), `writer` (a SummaryWriter,
+the epoch being its step), or both, and need matplotlib (pip install 'hebbkern[demo]'). Of several processes the first
+draws. Nothing happens at a step, and no handler changes the training: the weights and all random states stay the same
+bits. A picture takes some tenths of a second.
+
+`Convergence` and `Curves` keep their points in a file beside the picture, <name>.json, from which they go on after a
+training is resumed; the other pictures need no history.
 """
 
 from __future__ import annotations
 
 import io
+import json
+import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hebbkern import ops, plots
+from hebbkern import plots
 from hebbkern.evaluation.taps import hebbian_layers, taps
-from hebbkern.rules import WTA, KrotovHopfield
+from hebbkern.plots.files import figure
+from hebbkern.training.statistics import activity, answers, lengths, wins
 
 try:
+    import ignite.distributed as idist
     from ignite.engine import Engine, Events
 except ImportError as error:
     raise ImportError("hebbkern.training: pytorch-ignite is missing: pip install 'hebbkern[train]'") from error
 
-ENTRIES = 100_000  # of a layer's initial weights that are kept for its histogram
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+SIZE = 100  # samples a forward pass
+NUMBERS = 2**21  # activations that are looked at, of a layer
 
 
-def tensorboard(folder: str | Path):
-    """A torch.utils.tensorboard.SummaryWriter into `folder`; close it at the end. ImportError says what to install."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ImportError("hebbkern.training: tensorboard is missing: pip install 'hebbkern[train]'") from error
-    return SummaryWriter(str(folder))
+class Figures:
+    """Writes "updates", "dead" and "change" to engine.state.metrics after every epoch, as numbers.
 
-
-class Handler:
-    """What all share: when they are called, and where to.
+    updates: steps so far. dead: neurons (of those not frozen) whose weights are the same bits as when the epoch began.
+    change: the mean absolute change of the weights of all neurons not frozen, over the epoch. Both are over all Hebbian
+    layers that took a step in it; an epoch that is resumed begins there. Attach it before a progress bar that shows
+    them: `ProgressBar().attach(engine, metric_names="all")`.
 
     Args:
-        model: holds at least one Hebbian layer, else ValueError.
-        folder: for PNG files; each is overwritten by the next. writer: a SummaryWriter, steps are epochs.
-        every: epochs between two calls.
+        model: that the engine trains. writer: a SummaryWriter for the same numbers, or None.
     """
 
-    def __init__(self, model: nn.Module, *, folder: str | Path | None = None, writer=None, every: int = 1):
-        self.model, self.layers = model, hebbian_layers(model)
-        self.folder, self.writer, self.every, self.shown = folder, writer, every, None
+    def __init__(self, model: nn.Module, *, writer=None):
+        self.model, self.writer = model, writer
 
-    def attach(self, engine: Engine, folder: str | Path | None = None, writer=None, every: int | None = None) -> None:
-        """Adds itself to the engine. Arguments as of the class; what is None stays as it was given there."""
-        every = self.every if every is None else every
+    def attach(self, engine: Engine) -> None:
+        self.layers = list(_layers(self.model).values())
+        engine.add_event_handler(Events.EPOCH_STARTED, self._begin)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._measure)
+
+    def _begin(self, engine: Engine) -> None:
+        self.before = [(layer.weight._version, layer.weight.detach().clone()) for layer in self.layers]
+
+    def _measure(self, engine: Engine) -> None:
+        dead = weights = 0
+        change = 0.0
+        for layer, (version, before) in zip(self.layers, self.before, strict=True):
+            if layer.weight._version == version:  # nobody wrote to it
+                continue
+            moved = (layer.weight.detach() - before)[~layer.frozen].flatten(1)
+            dead += int((moved == 0).all(1).sum())
+            weights += moved.numel()
+            change += moved.abs().sum(dtype=torch.float64).item()
+        figures = {"updates": engine.state.iteration, "dead": dead, "change": change / max(weights, 1)}
+        engine.state.metrics.update(figures)
+        if self.writer is not None and idist.get_rank() == 0:
+            for name, value in figures.items():
+                self.writer.add_scalar(f"figures/{name}", value, engine.state.epoch)
+
+
+class _Handler:
+    """Calls draw(engine) after every `every` epochs and at the end, and knows where pictures go."""
+
+    def __init__(self, folder: str | Path | None, writer, every: int):
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise ValueError(f"hebbkern.training: every must be a whole number of at least 1, got {every}")
-        self.folder = self.folder if folder is None else folder
-        self.writer = self.writer if writer is None else writer
-        self.every = every
-        engine.add_event_handler(Events.STARTED, self.start)
-        engine.add_event_handler(Events.EPOCH_COMPLETED(every=every), self._once)
-        engine.add_event_handler(Events.COMPLETED, self._once)
+            self._refuse("every", "a whole number of at least 1", every)
+        if folder is None and writer is None:
+            self._refuse("folder or writer", "given", "neither")
+        self.folder, self.writer, self.every = None if folder is None else Path(folder), writer, every
 
-    def start(self, engine: Engine) -> None:
-        """Before the first epoch."""
+    def attach(self, engine: Engine) -> None:
+        if idist.get_rank() != 0:
+            return
+        figure(1, 1)  # where matplotlib is missing it is said now, not after an epoch
+        self.prepare()
+        engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.every), self.draw)
+        engine.add_event_handler(Events.COMPLETED, self._finish)
 
-    def show(self, engine: Engine) -> None:
-        """After an epoch."""
+    def prepare(self) -> None:
+        """Looks at the model before the training."""
+
+    def draw(self, engine: Engine) -> None:
         raise NotImplementedError
 
-    def _once(self, engine: Engine) -> None:
-        if self.shown != engine.state.epoch and engine.state.epoch > 0:
-            self.shown = engine.state.epoch
-            self.show(engine)
+    def _finish(self, engine: Engine) -> None:
+        if engine.state.epoch % self.every:
+            self.draw(engine)
 
-    def picture(self, engine: Engine, name: str, draw, *what, **options) -> None:
-        """Draws to folder/name.png and to the writer's images, whichever there is."""
-        if self.folder is None and self.writer is None:
-            return
+    def picture(self, name: str, tag: str, epoch: int, draw: Callable) -> None:
+        """draw(file) as <name>.png in the folder, and under the tag in TensorBoard."""
         buffer = io.BytesIO()
-        draw(*what, buffer, title=f"{name}, epoch {engine.state.epoch}", **options)
+        draw(buffer)
         if self.folder is not None:
-            path = Path(self.folder, f"{name}.png")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(buffer.getvalue())
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / f"{name}.png").write_bytes(buffer.getvalue())
         if self.writer is not None:
             from PIL import Image
 
-            pixels = np.array(Image.open(buffer).convert("RGB"))
-            self.writer.add_image(name, pixels, engine.state.epoch, dataformats="HWC")
+            pixels = np.asarray(Image.open(buffer).convert("RGB"))
+            self.writer.add_image(tag, pixels, epoch, dataformats="HWC")
 
-    def scalars(self, engine: Engine, name: str, values: dict[str, float]) -> None:
-        """name/layer for each layer, into the writer if there is one."""
+    def scalars(self, kind: str, values: dict[str, float], epoch: int) -> None:
         if self.writer is not None:
-            for layer, value in values.items():
-                self.writer.add_scalar(f"{name}/{_title(layer)}", value, engine.state.epoch)
+            for name, value in values.items():
+                self.writer.add_scalar(f"{kind}/{name}", value, epoch)
+
+    def _refuse(self, what: str, wanted: str, got) -> None:
+        raise ValueError(f"hebbkern.{type(self).__name__}: {what} must be {wanted}, got {got}")
 
 
-class Figures(Handler):
-    """Writes three figures into `engine.state.metrics` at the end of each epoch, 0 before the first.
+class _Layers(_Handler):
+    """A handler that looks at all Hebbian layers of a model."""
 
-    "updates": batches learnt from since the beginning of the training. "dead": neurons that are not frozen and that no
-    step of this epoch has moved; layers that did not learn in it (none of their neurons moved) count none. "change":
-    the mean absolute change of a weight over the epoch, in the layers that learnt. The writer gets dead and change a
-    layer. Takes one copy of the weights in memory. Epochs between two calls (every) are measured as one.
-    """
+    def __init__(self, model: nn.Module, *, folder: str | Path | None = None, writer=None, every: int = 1):
+        super().__init__(folder, writer, every)
+        self.model = model
 
-    def start(self, engine: Engine) -> None:
-        for name in ("updates", "dead", "change"):
-            engine.state.metrics.setdefault(name, 0)
-        self.before = self._weights()
-
-    def show(self, engine: Engine) -> None:
-        dead, change, moved, entries = {}, {}, 0.0, 0
-        for name, weight in self._weights().items():
-            still = (weight == self.before[name]).flatten(1).all(1)
-            if not still.all():
-                dead[name] = int((still & ~self.layers[name].frozen).sum())
-                total = (weight.double() - self.before[name].double()).abs().sum().item()
-                change[name], moved, entries = total / weight.numel(), moved + total, entries + weight.numel()
-            self.before[name] = weight
-        figures = {"updates": engine.state.iteration, "dead": sum(dead.values()), "change": moved / max(entries, 1)}
-        engine.state.metrics.update(figures)
-        self.scalars(engine, "dead", dead)
-        self.scalars(engine, "change", change)
-
-    def _weights(self) -> dict[str, Tensor]:
-        return {name: layer.weight.detach().clone() for name, layer in self.layers.items()}
+    def prepare(self) -> None:
+        self.layers = _layers(self.model)
 
 
-class WeightPictures(Handler):
-    """Grids of the first `most` neurons of each layer, see `hebbkern.plots.weight_grid`.
+class WeightPictures(_Layers):
+    """Draws the incoming weights of a layer's neurons: weights_<layer>_<epoch>.png.
 
     Args:
-        shapes: {layer: shape of a tile}, for linear layers. most: neurons. grid: colours and channels of weight_grid.
+        model, folder, writer, every: see above.
+        shapes: {layer: shape of a tile}, of linear layers whose inputs are no square.
+        neurons: at most so many are drawn, the first ones; None for all.
+        looks: of `hebbkern.plots.weight_grid`: colours, channels, columns.
     """
 
     def __init__(
-        self, model: nn.Module, *, shapes: dict[str, tuple] | None = None, most: int = 100, grid=None, **where
+        self, model, *, shapes=None, neurons: int | None = 100, folder=None, writer=None, every: int = 1, **looks
     ):
-        super().__init__(model, **where)
-        self.shapes, self.most, self.grid = shapes or {}, most, grid or {}
+        super().__init__(model, folder=folder, writer=writer, every=every)
+        self.shapes, self.neurons, self.looks = shapes or {}, neurons, looks
 
-    def show(self, engine: Engine) -> None:
+    def draw(self, engine: Engine) -> None:
+        epoch = engine.state.epoch
         for name, layer in self.layers.items():
-            options = {"shape": self.shapes.get(name), **self.grid}
-            self.picture(engine, f"weights_{_title(name)}", plots.weight_grid, layer.weight[: self.most], **options)
+            looks = {"title": f"{name}, epoch {epoch}", "shape": self.shapes.get(name), **self.looks}
+            draw = partial(plots.weight_grid, layer.weight[: self.neurons], **looks)
+            self.picture(f"weights_{_file(name)}_{epoch:04d}", f"weights/{name}", epoch, draw)
 
 
-class Convergence(Handler):
-    """The share of each layer's neurons whose length is within `tolerance` of 1, over time.
+class WeightHistograms(_Layers):
+    """Draws how each layer's weights are distributed, and how they were before the training: histograms_<epoch>.png.
 
-    The length is the p-norm for Krotov and Hopfield's rule with exponent p (what its neurons tend to), else the
-    Euclidean one. The mean over all neurons goes to `engine.state.metrics["converged"]`. `state_dict` and
-    `load_state_dict` let ignite's Checkpoint keep the history.
+    TensorBoard gets its own histograms. What was before is what the model holds when the handler is attached.
     """
 
-    def __init__(self, model: nn.Module, *, tolerance: float = 0.05, **where):
-        super().__init__(model, **where)
-        self.tolerance = tolerance
-        self.history: dict[str, list[tuple[int, float]]] = {name: [] for name in self.layers}
+    def prepare(self) -> None:
+        super().prepare()
+        self.before = {name: layer.weight.detach().clone() for name, layer in self.layers.items()}
 
-    def show(self, engine: Engine) -> None:
-        near = {name: self._near(layer) for name, layer in self.layers.items()}
-        shares = {name: mask.double().mean().item() for name, mask in near.items()}
-        engine.state.metrics["converged"] = torch.cat([mask.cpu() for mask in near.values()]).double().mean().item()
-        for name, share in shares.items():
-            self.history[name].append((engine.state.epoch, share))
-        curves = {_title(name): points for name, points in self.history.items()}
-        self.picture(engine, "convergence", plots.convergence, curves, tolerance=self.tolerance)
-        self.scalars(engine, "converged", shares)
-
-    def _near(self, layer: nn.Module) -> Tensor:
-        p = layer.rule.p if isinstance(layer.rule, KrotovHopfield) else 2.0
-        lengths = torch.linalg.vector_norm(layer.weight.detach().double().flatten(1), p, dim=1)
-        return (lengths - 1).abs() <= self.tolerance
-
-    def state_dict(self) -> dict:
-        return {"history": {name: [list(point) for point in points] for name, points in self.history.items()}}
-
-    def load_state_dict(self, state: dict) -> None:
-        self.history = {name: [tuple(point) for point in points] for name, points in state["history"].items()}
-
-
-class WeightHistograms(Handler):
-    """Histograms of each layer's weights, in the picture beside those at the start of the run."""
-
-    def start(self, engine: Engine) -> None:
-        flat = {_title(name): layer.weight.detach().flatten() for name, layer in self.layers.items()}
-        self.before = {name: entries[:: -(-len(entries) // ENTRIES)].clone() for name, entries in flat.items()}
-
-    def show(self, engine: Engine) -> None:
-        weights = {_title(name): layer.weight.detach().float() for name, layer in self.layers.items()}
-        self.picture(engine, "histograms", plots.weight_histograms, weights, before=self.before)
+    def draw(self, engine: Engine) -> None:
+        epoch, weights = engine.state.epoch, {name: layer.weight.detach() for name, layer in self.layers.items()}
+        if self.folder is not None:
+            path = self.folder / f"histograms_{epoch:04d}.png"
+            plots.weight_histograms(weights, path, before=self.before, title=f"epoch {epoch}")
         if self.writer is not None:
             for name, weight in weights.items():
-                self.writer.add_histogram(f"weights/{name}", weight.cpu(), engine.state.epoch)
+                self.writer.add_histogram(f"weights/{name}", weight.float(), epoch)
 
 
-class Winners(Handler):
-    """How many patches of a fixed batch each neuron wins, and how many neurons win none (dead units).
+class _OnImages(_Layers):
+    """A handler that sends the same images through the model, which is in evaluation mode and learns nothing."""
 
-    The winner is that of the layer's own rule: its similarity and its patches; for rules that teach every neuron, and
-    for Teacher, the largest response w·x. Frozen neurons compete. The share of dead units of all neurons goes to
-    `engine.state.metrics["winless"]`, their number in each layer to the writer.
+    def __init__(
+        self, model: nn.Module, images: Tensor, *, folder: str | Path | None = None, writer=None, every: int = 1
+    ):
+        super().__init__(model, folder=folder, writer=writer, every=every)
+        if len(images) == 0:
+            self._refuse("images", "at least one", "none")
+        self.images = images
+
+    def prepare(self) -> None:
+        super().prepare()
+        for _ in self.read(self.images[:1]):  # a layer that data does not reach is refused now
+            pass
+
+    def read(self, images: Tensor, inputs: bool = True):
+        """Gives {layer: input, or output} of some images after others."""
+        with taps(_uncompiled(self.model), self.layers, inputs=inputs) as read:
+            for x in images.split(SIZE):
+                yield read(x.float().div(255) if x.dtype == torch.uint8 else x)
+
+
+class Winners(_OnImages):
+    """Draws how often each neuron wins, the dead ones in red: winners_<epoch>.png; TensorBoard gets their share too.
+
+    The share of all neurons that win nothing goes to engine.state.metrics["winless"].
 
     Args:
-        sample: held-out batch of inputs of the model.
+        model, folder, writer, every: see above.
+        images: a fixed batch as the model takes it, best one that is not trained on; uint8 becomes 0 to 1. Winners
+            are those of the rule, see `hebbkern.training.statistics.wins`.
     """
 
-    def __init__(self, model: nn.Module, sample: Tensor, **where):
-        super().__init__(model, **where)
-        self.sample = sample
-
-    def show(self, engine: Engine) -> None:
-        with taps(self.model, self.layers, inputs=True) as read:
-            inputs = read(self.sample)
-        counts = {name: wins(self.layers[name], x) for name, x in inputs.items()}
-        counts = {name: counts[name] for name in self.layers}
-        dead = {name: int((count == 0).sum()) for name, count in counts.items()}
-        engine.state.metrics["winless"] = sum(dead.values()) / sum(map(len, counts.values()))
-        self.picture(engine, "winners", plots.winners, {_title(name): count for name, count in counts.items()})
-        self.scalars(engine, "winless", dead)
+    def draw(self, engine: Engine) -> None:
+        epoch, counts = engine.state.epoch, {}
+        for inputs in self.read(self.images):
+            for name, x in inputs.items():
+                counts[name] = wins(self.layers[name], x) + counts.get(name, 0)
+        self.picture(f"winners_{epoch:04d}", "winners", epoch, partial(plots.winners, counts, title=f"epoch {epoch}"))
+        without = {name: int((won == 0).sum()) for name, won in counts.items()}
+        engine.state.metrics["winless"] = sum(without.values()) / _neurons(self.layers)
+        self.scalars("winless", {name: dead / len(counts[name]) for name, dead in without.items()}, epoch)
 
 
-class Activations(Handler):
-    """Statistics of what layers put out on a fixed batch, see `activity`.
+class Activations(_OnImages):
+    """Draws how each layer's activations are spread and how sparse they are: activations_<epoch>.png.
+
+    TensorBoard gets the mean, the share of silent neurons and the sparseness too. Of layers with more than NUMBERS
+    activations on all images, evenly spaced patches count.
 
     Args:
-        sample: held-out batch of inputs of the model.
-        names: of any modules of the model, e.g. those behind the nonlinearity; None = the Hebbian layers.
+        model, folder, writer, every: see above. images: as for `Winners`.
     """
 
-    def __init__(self, model: nn.Module, sample: Tensor, names: list[str] | None = None, **where):
-        super().__init__(model, **where)
-        self.sample, self.names = sample, list(self.layers) if names is None else list(names)
-
-    def show(self, engine: Engine) -> None:
-        with taps(self.model, self.names, keep=activity) as read:
-            seen = read(self.sample)
-        seen = {_title(name): seen[name] for name in self.names}
-        self.picture(engine, "activations", plots.activations, seen)
-        for figure in ("mean", "std", "inactive", "silent", "sparseness"):
-            self.scalars(engine, figure, {name: row[figure] for name, row in seen.items()})
-
-
-@torch.no_grad()
-def wins(layer: nn.Module, x: Tensor) -> Tensor:
-    """int64 [K]: of how many patches of x, the layer's input, each neuron is the winner under the layer's rule."""
-    rule, weight, how = layer.rule, layer.weight.detach(), {"patches": layer.rule.patches}
-    if isinstance(rule, KrotovHopfield):
-        how["p"] = rule.p
-    elif isinstance(rule, WTA):
-        how["cosine"] = rule.similarity == "cosine"
-    x = x.to(weight.dtype)
-    if isinstance(layer, nn.Conv2d):
-        x = x if x.dim() == 4 else x.unsqueeze(0)
-        padding = layer.padding
-        if isinstance(padding, str) or layer.padding_mode != "zeros":
-            mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-            x, padding = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode), 0
-        how |= {"stride": layer.stride, "padding": padding, "dilation": layer.dilation}
-    else:
-        x = x.reshape(-1, x.shape[-1])
-    winners, _ = ops.compete(x, weight, **how)
-    return torch.bincount(winners.flatten().long(), minlength=len(weight))
+    def draw(self, engine: Engine) -> None:
+        epoch, rows = engine.state.epoch, {name: [] for name in self.layers}
+        passes = -(-len(self.images) // SIZE)
+        for outputs in self.read(self.images, inputs=False):
+            for name, output in outputs.items():
+                y = answers(self.layers[name], output)
+                rows[name].append(y[:: -(-y.numel() * passes // NUMBERS)].cpu())
+        told = {name: activity(torch.cat(parts)) for name, parts in rows.items()}
+        draw = partial(plots.activations, told, title=f"epoch {epoch}")
+        self.picture(f"activations_{epoch:04d}", "activations", epoch, draw)
+        for kind in ("mean", "silent", "sparseness"):
+            self.scalars(f"activations {kind}", {name: row[kind] for name, row in told.items()}, epoch)
 
 
-def activity(output: Tensor) -> dict[str, float]:
-    """Statistics of a layer's output: [B, K], maps [B, K, H, W], or sequences [B, ..., K].
+class _History:
+    """Points {name: [[epoch, value], ...]}, kept in a file, if there is one, that is whole whatever happens."""
 
-    "mean", "std", quantiles "q05", "q25", "q50", "q75", "q95" (of at most 2^20 evenly spaced entries); "inactive", the
-    share at most 0; "silent", the share of neurons never above 0; "sparseness", 1 − mean(r)² / mean(r²) of r = max(0,
-    activation), 0 where all are alike and near 1 where few are active (Treves and Rolls 1991), 1 where all are silent.
+    def __init__(self, path: Path | None):
+        self.path, self.points = path, {}
+
+    def start(self, engine: Engine) -> None:
+        """Points of epochs that this training has behind it stay."""
+        known = json.loads(self.path.read_text()) if self.path and self.path.is_file() else self.points
+        self.points = {name: [p for p in points if p[0] <= engine.state.epoch] for name, points in known.items()}
+
+    def add(self, epoch: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            points = self.points.setdefault(name, [])
+            points[:] = [point for point in points if point[0] < epoch] + [[epoch, value]]
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            beside = self.path.with_name(f".{self.path.name}.unfinished")
+            beside.write_text(json.dumps(self.points))
+            os.replace(beside, self.path)
+
+    def drawn(self) -> dict[str, list]:
+        return {name: points for name, points in self.points.items() if points}
+
+
+class Convergence(_Layers):
+    """Draws the share of each layer's neurons whose length is 1 within a tolerance, over epochs: convergence.png.
+
+    Lengths are norms of the rule's own p for Krotov and Hopfield's, else of p = 2. Its points: convergence.json. The
+    share of all neurons goes to engine.state.metrics["converged"].
+
+    Args:
+        model, folder, writer, every: see above. tolerance: at least 0; counts |length − 1| ≤ tolerance.
     """
-    output = output.detach().float()
-    axis = 1 if output.dim() == 4 else output.dim() - 1
-    entries, active = output.flatten(), output.relu().double()
-    quantiles = entries[:: -(-len(entries) // 2**20)].quantile(torch.tensor(QUANTILES, device=output.device))
-    silent = (output.movedim(axis, 0).flatten(1) <= 0).all(1)
-    power = active.square().mean().item()
-    return {
-        "mean": entries.double().mean().item(),
-        "std": entries.double().std(correction=0).item(),
-        **{f"q{100 * q:02.0f}": value for q, value in zip(QUANTILES, quantiles.tolist(), strict=True)},
-        "inactive": (entries <= 0).double().mean().item(),
-        "silent": silent.double().mean().item(),
-        "sparseness": 1 - active.mean().item() ** 2 / power if power else 1.0,
-    }
+
+    def __init__(self, model, tolerance: float = 0.1, *, folder=None, writer=None, every: int = 1):
+        super().__init__(model, folder=folder, writer=writer, every=every)
+        if not tolerance >= 0:
+            self._refuse("tolerance", "at least 0", tolerance)
+        self.tolerance, self.history = tolerance, _History(self.folder and self.folder / "convergence.json")
+
+    def attach(self, engine: Engine) -> None:
+        super().attach(engine)
+        engine.add_event_handler(Events.STARTED, self.history.start)
+
+    def draw(self, engine: Engine) -> None:
+        near = {name: (lengths(layer) - 1).abs() <= self.tolerance for name, layer in self.layers.items()}
+        shares = {name: reached.double().mean().item() for name, reached in near.items()}
+        reached = sum(int(part.sum()) for part in near.values())
+        engine.state.metrics["converged"] = reached / _neurons(self.layers)
+        self.history.add(engine.state.epoch, shares)
+        if self.folder is not None:
+            path = self.folder / "convergence.png"
+            plots.convergence(self.history.drawn(), path, tolerance=self.tolerance)
+        self.scalars("convergence", shares, engine.state.epoch)
 
 
-def _title(name: str) -> str:
-    return name or "model"
+class Curves(_Handler):
+    """Draws numbers of engine.state.metrics over epochs: curves.png. Its points: curves.json.
+
+        Curves("readout", "readout_train", folder="run/pictures")      # of HebbianEvaluator.attach
+
+    Args:
+        names: of metrics; those that are not there yet are left out. ylabel, best: of `plots.learning_curves`.
+        folder, writer, every: see above. Attach it after what writes the metrics.
+    """
+
+    def __init__(self, *names: str, ylabel="accuracy", best="max", folder=None, writer=None, every: int = 1):
+        super().__init__(folder, writer, every)
+        if not names:
+            self._refuse("names", "one metric or more", "none")
+        self.names, self.looks = names, {"ylabel": ylabel, "best": best}
+        self.history = _History(self.folder and self.folder / "curves.json")
+
+    def attach(self, engine: Engine) -> None:
+        super().attach(engine)
+        engine.add_event_handler(Events.STARTED, self.history.start)
+
+    def draw(self, engine: Engine) -> None:
+        metrics = engine.state.metrics
+        values = {name: float(metrics[name]) for name in self.names if name in metrics}
+        self.history.add(engine.state.epoch, values)
+        if self.folder is not None and self.history.drawn():
+            plots.learning_curves(self.history.drawn(), self.folder / "curves.png", **self.looks)
+        self.scalars("curves", values, engine.state.epoch)
+
+
+def _layers(model: nn.Module) -> dict[str, nn.Module]:
+    return hebbian_layers(_uncompiled(model))
+
+
+def _neurons(layers: dict[str, nn.Module]) -> int:
+    return sum(len(layer.weight) for layer in layers.values())
+
+
+def _uncompiled(model: nn.Module) -> nn.Module:
+    return getattr(model, "_orig_mod", model)
+
+
+def _file(name: str) -> str:
+    """The name of a layer as part of a file's; a model that is a layer itself has none."""
+    return name.replace("/", "_") or "model"

@@ -195,7 +195,7 @@ def _handlers(config: Config, model: nn.Module, data: datasets.Dataset, held_out
         return
     out, measured = Path(config.out), config.head is not None and held_out is not None
     measure = (lambda: {"validation_accuracy": accuracy(model, *held_out)}) if measured else dict
-    writer = handlers.tensorboard(out / "tensorboard") if config.tensorboard else None
+    writer = folder.tensorboard(out / "tensorboard") if config.tensorboard else None
     try:
         where = {"folder": out / "pictures", "writer": writer, "every": max(config.pictures, 1)}
         pictures = _pictures(config, model, data.x_train if held_out is None else held_out[0], place, where)

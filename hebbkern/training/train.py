@@ -95,8 +95,9 @@ def train(
     elif save_every is not None:
         raise ValueError("hebbkern.training: save_every must be None for batches that cannot seek, got a number")
     schedule.attach(trainer, Events.EPOCH_STARTED)
-    if progress:
-        Figures(model).attach(trainer)  # compares all weights once an epoch, a seventh of a short one
+    handlers = list(handlers)
+    if progress and not any(isinstance(handler, Figures) for handler in handlers):
+        handlers.insert(0, Figures(model))  # only then: it compares all weights once an epoch
     for handler in handlers:
         if hasattr(handler, "attach"):
             handler.attach(trainer)
