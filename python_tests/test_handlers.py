@@ -161,8 +161,8 @@ def test_convergence_is_by_the_norm_of_the_rule():
         hk.nn.HebbianLinear(2, 4, rule=hk.KrotovHopfield(p=4.0)),
         hk.nn.HebbianConv2d(1, 2, 2, rule=hk.SoftWTA()),
     )
-    half = 0.5**0.25  # (half, half) has 4-norm 1; (√½, √½) has not
-    model[0].weight.data = torch.tensor([[half, -half], [0.5**0.5, 0.5**0.5], [0.0, 1.04], [1.06, 0.0]])
+    half = 0.5**0.25  # (half, −half) has 4-norm 1, but 2-norm 1.19
+    model[0].weight.data = torch.tensor([[half, -half], [0.3, 0.4], [0.0, 1.04], [1.06, 0.0]])
     model[1].weight.data = torch.stack([torch.full((1, 2, 2), 0.5), torch.full((1, 2, 2), 0.25**0.25)])
     engine = engines.Engine(lambda engine, batch: None)
     convergence = handlers.Convergence(model, tolerance=0.05)
@@ -209,9 +209,9 @@ def test_winners_count_dead_units_on_each_layers_own_input():
 
 
 def test_activity_of_a_known_output():
-    output = torch.tensor([[0.0, 2.0, -1.0, 2.0], [-1.0, 4.0, -2.0, 0.0]])
-    want = {"mean": 0.5, "std": np.sqrt(30 / 8 - 0.25), "q50": 0.0, "inactive": 5 / 8, "silent": 0.5}
-    want["sparseness"] = 1 - (8 / 8) ** 2 / (24 / 8)
+    output = torch.tensor([[0.0, 2.0, -1.0, 2.0], [-1.0, 6.0, -2.0, 0.0]])
+    want = {"mean": 6 / 8, "std": np.sqrt(50 / 8 - (6 / 8) ** 2), "q50": 0.0, "inactive": 5 / 8, "silent": 0.5}
+    want["sparseness"] = 1 - (10 / 8) ** 2 / (44 / 8)
     for shaped in (output, output.view(2, 4, 1, 1).expand(2, 4, 3, 3), output.view(2, 1, 4)):
         got = handlers.activity(shaped)
         assert {name: got[name] for name in want} == pytest.approx(want)
