@@ -62,18 +62,20 @@ def linear_probes(
         return pooled(output if activation is None else activation(output), most, pool).flatten(1).clone()
 
     with taps(model, names, keep=keep) as read:
-        both = []
-        for source in (train, test):
-            store = Store(memory, len(source[1]) if is_pair(source) else None)
-            for x, labels in batches(source, size):
-                features = read(x)
-                store.add(features, labels.to(next(iter(features.values())).device))
-            both.append(store.take())
-    (fit, fit_labels), (check, check_labels) = both
+        (fit, fit_labels), (check, check_labels) = (_gather(read, source, memory, size) for source in (train, test))
     return {
         name: linear_readout(fit.pop(name).float(), fit_labels, check.pop(name).float(), check_labels, **readout)
         for name in names
     }
+
+
+def _gather(read, source, memory: int, size: int) -> tuple[dict[str, Tensor], Tensor]:
+    """The features of all layers on all samples, and the labels beside them."""
+    store = Store(memory, len(source[1]) if is_pair(source) else None)
+    for x, labels in batches(source, size):
+        features = read(x)
+        store.add(features, labels.to(next(iter(features.values())).device))
+    return store.take()
 
 
 def pooled(x: Tensor, most: int, how: str = "average") -> Tensor:

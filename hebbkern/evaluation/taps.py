@@ -69,11 +69,7 @@ def taps(
         ValueError: no module of that name; or, from the function, one that the data does not reach.
     """
     names, seen = list(names), {}
-    modules = dict(model.named_modules(remove_duplicate=False))
-    for name in names:
-        if name not in modules:
-            known = ", ".join(f'"{other}"' for other in modules if other)
-            raise ValueError(f'hebbkern.evaluation: layer must be a module of the model ({known}), got "{name}"')
+    modules = _modules(model, names)
 
     def note(name: str, tensor: Tensor) -> None:
         if name not in seen:
@@ -104,6 +100,15 @@ def taps(
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def _modules(model: nn.Module, names: list[str]) -> dict[str, nn.Module]:
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for name in names:
+        if name not in modules:
+            known = ", ".join(f'"{other}"' for other in modules if other)
+            raise ValueError(f'hebbkern.evaluation: layer must be a module of the model ({known}), got "{name}"')
+    return modules
 
 
 def device_of(model: nn.Module) -> torch.device:
