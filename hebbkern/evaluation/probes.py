@@ -44,8 +44,7 @@ def linear_probes(
         most: features a sample that a layer may have before it is pooled. pool: "average" or "max".
         memory: bytes for the features of all layers of train and of test each: float32 where they fit, else bfloat16.
             Fitting takes another three times the float32 features of one layer.
-        size: samples a forward pass (of pairs of tensors).
-        readout: decays and iterations of `linear_readout`.
+        size: samples a forward pass. readout: decays and iterations of `linear_readout`.
 
     Returns:
         {layer: Readout}, in the order of `layers`. Deterministic on the same number of threads.

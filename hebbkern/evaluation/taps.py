@@ -59,11 +59,9 @@ def taps(
     """Gives a function of a batch x that returns {name: keep(output of that layer)}, `model` being `at_rest`.
 
     Args:
-        names: of modules of `model`; "" is the model itself. A layer that is called several times counts once, its
-            first call.
+        names: of modules of `model`; "" is the model itself. Of a layer's several calls the first counts.
         inputs: take the first argument of each layer instead of its output.
-        keep: what is kept of each tensor, made at once (later layers may overwrite it in place). Nothing of it is
-            recorded for autograd.
+        keep: what is kept of each tensor, made at once (later layers may overwrite it), without autograd.
 
     Raises:
         ValueError: no module of that name; or, from the function, one that the data does not reach.
