@@ -146,6 +146,8 @@ def test_features_are_kept_where_they_fit():
     )
     assert (kept.cached, half.cached, none.cached) == ("float32", "bfloat16", "no")
     assert kept.history == none.history and abs(kept.history[-1]["loss"] - half.history[-1]["loss"]) < 0.05
+    source = list(zip(train[0].split(40), train[1].split(40), strict=True))
+    assert evaluator(forked(), "one", memory=whole - 1).run(source, test) == half
     with pytest.raises(ValueError, match=r"memory must hold the features in bfloat16 \(19200 bytes\), got 19199"):
         evaluator(forked(), "one", memory=whole // 2 - 1).run([train], test)
 
@@ -162,6 +164,8 @@ def test_early_stopping_and_plateaus_follow_the_held_out_part():
     noise = labels[torch.randperm(100, generator=torch.Generator().manual_seed(0))]
     score = evaluator(forked(), "one", epochs=100, patience=6).run((train, noise), (train, noise))
     losses = [row["loss"] for row in score.history]
+    assert score.held_out < 0.5  # chance: nothing of it was learnt by heart
+    assert score.test == pytest.approx(0.9 * score.train + 0.1 * score.held_out)  # every sample of all three
     assert score.epochs < 100 and score.epochs == losses.index(min(losses)) + 1 + 6
     rates = [row["lr"] for row in score.history]
     assert rates[-1] == pytest.approx(0.02 * 0.2) and rates[0] == 0.02
@@ -198,6 +202,8 @@ def test_probes_are_readouts_of_each_layer_in_one_pass():
         features = [torch.nn.functional.conv2d(x, model.one.weight) for x, _ in (train, test)]
     want = linear_readout(features[0].relu().flatten(1), train[1], features[1].relu().flatten(1), test[1])
     assert probes["one"] == want
+    whole = evaluation.linear_probes(model, train, test, activation=None)
+    assert whole["one"] == linear_readout(features[0].flatten(1), train[1], features[1].flatten(1), test[1])
     raw = evaluation.linear_probes(model, train, test, ["one"], activation=None, most=6 * 2 * 2 + 5, pool="max")
     small = [torch.nn.functional.max_pool2d(x, 2).flatten(1) for x in features]
     assert raw["one"] == linear_readout(small[0], train[1], small[1], test[1])
@@ -220,6 +226,15 @@ def test_a_model_that_catches_errors_is_read_too():
     assert model.failed == 0
     with pytest.raises(ValueError, match="layers must name one layer or more, got none"):
         evaluation.linear_probes(model, data, data, [])
+
+
+def test_taps_keep_what_is_overwritten_later():
+    model, (x, _) = forked(), images(5, seed=1)
+    with evaluation.taps.taps(model, ["one", "last"]) as read:
+        seen = read(x)
+    with torch.no_grad():
+        want = torch.nn.functional.conv2d(x, model.one.weight)
+    assert torch.equal(seen["one"], want) and seen["last"].shape == (5, 3)
 
 
 def test_a_layer_that_is_not_there_is_named():

@@ -19,14 +19,13 @@ def cluster_accuracy(
 ) -> float:
     """Accuracy in [0, 1] when each cluster of scikit-learn's KMeans stands for one class.
 
-    Clusters are fitted to `features` and named by `labels`; measured on the test features if given, else on `features`.
-    "majority" is the measure of HebbCL, section 4.
+    Clusters are fitted to `features` and named by `labels`; measured on the test features if given, else on those.
 
     Args:
         features: [n, inputs] floats. labels: int64 [n], at least 0.
         clusters: at least 1. seed: of the first centres; starts: the best of so many is taken.
         test, test_labels: both or none.
-        assignment: "majority", each cluster is the class that most of its samples have (the lower on ties), or
+        assignment: "majority" (HebbCL's), a cluster is the class of most of its samples (the lower on ties), or
             "one_to_one", no two clusters the same class, chosen for the most hits (scipy's linear_sum_assignment; with
             more clusters than classes, what falls into those left over counts as wrong).
 

@@ -185,7 +185,7 @@ class HebbianEvaluator:
         optimiser = torch.optim.Adam([p for p in self.head.parameters() if p.requires_grad], lr=self.lr)
         device = device_of(self.model)
         trainer = _quiet(create_supervised_trainer(self.head, optimiser, F.cross_entropy, device=device))
-        checker, evaluator = (_evaluator(self.head, device) for _ in range(2))
+        checker = _evaluator(self.head, device)
         stop = _quiet(EarlyStopping(self.patience, lambda e: e.state.metrics["loss"], trainer, GAIN, mode="min"))
         plateau = ReduceLROnPlateauScheduler(optimiser, "loss", threshold=GAIN, threshold_mode="abs", **PLATEAU)
         history, best = [], {"loss": float("inf")}
@@ -201,7 +201,8 @@ class HebbianEvaluator:
         trainer.run(self._loader(fit, shuffled=True), max_epochs=self.epochs)
         if "head" in best:
             self.head.load_state_dict(best["head"])
-        return (lambda data: evaluator.run(data).metrics), history
+        # An evaluator for each set: ignite's engines take the number of batches of their last run for granted.
+        return (lambda data: _evaluator(self.head, device).run(data).metrics), history
 
 
 class _Features(Dataset):

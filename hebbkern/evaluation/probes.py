@@ -44,8 +44,7 @@ def linear_probes(
         most: features a sample that a layer may have before it is pooled. pool: "average" or "max".
         memory: bytes for the features of all layers of train and of test each: float32 where they fit, else bfloat16.
             Fitting takes another three times the float32 features of one layer.
-        size: samples a forward pass (of pairs of tensors).
-        readout: decays and iterations of `linear_readout`.
+        size: samples a forward pass. readout: decays and iterations of `linear_readout`.
 
     Returns:
         {layer: Readout}, in the order of `layers`. Deterministic on the same number of threads.
@@ -64,18 +63,20 @@ def linear_probes(
         return pooled(output if activation is None else activation(output), most, pool).flatten(1).clone()
 
     with taps(model, names, keep=keep) as read:
-        both = []
-        for source in (train, test):
-            store = Store(memory, len(source[1]) if is_pair(source) else None)
-            for x, labels in batches(source, size):
-                features = read(x)
-                store.add(features, labels.to(next(iter(features.values())).device))
-            both.append(store.take())
-    (fit, fit_labels), (check, check_labels) = both
+        (fit, fit_labels), (check, check_labels) = (_gather(read, source, memory, size) for source in (train, test))
     return {
         name: linear_readout(fit.pop(name).float(), fit_labels, check.pop(name).float(), check_labels, **readout)
         for name in names
     }
+
+
+def _gather(read, source, memory: int, size: int) -> tuple[dict[str, Tensor], Tensor]:
+    """The features of all layers on all samples, and the labels beside them."""
+    store = Store(memory, len(source[1]) if is_pair(source) else None)
+    for x, labels in batches(source, size):
+        features = read(x)
+        store.add(features, labels.to(next(iter(features.values())).device))
+    return store.take()
 
 
 def pooled(x: Tensor, most: int, how: str = "average") -> Tensor:

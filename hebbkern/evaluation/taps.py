@@ -59,21 +59,15 @@ def taps(
     """Gives a function of a batch x that returns {name: keep(output of that layer)}, `model` being `at_rest`.
 
     Args:
-        names: of modules of `model`; "" is the model itself. A layer that is called several times counts once, its
-            first call.
+        names: of modules of `model`; "" is the model itself. Of a layer's several calls the first counts.
         inputs: take the first argument of each layer instead of its output.
-        keep: what is kept of each tensor, made at once (later layers may overwrite it in place). Nothing of it is
-            recorded for autograd.
+        keep: what is kept of each tensor, made at once (later layers may overwrite it), without autograd.
 
     Raises:
         ValueError: no module of that name; or, from the function, one that the data does not reach.
     """
     names, seen = list(dict.fromkeys(names)), {}
-    modules = dict(model.named_modules(remove_duplicate=False))
-    for name in names:
-        if name not in modules:
-            known = ", ".join(f'"{other}"' for other in modules if other)
-            raise ValueError(f'hebbkern.evaluation: layer must be a module of the model ({known}), got "{name}"')
+    modules = _modules(model, names)
 
     def note(name: str, tensor: Tensor) -> None:
         if name not in seen:
@@ -106,6 +100,15 @@ def taps(
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def _modules(model: nn.Module, names: list[str]) -> dict[str, nn.Module]:
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for name in names:
+        if name not in modules:
+            known = ", ".join(f'"{other}"' for other in modules if other)
+            raise ValueError(f'hebbkern.evaluation: layer must be a module of the model ({known}), got "{name}"')
+    return modules
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -116,8 +116,9 @@ def weight_histograms(
             panel.grid(False)
             panel.spines["left"].set_visible(False)
             panel.set_xlabel("weight")
-        if before:
-            axes[0].legend()
+        keys = max((panel.get_legend_handles_labels() for panel in axes), key=lambda key: len(key[1]))
+        if len(keys[1]) > 1:
+            drawn.legend(*keys, loc="outside lower right", ncols=2)
         drawn.suptitle(title or "", fontsize=10)
         return write(drawn, path)
 
