@@ -2,6 +2,7 @@
 
     python bench/gpu.py                  the suite, then the table; writes results/gpu.json
     python bench/gpu.py --skip-tests     the table only
+    python bench/gpu.py --markdown FILE  puts the table of results/gpu.json between its marks in FILE; measures nothing
 
 Every step is compared with the CPU's result before it is timed, by the compiled kernels, by Triton's and by what
 hebbkern/choice.py chooses of the two, against its floor (the bare forward pass) and against eager torch. Exit status 1
@@ -26,7 +27,7 @@ import torch
 
 import hebbkern as hk
 from hebbkern import doctor, options
-from hebbkern.benchmark import gpu
+from hebbkern.benchmark import gpu, report
 from hebbkern.benchmark.workloads import STEPS
 
 ROOT = Path(__file__).parent.parent
@@ -67,7 +68,12 @@ def main(argv=None):
     parser.add_argument("--only", default="", metavar="TEXT", help="only the steps whose name contains TEXT")
     parser.add_argument("--rounds", type=options.count, default=15, metavar="N", help="samples (default %(default)s)")
     parser.add_argument("--json", type=Path, default=ROOT / "results" / "gpu.json", metavar="FILE")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="only put the table of --json into this page")
     arguments = parser.parse_args(argv)
+    if arguments.markdown:
+        table = gpu.markdown(json.loads(arguments.json.read_text()))
+        arguments.markdown.write_text(report.put_between_marks(arguments.markdown.read_text(), table, ": make gpu"))
+        return 0
     if not torch.cuda.is_available():
         print("No GPU is found here: nothing was tested, nothing was timed.")
         return 0

@@ -1,6 +1,7 @@
 """bench/gpu.py where no GPU is: it says so; how it times, with a clock that is told what time it is; what it checks."""
 
 import importlib.util
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -180,3 +181,18 @@ def test_a_step_that_fails_is_a_row_that_says_why_and_the_exit_status(script, mo
     assert script.main([*options, "--only", "kwinners"]) == 0
     monkeypatch.setattr(script, "suite", lambda: {"passed": False, "summary": "1 failed"})
     assert script.main(["--json", str(tmp_path / "gpu.json"), "--only", "kwinners"]) == 1
+
+
+def test_the_table_of_an_earlier_run_is_put_into_a_page(script, tmp_path):
+    seconds = {"floor": 2e-5, "hebbkern": 1e-5}
+    timed = {"case": "a step", "seconds": seconds, "to_floor": {"hebbkern": 0.5}, "difference": 1e-7}
+    rows = [timed, {"case": "another", "failed": "CompilationError: at 7:46:"}]
+    found = {"gpu": "a GPU", "torch": "2.11", "triton": "3.6", "command": "python bench/gpu.py", "rows": rows}
+    results, page = tmp_path / "gpu.json", tmp_path / "page.md"
+    results.write_text(json.dumps(found))
+    page.write_text("before\n<!-- hebbkern bench: make gpu -->\nold\n<!-- end of hebbkern bench: make gpu -->\nafter\n")
+    assert script.main(["--json", str(results), "--markdown", str(page)]) == 0
+    lines = page.read_text().splitlines()
+    assert lines[0] == "before" and lines[-1] == "after" and "old" not in lines
+    assert "| a step | 20 µs | 0.50 |  |  |  | 1.0e-07 |" in lines
+    assert "- Not timed: another (CompilationError: at 7:46)." in lines

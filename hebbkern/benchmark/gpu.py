@@ -165,6 +165,20 @@ def text(rows):
     return "\n".join([*aligned([HEAD, *map(_cells, rows)]), "", LEGEND, *wrong_choices(rows)])
 
 
+def markdown(found):
+    """What bench/gpu.py found, for a page: where, the table in multiples of the floor, and what failed."""
+    titles = ("work", "floor", *NAMES, "off the CPU's result")
+    timed = [row for row in found["rows"] if "failed" not in row]
+    lines = [" | ".join(("", *titles, "")).strip(), "| --- " * len(titles) + "|"]
+    for row in timed:
+        ratios = (f"{row['to_floor'][name]:.2f}" if name in row["to_floor"] else "" for name in NAMES)
+        cells = row["case"], duration(row["seconds"]["floor"]), *ratios, f"{row['difference']:.1e}"
+        lines.append(" | ".join(("", *cells, "")).strip())
+    failed = [f"- Not timed: {row['case']} ({row['failed'].rstrip(':')})." for row in found["rows"] if "failed" in row]
+    where = f"{found['gpu']}, torch {found['torch']}, Triton {found['triton']}: `{found['command']}`"
+    return "\n".join([where, "", *lines, "", *failed, "", LEGEND])
+
+
 def _cells(row):
     if "failed" in row:
         return row["case"], *["-"] * (1 + 2 * len(NAMES)), row["failed"]
