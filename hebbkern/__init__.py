@@ -1,6 +1,6 @@
 """hebbkern: neural layers that learn by local (Hebbian) rules, at the speed of plain inference."""
 
-from importlib import metadata
+from importlib import import_module, metadata
 
 from hebbkern import nn, ops, reference
 from hebbkern.backends import backend, screening, synchronize
@@ -12,6 +12,19 @@ try:
     __version__ = metadata.version("hebbkern")
 except metadata.PackageNotFoundError:  # a checkout on the path, not installed
     __version__ = "0+unknown"
+
+LATER = ("datasets", "evaluation", "plots", "training")  # imported when first named: they need more packages
+
+
+def __getattr__(name: str):
+    if name in LATER:
+        return import_module(f"hebbkern.{name}")
+    raise AttributeError(f"module 'hebbkern' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *LATER})
+
 
 __all__ = [
     "WTA",

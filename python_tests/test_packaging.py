@@ -196,3 +196,10 @@ def test_a_compile_error_fails_and_names_the_way_round(project, tmp_path):
     (project / "csrc" / "cpu" / "broken.cpp").write_text("this is not C++\n")
     with pytest.raises(RuntimeError, match="HEBBKERN_BUILD=none installs without them"):
         wheels.build_wheel(tmp_path, project, HEBBKERN_BUILD="auto")
+
+
+def test_parts_that_need_more_packages_are_imported_when_they_are_named():
+    code = "import sys, hebbkern as hk; assert not {'ignite', 'matplotlib'} & set(sys.modules)"
+    code += "; assert 'training' in dir(hk); hk.training.train; assert 'ignite' in sys.modules"
+    pytest.importorskip("ignite", reason="pytorch-ignite is not installed")
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
