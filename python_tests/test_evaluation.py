@@ -283,6 +283,27 @@ def test_knn_is_that_of_scikit_learn(similarity):
         evaluation.knn(train, labels, test, test_labels, 301)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x[:, None], r"train must be \[n, inputs\], such as x.flatten\(1\), got \[4, 1, 3\]"),
+        (lambda x: x[:, :2], "test must have train's 2 inputs, got 3"),
+        (lambda x: x / 0, "train must be finite, got a NaN or an infinity"),
+    ],
+)
+def test_knn_names_features_that_do_not_fit(change, message):
+    x, labels = random((4, 3)), torch.arange(4)
+    with pytest.raises(ValueError, match=message):
+        evaluation.knn(change(x), labels, x, labels, 1)
+
+
+def test_features_that_carry_a_gradient_are_read_too():
+    x, labels = clusters(60, seed=1)
+    carrying = (x.clone().requires_grad_() * 1, labels) * 2
+    assert linear_readout(*carrying) == linear_readout(x, labels, x, labels)
+    assert evaluation.knn(*carrying) == evaluation.knn(x, labels, x, labels)
+
+
 def test_knn_decides_ties_for_the_lower_class():
     train, labels = torch.tensor([[0.0], [1.0], [2.0], [3.0]]), torch.tensor([1, 0, 0, 1])
     assert evaluation.knn(train, labels, torch.tensor([[1.6]]), torch.tensor([0]), 4) == 1.0
