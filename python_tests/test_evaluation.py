@@ -209,6 +209,13 @@ def test_probes_are_readouts_of_each_layer_in_one_pass():
     assert raw["one"] == linear_readout(small[0], train[1], small[1], test[1])
 
 
+def test_batches_without_labels_are_named():
+    (x, labels), message = images(30, seed=2), "each batch must be a pair .x, labels., got "
+    for batches, got in (x, "Tensor"), ([(x,)], "1 parts"), ((x.numpy(), labels.numpy()), "ndarray"):
+        with pytest.raises(ValueError, match=message + got):
+            evaluation.linear_probes(forked(), (x, labels), batches)
+
+
 def test_a_model_that_catches_errors_is_read_too():
     class Careful(nn.Module):
         def __init__(self):
