@@ -133,6 +133,10 @@ def test_what_cannot_be_cut_is_refused(options, message):
         training.Batches(X, LABELS[:4])
     with pytest.raises(ValueError, match="x must hold at least one sample, got none"):
         training.Batches(X[:0])
+    with pytest.raises(ValueError, match="x must be a tensor, got ndarray"):
+        training.Batches(X.numpy())
+    with pytest.raises(ValueError, match="labels must be a tensor, got list"):
+        training.Batches(X, LABELS.tolist())
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64])

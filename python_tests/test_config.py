@@ -140,8 +140,8 @@ def test_wrong_arguments_are_refused_in_one_sentence(line, message):
 
 WRONG_FILES = [
     ("foo: 3", '"foo" is no field of a run'),
-    ("layers: [{kind: conv, foo: 3}]", '"foo" is no field of layers'),
-    ("head: {foo: 3}", '"foo" is no field of head'),
+    ("layers: [{kind: conv, foo: 3}]", '"foo" is no field of layers; hebbkern train --layers.help lists them'),
+    ("head: {foo: 3}", '"foo" is no field of head; hebbkern train --head.help lists them'),
     ("layers: [{kind: conv, kernel: 0}]", "hebbkern.Layer: kernel must be at least 1, got 0"),
     ("layers: [{kind: square}]", "must be linear or conv, got square"),
     ("layers: [", "Problems parsing config"),

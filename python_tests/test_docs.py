@@ -56,3 +56,10 @@ def test_every_command_runs(place):
         names = {path.name for path in out.iterdir()}
         assert {"config.yaml", "metrics.jsonl", "report.json"} < names
         assert any(name.startswith("checkpoint_") for name in names)
+
+
+def test_the_python_runs(place):
+    names = {}
+    for _, text in blocks("python"):
+        exec(text, names)
+    assert (place / "runs" / "mine" / "checkpoint_16.safetensors").exists()

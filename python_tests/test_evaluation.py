@@ -209,6 +209,13 @@ def test_probes_are_readouts_of_each_layer_in_one_pass():
     assert raw["one"] == linear_readout(small[0], train[1], small[1], test[1])
 
 
+def test_batches_without_labels_are_named():
+    (x, labels), message = images(30, seed=2), "each batch must be a pair .x, labels., got "
+    for batches, got in (x, "Tensor"), ([(x,)], "1 parts"), ((x.numpy(), labels.numpy()), "ndarray"):
+        with pytest.raises(ValueError, match=message + got):
+            evaluation.linear_probes(forked(), (x, labels), batches)
+
+
 def test_a_model_that_catches_errors_is_read_too():
     class Careful(nn.Module):
         def __init__(self):
@@ -281,6 +288,27 @@ def test_knn_is_that_of_scikit_learn(similarity):
         assert got == pytest.approx(want, abs=1e-9) and 0.4 < got < 1
     with pytest.raises(ValueError, match="k must be 1 to the 300 training samples, got 301"):
         evaluation.knn(train, labels, test, test_labels, 301)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x[:, None], r"train must be \[n, inputs\], such as x.flatten\(1\), got \[4, 1, 3\]"),
+        (lambda x: x[:, :2], "test must have train's 2 inputs, got 3"),
+        (lambda x: x / 0, "train must be finite, got a NaN or an infinity"),
+    ],
+)
+def test_knn_names_features_that_do_not_fit(change, message):
+    x, labels = random((4, 3)), torch.arange(4)
+    with pytest.raises(ValueError, match=message):
+        evaluation.knn(change(x), labels, x, labels, 1)
+
+
+def test_features_that_carry_a_gradient_are_read_too():
+    x, labels = clusters(60, seed=1)
+    carrying = (x.clone().requires_grad_() * 1, labels) * 2
+    assert linear_readout(*carrying) == linear_readout(x, labels, x, labels)
+    assert evaluation.knn(*carrying) == evaluation.knn(x, labels, x, labels)
 
 
 def test_knn_decides_ties_for_the_lower_class():

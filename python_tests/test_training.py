@@ -90,7 +90,7 @@ def test_the_order_is_seeded_and_complete():
 def test_what_cannot_be_trained_is_refused(tmp_path):
     with pytest.raises(ValueError, match="model must hold a Hebbian layer"):
         train(nn.Linear(3, 3), tmp_path)
-    with pytest.raises(ValueError, match="epochs must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="epochs must be a whole number of at least 1, got 0"):
         training.train(network(), batches(), lr=0.1, epochs=0)
     with pytest.raises(ValueError, match=r"labels must be one a sample \(5\), got 4"):
         training.Batches(torch.zeros(5, 2), torch.zeros(4))
@@ -225,7 +225,7 @@ REFUSED = [
     ({"order": "random"}, 'order must be "together" or "greedy", got \'random\''),
     ({"decay": "step"}, 'decay must be "linear", "cosine" or "constant", got \'step\''),
     ({"epochs": {"3": 2}}, 'epochs must be a number unless order="greedy", got a dict'),
-    ({"epochs": 1.5}, "epochs must be at least 1, got 1.5"),
+    ({"epochs": 1.5}, "epochs must be a whole number of at least 1, got 1.5"),
     ({"lr": float("nan")}, "lr must be finite, got nan"),
     ({"lr": {"3": float("inf")}}, "lr must be finite, got inf"),
     ({"lr": {"1": 0.1}}, 'rates must match Hebbian layers ("0", "3", "4"), got "1"'),

@@ -24,7 +24,11 @@ def batches(source, size: int = SIZE) -> Iterator[tuple[Tensor, Tensor]]:
     if not is_pair(source) and not isinstance(source, Iterable):
         kind = type(source).__name__
         raise ValueError(f"hebbkern.evaluation: data must be a pair (x, labels) or batches of such, got {kind}")
-    for x, labels in [source] if is_pair(source) else source:
+    for batch in [source] if is_pair(source) else source:
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            got = f"{len(batch)} parts" if isinstance(batch, (tuple, list)) else type(batch).__name__
+            raise ValueError(f"hebbkern.evaluation: each batch must be a pair (x, labels), got {got}")
+        x, labels = batch
         if not isinstance(labels, Tensor) or labels.shape != x.shape[:1]:
             got = list(labels.shape) if isinstance(labels, Tensor) else labels
             raise ValueError(f"hebbkern.evaluation: labels must be one a sample ({len(x)}), got {got}")

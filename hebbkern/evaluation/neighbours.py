@@ -29,7 +29,7 @@ def knn(
     neighbours that are equally far to rounding may change places. Deterministic on the same number of threads.
 
     Raises:
-        ValueError: k, similarity or the shapes.
+        ValueError: k, similarity, the shapes, or features that are not finite.
     """
     if not 1 <= k <= len(train):
         raise ValueError(f"hebbkern.evaluation: k must be 1 to the {len(train)} training samples, got {k}")
@@ -38,7 +38,14 @@ def knn(
     for what, x, labels in (("train", train, train_labels), ("test", test, test_labels)):
         if labels.shape != x.shape[:1] or len(x) == 0:
             raise ValueError(f"hebbkern.evaluation: {what}_labels must be one a sample ({len(x)}), got {len(labels)}")
-    train, test = train.float(), test.float()
+        if x.ndim != 2:
+            shape = list(x.shape)
+            raise ValueError(f"hebbkern.evaluation: {what} must be [n, inputs], such as x.flatten(1), got {shape}")
+        if not x.isfinite().all():
+            raise ValueError(f"hebbkern.evaluation: {what} must be finite, got a NaN or an infinity")
+    if train.shape[1] != test.shape[1]:
+        raise ValueError(f"hebbkern.evaluation: test must have train's {train.shape[1]} inputs, got {test.shape[1]}")
+    train, test = train.detach().float(), test.detach().float()
     mean = train.mean(0)
     train, test = (train - mean, test - mean) if similarity == "euclidean" else (F.normalize(train), F.normalize(test))
     squares = train.square().sum(1) / 2 if similarity == "euclidean" else torch.zeros_like(train[:, 0])

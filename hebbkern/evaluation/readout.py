@@ -44,6 +44,7 @@ def linear_readout(
 
     Deterministic on the same number of threads.
     """
+    train, test = train.detach(), test.detach()
     classes = int(max(train_labels.max(), test_labels.max())) + 1
     mean, deviation = train.mean(0), train.std(0)
     scale = deviation.clamp(min=1e-3 * float(deviation.max()) or 1.0) * train.shape[1] ** 0.5

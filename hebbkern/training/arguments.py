@@ -58,7 +58,8 @@ def _sentence(message: str) -> str:
     """What jsonargparse says over several lines, in one sentence that names the field."""
     key = match[1] if (match := re.search(r'key "([^"]+)"', message)) else None
     if unknown := re.search(r"Option '([^']+)' is not accepted", message):
-        return f'"{unknown[1]}" is no field of {key or "a run"}; hebbkern train --help lists them'
+        flag = f"--{key}.help" if key in ("layers", "head") else "--help"
+        return f'"{unknown[1]}" is no field of {key or "a run"}; hebbkern train {flag} lists them'
     if own := re.search(r"(hebbkern\.\w+: .*)", message):
         return own[1]
     given = re.search(r"(?:Given value|Got value): (.*)", message)

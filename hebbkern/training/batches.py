@@ -31,7 +31,8 @@ class Batches:
             the batch of one process. Shares differ by one sample at most, and may be empty; every rank gets as many.
 
     Raises:
-        ValueError: no samples, labels of another length, size below 1, or a rank that is not one of `ranks`.
+        ValueError: not tensors, no samples, labels of another length, size below 1, or a rank that is not one of
+            `ranks`.
     """
 
     def __init__(
@@ -46,6 +47,9 @@ class Batches:
         rank: int = 0,
         ranks: int = 1,
     ):
+        for name, given in {"x": x, "labels": labels}.items():
+            if not isinstance(given, Tensor) and (name == "x" or given is not None):
+                raise ValueError(f"hebbkern.training: {name} must be a tensor, got {type(given).__name__}")
         if len(x) == 0:
             raise ValueError("hebbkern.training: x must hold at least one sample, got none")
         if labels is not None and len(labels) != len(x):

@@ -80,7 +80,7 @@ def check_schedule(lr, epochs, order: str, decay: str) -> None:
         raise ValueError('hebbkern.training: epochs must be a number unless order="greedy", got a dict')
     for number in epochs.values() if isinstance(epochs, Mapping) else [epochs]:
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise ValueError(f"hebbkern.training: epochs must be at least 1, got {number}")
+            raise ValueError(f"hebbkern.training: epochs must be a whole number of at least 1, got {number!r}")
 
 
 def plan(step: Step, batches, order: str, epochs, supervised_from: str | None) -> list[Stage]:
