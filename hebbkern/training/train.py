@@ -108,7 +108,7 @@ def train(
         bar.attach(trainer, "all", event_name=Events.EPOCH_COMPLETED, closing_event_name=Events.COMPLETED)
     if folder is not None:
         saved = {"model": getattr(model, "_orig_mod", model), "trainer": trainer, "schedule": schedule}
-        saved |= {"random": RandomState()} | ({} if optimizer is None else {"optimizer": optimizer})
+        saved |= {"random": RandomState(group)} | ({} if optimizer is None else {"optimizer": optimizer})
         _keep_checkpoints(saved, Path(folder), resume, save_every, len(batches))
     if trainer.state.iteration < schedule.epochs * len(batches):
         trainer.run(batches, max_epochs=schedule.epochs, epoch_length=len(batches))
