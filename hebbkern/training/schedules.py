@@ -28,7 +28,7 @@ class Schedule(StateParamScheduler):
 
     A state scheduler of ignite whose index is the epoch, so that a resumed training goes on where it was. Within each
     stage the rate falls from lr: lr·(1 − e/epochs) or lr·(1 + cos(π e/epochs))/2 in its epoch e from 0; "constant"
-    only sets it in the first epoch of all and leaves it to others from then on.
+    only sets it before the first batch of all and leaves it to others from then on.
     """
 
     def __init__(self, step: Step, stages: list[Stage], lr: float, decay: str):
@@ -44,7 +44,7 @@ class Schedule(StateParamScheduler):
 
     def __call__(self, engine) -> None:
         self.event_index = engine.state.epoch - 1
-        if self.decay != "constant" or self.event_index == 0:
+        if self.decay != "constant" or engine.state.iteration == 0:  # a first epoch may be resumed
             engine.state.lr = self.get_param()
         stage, _ = self._now()
         engine.state.layer = stage.layer
