@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from ignite.handlers.state_param_scheduler import StateParamScheduler
 
+from hebbkern.evaluation.taps import at_rest
 from hebbkern.nn.lesson import by_name
 from hebbkern.training.step import Step
 
@@ -111,15 +112,10 @@ def _in_order_of_data(step: Step, names: list[str], batches) -> list[str]:
         step.layers[name].register_forward_pre_hook(lambda layer, inputs, name=name: reached.append(name))
         for name in names
     ]
-    modes = [(module, module.training) for module in model.modules()]
-    x = step.moved(next(iter(batches))[0])
     try:
-        with torch.no_grad(), torch.random.fork_rng():
-            model.eval()
-            model(x)
+        with torch.no_grad(), at_rest(model):
+            model(step.moved(next(iter(batches))[0]))
     finally:
         for hook in hooks:
             hook.remove()
-        for module, training in modes:
-            module.training = training
     return list(dict.fromkeys(reached))

@@ -47,7 +47,8 @@ def train(
 
     An interrupted training that is resumed, in the middle of an epoch too, ends with the same bits as one that was
     not. Saved are the model (weights, frozen masks, buffers), the optimizer, the schedule, how far the training came,
-    and the random generators of torch, NumPy and Python.
+    `engine.state.lr`, and the random generators of torch, NumPy and Python, of each process its own. What handlers keep
+    to themselves, as ignite's schedulers keep their place, is not: such a handler must find it from the engine's state.
 
     Args:
         model: holds at least one Hebbian layer, or gets it by `rules`. Any module, see `hebbian_trainer`.
