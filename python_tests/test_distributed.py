@@ -147,6 +147,37 @@ def test_one_process_writes_and_all_read(tmp_path):
             torch.testing.assert_close(weight, alone.state_dict()[name], rtol=1e-4, atol=1e-5)
 
 
+def drop(rank, folder, ranks):
+    """Dropout, whose numbers are other ones in each process: by the seed, and for shares of 5 and of 4 samples."""
+    group = join(rank, folder, ranks)
+    x, labels = random((27, 6), seed=3), torch.arange(27) % 3
+
+    def run(name, seed, handlers=(), **options):
+        torch.manual_seed(0)
+        model = nn.Sequential(HebbianLinear(6, 8, rule=hk.Oja()), nn.Dropout(0.5), nn.Linear(8, 3))
+        torch.manual_seed(seed + rank)
+        batches = training.Batches(x, labels, size=9, rank=rank, ranks=ranks)
+        options |= {"supervised_from": "2", "optimizer": torch.optim.SGD(model[2].parameters(), lr=0.5)}
+        options |= {"folder": f"{folder}/{name}", "group": group, "handlers": handlers}
+        training.train(model, batches, lr=0.1, epochs=3, **options)
+        return model.state_dict()
+
+    def stop(engine):
+        if engine.state.iteration == 5:
+            raise KeyboardInterrupt
+
+    whole = run("whole", 1)
+    with pytest.raises(KeyboardInterrupt):
+        run("stopped", 1, [(training.engine.Events.ITERATION_STARTED, stop)])
+    resumed = run("stopped", 5, resume=True)
+    assert all(torch.equal(weight, resumed[name]) for name, weight in whole.items())
+    dist.destroy_process_group()
+
+
+def test_each_process_goes_on_with_its_random_numbers(tmp_path):
+    torch.multiprocessing.spawn(drop, args=(str(tmp_path), 2), nprocs=2)
+
+
 DYING = """
 import os, signal, sys, time
 import torch, test_distributed

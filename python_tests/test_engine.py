@@ -85,6 +85,7 @@ def test_a_pass_ends_after_the_last_layer_has_learnt():
     assert trained_with(shapes=[(4, 36)] * 3) == 1  # to see what comes after
     assert trained_with(shapes=[(4, 36), (4, 36), (3, 36), (3, 36), (4, 36)]) == 2
     assert trained_with(nn.BatchNorm1d(5), shapes=[(4, 36)] * 3) == 3  # whose statistics would stand still
+    assert trained_with(nn.Dropout(0.5), shapes=[(4, 36)] * 3) == 3  # whose numbers a resumed training would draw anew
     assert trained_with(shapes=[(4, 36)] * 3, register_forward_hook=lambda *call: None) == 3
     assert trained_with(shapes=[(4, 36)] * 3, register_forward_pre_hook=lambda *call: None) == 1
 
@@ -139,6 +140,29 @@ def test_frozen_layers_are_skipped():
     model[3].frozen[2] = False
     with pytest.raises(AssertionError, match="a frozen layer was taught"):
         train(model)
+
+
+def test_a_mask_that_is_replaced_counts():
+    layer = HebbianLinear(4, 3, rule=hk.Hebb())
+    trainer = training.hebbian_trainer(nn.Sequential(layer))
+    trainer.state.lr = 0.1
+    for frozen in (True, False, True, False):
+        before = layer.weight.clone()
+        del layer.frozen  # the next mask may have the address of this one
+        layer.register_buffer("frozen", torch.full((3,), frozen))
+        trainer.run([(random((2, 4)), None)])
+        assert torch.equal(layer.weight, before) == frozen
+
+
+def test_no_layer_may_have_a_rate():
+    model = nn.Sequential(HebbianLinear(4, 3, rule=hk.Hebb()), nn.Linear(3, 2))
+    optimizer = torch.optim.SGD(model[1].parameters(), lr=0.1)
+    before = [parameter.clone() for parameter in model.parameters()]
+    trainer = training.hebbian_trainer(model, rates={}, supervised_from="1", optimizer=optimizer)
+    trainer.state.lr = 0.1
+    trainer.run([(random((2, 4)), torch.tensor([0, 1]))])
+    moved = [not torch.equal(*pair) for pair in zip(before, model.parameters(), strict=True)]
+    assert moved == [False, True, True]
 
 
 def test_a_layer_may_freeze_on_the_way():

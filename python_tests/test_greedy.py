@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import hebbkern as hk
+from cases import random
 from hebbkern.nn import HebbianLinear
 from trainings import batches, training
 
@@ -101,6 +102,16 @@ def test_looking_at_the_order_changes_nothing(monkeypatch):
     assert all(torch.equal(value, before[1][name]) for name, value in states[0][1].items())
     assert model.training and model.norm.training and not model.top.training
     assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_looking_at_the_order_draws_no_number_of_a_loader(monkeypatch):
+    states = []
+    monkeypatch.setattr(training.engine.Engine, "run", lambda *call, **options: states.append(torch.get_rng_state()))
+    data = torch.utils.data.TensorDataset(random((8, 36), seed=3), torch.arange(8) % 3)
+    loader, model = torch.utils.data.DataLoader(data, batch_size=4, shuffle=True), Backwards()
+    before = torch.get_rng_state()
+    training.train(model, loader, lr=0.1, epochs=1, order="greedy")
+    assert torch.equal(states[0], before)
 
 
 def test_each_layer_has_epochs_and_a_rate_of_its_own():

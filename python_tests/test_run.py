@@ -21,6 +21,7 @@ module = pytest.importorskip("hebbkern.training.run", reason="ignite is not inst
 from hebbkern.training import folder, network  # noqa: E402
 from hebbkern.training.checkpoint import last_checkpoint, load  # noqa: E402
 from hebbkern.training.config import RULES, Config, Head, Layer  # noqa: E402
+from hebbkern.training.engine import Engine  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +175,21 @@ def test_the_network_is_what_the_layers_say():
     y = torch.where(y >= y.topk(2, dim=1).values[:, -1:], y, 0).flatten(1)
     y = torch.tanh(F.linear(y, model.layer3.weight) / (1 + 1e-5) ** 0.5)
     torch.testing.assert_close(model(x), F.linear(y, model.head.weight, model.head.bias))
+
+
+def test_a_shared_batch_of_one_sample_leaves_numbers(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda *sums, group: None)  # the other shares are empty
+    norm = network.SharedBatchNorm(3, None)
+    norm(torch.rand(1, 3))
+    torch.testing.assert_close(norm.running_var, torch.full((3,), 0.9))
+
+
+def test_the_loss_of_an_epoch_leaves_out_empty_shares(tmp_path):
+    engine = Engine(lambda engine, loss: {"y": [0] * (loss == loss), "loss": torch.tensor(loss)})
+    engine.state.lr, engine.state.layer = 0.1, None
+    folder.Metrics(tmp_path / "metrics.jsonl").attach(engine)
+    engine.run([1.0, 2.0, float("nan")])
+    assert lines(tmp_path)[0]["loss"] == 1.5
 
 
 def test_networks_that_do_not_fit_are_refused():

@@ -217,6 +217,39 @@ def test_a_training_of_another_kind_is_not_resumed(tmp_path):
         train(model, tmp_path, resume=True, supervised_from="1", optimizer=optimizer)
 
 
+def test_a_checkpoint_of_another_model_changes_nothing(tmp_path):
+    train(network(), tmp_path)
+    model = network()
+    model[4] = HebbianLinear(8, 5, rule=hk.Teacher())
+    before = [parameter.clone() for parameter in model.parameters()]
+    with pytest.raises(ValueError, match=r'"4.weight" as checkpoint_24.safetensors has it, of shape \[3, 8\], got \[5'):
+        train(model, tmp_path, resume=True)
+    assert all(map(torch.equal, model.parameters(), before))
+
+
+@pytest.mark.parametrize("event", ["EPOCH_COMPLETED", "ITERATION_COMPLETED"])
+@pytest.mark.parametrize("stop", [3, 12])
+def test_what_handlers_make_of_the_rate_is_resumed(tmp_path, event, stop):
+    """Stopped within the first epoch, and where an epoch ends, before the handlers of its end."""
+
+    def fall(engine):
+        engine.state.lr *= 0.7
+
+    def interrupt(engine):
+        if engine.state.iteration == stop:
+            raise KeyboardInterrupt
+
+    def run(model, *handlers, **options):
+        handlers = [*handlers, (Events[event], fall)]
+        train(model, decay="constant", handlers=handlers, **options)
+        return model
+
+    whole, stopped = run(network()), Events.EPOCH_COMPLETED if stop == 12 else Events.GET_BATCH_STARTED
+    with pytest.raises(KeyboardInterrupt):
+        run(network(), (stopped, interrupt), folder=tmp_path, save_every=1)
+    assert all(map(torch.equal, run(network(), folder=tmp_path, resume=True).parameters(), whole.parameters()))
+
+
 def optimizer_of(module):
     return torch.optim.SGD(module.parameters(), lr=0.1)
 
@@ -226,6 +259,7 @@ REFUSED = [
     ({"decay": "step"}, 'decay must be "linear", "cosine" or "constant", got \'step\''),
     ({"epochs": {"3": 2}}, 'epochs must be a number unless order="greedy", got a dict'),
     ({"epochs": 1.5}, "epochs must be a whole number of at least 1, got 1.5"),
+    ({"save_every": 0}, "save_every must be a whole number of at least 1, got 0"),
     ({"lr": float("nan")}, "lr must be finite, got nan"),
     ({"lr": {"3": float("inf")}}, "lr must be finite, got inf"),
     ({"lr": {"1": 0.1}}, 'rates must match Hebbian layers ("0", "3", "4"), got "1"'),

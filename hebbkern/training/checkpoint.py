@@ -110,22 +110,39 @@ class RandomState:
     """The random generators of torch (the CPU's and every CUDA device's), NumPy and Python, as one state to save.
 
     Restoring makes what is drawn next the same bits. States of CUDA devices that are not there are left out.
+
+    Args:
+        group: a torch.distributed group, of whose every process the state is saved: each must call, and gets its own
+            back (where there are more of them now, those of a rank that was not there keep what they have).
     """
 
+    def __init__(self, group=None):
+        self.group = group
+
     def state_dict(self) -> dict:
-        return {
+        own = {
             "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             "numpy": np.random.get_state(legacy=False),
             "python": random.getstate(),
         }
+        if self.group is None:
+            return own
+        states = [None] * torch.distributed.get_world_size(self.group)
+        torch.distributed.all_gather_object(states, own, group=self.group)
+        return {**states[0], "others": states[1:]}
 
     def load_state_dict(self, state: Mapping) -> None:
-        torch.set_rng_state(state["torch"])
-        for device, one in enumerate(state["cuda"][: torch.cuda.device_count()]):
+        rank = 0 if self.group is None else torch.distributed.get_rank(self.group)
+        states = [state, *state.get("others", [])]
+        if rank >= len(states):
+            return
+        own = states[rank]
+        torch.set_rng_state(own["torch"])
+        for device, one in enumerate(own["cuda"][: torch.cuda.device_count()]):
             torch.cuda.set_rng_state(one, device)
-        np.random.set_state(state["numpy"])
-        random.setstate(state["python"])
+        np.random.set_state(own["numpy"])
+        random.setstate(own["python"])
 
 
 def last_checkpoint(folder: str | Path) -> Path | None:

@@ -41,7 +41,8 @@ def hebbian_trainer(
 
     Where nothing is supervised a forward pass ends as soon as the last layer has learnt, before it answers. This takes
     one whole pass of each shape of x, in which every layer learnt exactly once and nothing after the last one changed a
-    buffer (running statistics), and modules without forward hooks (forward pre-hooks see all layers), not compiled.
+    buffer (running statistics) or drew random numbers, and modules without forward hooks (forward pre-hooks see all
+    layers), not compiled.
 
     With `group` each process feeds its share of a batch, and updates and gradients are averaged over all shares, so
     that all processes keep the same parameters; a share may be empty. They begin with the parameters and buffers of

@@ -79,12 +79,14 @@ class Metrics:
         os.replace(beside, self.path)
 
     def start_epoch(self, engine) -> None:
-        self.began, self.losses, self.loss = time.perf_counter(), 0, 0.0
+        self.began, self.trained, self.losses, self.loss = time.perf_counter(), False, 0, 0.0
         engine.state.metrics.clear()  # those that are not measured in each epoch
 
     def add(self, engine) -> None:
-        if isinstance(engine.state.output, dict):
-            self.loss = self.loss + engine.state.output["loss"]  # stays on the device until the epoch ends
+        output = engine.state.output
+        self.trained |= isinstance(output, dict)
+        if isinstance(output, dict) and len(output["y"]) > 0:  # a share may be empty, and has no loss
+            self.loss = self.loss + output["loss"]  # stays on the device until the epoch ends
             self.losses += 1
 
     def write(self, engine) -> None:
@@ -93,7 +95,7 @@ class Metrics:
         line |= {"layer": state.layer} if state.layer else {}
         line |= {"seconds": time.perf_counter() - self.began}
         line |= {"loss": float(self.loss) / self.losses} if self.losses else {}
-        line |= {**state.metrics, **(self.measure() if self.losses else {})}
+        line |= {**state.metrics, **(self.measure() if self.trained else {})}
         with open(self.path, "a") as file:
             file.write(json.dumps(finite(line), allow_nan=False) + "\n")
         if self.writer is not None:

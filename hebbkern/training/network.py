@@ -56,7 +56,7 @@ class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
         variance = (sums[1] / count - mean.square()).clamp(min=0)
         self.num_batches_tracked += 1
         self.running_mean.lerp_(mean.float(), self.momentum)
-        self.running_var.lerp_((variance * count / (count - 1)).float(), self.momentum)
+        self.running_var.lerp_((variance * count / (count - 1).clamp(min=1)).float(), self.momentum)
         return mean.float(), variance.float()
 
 

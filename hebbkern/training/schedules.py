@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from ignite.handlers.state_param_scheduler import StateParamScheduler
 
+from hebbkern.evaluation.taps import at_rest
 from hebbkern.nn.lesson import by_name
 from hebbkern.training.step import Step
 
@@ -28,7 +29,7 @@ class Schedule(StateParamScheduler):
 
     A state scheduler of ignite whose index is the epoch, so that a resumed training goes on where it was. Within each
     stage the rate falls from lr: lr·(1 − e/epochs) or lr·(1 + cos(π e/epochs))/2 in its epoch e from 0; "constant"
-    only sets it in the first epoch of all and leaves it to others from then on.
+    only sets it before the first batch of all and leaves it to others from then on.
     """
 
     def __init__(self, step: Step, stages: list[Stage], lr: float, decay: str):
@@ -44,7 +45,7 @@ class Schedule(StateParamScheduler):
 
     def __call__(self, engine) -> None:
         self.event_index = engine.state.epoch - 1
-        if self.decay != "constant" or self.event_index == 0:
+        if self.decay != "constant" or engine.state.iteration == 0:  # a first epoch may be resumed
             engine.state.lr = self.get_param()
         stage, _ = self._now()
         engine.state.layer = stage.layer
@@ -111,15 +112,10 @@ def _in_order_of_data(step: Step, names: list[str], batches) -> list[str]:
         step.layers[name].register_forward_pre_hook(lambda layer, inputs, name=name: reached.append(name))
         for name in names
     ]
-    modes = [(module, module.training) for module in model.modules()]
-    x = step.moved(next(iter(batches))[0])
     try:
-        with torch.no_grad(), torch.random.fork_rng():
-            model.eval()
-            model(x)
+        with torch.no_grad(), at_rest(model):
+            model(step.moved(next(iter(batches))[0]))
     finally:
         for hook in hooks:
             hook.remove()
-        for module, training in modes:
-            module.training = training
     return list(dict.fromkeys(reached))

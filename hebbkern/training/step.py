@@ -32,12 +32,13 @@ class Step:
         first = {layer: name for name, layer in reversed(layers.items())}
         self.layers = {name: layer for name, layer in layers.items() if layer in chosen and first[layer] == name}
         self.model, self.rates, self.loss, self.group = model, chosen, loss, group
+        self.first = next(iter(layers.values()))  # of the model, whether it learns or not
         self.learns, self.only = True, None
         self.supervised = None if supervised_from is None else Supervised(model, supervised_from, optimizer, group)
         if supervised_from is None and optimizer is not None:
             raise ValueError("hebbkern.training: supervised_from must name a module for the optimizer, got None")
         self.supervises = self.supervised is not None
-        self._frozen: dict[Hebbian, tuple[int, int, bool]] = {}
+        self._frozen: dict[Hebbian, tuple[Tensor, int, bool]] = {}
         self._passes: dict[tuple, bool] = {}
         if group is not None:
             for tensor in (*model.parameters(), *model.buffers()):
@@ -56,7 +57,7 @@ class Step:
 
     def moved(self, part):
         """A tensor on the device of the layers; anything else as it is."""
-        device = next(iter(self.rates)).weight.device
+        device = self.first.weight.device
         return part.to(device, non_blocking=True) if isinstance(part, Tensor) else part
 
     def _lessons(self, lr: float, labels: Tensor | None) -> dict[Hebbian, Lesson | None]:
@@ -73,15 +74,16 @@ class Step:
         """Whether no neuron of the layer learns; looked up anew, which waits for a GPU, only where the mask changed."""
         mask = layer.frozen
         known = self._frozen.get(layer)
-        if known is None or known[:2] != (id(mask), mask._version):
-            known = self._frozen[layer] = (id(mask), mask._version, bool(mask.all()))
+        if known is None or known[0] is not mask or known[1] != mask._version:
+            known = self._frozen[layer] = (mask, mask._version, bool(mask.all()))
         return known[2]
 
     def _pass(self, x, lessons: dict[Hebbian, Lesson | None]) -> None:
         """A forward pass that ends once the last layer has learnt, where that changes nothing else.
 
         It changes nothing where the modules say so, or where a whole pass of this shape has shown it: each layer learnt
-        exactly once, and no buffer (running statistics) changed afterwards.
+        exactly once, and afterwards no buffer (running statistics) changed and no random number was drawn (else a
+        training that is resumed, whose first pass is a whole one, would draw others than one that is not).
         """
         learners = [layer for layer, lesson in lessons.items() if lesson is not None]
         key = (getattr(x, "shape", None), self.model.training, *map(id, learners))
@@ -89,7 +91,7 @@ class Step:
             self._passes[key] = True
         watch = _Watch(self.model, learners, stop=self._passes.get(key, False) and not _is_watched(self.model))
         told = [lesson and lesson._replace(then=watch) for lesson in lessons.values()]
-        if _is_compiled(self.model):
+        if _is_compiled(self.model) or not self._passes.get(key, True):
             told = list(lessons.values())
         with Taught(list(lessons), told), contextlib.suppress(_Enough):
             self.model(x)
@@ -160,20 +162,24 @@ class _Watch:
         self.counts = dict.fromkeys(learners, 0)
         self.left, self.stop = len(learners), stop
         self.buffers = [] if stop else list(model.buffers())
-        self.versions: list[int] = []
+        self.state: tuple = ()
 
     def __call__(self, layer: Hebbian) -> None:
         self.counts[layer] += 1
         self.left -= self.counts[layer] == 1
         if not self.left and self.stop:
             raise _Enough
-        self.versions = self._versions()
+        if not self.left:
+            self.state = self._state()
 
     def may_stop(self) -> bool:
-        return set(self.counts.values()) == {1} and self.versions == self._versions()
+        return set(self.counts.values()) == {1} and self.state == self._state()
 
-    def _versions(self) -> list[int]:
-        return [buffer._version for buffer in self.buffers]
+    def _state(self) -> tuple:
+        """What a module may change by answering: the versions of buffers, the states of random generators."""
+        devices = {layer.weight.device for layer in self.counts if layer.weight.is_cuda}
+        states = [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
+        return [buffer._version for buffer in self.buffers], [state.numpy().tobytes() for state in states]
 
 
 def _is_chain(model: nn.Module, learners: list[Hebbian]) -> bool:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from hebbkern.nn import convert
 from hebbkern.nn.lesson import check_rate
@@ -46,7 +47,8 @@ def train(
 
     An interrupted training that is resumed, in the middle of an epoch too, ends with the same bits as one that was
     not. Saved are the model (weights, frozen masks, buffers), the optimizer, the schedule, how far the training came,
-    and the random generators of torch, NumPy and Python.
+    `engine.state.lr`, and the random generators of torch, NumPy and Python, of each process its own. What handlers keep
+    to themselves, as ignite's schedulers keep their place, is not: such a handler must find it from the engine's state.
 
     Args:
         model: holds at least one Hebbian layer, or gets it by `rules`. Any module, see `hebbian_trainer`.
@@ -83,6 +85,8 @@ def train(
         FileExistsError: `folder` holds checkpoints and resume is False.
     """
     check_schedule(lr, epochs, order, decay)
+    if save_every is not None and (not isinstance(save_every, int) or save_every < 1):
+        raise ValueError(f"hebbkern.training: save_every must be a whole number of at least 1, got {save_every!r}")
     if rules is not None:
         convert(model, dict(rules))
     rates, top = (lr, 1.0) if isinstance(lr, Mapping) else (None, lr)
@@ -108,7 +112,7 @@ def train(
         bar.attach(trainer, "all", event_name=Events.EPOCH_COMPLETED, closing_event_name=Events.COMPLETED)
     if folder is not None:
         saved = {"model": getattr(model, "_orig_mod", model), "trainer": trainer, "schedule": schedule}
-        saved |= {"random": RandomState()} | ({} if optimizer is None else {"optimizer": optimizer})
+        saved |= {"random": RandomState(group)} | ({} if optimizer is None else {"optimizer": optimizer})
         _keep_checkpoints(saved, Path(folder), resume, save_every, len(batches))
     if trainer.state.iteration < schedule.epochs * len(batches):
         trainer.run(batches, max_epochs=schedule.epochs, epoch_length=len(batches))
@@ -135,8 +139,8 @@ def _keep_checkpoints(saved: dict, folder: Path, resume: bool, save_every: int |
     if checkpoint:
         Checkpoint.load_objects({**saved, "checkpointer": keeper}, checkpoint)
     event = Events.EPOCH_COMPLETED
-    if save_every is not None:
-        event |= Events.ITERATION_COMPLETED(every=save_every)
+    if save_every is not None:  # at the end of an epoch only once all that belongs to it is done
+        event |= Events.ITERATION_COMPLETED(event_filter=lambda _, i: i % save_every == 0 and i % length != 0)
     trainer.add_event_handler(event, keeper)
 
 
@@ -150,6 +154,21 @@ def _check_same(checkpoint: dict, saved: dict, name: str, length: tuple[int, int
             f"hebbkern.training: a resumed training must have the epochs and batches an epoch of {name}, {before}, "
             f"got {length}"
         )
+    _check_shapes(checkpoint["model"], saved["model"], name)
     for setting, now in saved["schedule"].settings.items():
         if (then := checkpoint["schedule"]["settings"][setting]) != now:
             raise ValueError(f"hebbkern.training: a resumed training must keep {setting} of {name}, {then}, got {now}")
+
+
+def _check_shapes(state: Mapping, model: nn.Module, name: str) -> None:
+    """Refuses parameters and buffers of other shapes; torch would too, but after loading the ones that fit."""
+    there, here = (
+        {part: list(one.shape) for part, one in parts.items() if isinstance(one, Tensor) and not is_lazy(one)}
+        for parts in (state, model.state_dict())
+    )
+    for part in here:
+        if there.get(part) != here[part]:
+            raise ValueError(
+                f'hebbkern.training: model must have "{part}" as {name} has it, of shape {there.get(part)}, '
+                f"got {here[part]}"
+            )
