@@ -256,3 +256,34 @@ def test_ignites_handlers_attach(tmp_path, capsys):
     (events,) = (tmp_path / "events").iterdir()
     assert b"training/accuracy" in events.read_bytes()
     assert "loss=" in capsys.readouterr().err
+
+
+def test_each_epoch_begins_in_the_modes_of_the_first():
+    model, seen = network(), []
+    model[1].eval()
+    before = [module.training for module in model.modules()]
+    engine = training.hebbian_trainer(model)
+    engine.add_event_handler(Events.EPOCH_COMPLETED, lambda _: model.eval())  # as ignite's evaluators leave it
+    engine.add_event_handler(
+        Events.ITERATION_STARTED, lambda _: seen.append([part.training for part in model.modules()])
+    )
+    engine.run(batches(), max_epochs=2)
+    assert any(before) and not all(before) and seen == [before] * len(seen) and len(seen) == 2 * len(batches())
+
+
+def test_batches_without_labels_come_alone_or_in_a_tuple():
+    x, learnt = torch.randn(3, 8, 6), []
+    for loader in (list(x), [(part,) for part in x], [[part, None] for part in x]):
+        layer = HebbianLinear(6, 4, rule=hk.WTA())
+        torch.manual_seed(1)
+        torch.nn.init.normal_(layer.weight)
+        before = layer.weight.clone()
+        engine = training.hebbian_trainer(layer)
+        engine.state.lr = 0.1
+        engine.run(loader, max_epochs=1)
+        assert not torch.equal(layer.weight, before)
+        learnt.append(layer.weight.detach())
+    assert torch.equal(learnt[0], learnt[1]) and torch.equal(learnt[0], learnt[2])
+    for batch, got in (((x[0], None, None), "3 parts"), ({"x": x[0]}, "dict")):
+        with pytest.raises(ValueError, match=rf"each batch must be a tensor x or a pair \(x, labels\), got {got}"):
+            training.hebbian_trainer(layer).run([batch], max_epochs=1)

@@ -259,6 +259,8 @@ REFUSED = [
     ({"decay": "step"}, 'decay must be "linear", "cosine" or "constant", got \'step\''),
     ({"epochs": {"3": 2}}, 'epochs must be a number unless order="greedy", got a dict'),
     ({"epochs": 1.5}, "epochs must be a whole number of at least 1, got 1.5"),
+    ({"resume": True}, "resume must come with a folder for checkpoints, got no folder"),
+    ({"save_every": 3}, "save_every must come with a folder for checkpoints, got no folder"),
     ({"save_every": 0}, "save_every must be a whole number of at least 1, got 0"),
     ({"lr": float("nan")}, "lr must be finite, got nan"),
     ({"lr": {"3": float("inf")}}, "lr must be finite, got inf"),

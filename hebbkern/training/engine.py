@@ -27,7 +27,7 @@ def hebbian_trainer(
     loss: Callable = F.cross_entropy,
     group=None,
 ) -> Engine:
-    """An ignite Engine that takes batches (x, labels) and lets the Hebbian layers of `model` learn from each.
+    """An ignite Engine whose batches, (x, labels) or x alone, the Hebbian layers of `model` learn from.
 
         optimizer = torch.optim.Adam(model.fc.parameters())
         trainer = hk.training.hebbian_trainer(model, supervised_from="fc", optimizer=optimizer)
@@ -36,8 +36,8 @@ def hebbian_trainer(
 
     Each layer learns at its rate times `engine.state.lr` (0 until somebody, any ignite state scheduler say, sets it),
     on the output of the layers before it, as inside `hebbkern.learning`; no gradient is recorded for it. Layers whose
-    neurons are all frozen are skipped. x and labels are moved to the model's device; the model stays in the training
-    or evaluation mode it is in.
+    neurons are all frozen are skipped. x and labels are moved to the model's device. Each epoch begins in the
+    training or evaluation modes in which the run began, whatever evaluators leave behind.
 
     Where nothing is supervised a forward pass ends as soon as the last layer has learnt, before it answers. This takes
     one whole pass of each shape of x, in which every layer learnt exactly once and nothing after the last one changed a
@@ -75,4 +75,12 @@ def engine_of(step: Step) -> Engine:
     engine.logger.setLevel(logging.CRITICAL)  # errors are raised, which says it once
     engine.state.lr, engine.state.layer = 0.0, None
     engine.state_dict_user_keys.append("lr")
+    modes = {}
+    engine.add_event_handler(Events.STARTED, lambda engine: modes.update(step.modes))
+    engine.add_event_handler(Events.EPOCH_STARTED, lambda engine: _set(modes))  # evaluators leave others behind
     return engine
+
+
+def _set(modes: Mapping[nn.Module, bool]) -> None:
+    for module, mode in modes.items():
+        module.training = mode

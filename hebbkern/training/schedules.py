@@ -11,7 +11,7 @@ from ignite.handlers.state_param_scheduler import StateParamScheduler
 
 from hebbkern.evaluation.taps import at_rest
 from hebbkern.nn.lesson import by_name
-from hebbkern.training.step import Step
+from hebbkern.training.step import Step, pair
 
 DECAYS = ("linear", "cosine", "constant")
 
@@ -114,7 +114,7 @@ def _in_order_of_data(step: Step, names: list[str], batches) -> list[str]:
     ]
     try:
         with torch.no_grad(), at_rest(model):
-            model(step.moved(next(iter(batches))[0]))
+            model(step.moved(pair(next(iter(batches)))[0]))
     finally:
         for hook in hooks:
             hook.remove()

@@ -45,7 +45,7 @@ class Step:
                 torch.distributed.broadcast(tensor.detach(), group=group, group_src=0)
 
     def __call__(self, engine, batch):
-        x, labels = map(self.moved, batch)
+        x, labels = map(self.moved, pair(batch))
         lessons = self._lessons(engine.state.lr, labels)
         if self.supervises:
             with Taught(list(lessons), list(lessons.values())):
@@ -54,6 +54,11 @@ class Step:
             with torch.no_grad():
                 self._pass(x, lessons)
         return None
+
+    @property
+    def modes(self) -> dict[nn.Module, bool]:
+        """Of each module of the model: is it in training mode?"""
+        return {module: module.training for module in self.model.modules()}
 
     def moved(self, part):
         """A tensor on the device of the layers; anything else as it is."""
@@ -96,6 +101,16 @@ class Step:
         with Taught(list(lessons), told), contextlib.suppress(_Enough):
             self.model(x)
             self._passes[key] = self._passes.get(key, True) and watch.may_stop()
+
+
+def pair(batch) -> tuple:
+    """(x, labels) of a batch; one without labels is x, or (x,)."""
+    if isinstance(batch, Tensor):
+        return batch, None
+    if not isinstance(batch, list | tuple) or len(batch) not in (1, 2):
+        what = f"{len(batch)} parts" if isinstance(batch, list | tuple) else type(batch).__name__
+        raise ValueError(f"hebbkern.training: each batch must be a tensor x or a pair (x, labels), got {what}")
+    return (*batch, None)[:2]
 
 
 class Supervised:

@@ -52,7 +52,8 @@ def train(
 
     Args:
         model: holds at least one Hebbian layer, or gets it by `rules`. Any module, see `hebbian_trainer`.
-        batches: a `Batches`, or anything with a length that yields (x, labels), such as a DataLoader; of those, which
+        batches: a `Batches`, or anything with a length that yields (x, labels) or x, such as a DataLoader; of those,
+            which
             cannot start anywhere, a training resumes exactly after whole epochs only.
         lr: of the first epoch; a number, or {name or pattern of Hebbian layers: number}: layers no entry matches do not
             learn, later entries count.
@@ -87,6 +88,9 @@ def train(
     check_schedule(lr, epochs, order, decay)
     if save_every is not None and (not isinstance(save_every, int) or save_every < 1):
         raise ValueError(f"hebbkern.training: save_every must be a whole number of at least 1, got {save_every!r}")
+    for argument, given in (("resume", resume), ("save_every", save_every)):
+        if given and folder is None:
+            raise ValueError(f"hebbkern.training: {argument} must come with a folder for checkpoints, got no folder")
     if rules is not None:
         convert(model, dict(rules))
     rates, top = (lr, 1.0) if isinstance(lr, Mapping) else (None, lr)
@@ -132,7 +136,7 @@ def _keep_checkpoints(saved: dict, folder: Path, resume: bool, save_every: int |
     keeper = Checkpoint(
         saved,
         Safetensors(folder),
-        n_saved=2,  # the one before is removed only once the latest is complete
+        n_saved=2,  # ignite removes the older one before it writes: one is always whole
         global_step_transform=lambda engine, event: engine.state.iteration,
         include_self=True,
     )
