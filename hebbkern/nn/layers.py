@@ -7,8 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hebbkern import ops
-from hebbkern.nn.lesson import Hebbian
+from hebbkern.nn.lesson import Hebbian, check_into, check_linear, check_rate
 from hebbkern.rules import Rule
+from hebbkern.update import Update
+
+LONG = 2.0**24
 
 
 class _HebbianLayer(Hebbian):
@@ -24,28 +27,81 @@ class _HebbianLayer(Hebbian):
         self.register_buffer("frozen", frozen)
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.lesson is not None:
+        lesson = self.lesson
+        if lesson is not None:
             self._check_dtype(input)
-            lr, labels, lr_tensor = self.lesson
-            self.learn(input, lr_tensor if torch.compiler.is_compiling() else lr, labels)
+            lr = lesson.lr_tensor if torch.compiler.is_compiling() else lesson.lr
+            self.learn(input, lr, lesson.labels, into=lesson.into, group=lesson.group)
+            if lesson.then is not None:
+                lesson.then(self)
         return super().forward(input)
 
-    def learn(self, x: Tensor, lr: float, labels: Tensor | None = None) -> None:
+    def learn(
+        self, x: Tensor, lr: float | None = None, labels: Tensor | None = None, *, into: str = "weight", group=None
+    ) -> None:
         """One step of the rule on the batch x, the layer's input. Nothing is recorded for autograd.
 
-        x is cast to the weight's dtype, and autocast is off while learning. labels: [B] integers, for Teacher; where a
-        linear layer sees x [B, ..., N], a label a sample, which teaches all of it, or labels [B, ...], one a position.
+        x is cast to the weight's dtype, and autocast is off while learning. Deterministic, as the rules are.
+
+        Args:
+            x: what the layer answers: [B, ..., N] or [N], or images [B, C, H, W] or [C, H, W].
+            lr: learning rate, finite; may only be left out with into="grad", where it is 1.0.
+            labels: [B] integers, for Teacher; where a linear layer sees x [B, ..., N], a label a sample, which teaches
+                all of it, or labels [B, ...], one a position.
+            into: "weight", or "grad": the weight stays and −lr·Δ is added to weight.grad, see `hebbkern.learning`.
+            group: a torch.distributed group over which the update is summed before it is applied; every process must
+                call, one without samples with an empty x.
+
         Raises ValueError or RuntimeError on wrong shapes and on a NaN, weights as before.
         """
+        if lr is None or into != "weight":
+            lr = self._rate_into(into, lr)
         x, labels = self._samples(x.detach(), labels)
         if x.dtype != self.weight.dtype and x.is_floating_point():
             x = x.to(self.weight.dtype)
         device = x.device.type
         if torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):
-                self._step(x, lr, labels)
+                self._step(x, lr, labels, into, group)
         else:
-            self._step(x, lr, labels)
+            self._step(x, lr, labels, into, group)
+
+    def _rate_into(self, into: str, lr) -> float:
+        """The rate of a step that is not the ordinary one, checked."""
+        where = f"{type(self).__name__}.learn"
+        check_into(where, into)
+        if into == "grad":
+            check_linear(where, self.rule)
+            lr = 1.0 if lr is None else lr
+        check_rate(where, lr)
+        return lr
+
+    def _step(self, x: Tensor, lr: float, labels: Tensor | None, into: str, group) -> None:
+        x, geometry = self._patches(x)
+        options = {"labels": labels, "frozen": self.frozen, **geometry}
+        if into == "weight" and group is None:
+            self.rule.step_(self.weight, x, lr=lr, **options)
+            return
+        update = self.rule.update(self.weight, x, **options)
+        if group is not None:
+            update = update.all_reduce(group)
+        if into == "weight":
+            self.rule.apply_(self.weight, update, lr=lr, frozen=self.frozen)
+        else:
+            self._add_gradient(update, lr)
+
+    def _add_gradient(self, update: Update, lr: float) -> None:
+        """weight.grad −= lr · the step that the rule would take at lr = 1."""
+        weight = self.weight.detach()
+        before = weight if weight.dtype == torch.float64 else weight.float()
+        after = before.clone(memory_format=torch.contiguous_format)
+        # A long step, by a power of two, so that what is added to the weight is not rounded as coarsely as the weight.
+        self.rule.apply_(after, update, lr=LONG, frozen=self.frozen)
+        gradient = after.sub_(before).mul_(-lr / LONG).to(weight.dtype)
+        if self.weight.grad is None:
+            self.weight.grad = gradient
+        else:
+            self.weight.grad += gradient
 
     def _check_dtype(self, input: Tensor) -> None:
         """Refuses what the forward pass would refuse after the weights have moved."""
@@ -95,8 +151,8 @@ class HebbianLinear(_HebbianLayer, nn.Linear):
                 labels = labels.repeat_interleave(x.shape[1:-1].numel())
         return rows, labels
 
-    def _step(self, x: Tensor, lr: float, labels: Tensor | None) -> None:
-        self.rule.step_(self.weight, x, lr=lr, labels=labels, frozen=self.frozen)
+    def _patches(self, x: Tensor) -> tuple[Tensor, dict]:
+        return x, {}
 
 
 class HebbianConv2d(_HebbianLayer, nn.Conv2d):
@@ -137,13 +193,13 @@ class HebbianConv2d(_HebbianLayer, nn.Conv2d):
     def _samples(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return x if x.dim() == 4 else x.unsqueeze(0), labels
 
-    def _step(self, x: Tensor, lr: float, labels: Tensor | None) -> None:
+    def _patches(self, x: Tensor) -> tuple[Tensor, dict]:
+        """x as the rule takes it, padded where the rule cannot, and the rest of the geometry."""
         padding = self.padding
         if isinstance(padding, str) or self.padding_mode != "zeros":
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
             x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=mode), 0
-        geometry = {"stride": self.stride, "padding": padding, "dilation": self.dilation}
-        self.rule.step_(self.weight, x, lr=lr, labels=labels, frozen=self.frozen, **geometry)
+        return x, {"stride": self.stride, "padding": padding, "dilation": self.dilation}
 
 
 class KWinners(nn.Module):
