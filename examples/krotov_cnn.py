@@ -13,10 +13,10 @@
     best random                 the same, centred or whitened, whichever was best on validation data
     end-to-end backprop         the whole network, no Hebbian learning
 
-All rows have the same network, the same schedule (Adam, batches of 256, ReduceLROnPlateau, early stopping) and the same
-data. Every choice is made on the last sixth of the training set; the readout is then trained anew on all of it, for the
-epochs and by the rates found. Filters are learnt, and batch norm's statistics taken, without that sixth. The test set is
-used once for each row and seed.
+All rows have the same network, schedule (Adam, batches of 256, ReduceLROnPlateau, early stopping) and data. Every
+choice is made on the last sixth of the training set; the readout is then trained anew on all of it, for the epochs
+and by the rates found. Filters are learnt, and batch norm's statistics taken, without that sixth (backprop trains
+anew on all). The test set is used once for each row and seed.
 """
 
 from __future__ import annotations
@@ -170,15 +170,16 @@ def search(experiment: Experiment, arguments: argparse.Namespace) -> dict:
     schedule = max(schedules, key=schedules.get)
     chosen = {"schedule": schedule}
     for kind, candidates, finalists in (("random", random, 2), ("learnt", learnt, 5)):
-        ranked = sorted(
-            tqdm(candidates, disable=not arguments.progress), key=lambda recipe: -trial(recipe, schedule, 0, share=0.75)
+        tried = tqdm(candidates, disable=not arguments.progress)
+        ranked = sorted(tried, key=lambda recipe: -trial(recipe, schedule, 0, share=0.7))[:finalists]
+        runs = [[trial(recipe, schedule, seed) for recipe in ranked] for seed in range(arguments.seeds)]
+        complete = [run for run in runs if min(run) > float("-inf")] or runs[:1]
+        means = dict(
+            zip((recipe.name for recipe in ranked), map(statistics.fmean, zip(*complete, strict=True)), strict=True)
         )
-        means = {
-            recipe.name: statistics.fmean(trial(recipe, schedule, seed) for seed in range(arguments.seeds))
-            for recipe in ranked[:finalists]
-        }
         chosen[kind] = max(means, key=means.get)
-        print(f"chosen: {chosen[kind]}, {means[chosen[kind]]:.2f} % on validation data")
+        chosen[f"{kind} finalists"] = {"seeds": len(complete), "validation": means}
+        print(f"chosen: {chosen[kind]}, {means[chosen[kind]]:.2f} % on validation data, mean of {len(complete)} seeds")
     rows = [
         {"recipe": recipe, "schedule": plan, "seed": seed} | figures for (recipe, plan, seed), figures in trials.items()
     ]

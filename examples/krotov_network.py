@@ -1,10 +1,10 @@
 """The network of krotov_cnn.py, convolution → batch norm → RePU → max pool → linear, trained in one of two ways.
 
-`Readout`: the filters are given, and stay. What they say is then the same in every epoch, so `features` computes it once,
-standardised by batch norm's statistics (exact: mean and variance follow from the moments of the patches), pooled, and kept
-as bfloat16 on the device: 115 kB an image of 28x28 with 400 filters, 6.9 GB for 60,000. Batch norm's scale and shift come
-after the pooling, which changes nothing as long as no scale is negative (pooling and an increasing function commute), so
-scales are clamped at 0.
+`Readout`: the filters are given, and stay. What they say is then the same in every epoch, so `features` computes it
+once: standardised by batch norm's statistics (exact: mean and variance follow from the moments of the patches),
+pooled, and kept as bfloat16 on the device, 115 kB an image of 28x28 with 400 filters, 6.9 GB for 60,000. Batch
+norm's scale and shift come after the pooling, which changes nothing as long as no scale is negative (pooling and an
+increasing function commute), so scales are clamped at 0.
 
 `Network`: everything is trained end to end, batch norm as torch has it.
 
@@ -47,10 +47,10 @@ class Schedule:
 
 @dataclass
 class Fitted:
-    """What a training found: the rate of each epoch up to the best one, and the accuracies there."""
+    """What a training found: the rate of each epoch up to the best one, the accuracy there, and the epochs it took."""
 
     rates: list[float] = field(default_factory=list)
-    validation: float = 0.0
+    validation: float = -1.0
     epochs: int = 0
 
 
