@@ -23,26 +23,27 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
+import math
 import shlex
 import statistics
 import sys
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 import hebbkern as hk
 import krotov_recipes as recipes
-from hebbkern import datasets, plots
+import krotov_report as report
+from hebbkern import datasets
 from krotov_filters import Moments, Recipe, effective_rank, make, moments
-from krotov_network import Network, Readout, Schedule, features, fit, measure, pixels
+from krotov_network import Fitted, Network, Readout, Schedule, features, fit, measure, pixels
 
-TABLE = "PyTorch-Hebbian, Table 1"
-PAPER = {"learnt": {"test": 91.44, "train": 98.64}, "backprop": {"test": 91.94, "train": 99.98}, "random": {}}
 FAST = {"filters": 64, "pool": 4, "seeds": 1, "train": 3600, "test": 1000, "epochs": 8}
 
 
@@ -65,222 +66,158 @@ class Sets:
         return self.x_test, self.y_test
 
 
+class Subject(NamedTuple):
+    """What a row trains, on what: `inputs` of images are what `model()`, always the same new model, takes."""
+
+    row: str
+    seed: int
+    inputs: Callable[[Tensor], Tensor]
+    model: Callable[[], nn.Module]
+
+
 class Experiment:
     """The rows of the table, each for a seed, and what they cost."""
 
     def __init__(self, sets: Sets, arguments: argparse.Namespace):
         self.sets, self.arguments, self.shape = sets, arguments, sets.x.shape[1:]
-        self.moments: Moments = moments(sets.x[: sets.fitted])
         self.seconds: dict[str, float] = {}
+        self.moments: Moments = self.timed("moments", lambda: moments(sets.x[: sets.fitted]))
 
-    def timed(self, name: str, work):
+    def timed(self, part: str, work: Callable):
+        """What `work` gives; its seconds are added to those of the part."""
         start = time.perf_counter()
         result = work()
         if self.sets.x.is_cuda:
             torch.cuda.synchronize()
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
         return result
 
-    def filters(self, recipe: Recipe, seed: int) -> Tensor:
-        part = self.sets.x[: self.sets.fitted]
-        options = {"count": self.arguments.filters, "seed": seed, "progress": self.arguments.progress}
-        return self.timed("learning filters", lambda: make(recipe, part, self.moments, **options))
+    def frozen(self, row: str, recipe: Recipe, seed: int) -> tuple[Subject, Tensor]:
+        """A readout of filters by the recipe, and the filters."""
+        given, fitted = self.arguments, self.sets.x[: self.sets.fitted]
+        options = {"count": given.filters, "seed": seed, "progress": given.progress}
+        filters = self.timed("learning filters", lambda: make(recipe, fitted, self.moments, **options))
 
-    def features(self, images: Tensor, filters: Tensor) -> Tensor:
-        return self.timed("features", lambda: features(images, filters, self.moments, pool=self.arguments.pool))
+        def inputs(images):
+            return self.timed("features", lambda: features(images, filters, self.moments, pool=given.pool))
 
-    def readout(self, recipe: Recipe, seed: int) -> Readout:
-        torch.manual_seed(seed)
-        count = self.arguments.filters
-        inputs = count * pixels(self.shape, self.arguments.pool)
-        return Readout(count, inputs, self.sets.classes, repu=recipe.repu).to(self.sets.x.device)
-
-    def validated(self, new_model, x: Tensor, plan: Schedule, seed: int, part: str):
-        """A model that was trained on the fitted part up to its best epoch on the rest."""
-        cut, y, model = self.sets.fitted, self.sets.y, new_model()
-        found = self.timed(part, lambda: fit(model, x[:cut], y[:cut], plan, seed=seed, validation=(x[cut:], y[cut:])))
-        return model, found
-
-    def tested(self, row: str, new_model, x: Tensor, x_test, plan: Schedule, seed: int, part: str) -> dict[str, float]:
-        """Percentages: validation, then train and test of a model trained anew on everything."""
-        _, found = self.validated(new_model, x, plan, seed, part)
-        model = new_model()
-        self.timed(part, lambda: fit(model, x, self.sets.y, plan, seed=seed, rates=found.rates))
-        train = measure(model, x, self.sets.y)
-        images, labels = self.sets.test(row, seed)
-        test = measure(model, x_test(images), labels)
-        return {
-            "validation": 100 * found.validation,
-            "train": 100 * train,
-            "test": 100 * test,
-            "epochs": len(found.rates),
-        }
-
-    def frozen_row(self, row: str, recipe: Recipe, plan: Schedule, seed: int) -> tuple[dict, Tensor]:
-        filters = self.filters(recipe, seed)
-        x = self.features(self.sets.x, filters)
-        figures = self.tested(
-            row,
-            lambda: self.readout(recipe, seed),
-            x,
-            lambda images: self.features(images, filters),
-            plan,
-            seed,
-            "readout",
-        )
-        return figures | {f"rank, {name}": value for name, value in effective_rank(filters).items()}, filters
-
-    def backprop_row(self, row: str, plan: Schedule, seed: int) -> tuple[dict, Tensor]:
-        models = []
-
-        def network():
+        def model():
             torch.manual_seed(seed)
-            filters = torch.randn(self.arguments.filters, self.shape[0], 5, 5) / 5  # torch's own scale, about
-            model = Network(filters, self.shape, self.sets.classes, pool=self.arguments.pool)
-            models.append(model.to(self.sets.x.device, memory_format=torch.channels_last))
-            return models[-1]
+            places = pixels(self.shape, given.pool)
+            return Readout(given.filters, places, self.sets.classes, repu=recipe.repu).to(fitted.device)
 
-        figures = self.tested(row, network, self.sets.x, lambda images: images, plan, seed, "backprop")
-        return figures, models[-1].conv.weight.detach()
+        return Subject(row, seed, inputs, model), filters
 
-    def trial(self, recipe: Recipe, plan: Schedule, seed: int) -> dict:
+    def whole(self, row: str, seed: int) -> Subject:
+        """The network of end-to-end backprop."""
+
+        def model():
+            torch.manual_seed(seed)
+            network = Network(self.arguments.filters, self.shape, self.sets.classes, pool=self.arguments.pool)
+            return network.to(self.sets.x.device, memory_format=torch.channels_last)
+
+        return Subject(row, seed, lambda images: images, model)
+
+    def validate(self, subject: Subject, x: Tensor, plan: Schedule) -> Fitted:
+        """Trained on the fitted part up to the best epoch on the rest; x are the inputs of all training images."""
+        cut, y, model = self.sets.fitted, self.sets.y, subject.model()
+        validation = x[cut:], y[cut:]
+        part = f"training {type(model).__name__}"
+        return self.timed(part, lambda: fit(model, x[:cut], y[:cut], plan, seed=subject.seed, validation=validation))
+
+    def tested(self, subject: Subject, plan: Schedule) -> tuple[dict[str, float], nn.Module]:
+        """Percentages: validation, then train and test of the model trained anew on everything; and the model."""
+        x, y, model = subject.inputs(self.sets.x), self.sets.y, subject.model()
+        found = self.validate(subject, x, plan)
+        part = f"training {type(model).__name__}"
+        self.timed(part, lambda: fit(model, x, y, plan, seed=subject.seed, rates=found.rates))
+        images, labels = self.sets.test(subject.row, subject.seed)
+        shares = {"validation": found.validation, "train": measure(model, x, y)}
+        shares["test"] = measure(model, subject.inputs(images), labels)
+        return {name: 100 * share for name, share in shares.items()} | {"epochs": len(found.rates)}, model
+
+    def row(self, row: str, recipe: Recipe | None, plan: Schedule, seed: int) -> tuple[dict[str, float], Tensor]:
+        """The figures of a row and its filters; no recipe = end-to-end backprop."""
+        if recipe is None:
+            figures, model = self.tested(self.whole(row, seed), plan)
+            filters = model.conv.weight.detach()
+        else:
+            subject, filters = self.frozen(row, recipe, seed)
+            figures, _ = self.tested(subject, plan)
+        return figures | effective_rank(filters), filters
+
+    def trial(self, recipe: Recipe, plan: Schedule, seed: int) -> dict[str, float]:
         """Validation only."""
-        filters = self.filters(recipe, seed)
-        x = self.features(self.sets.x, filters)
-        _, found = self.validated(lambda: self.readout(recipe, seed), x, plan, seed, "readout")
+        subject, filters = self.frozen(recipe.name, recipe, seed)
+        found = self.validate(subject, subject.inputs(self.sets.x), plan)
         return {"validation": 100 * found.validation, "epochs": len(found.rates)} | effective_rank(filters)
 
 
-def search(experiment: Experiment, arguments: argparse.Namespace) -> dict:
-    """Schedules on random and centred filters alike, then recipes by seed 0, then the best of them by all seeds.
+class Search:
+    """Trials on validation data until `--limit` seconds are over. It never opens the test set."""
 
-    It stops trying when --limit seconds are over; nothing here sees the test set.
-    """
-    start, trials = time.perf_counter(), {}
+    def __init__(self, experiment: Experiment, arguments: argparse.Namespace):
+        self.experiment, self.limit, self.seeds = experiment, arguments.limit, arguments.seeds
+        self.hidden, self.start = not arguments.progress, time.perf_counter()
+        self.trials: dict[tuple[str, str, int], dict[str, float]] = {}
 
-    def trial(recipe: Recipe, schedule: str, seed: int, share: float = 1.0) -> float:
-        key = (recipe.name, schedule, seed)
-        if key not in trials and time.perf_counter() - start < share * arguments.limit:
-            trials[key] = experiment.trial(recipe, recipes.SCHEDULES[schedule], seed)
-            tqdm.write(f"{recipe.name:<48} {schedule:<42} seed {seed}  {trials[key]['validation']:.2f} %")
-        return trials[key]["validation"] if key in trials else float("-inf")
+    def trial(self, recipe: Recipe, schedule: str, seed: int, share: float = 1.0) -> float:
+        """Validation accuracy in percent, −inf if `share` of the time was over."""
+        key = recipe.name, schedule, seed
+        if key not in self.trials and time.perf_counter() - self.start < share * self.limit:
+            figures = self.trials[key] = self.experiment.trial(recipe, recipes.SCHEDULES[schedule], seed)
+            tqdm.write(f"{recipe.name:<48} {schedule:<42} seed {seed}  {figures['validation']:.2f} %")
+        return self.trials[key]["validation"] if key in self.trials else -math.inf
 
-    random, learnt = recipes.random_recipes(), recipes.learnt_recipes()
-    schedules = {name: trial(recipes.RANDOM, name, 0) + trial(learnt[1], name, 0) for name in recipes.SCHEDULES}
-    schedule = max(schedules, key=schedules.get)
-    chosen = {"schedule": schedule}
-    for kind, candidates, finalists in (("random", random, 2), ("learnt", learnt, 5)):
-        tried = tqdm(candidates, disable=not arguments.progress)
-        ranked = sorted(tried, key=lambda recipe: -trial(recipe, schedule, 0, share=0.7))[:finalists]
-        runs = [[trial(recipe, schedule, seed) for recipe in ranked] for seed in range(arguments.seeds)]
-        complete = [run for run in runs if min(run) > float("-inf")] or runs[:1]
-        means = dict(
-            zip((recipe.name for recipe in ranked), map(statistics.fmean, zip(*complete, strict=True)), strict=True)
+    def best(self, candidates: list[Recipe], schedule: str, finalists: int) -> dict:
+        """The best by seed 0 are tried by all seeds; their means decide."""
+        tried = {recipe.name: self.trial(recipe, schedule, 0, 0.7) for recipe in tqdm(candidates, disable=self.hidden)}
+        last = sorted(
+            (recipe for recipe in candidates if tried[recipe.name] > 0), key=lambda recipe: -tried[recipe.name]
         )
-        chosen[kind] = max(means, key=means.get)
-        chosen[f"{kind} finalists"] = {"seeds": len(complete), "validation": means}
-        print(f"chosen: {chosen[kind]}, {means[chosen[kind]]:.2f} % on validation data, mean of {len(complete)} seeds")
-    rows = [
-        {"recipe": recipe, "schedule": plan, "seed": seed} | figures for (recipe, plan, seed), figures in trials.items()
-    ]
-    return {"chosen": chosen, "chosen_on": "validation", "trials": rows}
+        last = last[:finalists]
+        runs = [[self.trial(recipe, schedule, seed) for recipe in last] for seed in range(self.seeds)]
+        complete = [run for run in runs if min(run) > 0]
+        means = {recipe.name: statistics.fmean(run[index] for run in complete) for index, recipe in enumerate(last)}
+        return {"recipe": max(means, key=means.get), "seeds": len(complete), "finalists": means}
+
+    def run(self) -> dict:
+        """Schedules, by random and by learnt filters alike; then random recipes; then learnt ones."""
+        random, learnt = recipes.random_recipes(), recipes.learnt_recipes()
+        sums = {name: self.trial(random[0], name, 0) + self.trial(learnt[1], name, 0) for name in recipes.SCHEDULES}
+        schedule = max(sums, key=sums.get)
+        chosen = {
+            "schedule": schedule,
+            "random": self.best(random, schedule, 2),
+            "learnt": self.best(learnt, schedule, 5),
+        }
+        for name, value in chosen.items():
+            print(f"chosen {name}: {value}")
+        keys = "recipe", "schedule", "seed"
+        trials = [dict(zip(keys, key, strict=True)) | figures for key, figures in self.trials.items()]
+        return {"chosen_on": "validation", "chosen": chosen, "trials": trials}
 
 
 def table(experiment: Experiment, arguments: argparse.Namespace) -> dict:
     """Every row for every seed, and the pictures of the first seed's filters."""
     plan = recipes.SCHEDULES[arguments.schedule]
     if arguments.fast:
-        plan = Schedule(**{**vars(plan), "epochs": FAST["epochs"]})
-    best, fair = recipes.by_name(arguments.best), recipes.by_name(arguments.random)
-    kinds = {
-        recipes.RAW.name: ("learnt", recipes.RAW),
-        recipes.CENTRED.name: ("learnt", recipes.CENTRED),
-        f"best learnt: {best.name}": ("learnt", best),
-        "random": ("random", recipes.RANDOM),
-        f"best random: {fair.name}": ("random", fair),
-        "end-to-end backprop": ("backprop", None),
-    }
-    found: dict[str, list[dict]] = {row: [] for row in kinds}
-    drawn = {}
-    with tqdm(total=len(kinds) * arguments.seeds, disable=not arguments.progress) as bar:
+        plan = replace(plan, epochs=FAST["epochs"])
+    rows = recipes.rows(arguments.best, arguments.random)
+    runs: dict[str, list[dict]] = {row: [] for row in rows}
+    with tqdm(total=len(rows) * arguments.seeds, disable=not arguments.progress) as bar:
         for seed in range(arguments.seeds):
-            for row, (kind, recipe) in kinds.items():
-                make_row = experiment.backprop_row if kind == "backprop" else experiment.frozen_row
-                figures, filters = make_row(row, *([] if recipe is None else [recipe]), plan, seed)
-                found[row].append(figures)
-                drawn.setdefault(row, filters)
-                tqdm.write(
-                    f"seed {seed}  {row:<56} " + "  ".join(f"{name} {value:.2f}" for name, value in figures.items())
-                )
+            for row, recipe in rows.items():
+                figures, filters = experiment.row(row, recipe, plan, seed)
+                runs[row].append(figures)
+                if seed == 0:
+                    report.draw(row, filters, Path(arguments.results))
+                words = "  ".join(f"{name} {value:.2f}" for name, value in figures.items())
+                tqdm.write(f"seed {seed}  {row:<54} {words}")
                 bar.update()
-    for row, filters in drawn.items():
-        draw(row, filters, arguments.results)
-    rows = [line for row, (kind, _) in kinds.items() for line in lines(row, kind, found[row])]
-    show(rows)
-    names = list(kinds)
-    differences = {
-        f"{names[2]} less {other}": difference(*([run["test"] for run in found[row]] for row in (names[2], other)))
-        for other in names[3:]
-    }
-    for name, (value, error) in differences.items():
-        print(f"{name}: {value:+.2f} points, standard error {error:.2f}")
-    return {
-        "rows": rows,
-        "differences": {
-            name: {"points": value, "standard_error": error} for name, (value, error) in differences.items()
-        },
-        "test_set_used": len(experiment.sets.opened),
-        "runs": found,
-    }
-
-
-def lines(row: str, kind: str, runs: list[dict]) -> list[dict]:
-    """The row's lines in the format of the results of this repository."""
-    measures = {"test": "test accuracy", "train": "train accuracy", "validation": "validation accuracy"}
-    measures |= {"rank, entropy": "effective rank (entropy of singular values)"}
-    made = []
-    for name, measure_name in measures.items():
-        if name not in runs[0]:
-            continue
-        values = [run[name] for run in runs]
-        made.append(
-            {
-                "table": TABLE,
-                "row": row,
-                "measure": measure_name,
-                "unit": "" if name.startswith("rank") else "%",
-                "paper": PAPER[kind].get(name),
-                "mean": statistics.fmean(values),
-                "std": deviation(values),
-                "seeds": len(values),
-                "chosen_on": "validation",
-            }
-        )
-    return made
-
-
-def deviation(values: list[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else 0.0
-
-
-def difference(ours: list[float], theirs: list[float]) -> tuple[float, float]:
-    """Of the means, and its standard error (two independent samples)."""
-    error = (deviation(ours) ** 2 / len(ours) + deviation(theirs) ** 2 / len(theirs)) ** 0.5
-    return statistics.fmean(ours) - statistics.fmean(theirs), error
-
-
-def show(rows: list[dict]) -> None:
-    print(f"\n{'':<58}{'':<44} {'ours':>14} {'paper':>7}")
-    for line in rows:
-        paper = "" if line["paper"] is None else f"{line['paper']:.2f}"
-        print(f"{line['row']:<58}{line['measure']:<44} {line['mean']:6.2f} ± {line['std']:.2f} {paper:>8}")
-
-
-def draw(row: str, filters: Tensor, folder: str) -> None:
-    """Each filter less its mean, by its largest weight: batch norm leaves neither scale."""
-    stem = row.split(":")[0].replace("Krotov-Hopfield, ", "").replace(" ", "_")
-    tiles = filters.float() / filters.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
-    plots.weight_grid(tiles, Path(folder) / f"krotov_cnn_filters_{stem}.png", title=f"{row}: {len(filters)} filters")
+    found = report.summary(runs)
+    report.show(found)
+    return found | {"test_set_used": len(experiment.sets.opened), "runs": runs}
 
 
 def load(arguments: argparse.Namespace) -> Sets:
@@ -320,30 +257,27 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> dict:
     start, arguments = time.perf_counter(), parse(argv)
-    Path(arguments.results).mkdir(parents=True, exist_ok=True)
+    folder = Path(arguments.results)
+    folder.mkdir(parents=True, exist_ok=True)
     experiment = Experiment(load(arguments), arguments)
-    found = (search if arguments.search else table)(experiment, arguments)
-    for name, value in experiment.seconds.items():
+    found = Search(experiment, arguments).run() if arguments.search else table(experiment, arguments)
+    seconds = experiment.seconds | {"in all": time.perf_counter() - start}
+    for name, value in seconds.items():
         print(f"{name:<20} {value:7.1f} s")
-    seconds = time.perf_counter() - start
-    print(f"{'in all':<20} {seconds:7.1f} s")
-    given = sys.argv[1:] if argv is None else argv
-    device = torch.cuda.get_device_name() if experiment.sets.x.is_cuda else platform.processor() or platform.machine()
-    report = {
+    given = [Path(word).name if "/" in word else word for word in (sys.argv[1:] if argv is None else argv)]
+    written = {
         "command": shlex.join(["python", "examples/krotov_cnn.py", *given]),
         "version": hk.__version__,
-        "machine": device,
+        "machine": torch.cuda.get_device_name() if experiment.sets.x.is_cuda else report.processor(),
         "torch": torch.__version__,
-        "seconds": round(seconds, 1),
+        "seconds": round(seconds["in all"], 1),
         "parts": {name: round(value, 1) for name, value in experiment.seconds.items()},
-        "settings": {
-            name: getattr(arguments, name) for name in ("filters", "pool", "seeds", "schedule", "best", "random")
-        },
+        "settings": {name: getattr(arguments, name) for name in ("filters", "pool", "seeds", "schedule")},
     } | found
-    path = Path(arguments.results) / ("krotov_cnn_search.json" if arguments.search else "krotov_cnn.json")
-    path.write_text(json.dumps(report, indent=2) + "\n")
+    path = folder / ("krotov_cnn_search.json" if arguments.search else "krotov_cnn.json")
+    path.write_text(json.dumps(written, indent=2) + "\n")
     print(path)
-    return report
+    return written
 
 
 if __name__ == "__main__":

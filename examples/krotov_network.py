@@ -69,11 +69,9 @@ class RePU(nn.Module):
 class Network(nn.Module):
     """[B, C, H, W] → [B, classes], the paper's figure 2."""
 
-    def __init__(self, filters: Tensor, shape: tuple[int, ...], classes: int, *, pool: int = 2, repu: float = 1.0):
+    def __init__(self, count: int, shape: tuple[int, ...], classes: int, *, pool: int = 2, repu: float = 1.0):
         super().__init__()
-        count, channels = filters.shape[:2]
-        self.conv = nn.Conv2d(channels, count, SIDE, bias=False)
-        self.conv.weight.data.copy_(filters)
+        self.conv = nn.Conv2d(shape[0], count, SIDE, bias=False)
         self.norm = nn.BatchNorm2d(count)
         self.repu = RePU(repu)
         self.pool = nn.MaxPool2d(pool)
@@ -86,12 +84,12 @@ class Network(nn.Module):
 class Readout(nn.Module):
     """[B, h·w, K], standardised and pooled, → [B, classes]: what comes after batch norm's statistics in `Network`."""
 
-    def __init__(self, count: int, inputs: int, classes: int, *, repu: float = 1.0):
+    def __init__(self, count: int, places: int, classes: int, *, repu: float = 1.0):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(count))
         self.shift = nn.Parameter(torch.zeros(count))
         self.repu = RePU(repu)
-        self.linear = nn.Linear(inputs, classes)
+        self.linear = nn.Linear(count * places, classes)
 
     def forward(self, z: Tensor) -> Tensor:
         scale, shift = self.scale.to(z.dtype), self.shift.to(z.dtype)
@@ -119,9 +117,7 @@ def features(images: Tensor, filters: Tensor, found: Moments, *, pool: int = 2, 
     return out
 
 
-def fit(
-    model: nn.Module, x: Tensor, y: Tensor, plan: Schedule, *, seed: int, validation=None, rates=None, bar=None
-) -> Fitted:
+def fit(model: nn.Module, x: Tensor, y: Tensor, plan: Schedule, *, seed: int, validation=None, rates=None) -> Fitted:
     """Trains `model`, in place: until validation (x, y) does not get better, or for one epoch a rate of `rates`."""
     optimiser = torch.optim.Adam(model.parameters(), lr=plan.rate, weight_decay=plan.decay, fused=True)
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimiser, "max", factor=plan.factor, patience=plan.wait)
@@ -132,8 +128,6 @@ def fit(
         taken.append(optimiser.param_groups[0]["lr"])
         batches.seek(epoch * len(batches))
         _epoch(model, batches, optimiser)
-        if bar is not None:
-            bar.update()
         if validation is None:
             continue
         accuracy = measure(model, *validation)

@@ -64,6 +64,18 @@ def winner_takes_all(whiten: float, contrast: float) -> Recipe:
     return Recipe(name, hk.WTA(), lr=0.3, start=0.1, whiten=whiten, contrast=contrast, epochs=3)
 
 
+def rows(best: str, random: str) -> dict[str, Recipe | None]:
+    """The rows of the table, by the names of the best learnt and the best random recipe; None is backprop."""
+    return {
+        RAW.name: RAW,
+        CENTRED.name: CENTRED,
+        f"best learnt: {best}": by_name(best),
+        "random": RANDOM,
+        f"best random: {random}": by_name(random),
+        "end-to-end backprop": None,
+    }
+
+
 def by_name(name: str) -> Recipe:
     """Raises ValueError for a name that is none of theirs."""
     known = {recipe.name: recipe for recipe in (RAW, CENTRED, *random_recipes(), *learnt_recipes())}

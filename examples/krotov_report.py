@@ -1,0 +1,82 @@
+"""What krotov_cnn.py prints, writes and draws of its rows."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+from pathlib import Path
+
+from torch import Tensor
+
+from hebbkern import plots
+
+PAPER = {"learnt": {"test": 91.44, "train": 98.64}, "backprop": {"test": 91.94, "train": 99.98}}
+MEASURES = {
+    "test": "test accuracy",
+    "train": "train accuracy",
+    "validation": "validation accuracy",
+    "entropy": "effective rank of the filters, exp of the entropy of the singular values",
+}
+
+
+def summary(runs: dict[str, list[dict]]) -> dict:
+    """Lines in the format of results/*.json, and by how much the best learnt filters differ from the other rows."""
+    best, others = list(runs)[2], list(runs)[3:]
+    tests = {row: [run["test"] for run in figures] for row, figures in runs.items()}
+    return {
+        "rows": [line(row, name, figures) for row, figures in runs.items() for name in MEASURES],
+        "differences": {f"best learnt less {row}": difference(tests[best], tests[row]) for row in others},
+    }
+
+
+def line(row: str, name: str, runs: list[dict]) -> dict:
+    kind = "backprop" if "backprop" in row else "random" if "random" in row else "learnt"
+    values = [run[name] for run in runs]
+    return {
+        "table": "PyTorch-Hebbian, Table 1",
+        "row": row,
+        "measure": MEASURES[name],
+        "unit": "" if name == "entropy" else "%",
+        "paper": PAPER.get(kind, {}).get(name),
+        "mean": statistics.fmean(values),
+        "std": deviation(values),
+        "seeds": len(values),
+        "chosen_on": "validation",
+    }
+
+
+def deviation(values: list[float]) -> float:
+    """Of a sample; 0 for a single value."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def difference(ours: list[float], theirs: list[float]) -> dict[str, float]:
+    """Points between the means, and the standard error of that (two independent samples)."""
+    error = (deviation(ours) ** 2 / len(ours) + deviation(theirs) ** 2 / len(theirs)) ** 0.5
+    return {"points": statistics.fmean(ours) - statistics.fmean(theirs), "standard_error": error}
+
+
+def show(found: dict) -> None:
+    print(f"\n{'ours':>68} {'paper':>7}")
+    for row in found["rows"]:
+        paper = "" if row["paper"] is None else f"{row['paper']:.2f}"
+        measure = row["measure"].split(" of ")[0]
+        print(f"{row['row']:<54}{measure:<20} {row['mean']:6.2f} ± {row['std']:.2f} {paper:>7}")
+    for name, value in found["differences"].items():
+        print(f"{name}: {value['points']:+.2f} points, standard error {value['standard_error']:.2f}")
+
+
+def draw(row: str, filters: Tensor, folder: Path) -> Path:
+    """Each filter by its largest weight: batch norm leaves no scale."""
+    stem = row.split(":")[0].replace("Krotov-Hopfield, ", "").replace("end-to-end ", "").replace(" ", "_")
+    tiles = filters.float() / filters.float().abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
+    return plots.weight_grid(tiles, folder / f"krotov_cnn_filters_{stem}.png", title=f"{row}: {len(filters)} filters")
+
+
+def processor() -> str:
+    """Its name where Linux tells it."""
+    try:
+        names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0].split(":")[1].strip() if names else platform.processor() or platform.machine()
