@@ -172,10 +172,10 @@ class Search:
     def best(self, candidates: list[Recipe], schedule: str, finalists: int) -> dict:
         """The best by seed 0 are tried by all seeds; their means decide."""
         tried = {recipe.name: self.trial(recipe, schedule, 0, 0.7) for recipe in tqdm(candidates, disable=self.hidden)}
-        last = sorted(
-            (recipe for recipe in candidates if tried[recipe.name] > 0), key=lambda recipe: -tried[recipe.name]
-        )
-        last = last[:finalists]
+        last = sorted(candidates, key=lambda recipe: -tried[recipe.name])[:finalists]
+        last = [recipe for recipe in last if tried[recipe.name] > 0]
+        if not last:
+            raise ValueError(f"krotov_cnn: limit must leave time for a recipe of each kind, got {self.limit} seconds")
         runs = [[self.trial(recipe, schedule, seed) for recipe in last] for seed in range(self.seeds)]
         complete = [run for run in runs if min(run) > 0]
         means = {recipe.name: statistics.fmean(run[index] for run in complete) for index, recipe in enumerate(last)}

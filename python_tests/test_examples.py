@@ -177,7 +177,10 @@ def test_learning_follows_the_seed(images):
     recipe = filters_of.Recipe("KH", hk.KrotovHopfield(k=2, patches="centred"), images=60, epochs=2, patches=32)
     found = filters_of.moments(images)
     first, again, other = (filters_of.make(recipe, images, found, count=5, seed=seed) for seed in (0, 0, 1))
-    start = filters_of.make(filters_of.Recipe("random"), images, found, count=5, seed=0)
+    start, elsewhere = (
+        filters_of.make(filters_of.Recipe("random"), images, found, count=5, seed=seed) for seed in (0, 1)
+    )
+    assert not torch.equal(start, elsewhere)
     assert torch.equal(first, again) and not torch.equal(first, other) and not torch.equal(first, start)
 
 
@@ -191,14 +194,20 @@ def test_effective_rank_counts_equal_directions():
         assert found["participation"] == pytest.approx((even**2).sum() ** 2 / (even**4).sum())
 
 
-def test_training_stops_falls_back_and_follows_rates(images):
+def test_training_stops_falls_back_and_follows_rates(images, monkeypatch):
     labels = torch.arange(30) % 3
     z = network.features(images, torch.ones(4, 1, 5, 5), filters_of.moments(images))
-    model, plan = network.Readout(4, 16, 3), network.Schedule(epochs=40, batch=10, wait=0, patience=3)
-    found = network.fit(model, z, labels, plan, seed=0, validation=(z[:9], labels[:9]))
-    assert found.epochs == len(found.rates) + 3 or found.epochs == 40
-    assert found.rates[0] == plan.rate and found.rates == sorted(found.rates, reverse=True)
-    assert network.measure(model, z[:9], labels[:9]) == found.validation
+    model, plan = network.Readout(4, 16, 3), network.Schedule(rate=0.01, factor=0.5, wait=0, patience=3, batch=10)
+    accuracies, passed = iter([0.5, 0.4, 0.8, 0.7, 0.7, 0.8]), []
+
+    def measure(model, x, y):
+        passed.append(model.linear.weight.clone())
+        return next(accuracies)
+
+    monkeypatch.setattr(network, "measure", measure)
+    found = network.fit(model, z, labels, plan, seed=0, validation=(z, labels))
+    assert (found.validation, found.epochs, found.rates) == (0.8, 6, [0.01, 0.01, 0.005])
+    assert torch.equal(model.linear.weight, passed[2]) and not torch.equal(passed[2], passed[5])
     before = {name: value.clone() for name, value in model.state_dict().items()}
     assert network.fit(model, z, labels, plan, seed=0, rates=[0.0, 0.0]).epochs == 2
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -209,6 +218,11 @@ def test_training_stops_falls_back_and_follows_rates(images):
 def test_what_was_chosen_is_known():
     assert recipes.by_name(recipes.BEST).rule is not None
     assert recipes.by_name(recipes.BEST_RANDOM).rule is None
+    rows = recipes.rows(recipes.BEST, recipes.BEST_RANDOM)
+    rules = [recipe and recipe.rule for recipe in rows.values()]
+    published = [hk.KrotovHopfield(p=4.0, k=4, delta=0.4, patches=patches) for patches in ("raw", "centred")]
+    assert rules == [*published, recipes.by_name(recipes.BEST).rule, None, None, None]
+    assert len(rows) == ROWS and list(rows.values())[5] is None
     assert recipes.BEST_SCHEDULE in recipes.SCHEDULES
     names = [recipe.name for recipe in (*recipes.random_recipes(), *recipes.learnt_recipes())]
     assert len(set(names)) == len(names)
