@@ -96,18 +96,22 @@ def exact_products(x):
     ATen's bits change with the number of threads, on which what GPUs' kernels give there is not to depend.
     """
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = matmul.fp32_precision, cudnn.conv.fp32_precision
+    # To set one takes microseconds, as does autocast, of which a step has few.
+    inexact = [(place, way) for place in (matmul, cudnn.conv) if (way := place.fp32_precision) != "ieee"]
     algorithm, threads = (cudnn.benchmark, cudnn.deterministic), torch.get_num_threads()
+    casting = torch.is_autocast_enabled(x.device.type)
     try:
         # Not cudnn.flags(): it raises where somebody has set fp32_precision.
-        matmul.fp32_precision = cudnn.conv.fp32_precision = "ieee"
+        for place, _ in inexact:
+            place.fp32_precision = "ieee"
         cudnn.benchmark, cudnn.deterministic = False, True
         if x.device.type == "cpu" and threads > 1:
             torch.set_num_threads(1)
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(x.device.type, enabled=False) if casting else contextlib.nullcontext():
             yield
     finally:
-        matmul.fp32_precision, cudnn.conv.fp32_precision = before
+        for place, way in inexact:
+            place.fp32_precision = way
         cudnn.benchmark, cudnn.deterministic = algorithm
         if x.device.type == "cpu" and threads > 1:
             torch.set_num_threads(threads)
@@ -120,6 +124,16 @@ def gradient(y, x, kernel, stride=(1, 1), padding=(0, 0), dilation=(1, 1)):
     shape = x.new_empty((y.shape[1], x.shape[1], *kernel))  # only its shape is read
     options = list(stride), list(padding), list(dilation), False, [0, 0], 1, (False, True, False)
     return torch.ops.aten.convolution_backward(y, x, shape, None, *options)[1].reshape(y.shape[1], -1)
+
+
+def gram_of(y):
+    """YᵀY [K, K] by ATen, y as the layer gave it; ``exact_products`` holds.
+
+    A matrix product of K x K, where cuDNN has only the weight gradient of a 1x1 layer from Y to Y.
+    """
+    if y.dim() == 4:  # a view where channels lie last, else a copy
+        y = y.permute(0, 2, 3, 1).reshape(-1, y.shape[1])
+    return y.T @ y
 
 
 def raw_responses(task, x, kernels):
@@ -185,8 +199,7 @@ def general(stages, task, x, found):
     with exact_products(x):
         product = gradient(found.taught, x, task.weight.shape[2:], *task.geometry).contiguous()
         if task.decay == "triangular":
-            kernel = () if x.dim() == 2 else (1, 1)  # YᵀY is the weight gradient of a 1x1 layer from Y to Y
-            gram = gradient(found.y, found.y, kernel).contiguous()
+            gram = gram_of(found.y)
     return stages.finish(task, product, gram, found.diagonal, found.shift)
 
 

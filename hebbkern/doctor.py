@@ -18,6 +18,13 @@ from hebbkern import __version__, backends, options
 PREFERENCE = {"cpu": ("cpu", "eager"), "cuda": ("cuda", "triton", "eager")}
 INSTRUCTIONS = {"AVX2": "avx2", "AVX-512": "avx512f", "AVX-512 BF16": "avx512_bf16", "AMX BF16": "amx_bf16"}
 KERNELS = {"baseline": (), "avx2": ("avx2", "fma"), "avx512": ("avx512f", "avx512bw", "avx512dq", "avx512vl")}
+EXTRAS = {  # of pyproject.toml, and torchvision, which none but dev has: what for, and its packages
+    "train": ("hebbkern train", ("pytorch-ignite", "tqdm", "safetensors", "jsonargparse")),
+    "log": ("--tensorboard", ("tensorboard",)),
+    "eval": ("clusters and intervals of hebbkern.evaluation", ("scikit-learn", "scipy")),
+    "demo": ("hebbkern demo and pictures", ("matplotlib", "mlxtend")),
+    "torchvision": ("its data sets by name", ("torchvision",)),
+}
 REINSTALL = (
     "in the checkout, pip install --force-reinstall --no-deps . (or, for an editable install, "
     "python setup.py build_ext --inplace)"
@@ -91,7 +98,8 @@ def inspect():
         "HEBBKERN_BACKEND": os.environ.get("HEBBKERN_BACKEND"),
         "TRITON_INTERPRET": os.environ.get("TRITON_INTERPRET"),
     }
-    report = {"found": found, "backends": available, "runs": runs}
+    packages = {name: _version(name) for _, names in EXTRAS.values() for name in names}
+    report = {"found": found, "backends": available, "runs": runs, "packages": packages}
     return report | {"advice": advice(report)}
 
 
@@ -118,6 +126,10 @@ def advice(report):
         )
     if found["HEBBKERN_BACKEND"] not in (None, "", "auto"):
         advised.append(f"HEBBKERN_BACKEND={found['HEBBKERN_BACKEND']} overrides the choice; unset it to go back.")
+    for extra, (purpose, names) in EXTRAS.items():
+        if absent := [name for name in names if report["packages"][name] is None]:
+            wanted = extra if extra in names else f"'hebbkern[{extra}]'"
+            advised.append(f"For {purpose} ({', '.join(absent)} missing): pip install {wanted}.")
     return advised
 
 
@@ -131,8 +143,10 @@ def show(report):
     lines += [f"  {name:20}{reason or 'available'}" for name, reason in report["backends"].items()]
     lines.append("Runs")
     lines += [f"  {device + ' tensors':20}{name}" for device, name in report["runs"].items()]
+    lines.append("Packages")
+    lines += [f"  {name:20}{version or 'not installed'}" for name, version in report["packages"].items()]
     lines.append("Advice")
-    lines += [f"  {sentence}" for sentence in report["advice"] or ["nothing is missing for the hardware found here."]]
+    lines += [f"  {sentence}" for sentence in report["advice"] or ["nothing is missing here."]]
     return "\n".join(lines)
 
 
@@ -154,6 +168,13 @@ def _serves(device, available):
         return chosen
     names = [name for name in PREFERENCE[device] if not (interpreted and name == "triton")]
     return next(name for name in names if name in available and available[name] is None)
+
+
+def _version(package):
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _flags():

@@ -1,5 +1,9 @@
 """One good call of every operator, linear and convolutional, for the tests that are the same for all of them."""
 
+import contextlib
+
+import numpy as np
+import pytest
 import torch
 
 import cases
@@ -12,12 +16,13 @@ LINEAR = cases.Layer((64, 20), (10, 20))
 CONVOLUTION = cases.Layer((2, 3, 9, 8), (10, 3, 4, 3), {"stride": (2, 1), "padding": (1, 0), "dilation": (1, 2)})
 
 
-def call(name, layer=LINEAR, dtype=torch.float32, device="cpu", seed=0):
+def call(name, layer=LINEAR, dtype=torch.float32, device=None, seed=0):
     """Keyword arguments of hebbkern.ops.<name>, every optional tensor given."""
+    device = cases.here(device)
     x, weight = cases.tensors(layer, dtype, device, seed)
     wide, neurons = oracle.result_dtype(dtype), layer.neurons
     mask = cases.some(neurons, device, seed)
-    count = len(hk.reference.unfold(torch.zeros(layer.x), layer.kernel, **layer.geometry))
+    count = len(hk.reference.unfold(np.zeros(layer.x), layer.kernel, **layer.geometry))
     if name == "compete":
         return {"x": x, "weight": weight, "k": 2, "mask": mask, "patches": "centred", **layer.geometry}
     if name == "match":
@@ -25,7 +30,8 @@ def call(name, layer=LINEAR, dtype=torch.float32, device="cpu", seed=0):
     if name == "sanger":
         return {"x": x, "weight": weight, "frozen": mask, "patches": "centred", **layer.geometry}
     if name == "apply_":
-        rows = {"decay": cases.random(neurons, wide, device, seed), "denominator": torch.ones(neurons, dtype=wide)}
+        rows = {"decay": cases.random(neurons, wide, device, seed)}
+        rows["denominator"] = torch.ones(neurons, dtype=wide, device=device)
         total = cases.random(layer.weight, wide, device, seed + 1)
         return {"weight": weight, "sum": total, **rows, "lr": 0.1, "normalise": "row_l2", "frozen": mask}
     if name == "learn_dense_":
@@ -48,6 +54,22 @@ def run(name, arguments):
     results = getattr(hk.ops, name)(**arguments)
     results = arguments["weight"] if name in IN_PLACE else results
     return list(results) if isinstance(results, tuple) else [results]
+
+
+@contextlib.contextmanager
+def refused(device, match=None, step=True):
+    """Within, a call must be refused for a number in its arguments, with a sentence that matches.
+
+    On a GPU nobody waits to look at numbers: a ``step`` must have been skipped when it is waited for, and an operator
+    that takes none must only not fail.
+    """
+    if torch.device(device).type == "cpu":
+        with pytest.raises((ValueError, RuntimeError), match=match):
+            yield
+        return
+    yield
+    with pytest.raises(RuntimeError, match="skipped on cuda") if step else contextlib.nullcontext():
+        hk.synchronize()
 
 
 def same_bits(first, second):

@@ -63,20 +63,28 @@ def products(layer):
     return 0 if layer is None else layer.x[0] * math.prod(layer.x[2:]) * math.prod(layer.weight)
 
 
-def random(shape, dtype=torch.float32, device="cpu", seed=0, offset=0.0, scale=1.0):
+def here(device=None):
+    """``device``, or that on which torch makes tensors now: that of the ``backend`` of a test."""
+    return torch.empty(0).device if device is None else device
+
+
+def generator(seed):
+    """Of the same numbers whatever device they go to."""
+    return {"generator": torch.Generator("cpu").manual_seed(seed), "device": "cpu"}
+
+
+def random(shape, dtype=torch.float32, device=None, seed=0, offset=0.0, scale=1.0):
     """Normal numbers around ``offset``, rounded to dtype, the same on every device."""
-    generator = torch.Generator().manual_seed(seed)
-    numbers = torch.randn(shape, generator=generator, dtype=torch.float64)
-    return (numbers * scale + offset).to(dtype).to(device)
+    numbers = torch.randn(shape, **generator(seed), dtype=torch.float64)
+    return (numbers * scale + offset).to(dtype).to(here(device))
 
 
-def integers(shape, low, high, dtype=torch.float32, device="cpu", seed=0):
+def integers(shape, low, high, dtype=torch.float32, device=None, seed=0):
     """Small whole numbers, low to high: every sum of their products is exact, so equal responses are true ties."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(low, high + 1, shape, generator=generator).to(dtype).to(device)
+    return torch.randint(low, high + 1, shape, **generator(seed)).to(dtype).to(here(device))
 
 
-def tensors(layer, dtype, device, seed=0, offset=0.3):
+def tensors(layer, dtype, device=None, seed=0, offset=0.3):
     """x and weight of a layer; x has a mean, as images have."""
     x = random(layer.x, dtype, device, seed, offset)
     return x, random(layer.weight, dtype, device, seed + 1, scale=0.5)
@@ -97,9 +105,9 @@ def laid_out(tensor, layout):
     return tensor
 
 
-def some(neurons, device="cpu", seed=0, share=0.5):
+def some(neurons, device=None, seed=0, share=0.5):
     """A bool mask of about this share of True."""
-    return torch.rand(neurons, generator=torch.Generator().manual_seed(seed)).lt(share).to(device)
+    return torch.rand(neurons, **generator(seed)).lt(share).to(here(device))
 
 
 @st.composite
@@ -126,6 +134,6 @@ def drawn(draw):
     """A layer with everything that every operator shares: (layer, x, weight, geometry with patches)."""
     layer = draw(st.one_of(linear_layers(), convolutions()))
     dtype, seed = draw(st.sampled_from(DTYPES)), draw(st.integers(0, 2**20))
-    x, weight = tensors(layer, dtype, "cpu", seed, offset=draw(st.sampled_from([0.0, 0.3, 1.0])))
+    x, weight = tensors(layer, dtype, seed=seed, offset=draw(st.sampled_from([0.0, 0.3, 1.0])))
     x, weight = (laid_out(tensor, draw(st.sampled_from(LAYOUTS))) for tensor in (x, weight))
     return layer, x, weight, {"patches": draw(st.sampled_from(PATCHES)), **layer.geometry}

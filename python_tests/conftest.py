@@ -117,8 +117,21 @@ def backend(request):
         pytest.skip(reason)
     # Triton's interpreter computes with NumPy, which warns where a processor does not.
     quiet = np.errstate(all="ignore") if request.param.name == "triton" else contextlib.nullcontext()
-    with hk.backend(request.param.choice), quiet:
+    with hk.backend(request.param.choice), quiet, tensors_on(request.param.device):
         yield request.param
+
+
+@contextlib.contextmanager
+def tensors_on(device):
+    """Within, tensors are made on ``device`` unless something else is said, and no step that was skipped is untold."""
+    if device == "cpu":
+        yield
+        return
+    for _ in range(2):  # of the compiled kernels, and of Triton's
+        with contextlib.suppress(RuntimeError):
+            hk.synchronize()
+    with torch.device(device):
+        yield
 
 
 @pytest.fixture

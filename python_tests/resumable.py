@@ -6,13 +6,14 @@ import signal
 
 import numpy as np
 import torch
+import torch._dynamo  # an optimizer imports it, which costs a second in each process
 from torch import nn
 
 import hebbkern as hk
 from hebbkern import training
 
-EPOCHS, SAMPLES, SIZE = 6, 203, 10
-ITERATIONS = EPOCHS * 21  # the last batch of an epoch has 3 samples
+EPOCHS, SAMPLES, SIZE = 6, 403, 10
+ITERATIONS = EPOCHS * 41  # the last batch of an epoch has 3 samples
 
 
 class Noise(nn.Module):

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import calls
 import cases
 import hebbkern as hk
 import oracle
@@ -19,7 +20,7 @@ def bits(tensor):
     return tensor.detach().contiguous().view(size).clone()
 
 
-def arguments(shape, dtype, decay=True, denominator="rows", device="cpu", seed=0):
+def arguments(shape, dtype, decay=True, denominator="rows", device=None, seed=0):
     """weight and a step for it in which some denominators are 0."""
     weight, wide = cases.random(shape, dtype, device, seed), oracle.result_dtype(dtype)
     step = {"sum": cases.random(shape, wide, device, seed + 1)}
@@ -150,7 +151,7 @@ def test_overflow_leaves_the_weights(backend, dtype, normalise):
     weight[-1, -1] = torch.finfo(dtype).max if normalise == "global_max" else 1
     lr = torch.finfo(dtype).max if normalise == "global_max" else 1e5
     before = bits(weight)
-    with pytest.raises((ValueError, RuntimeError), match=r"hebbkern\.apply_: weight must stay finite, got a step that"):
+    with calls.refused(backend.device, r"hebbkern\.apply_: weight must stay finite, got a step that"):
         hk.ops.apply_(weight, total, lr=float(lr), normalise=normalise)
     assert torch.equal(bits(weight), before)
 
@@ -170,7 +171,8 @@ def test_rates_beyond_float32_are_refused(backend, lr, size, options):
     before = weight.clone()
     try:
         hk.ops.apply_(weight, sum, lr=lr, **options)
+        hk.synchronize()
     except (ValueError, RuntimeError) as error:
-        assert "finite" in str(error)
+        assert "finite" in str(error) or "skipped on cuda" in str(error)
         assert torch.equal(weight, before)
     assert weight.isfinite().all()

@@ -175,7 +175,7 @@ def cuts(size, header):
 
 @pytest.mark.parametrize("before", [True, False])
 def test_a_torn_file_is_refused_wherever_it_was_cut(before, tmp_path):
-    write(tmp_path, *([10, 20] if before else []), 30)
+    write(tmp_path, *([5, 10, 20] if before else []), 30)
     path = tmp_path / "checkpoint_30.safetensors"
     data = path.read_bytes()
     if before:
@@ -201,6 +201,22 @@ def test_a_changed_byte_is_noticed_wherever_it_is(tmp_path):
         path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
         with pytest.raises(ValueError, match=r"checkpoint_1.safetensors must"):
             print(place, load(path))
+
+
+@pytest.mark.parametrize("old, new", [(b"F32", b"I32"), (b"[2,20]", b"[20,2]"), (b"[0,2]", b"[0,3]")])
+def test_another_shape_or_type_of_the_same_bytes_is_noticed(old, new, tmp_path):
+    Safetensors(tmp_path)({"matrix": torch.ones(2, 20), "empty": torch.ones(0, 2)}, "checkpoint_1.pt")
+    path = tmp_path / "checkpoint_1.safetensors"
+    data = path.read_bytes()
+    assert old in data
+    path.write_bytes(data.replace(old, new))
+    with pytest.raises(ValueError, match="must hold what was written, got another checksum"):
+        load(path)
+
+
+def test_keys_that_read_alike_keep_apart(tmp_path):
+    state = {0: torch.tensor(1), "0": torch.tensor(2), "a/b": torch.tensor(3), "a": {"b": torch.tensor(4)}}
+    assert repr(there_and_back(state, tmp_path)) == repr(state)
 
 
 def test_blocks_of_zeros_are_noticed(tmp_path):

@@ -134,6 +134,9 @@ def test_removing(tmp_path):
     assert names(tmp_path) == ["best_9.safetensors", "checkpoint_8.safetensors"]
     handler({}, "checkpoint_10.pt")
     assert names(tmp_path) == ["best_9.safetensors", "checkpoint_10.safetensors"]
+    handler.remove("checkpoint_10.pt")
+    handler({"again": 1}, "checkpoint_10.pt")  # as ignite does for a second event of one iteration
+    assert load(tmp_path / "checkpoint_10.safetensors") == {"again": 1}
 
 
 @pytest.mark.parametrize("name", ["checkpoint_7.pt", "checkpoint_7.safetensors", "checkpoint_7"])

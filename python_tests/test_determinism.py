@@ -22,7 +22,7 @@ LAYERS = [
 ]
 
 
-def everything(layer, dtype, device="cpu"):
+def everything(layer, dtype, device):
     """The results of all operators with all their settings, where sums are long enough to be split."""
     results = []
     for patches in cases.PATCHES:
@@ -60,18 +60,18 @@ def test_runs_and_threads(backend, threads, layer, dtype):
         assert calls.same_bits(runs[0], other)
 
 
-def digest(name):
+def digest(name, device):
     """Of all results on this backend; run in a process of its own."""
     with hk.backend(name):
         torch.set_num_threads(1)
         layers = [layer for layer in LAYERS if name != "triton" or cases.products(layer) < 2e6]
-        results = [result for layer in layers for result in everything(layer, torch.float32)]
+        results = [result for layer in layers for result in everything(layer, torch.float32, device)]
     return hashlib.sha256(b"".join(map(calls.raw, results))).hexdigest()
 
 
 def test_processes_and_what_memory_held(backend):
     """malloc fills what it hands out, so scratch memory that is read before it is written shows."""
-    program = f"import test_determinism; print(test_determinism.digest({backend.choice!r}))"
+    program = f"import test_determinism; print(test_determinism.digest({backend.choice!r}, {backend.device!r}))"
     folder = os.path.dirname(__file__)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([folder, *sys.path])}
     digests = {

@@ -2,7 +2,9 @@
 
 import importlib
 import json
+import re
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -112,3 +114,31 @@ def test_without_triton_the_remedy_is_named(monkeypatch):
     monkeypatch.setattr(doctor.torch.cuda, "get_device_name", lambda index: "a GPU")
     (remedy,) = [sentence for sentence in doctor.inspect()["advice"] if "plain torch" in sentence]
     assert remedy == "The GPU runs plain torch. For Triton's kernels: triton is not installed; pip install triton."
+
+
+def test_missing_packages_are_named_with_their_extra(monkeypatch):
+    def version(package):
+        if package in ("safetensors", "jsonargparse", "torchvision"):
+            raise doctor.metadata.PackageNotFoundError(package)
+        return "1.2.3"
+
+    monkeypatch.setattr(doctor.metadata, "version", version)
+    report = doctor.inspect()
+    assert report["packages"]["pytorch-ignite"] == "1.2.3" and report["packages"]["torchvision"] is None
+    for remedy in (
+        "For hebbkern train (safetensors, jsonargparse missing): pip install 'hebbkern[train]'.",
+        "For its data sets by name (torchvision missing): pip install torchvision.",
+    ):
+        assert remedy in report["advice"] and remedy in doctor.show(report)
+    assert not any("hebbkern[log]" in sentence for sentence in report["advice"])
+
+
+def test_the_extras_are_those_of_the_package():
+    """Each package that doctor names is required by the extra it names."""
+    tomllib = pytest.importorskip("tomllib")
+    project = Path(__file__).parents[1] / "pyproject.toml"
+    extras = tomllib.loads(project.read_text())["project"]["optional-dependencies"]
+    for extra, (_, names) in doctor.EXTRAS.items():
+        if extra != "torchvision":
+            required = {re.match(r"[\w-]+", line)[0] for line in extras[extra]} - {"hebbkern"}
+            assert required == set(names)

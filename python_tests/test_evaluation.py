@@ -1,8 +1,17 @@
-"""The linear readout and the features that it reads."""
+"""Readouts, probes, neighbours, clusters and intervals: how good features are."""
 
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
 import torch
+from torch import nn
 
+import hebbkern as hk
 from cases import random
+from hebbkern import evaluation
 from hebbkern.evaluation import linear_readout, rectified_power
 
 
@@ -37,3 +46,238 @@ def test_scale_and_constant_features_do_not_matter():
 def test_rectified_power():
     x, weight = torch.tensor([[3.0, 4.0]]), torch.tensor([[6.0, 8.0], [-1.0, 0.0], [2.0, 0.0]])
     assert torch.allclose(rectified_power(x, weight, 2.0), torch.tensor([[1.0, 0.0, 0.36]]))
+
+
+class Forked(nn.Module):
+    """Not a Sequential: two branches, one overwritten in place, and layers that a probe must leave alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.one = hk.nn.HebbianConv2d(1, 6, 3, rule=hk.WTA(patches="centred"))
+        self.norm, self.drop = nn.BatchNorm2d(6), nn.Dropout(0.5)
+        self.two = hk.nn.HebbianLinear(96, 10, rule=hk.KrotovHopfield())
+        self.last = nn.Linear(10, 3)
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        first = self.one(x)
+        kept = first.abs()
+        first.zero_()
+        return self.last(self.drop(self.two(self.norm(kept).flatten(1))))
+
+
+def forked():
+    torch.manual_seed(0)
+    model = Forked()
+    model.norm.eval()
+    return model.requires_grad_(True)
+
+
+def images(count, seed):
+    labels = torch.arange(count) % 3
+    return random((3, 1, 6, 6), seed=9, scale=1.5)[labels] + random((count, 1, 6, 6), seed=seed), labels
+
+
+def snapshot(model):
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    modules = list(model.modules())
+    hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in modules]
+    settings = [module.training for module in modules], [p.requires_grad for p in model.parameters()], hooks
+    return state, settings, [p.grad for p in model.parameters()], torch.get_rng_state()
+
+
+def assert_untouched(model, before):
+    after = snapshot(model)
+    assert all(torch.equal(after[0][name], tensor) for name, tensor in before[0].items())
+    assert after[1] == before[1] and after[2] == before[2] and torch.equal(after[3], before[3])
+
+
+def evaluator(model, *arguments, **options):
+    pytest.importorskip("ignite", reason="pytorch-ignite is not installed")
+    options = {"epochs": 20, "lr": 0.02, "size": 32} | options
+    return evaluation.HebbianEvaluator(model, *arguments, **options)
+
+
+def test_an_evaluator_learns_from_features_and_leaves_the_model_alone():
+    model, train, test = forked(), images(300, seed=1), images(90, seed=2)
+    before = snapshot(model)
+    judge = evaluator(model, "one")
+    score = judge.run(train, test)
+    assert_untouched(model, before)
+    assert min(score.train, score.held_out, score.test) > 0.9 and score.features == 96 and score.cached == "float32"
+    assert len(score.history) == score.epochs <= 20 and score.history[0]["lr"] == 0.02
+    with torch.no_grad():
+        x = torch.nn.functional.conv2d(test[0], model.one.weight)
+        accuracy = (judge.head(x).argmax(1) == test[1]).double().mean().item()
+    assert accuracy == score.test
+    noise = images(300, seed=1)[1][torch.randperm(300, generator=torch.Generator().manual_seed(0))]
+    assert evaluator(model, "one").run((train[0], noise), test).test < 0.7
+
+
+def test_an_evaluator_is_seeded_and_takes_batches_and_other_heads():
+    model, train, test = forked(), images(100, seed=1), images(30, seed=2)
+    head = nn.Sequential(nn.Flatten(), nn.Dropout(0.2), nn.LazyLinear(3))
+    runs = []
+    for source in (train, list(zip(train[0].split(17), train[1].split(17), strict=True))):
+        torch.rand(3)
+        runs.append(evaluator(model, "one", head=head, transform=torch.relu, seed=4).run(source, test))
+    assert runs[0] == runs[1] and isinstance(head[2], nn.LazyLinear)
+    assert (
+        evaluator(model, "one", head=nn.Sequential(nn.Flatten(), nn.Linear(96, 3)), seed=5).run(train, test) != runs[0]
+    )
+
+
+def test_features_are_kept_where_they_fit():
+    train, test = images(100, seed=1), images(30, seed=2)
+    whole = 100 * 96 * 4
+    kept, half, none = (
+        evaluator(forked(), "one", memory=m).run(train, test) for m in (whole, whole - 1, whole // 2 - 1)
+    )
+    assert (kept.cached, half.cached, none.cached) == ("float32", "bfloat16", "no")
+    assert kept.history == none.history and abs(kept.history[-1]["loss"] - half.history[-1]["loss"]) < 0.05
+    with pytest.raises(ValueError, match=r"memory must hold the features in bfloat16 \(19200 bytes\), got 19199"):
+        evaluator(forked(), "one", memory=whole // 2 - 1).run([train], test)
+
+
+def test_features_are_computed_once_and_the_test_set_is_read_once():
+    model, train, test = forked(), images(100, seed=1), images(64, seed=2)
+    read = []
+    evaluator(model, "last", epochs=3).run(train, ((read.append(1) or x, y) for x, y in [test]))
+    assert model.calls == 4 + 2 and read == [1]  # batches of 32 of 100, then of 64, and none an epoch
+
+
+def test_early_stopping_and_plateaus_follow_the_held_out_part():
+    train, labels = images(100, seed=1)
+    noise = labels[torch.randperm(100, generator=torch.Generator().manual_seed(0))]
+    score = evaluator(forked(), "one", epochs=100, patience=6).run((train, noise), (train, noise))
+    losses = [row["loss"] for row in score.history]
+    assert score.epochs < 100 and score.epochs == losses.index(min(losses)) + 1 + 6
+    rates = [row["lr"] for row in score.history]
+    assert rates[-1] == pytest.approx(0.02 * 0.2) and rates[0] == 0.02
+    assert score.held_out == score.history[losses.index(min(losses))]["accuracy"]
+
+
+def test_an_attached_evaluator_measures_every_other_epoch():
+    engines = pytest.importorskip("ignite.engine", reason="pytorch-ignite is not installed")
+    model, seen = forked(), []
+    engine = engines.Engine(lambda engine, batch: None)
+    options = {"train": images(60, seed=1), "validation": images(30, seed=2)}
+    evaluator(model, "one", epochs=3).attach(engine, every=2, name="probe", **options)
+    engine.add_event_handler(engines.Events.EPOCH_COMPLETED, lambda e: seen.append(e.state.metrics.get("probe")))
+    engine.run([0], max_epochs=4)
+    want = evaluator(model, "one", epochs=3).run(options["train"], options["validation"])
+    assert seen == [None, want.test, want.test, want.test] and engine.state.metrics["probe_train"] == want.train
+
+
+def test_an_evaluation_inside_learning_does_not_learn():
+    model, data = forked(), images(30, seed=1)
+    before = snapshot(model)
+    with hk.learning(model, lr=0.1):
+        evaluation.linear_probes(model, data, data, iterations=2)
+    assert_untouched(model, before)
+
+
+def test_probes_are_readouts_of_each_layer_in_one_pass():
+    model, train, test = forked(), images(100, seed=1), images(30, seed=2)
+    before = snapshot(model)
+    probes = evaluation.linear_probes(model, train, test, size=50)
+    assert_untouched(model, before)
+    assert list(probes) == ["one", "two"] and model.calls == 2 + 1
+    with torch.no_grad():
+        features = [torch.nn.functional.conv2d(x, model.one.weight) for x, _ in (train, test)]
+    want = linear_readout(features[0].relu().flatten(1), train[1], features[1].relu().flatten(1), test[1])
+    assert probes["one"] == want
+    raw = evaluation.linear_probes(model, train, test, ["one"], activation=None, most=6 * 2 * 2 + 5, pool="max")
+    small = [torch.nn.functional.max_pool2d(x, 2).flatten(1) for x in features]
+    assert raw["one"] == linear_readout(small[0], train[1], small[1], test[1])
+
+
+def test_a_layer_that_is_not_there_is_named():
+    data = images(30, seed=1)
+    with pytest.raises(ValueError, match=r'layer must be a module of the model \("one", .*\), got "three"'):
+        evaluation.linear_probes(forked(), data, data, ["three"])
+    model = forked()
+    model.spare = nn.Linear(2, 2)
+    before = snapshot(model)
+    with pytest.raises(ValueError, match='layer must be one that the data reaches, got "spare"'):
+        evaluation.linear_probes(model, data, data, ["spare", "one"])
+    assert_untouched(model, before)
+    with pytest.raises(ValueError, match=r"labels must be one a sample \(30\), got \[29\]"):
+        evaluation.linear_probes(model, (data[0], data[1][1:]), data)
+    with pytest.raises(ValueError, match="model must hold a Hebbian layer"):
+        evaluation.linear_probes(nn.Linear(2, 2), data, data)
+
+
+def test_random_filters_are_alike_in_distribution_only():
+    model = nn.Sequential(hk.nn.HebbianLinear(100, 400, rule=hk.WTA()), nn.Linear(400, 3))
+    torch.nn.init.normal_(model[0].weight, 2.0, 0.5, generator=torch.Generator().manual_seed(0))
+    weight = model[0].weight.clone()
+    one, same, other = (evaluation.randomised(model, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(model[0].weight, weight) and torch.equal(one[1].weight, model[1].weight)
+    assert torch.equal(one[0].weight, same[0].weight) and not torch.equal(one[0].weight, other[0].weight)
+    assert abs(one[0].weight.mean() - 2) < 0.02 and abs(one[0].weight.std() - 0.5) < 0.02
+    assert abs(torch.corrcoef(torch.stack([one[0].weight.flatten(), weight.flatten()]))[0, 1]) < 0.03
+    drawn = evaluation.randomised(model, layers=["1"], draw=lambda w, g: nn.init.uniform_(w, 5, 6, generator=g))
+    assert drawn[1].weight.min() >= 5 and torch.equal(drawn[0].weight, weight)
+    with pytest.raises(ValueError, match='layers must be modules with a weight, got "2"'):
+        evaluation.randomised(model, layers=["2"])
+
+
+@pytest.mark.parametrize("similarity", ["euclidean", "cosine"])
+def test_knn_is_that_of_scikit_learn(similarity):
+    neighbours = pytest.importorskip("sklearn.neighbors", reason="scikit-learn is not installed")
+    labels, test_labels = torch.arange(300) % 3, torch.arange(101) % 3
+    train = random((3, 6), seed=9)[labels] + random((300, 6), seed=1) + 20
+    test = random((3, 6), seed=9)[test_labels] + random((101, 6), seed=2) + 20
+    for k in (1, 2, 10):
+        judge = neighbours.KNeighborsClassifier(k, metric=similarity, algorithm="brute")
+        want = judge.fit(train.double().numpy(), labels.numpy()).score(test.double().numpy(), test_labels.numpy())
+        got = evaluation.knn(train, labels, test, test_labels, k, similarity=similarity, chunk=40)
+        assert got == pytest.approx(want, abs=1e-9) and 0.4 < got < 1
+    with pytest.raises(ValueError, match="k must be 1 to the 300 training samples, got 301"):
+        evaluation.knn(train, labels, test, test_labels, 301)
+
+
+def test_knn_decides_ties_for_the_lower_class():
+    train, labels = torch.tensor([[0.0], [1.0], [2.0], [3.0]]), torch.tensor([1, 0, 0, 1])
+    assert evaluation.knn(train, labels, torch.tensor([[1.6]]), torch.tensor([0]), 4) == 1.0
+
+
+def test_clusters_are_named_by_majority_or_one_to_one():
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    spots = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
+    where = torch.tensor([0] * 6 + [1] * 6 + [2] * 6)
+    features = spots[where] + random((18, 2), scale=0.1)
+    # Two spots of mostly class 0 (5 and 4 of 6): both are 0 by majority, only one of them one to one.
+    labels = torch.tensor([0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 2, 2, 1, 1, 1, 1, 1, 1])
+    assert evaluation.cluster_accuracy(features, labels, 3) == pytest.approx(15 / 18)
+    assert evaluation.cluster_accuracy(features, labels, 3, assignment="one_to_one") == pytest.approx((5 + 2 + 6) / 18)
+    test = {"test": spots, "test_labels": torch.tensor([0, 0, 2])}
+    assert evaluation.cluster_accuracy(features, labels, 3, seed=1, **test) == pytest.approx(2 / 3)
+    with pytest.raises(ValueError, match="must be given both or not at all"):
+        evaluation.cluster_accuracy(features, labels, 3, test=spots)
+
+
+def test_an_interval_is_students():
+    pytest.importorskip("scipy", reason="scipy is not installed")
+    found = evaluation.interval([1.0, 2.0, 3.0, 4.0])
+    half = 3.182446305 * np.sqrt(5 / 3) / 2  # Student's t of 3 degrees of freedom at 97.5 %, from a table
+    assert found == pytest.approx((2.5, np.sqrt(5 / 3), 2.5 - half, 2.5 + half, 4))
+    assert evaluation.interval([1.0, 3.0], confidence=0.9).high == pytest.approx(2 + 6.313751515)
+    with pytest.raises(ValueError, match=r"values must be at least two finite numbers, got \[1.0\]"):
+        evaluation.interval([1.0])
+
+
+@pytest.mark.parametrize(
+    ("absent", "call", "message"),
+    [
+        ("sklearn.cluster", "e.cluster_accuracy(torch.zeros(4, 2), torch.zeros(4), 2)", "scikit-learn .*hebbkern.eval"),
+        ("scipy.stats", "e.interval([1, 2])", "scipy .*hebbkern.eval"),
+        ("ignite.engine", "e.HebbianEvaluator", "pytorch-ignite .*hebbkern.train"),
+    ],
+)
+def test_a_missing_extra_is_named(absent, call, message):
+    code = f"import sys, torch; sys.modules['{absent}'] = None; import hebbkern.evaluation as e; {call}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert re.search(f"ImportError: hebbkern.evaluation: {message}", done.stderr), done.stderr

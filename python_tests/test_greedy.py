@@ -94,18 +94,21 @@ def test_looking_at_the_order_changes_nothing(monkeypatch):
 
     monkeypatch.setattr(training.engine.Engine, "run", stopped)
     model = Backwards().train()
-    model.norm.eval()
+    model.top.eval()
     before = torch.get_rng_state(), {name: value.clone() for name, value in model.state_dict().items()}
     greedy(model)
     assert torch.equal(states[0][0], before[0])
     assert all(torch.equal(value, before[1][name]) for name, value in states[0][1].items())
-    assert model.training and model.first.training and not model.norm.training
+    assert model.training and model.norm.training and not model.top.training
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
 def test_each_layer_has_epochs_and_a_rate_of_its_own():
-    seen = watched(Backwards(), epochs={"*": 1, "first": 3}, lr={"first": 0.3, "last": 0.1}, decay="constant")
-    assert [epoch[0] for epoch in seen] == ["first", "first", "first", "last"]
+    seen = watched(Backwards(), epochs={"*": 1, "first": 3}, decay="cosine")
+    assert [epoch[0] for epoch in seen] == ["first", "first", "first", "middle", "last"]
+    assert [epoch[1] for epoch in seen] == pytest.approx([0.1, 0.075, 0.025, 0.1, 0.1])
+    seen = watched(Backwards(), epochs=1, lr={"first": 0.3, "last": 0.1})
+    assert [epoch[0] for epoch in seen] == ["first", "last"]
     seen = watched(Backwards(), epochs={"middle": 2})
     assert [epoch[:2] for epoch in seen] == [("middle", 0.1), ("middle", 0.05)]
 

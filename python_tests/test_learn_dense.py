@@ -40,7 +40,7 @@ def compare(layer, x, weight, lr=0.1, **options):
     return weight
 
 
-def scaled(layer, dtype, device="cpu"):
+def scaled(layer, dtype, device=None):
     x, weight = cases.tensors(layer, dtype, device)
     return x, (weight / weight[0].numel() ** 0.5).to(dtype)
 
@@ -110,7 +110,7 @@ def test_an_overflow_leaves_the_weights(backend, dtype):
         x, weight = scaled(layer, dtype, backend.device)
         x, weight = x * x_size, weight * w_size
         before = weight.clone()
-        with pytest.raises((ValueError, RuntimeError)):
+        with calls.refused(backend.device):
             hk.ops.learn_dense_(weight, x, lr=lr)
         assert calls.same_bits([weight], [before])
 
@@ -125,6 +125,7 @@ def test_extreme_numbers_are_finite_or_refused(backend, rule, dtype):
         before = weight.clone()
         try:
             hk.ops.learn_dense_(weight, x, lr=lr, **rule)
+            hk.synchronize()
         except (ValueError, RuntimeError):
             assert calls.same_bits([weight], [before])
         else:
@@ -137,7 +138,7 @@ def test_a_bad_number_leaves_the_weights(backend, place, bad):
     x, weight = scaled(FEW_PATCHES[0], torch.float32)
     weight[place] = bad
     before = weight.clone()
-    with pytest.raises((ValueError, RuntimeError), match=r"hebbkern.learn_dense_: weight must be finite"):
+    with calls.refused(backend.device, r"hebbkern.learn_dense_: weight must be finite"):
         hk.ops.learn_dense_(weight, x, lr=0.1)
     assert calls.same_bits([weight], [before])
 

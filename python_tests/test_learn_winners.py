@@ -162,7 +162,7 @@ def test_a_rate_in_a_tensor_goes_in_parts(backend):
     for rule in RULES:
         got, want, labels = weight.clone(), weight.clone(), labels_for(rule, x, len(weight))
         rule.step_(want, x, lr=0.1, labels=labels)
-        rule.step_(got, x, lr=torch.tensor(0.1, dtype=torch.float64), labels=labels)
+        rule.step_(got, x, lr=torch.tensor(0.1, dtype=torch.float64, device="cpu"), labels=labels)
         assert calls.same_bits([got], [want])
 
 
@@ -172,7 +172,7 @@ def test_nothing_is_written_when_the_last_neuron_overflows(backend):
     weight = 0.5 * torch.eye(300)
     weight[-1, -1] = 3.3e38
     before = weight.clone()
-    with pytest.raises((ValueError, RuntimeError), match="weight must stay finite"):
+    with calls.refused(backend.device, "weight must stay finite"):
         hk.ops.learn_winners_(weight, x, lr=-30.0)
     assert calls.same_bits([weight], [before])
 

@@ -243,3 +243,17 @@ def test_what_has_no_gradient_is_refused():
     assert layer.weight.grad is None
     with hk.learning(nn.Sequential(layer, layer_of(hk.Hebb())), lr={"1": 1.0}, into="grad"):
         assert layer.lesson is None
+
+
+def test_compiled_models_have_the_same_gradients():
+    torch.compiler.reset()
+    model, twin = network(), network()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for lr in (1.0, 0.5):
+        with hk.learning(model, lr=lr, into="grad"):
+            compiled(images())
+        with hk.learning(twin, lr=lr, into="grad"):
+            twin(images())
+    for layer, same in ((model[0], twin[0]), (model[3], twin[3])):
+        torch.testing.assert_close(layer.weight.grad, same.weight.grad, rtol=1e-5, atol=1e-6)
+        assert torch.equal(layer.weight, same.weight) and layer.weight.grad.abs().sum() > 0

@@ -52,7 +52,7 @@ def test_a_patch_that_is_a_weight(backend, layer, dtype):
     x, _ = cases.tensors(layer, dtype, backend.device)
     rows = hk.reference.unfold(oracle.exact(x), layer.kernel, **layer.geometry)
     chosen = np.arange(layer.neurons) * 7 % len(rows)
-    weight = torch.from_numpy(rows[chosen]).to(dtype).reshape(layer.weight)
+    weight = torch.from_numpy(rows[chosen]).to(backend.device, dtype).reshape(layer.weight)
     nearest, distance = hk.ops.match(x, weight, **layer.geometry)
     assert nearest.tolist() == chosen.tolist()
     assert distance.max() <= 1e-4
@@ -111,5 +111,5 @@ def test_ties_and_bits_however_the_work_is_shared(backend, threads, neurons):
 def test_one_wrong_weight_among_many(backend, neurons, wrong, want):
     x, weight = cases.random((20, 30)), cases.random((neurons, 30))
     weight[neurons - 2, 29] = wrong
-    with pytest.raises((ValueError, RuntimeError), match=want):
-        hk.ops.match(x.to(backend.device), weight.to(backend.device))
+    with calls.refused(backend.device, want, step=False):
+        hk.ops.match(x, weight)

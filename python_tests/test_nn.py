@@ -130,7 +130,7 @@ def test_autograd_notices_a_weight_that_moved():
 def test_autocast_does_not_reach_learning(backend, make):
     layer, want = make(), make()
     x = random((4, 12) if make is linear else (4, 3, 8, 8), torch.bfloat16)
-    with torch.autocast("cpu", torch.bfloat16), hk.learning(layer, lr=0.1):
+    with torch.autocast(x.device.type, torch.bfloat16), hk.learning(layer, lr=0.1):
         y = layer(x)
     want.learn(x.float(), lr=0.1)
     assert torch.equal(layer.weight, want.weight) and y.dtype == torch.bfloat16

@@ -68,7 +68,7 @@ def test_compiles_whole(backend, name):
 def step(x, weight, lr):
     """A whole rule, with torch's own work around it."""
     winners, responses = hk.ops.compete(x * 2, weight, k=2, padding=1)
-    c = torch.tensor([1.0, -0.4])
+    c = torch.tensor([1.0, -0.4], device=x.device)
     options = {"neurons": weight.shape[0], "kernel": weight.shape[2:], "padding": 1}
     total, decay, count = hk.ops.accumulate(x * 2, winners, c, responses=responses, **options)
     dense, patches = hk.ops.sanger(x, weight)

@@ -80,8 +80,8 @@ def kill(process, folder, iteration, delay):
 def test_ten_kills_change_no_bit(tmp_path, whole):
     moments, stops = random.Random(4), []
     for i in range(10):
-        # Somewhere in the (i+1)th of eleven parts; the delay ends anywhere between two writes or within one.
-        iteration = int((i + 0.8 * moments.random()) * resumable.ITERATIONS / 11)
+        # Somewhere in the (i+1)th of twelve parts, but later than before; the delay ends between two writes or in one.
+        iteration = max(int((i + moments.random()) * resumable.ITERATIONS / 12), reached(tmp_path) + 1)
         process = start(resumable.run, tmp_path)
         stops.append(kill(process, tmp_path, iteration, 0.02 * moments.random()))
         if last := last_checkpoint(tmp_path):
@@ -94,15 +94,14 @@ def test_ten_kills_change_no_bit(tmp_path, whole):
 PLACES = ["half written", "before the sync", "before the name", "before the folder's sync", "before the old one goes"]
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_a_kill_within_a_write(place, tmp_path, whole):
-    process = start(resumable.run_until, place, resumable.ITERATIONS - 9, tmp_path)
-    process.join(timeout=60)
-    assert process.exitcode == -9
-    named = place in PLACES[3:4]
-    assert reached(tmp_path) == resumable.ITERATIONS - (9 if named else 10)
-    unfinished = [path.name for path in tmp_path.glob(".*")]
-    assert len(unfinished) == (place in PLACES[:3])
+def test_kills_within_writes_change_no_bit(tmp_path, whole):
+    for i, place in enumerate(PLACES):
+        iteration = 30 + 45 * i
+        process = start(resumable.run_until, place, iteration, tmp_path)
+        process.join(timeout=60)
+        assert process.exitcode == -9, place
+        assert reached(tmp_path) == (iteration if place == "before the folder's sync" else iteration - 1), place
+        assert len(list(tmp_path.glob(".*.unfinished"))) == (place in PLACES[:3]), place
     finish(start(resumable.run, tmp_path))
     assert differing(ending(tmp_path), whole) == []
 
@@ -110,7 +109,7 @@ def test_a_kill_within_a_write(place, tmp_path, whole):
 def test_each_layer_to_its_end(tmp_path):
     folders = [tmp_path / "whole", tmp_path / "killed"]
     finish(start(resumable.run, folders[0], "greedy"))
-    for iteration in (20, 60, 100):  # within the first layer's time, the second's and the supervised part's
+    for iteration in (20, 110, 190):  # within the first layer's time, the second's and the supervised part's
         kill(start(resumable.run, folders[1], "greedy"), folders[1], iteration, 0.005)
     finish(start(resumable.run, folders[1], "greedy"))
     assert differing(*map(ending, folders)) == []

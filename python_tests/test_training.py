@@ -151,6 +151,14 @@ def test_handlers_schedule_a_constant_rate():
     assert rates == [0.1, 0.25, 0.125, 0.0625]
 
 
+def test_the_progress_bar_shows_metrics(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+
+    engine = train(network(), progress=True)
+    assert set(engine.state.metrics) == {"updates", "dead", "change"} and engine.state.metrics["updates"] == 24
+    assert "updates=24" in capsys.readouterr().err
+
+
 class Attached:
     """A handler of its own making."""
 

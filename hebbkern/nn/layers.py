@@ -73,7 +73,8 @@ class _HebbianLayer(Hebbian):
         if into == "grad":
             check_linear(where, self.rule)
             lr = 1.0 if lr is None else lr
-        check_rate(where, lr)
+        if not isinstance(lr, Tensor):  # a compiled model's, checked by `learning`
+            check_rate(where, lr)
         return lr
 
     def _step(self, x: Tensor, lr: float, labels: Tensor | None, into: str, group) -> None:

@@ -69,7 +69,7 @@ class learning(Taught):
     rows get exactly 0 (but momentum and weight decay of the optimizer still move them). Gradients add up over passes.
     `model.parameters()` must reach the optimizer whole: Hebbian weights have requires_grad=False, yet optimizers
     step whatever has a gradient. Beside a loss that torch.amp.GradScaler scales, take lr=scaler.get_scale(), which its
-    unscaling divides out again. Only in eager mode: torch.compile cannot trace it.
+    unscaling divides out again.
 
     Args:
         model: a module that holds at least one Hebbian layer.

@@ -12,8 +12,11 @@ class Batches:
     """Tensors in memory cut into batches, in an order drawn anew for each epoch from (seed, epoch) alone.
 
     Iterating gives the rest of the epoch that `seek` chose, as pairs (x, labels), labels None where none are given.
-    Each batch is a copy, free to be kept or changed. A torch DataLoader serves a training as well where the data does
-    not fit into memory; where it does, this is why it need not (figures in FIGURES).
+    Each batch is a copy, free to be kept or changed. A DataLoader serves a training as well, for what memory cannot
+    hold; for what it can, no workers and no prefetching were chosen, since copying is cheap beside a step: 1024 of
+    60,000 x 784 take 0.5 ms, from float32 and from uint8 alike, a Krotov-Hopfield step of 2000 neurons on them 8.7 ms,
+    a batch of torch's DataLoader 7.8 ms without workers and 11.8 ms with two (one thread of a 2-core Xeon, best runs;
+    copying into a buffer that is kept took as long as into a new one).
 
     Args:
         x: [n, ...] on any device. uint8 is taken for images, each batch becoming float32 from 0 to 1: a quarter of

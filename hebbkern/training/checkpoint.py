@@ -229,7 +229,7 @@ def _store(tensor: Tensor, place: tuple, tensors: dict[str, Tensor]) -> str:
     while name in tensors:  # a dict may have the keys 0 and "0"
         name += "'"
     # A copy of its own: safetensors refuses tensors that share memory.
-    tensors[name] = tensor.detach().cpu().resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)
+    tensors[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
     return name
 
 

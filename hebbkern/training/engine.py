@@ -44,7 +44,8 @@ def hebbian_trainer(
     buffer (running statistics), and modules without forward hooks (forward pre-hooks see all layers), not compiled.
 
     With `group` each process feeds its share of a batch, and updates and gradients are averaged over all shares, so
-    that all processes keep the same parameters; a share may be empty. Batch norm sees the own share only.
+    that all processes keep the same parameters; a share may be empty. They begin with the parameters and buffers of
+    the group's first process, so all of them must call this. Batch norm sees the own share only.
 
     Args:
         model: holds at least one Hebbian layer. Any module: residual, branching, a layer used twice, compiled.

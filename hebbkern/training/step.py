@@ -39,6 +39,9 @@ class Step:
         self.supervises = self.supervised is not None
         self._frozen: dict[Hebbian, tuple[int, int, bool]] = {}
         self._passes: dict[tuple, bool] = {}
+        if group is not None:
+            for tensor in (*model.parameters(), *model.buffers()):
+                torch.distributed.broadcast(tensor.detach(), group=group, group_src=0)
 
     def __call__(self, engine, batch):
         x, labels = map(self.moved, batch)

@@ -13,6 +13,7 @@ from hebbkern.nn.lesson import check_rate
 from hebbkern.rules import Rule
 from hebbkern.training.checkpoint import RandomState, Safetensors, last_checkpoint, load
 from hebbkern.training.engine import Engine, Events, engine_of
+from hebbkern.training.handlers import Figures
 from hebbkern.training.schedules import Schedule, check_schedule, plan
 from hebbkern.training.step import Step
 
@@ -69,12 +70,12 @@ def train(
         resume: go on from the latest checkpoint in `folder`, or start if there is none. Otherwise `folder` must not
             hold any.
         save_every: write a checkpoint also after so many batches.
-        progress: show ignite's progress bar (on stderr).
+        progress: show ignite's progress bar (on stderr), with the metrics.
         handlers: pairs (ignite event, function of the engine), and objects with attach(engine), to add.
 
     Returns:
-        The engine; `engine.state` tells epoch, iteration, lr, and with order="greedy" the name of the layer that learns
-        (`layer`, None otherwise).
+        The engine; `engine.state` tells epoch, iteration, lr, with order="greedy" the name of the layer that learns
+        (`layer`, None otherwise), and with progress=True as metrics the figures of `hk.training.handlers.Figures`.
 
     Raises:
         ValueError: no Hebbian layer, epochs below 1, a wrong order or decay, a name or pattern without a layer, or
@@ -94,6 +95,8 @@ def train(
     elif save_every is not None:
         raise ValueError("hebbkern.training: save_every must be None for batches that cannot seek, got a number")
     schedule.attach(trainer, Events.EPOCH_STARTED)
+    if progress:
+        Figures(model).attach(trainer)  # compares all weights once an epoch, a seventh of a short one
     for handler in handlers:
         if hasattr(handler, "attach"):
             handler.attach(trainer)
@@ -101,7 +104,7 @@ def train(
             trainer.add_event_handler(*handler)
     if progress:
         bar = ProgressBar(persist=True, ncols=80, disable=None)  # None: only on a terminal
-        bar.attach(trainer, event_name=Events.EPOCH_COMPLETED, closing_event_name=Events.COMPLETED)
+        bar.attach(trainer, "all", event_name=Events.EPOCH_COMPLETED, closing_event_name=Events.COMPLETED)
     if folder is not None:
         saved = {"model": getattr(model, "_orig_mod", model), "trainer": trainer, "schedule": schedule}
         saved |= {"random": RandomState()} | ({} if optimizer is None else {"optimizer": optimizer})

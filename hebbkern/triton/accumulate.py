@@ -216,7 +216,7 @@ def grouped(where, keys, ranks, coefficients, neurons, offset, scale, empty):
     launch(
         gather_kernel, grid, *where.arguments, offset, scale, starts, keys, order, *coefficients,
         total, decay, partial, decay_partial, slots, E, max(ranks, 1), neurons, N,
-        EMPTY=empty, SHAPE=where.shape, PIECE=PIECE, BLOCK_J=block_j, BLOCK_E=ENTRIES,
+        registers=255, EMPTY=empty, SHAPE=where.shape, PIECE=PIECE, BLOCK_J=block_j, BLOCK_E=ENTRIES,
         BLOCK_N=block_n,
     )  # fmt: skip
     return Lists(starts, partial, decay_partial, total, decay)

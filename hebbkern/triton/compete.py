@@ -19,7 +19,7 @@ from hebbkern.triton.moments import moments
 from hebbkern.triton.patches import place
 from hebbkern.triton.ranks import empty, keep, write
 from hebbkern.triton.tuning import fastest
-from hebbkern.triton.walk import Keys, own_patches, running, shared, tiles_of, told, walk
+from hebbkern.triton.walk import Keys, own_patches, running, shared, tiles_of, walk
 
 
 @triton.jit
@@ -33,10 +33,13 @@ def compete_kernel(
 
     Neighbouring programs own neighbouring patches and the same neurons, which they find in L2.
     """
-    patch, known, start, row, column, shift = own_patches(sb, sh, sw, Ho, Wo, offset, P, SHAPE, BLOCK_P)
+    patch, known, start, row, column = own_patches(sb, sh, sw, Ho, Wo, P, SHAPE, BLOCK_P)
+    # No function can return None or a tile, nor a tuple with None in it: Triton 3.6 compiles neither.
+    shift = None if offset is None else tl.load(offset + patch, mask=known, other=0)
+    size = None if scale is None else tl.load(scale + patch, mask=known, other=0)
     begin = tl.program_id(1) * share
     best, who = walk(
-        x, start, row, column, known, sc, sh, sw, H, W, weight, shift, told(scale, patch, known), total, inverse, mask,
+        x, start, row, column, known, sc, sh, sw, H, W, weight, shift, size, total, inverse, mask,
         begin, tl.minimum(begin + share, K), N, SHAPE, TOP, PRECISION, BLOCK_K, BLOCK_N,
     )  # fmt: skip
     list_of = tl.program_id(1).to(tl.int64) * P * k

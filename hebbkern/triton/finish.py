@@ -97,6 +97,7 @@ def finish(task, gradient, gram=None, diagonal=None, shift=None):
     outputs = Outputs(task, programs)
     launch(
         finish_kernel, (programs,), gradient, gram, diagonal, shift, *outputs.arguments, task.count, K, N,
-        stages=2, PRECISION=precision(), BLOCK_K=block_k, BLOCK_N=block_n, BLOCK_L=power_of_2(K, 16, block(16)),
+        warps=8 if block_k * block_n >= 4096 else 4, stages=2, PRECISION=precision(), BLOCK_K=block_k, BLOCK_N=block_n,
+        BLOCK_L=power_of_2(K, 16, block(16)),
     )  # fmt: skip
     return outputs

@@ -145,12 +145,14 @@ def kwinners(y, k, dim):
         return out
     block = power_of_2(D, 16)
     # Rows of up to 2048 entries share a program of 4 warps; columns lie side by side, 8 of float32 to a sector, and
-    # share one of 16 (half of what these can hold, as addresses are dearer here). At least a warp's worth of entries,
+    # share one of 16 (a quarter of what these hold: addresses are dear). At least a warp's worth of entries,
     # but not so many that processors are left without a program.
-    most = max(1, (LONGEST[size] // 2 if columns else 2048) // block)
+    most = max(1, (LONGEST[size] // 4 if columns else 2048) // block)
+    each = 256 if columns else 512  # entries a warp
     share = power_of_2(rows // (2 * processors(y)), min(max(8 if columns else 1, 512 // block), most), most)
+    warps = min(max(share * block // each, 1), 16)
     launch(
-        kwinners_kernel, (triton.cdiv(rows, share),), *arguments, warps=min(max(share * block // 512, 1), 16),
+        kwinners_kernel, (triton.cdiv(rows, share),), *arguments, warps=warps, registers=min(2048 // warps, 255),
         BITS=8 * size, AXIS=0 if columns else 1, BLOCK_R=share, BLOCK_D=block,
     )  # fmt: skip
     return out

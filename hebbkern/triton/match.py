@@ -103,10 +103,14 @@ def _best(value, index):
 
 @triton.jit
 def _products(
-    x, start, row, column, known, patch, sc, sh, sw, H, W, weight, neuron, asked, offset, scale, N,
+    x, start, row, column, known, patch, sc, sh, sw, H, W, weight, neuron, offset, scale, K, N,
     SHAPE: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """x̃·w [patches, neurons]."""
+    """x̃·w [patches, neurons].
+
+    Of all neurons, asked or not: where the bytes of a mask decide what is loaded, Triton 3.6 lays an operand out as if
+    it were made of bytes, and cannot multiply float64 then.
+    """
     wide = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     dots = tl.zeros([BLOCK_P, BLOCK_K], wide)
     for first in range(0, N, BLOCK_N):
@@ -114,7 +118,7 @@ def _products(
         at, down, right = taps(entry, sc, sh, sw, SHAPE)
         tile = load_patches(x, start, row, column, known, at, down, right, entry < N, H, W, SHAPE)
         tile = _shifted(tile, patch, known, offset, scale)
-        within = asked[None, :] & (entry < N)[:, None]
+        within = (neuron < K)[None, :] & (entry < N)[:, None]
         part = tl.load(weight + neuron[None, :].to(tl.int64) * N + entry[:, None], mask=within, other=0.0)
         dots = product(tile, part.to(tile.dtype), dots, PRECISION)
     return dots
@@ -145,7 +149,7 @@ def search_kernel(
             known = patch < P
             start, row, column = corners(patch, sb, sh, sw, Ho, Wo, SHAPE)
             dots = _products(
-                x, start, row, column, known, patch, sc, sh, sw, H, W, weight, neuron, asked, offset, scale, N,
+                x, start, row, column, known, patch, sc, sh, sw, H, W, weight, neuron, offset, scale, K, N,
                 SHAPE, BLOCK_K, BLOCK_P, BLOCK_N, PRECISION,
             )  # fmt: skip
             lengths = tl.load(length + patch, mask=known, other=0)

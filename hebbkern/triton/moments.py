@@ -188,7 +188,8 @@ def moments(op, where, patches, *, weight=None, unit=False, total=False, roundin
     # 16 x 64: a warp reads 64 neighbours of 4 patches, and a few thousand patches still fill every processor.
     rows_each = block(16)
     of_patches, of_rows = any_of(offset, scale, near), any_of(sums, inverse, near)
-    programs = of_patches * triton.cdiv(P, rows_each) + of_rows * triton.cdiv(K, rows_each)
+    # Numbers, not bools: torch.compile may have a symbol for P, which no bool can be multiplied with.
+    programs = int(of_patches) * triton.cdiv(P, rows_each) + int(of_rows) * triton.cdiv(K, rows_each)
     launch(
         moments_kernel, (programs,), *where.arguments, weight, offset, scale, sums, inverse, *(near or [None] * 5),
         P, K, N, stride, SHAPE=where.shape, SCALE="flat" if patches == "standardised" else "unit",

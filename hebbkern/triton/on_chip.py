@@ -99,7 +99,7 @@ def on_chip(task):
     launch(
         gather_kernel, (runs,), *task.where.arguments, task.flat, found.offset, found.scale, rows, task.temperature,
         run, P, K, N, SHAPE=task.where.shape, ACTIVATION=task.activation, DECAY=task.decay, PRECISION=how,
-        warps=8, BLOCK_P=block_p, BLOCK_K=power_of_2(K, 16), BLOCK_N=power_of_2(N, 16),
+        warps=8, registers=255, BLOCK_P=block_p, BLOCK_K=power_of_2(K, 16), BLOCK_N=power_of_2(N, 16),
     )  # fmt: skip
     sums = rows[0]
     if runs > 1:

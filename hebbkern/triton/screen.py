@@ -21,7 +21,7 @@ from hebbkern.triton.launch import launch, power_of_2
 from hebbkern.triton.patches import load_patches, taps
 from hebbkern.triton.ranks import NOBODY, empty, keep, write
 from hebbkern.triton.tuning import fastest
-from hebbkern.triton.walk import Tile, fitted, own_patches, running, shared, told, walk
+from hebbkern.triton.walk import Tile, fitted, own_patches, running, shared, walk
 
 MOST_WINNERS = 8  # lists of four times as many candidates still fit into registers
 SMALLEST_WORK = 2**27  # products; below, a launch more costs what the tensor cores save
@@ -69,7 +69,8 @@ def screen_kernel(
     SHAPE: tl.constexpr, CAP: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Program (i, s): the CAP neurons of share s with the highest bounds, for tile i of patches, in no order."""
-    patch, known, start, row, column, shift = own_patches(sb, sh, sw, Ho, Wo, offset, P, SHAPE, BLOCK_P)
+    patch, known, start, row, column = own_patches(sb, sh, sw, Ho, Wo, P, SHAPE, BLOCK_P)
+    shift = None if offset is None else tl.load(offset + patch, mask=known, other=0)
     near, wide = reach(
         tl.load(p_size + patch, mask=known, other=0), tl.load(p_slip + patch, mask=known, other=0), shift, N
     )
@@ -145,7 +146,8 @@ def decide_kernel(
     BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A program owns BLOCK_P patches: their ``shares`` lists of CAP candidates give the winners, or all neurons do."""
-    patch, known, start, row, column, shift = own_patches(sb, sh, sw, Ho, Wo, offset, P, SHAPE, BLOCK_P)
+    patch, known, start, row, column = own_patches(sb, sh, sw, Ho, Wo, P, SHAPE, BLOCK_P)
+    shift = None if offset is None else tl.load(offset + patch, mask=known, other=0)
     slot = tl.arange(0, BLOCK)
     at = (slot // CAP)[None, :].to(tl.int64) * P * CAP + patch[:, None].to(tl.int64) * CAP + (slot % CAP)[None, :]
     there = known[:, None] & (slot < shares * CAP)[None, :]
@@ -175,7 +177,7 @@ def decide_kernel(
         response = tl.where(nothing[:, None], tl.where(tl.arange(0, CAP) < k, 0.0, float("-inf"))[None, :], response)
         who = tl.where(nothing[:, None], tl.arange(0, CAP)[None, :], who)
         decided = decided | nothing
-    size = told(scale, patch, known)
+    size = None if scale is None else tl.load(scale + patch, mask=known, other=0)
     if size is not None:  # 0 for a flat patch: far below their bounds, its responses decide only among all neurons
         response = tl.where(response > float("-inf"), response * size[:, None], response)
     write(response, who, patch, known & decided, winners, responses, keys, frozen, K, k, silent, BY_RESPONSE)

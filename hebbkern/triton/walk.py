@@ -41,21 +41,12 @@ MOST_SHARES = 16  # programs to a tile of patches; merging reads k winners from 
 
 
 @triton.jit
-def told(numbers, at, known):
-    """What is known of each patch, or None where it is the same of all."""
-    if numbers is None:
-        return None
-    else:  # a return does not end a branch taken at compile time
-        return tl.load(numbers + at, mask=known, other=0)
-
-
-@triton.jit
-def own_patches(sb, sh, sw, Ho, Wo, offset, P, SHAPE: tl.constexpr, BLOCK_P: tl.constexpr):
-    """A program's patches: numbers, which there are, their corners, and what is taken off their entries."""
+def own_patches(sb, sh, sw, Ho, Wo, P, SHAPE: tl.constexpr, BLOCK_P: tl.constexpr):
+    """A program's patches: numbers, which there are, and their corners."""
     patch = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     known = patch < P
     start, row, column = corners(patch, sb, sh, sw, Ho, Wo, SHAPE)
-    return patch, known, start, row, column, told(offset, patch, known)
+    return patch, known, start, row, column
 
 
 @triton.jit

