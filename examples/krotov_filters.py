@@ -52,9 +52,9 @@ class Recipe:
         patches: about how many make a step.
         start: deviation of the normal weights at the start.
         whiten: ε of ZCA; None does not whiten.
+        mean: with whitening, each patch keeps its mean (C is the covariance of patches as they are).
         contrast: with whitening, each whitened patch is divided by its norm plus this (at learning only); None is not.
         centre: take the mean out of the random filters (what centred patches do to those that learn).
-        repu: power n of the rectified polynomial unit.
     """
 
     name: str
@@ -66,9 +66,9 @@ class Recipe:
     patches: int = 1000
     start: float = 1.0
     whiten: float | None = None
+    mean: bool = False
     contrast: float | None = None
     centre: bool = False
-    repu: float = 1.0
 
 
 def unfold(images: Tensor) -> Tensor:
@@ -93,11 +93,12 @@ def moments(images: Tensor) -> Moments:
     return Moments(mean, raw, centring @ raw @ centring)
 
 
-def whitener(found: Moments, epsilon: float) -> Tensor:
-    """M [N, N] of the module's docstring, symmetric, float32; the mean of a patch is in its null space."""
-    values, vectors = torch.linalg.eigh(found.centred)
+def whitener(found: Moments, epsilon: float, mean: bool = False) -> Tensor:
+    """M [N, N] of the module's docstring, symmetric, float32; the mean of a patch is in its null space, or kept."""
+    values, vectors = torch.linalg.eigh(found.raw if mean else found.centred)
     scale = (values + epsilon * values.mean()).rsqrt()
-    scale[0] = 0  # centred patches do not vary along the constant, whose eigenvalue 0 comes first
+    if not mean:
+        scale[0] = 0  # centred patches do not vary along the constant, whose eigenvalue 0 comes first
     return ((vectors * scale) @ vectors.mT).float()
 
 
@@ -117,7 +118,7 @@ def make(recipe: Recipe, images: Tensor, found: Moments, *, count: int, seed: in
     generator = torch.Generator().manual_seed(seed)
     channels = images.shape[1]
     filters = recipe.start * torch.randn((count, channels, SIDE, SIDE), generator=generator).to(images.device)
-    matrix = None if recipe.whiten is None else whitener(found, recipe.whiten)
+    matrix = None if recipe.whiten is None else whitener(found, recipe.whiten, recipe.mean)
     if recipe.rule is None and recipe.centre:
         filters -= filters.mean((1, 2, 3), keepdim=True)
     if recipe.rule is not None:
@@ -125,20 +126,21 @@ def make(recipe: Recipe, images: Tensor, found: Moments, *, count: int, seed: in
         order = torch.cat([torch.randperm(len(images), generator=generator) for _ in rounds])
         chosen = order[: recipe.images].to(images.device)
         seen = images[chosen] if recipe.window == 0 else windows(images[chosen], recipe.window, generator)
-        filters = learn(recipe, filters, seen, matrix, seed, progress)
+        filters = learn(recipe, filters, seen, found, matrix, seed, progress)
     if matrix is not None:
         filters = (filters.flatten(1) @ matrix).view_as(filters)
     return filters
 
 
-def learn(recipe: Recipe, filters: Tensor, seen: Tensor, matrix: Tensor | None, seed: int, progress: bool) -> Tensor:
+def learn(recipe, filters: Tensor, seen: Tensor, found: Moments, matrix: Tensor | None, seed, progress) -> Tensor:
     """What the filters become: a convolution learns from the windows, or a linear layer from their whitened patches."""
     each = math.prod(side - SIDE + 1 for side in seen.shape[2:])  # patches of a window
     if matrix is None:
         layer = hk.nn.HebbianConv2d(seen.shape[1], len(filters), SIDE, rule=recipe.rule, device=filters.device)
         size = max(1, round(recipe.patches / each))
     else:
-        seen = torch.cat([unfold(part) @ matrix for part in seen.split(CHUNK)])
+        mean = found.mean.float()
+        seen = torch.cat([(unfold(part) - mean) @ matrix for part in seen.split(CHUNK)])
         if recipe.contrast is not None:
             seen /= seen.norm(dim=1, keepdim=True) + recipe.contrast
         layer = hk.nn.HebbianLinear(seen.shape[1], len(filters), rule=recipe.rule, device=filters.device)

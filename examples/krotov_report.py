@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import platform
+import json
 import statistics
 from pathlib import Path
 
@@ -14,14 +14,25 @@ PAPER = {"learnt": {"test": 91.44, "train": 98.64}, "backprop": {"test": 91.94, 
 MEASURES = {
     "test": "test accuracy",
     "train": "train accuracy",
-    "validation": "validation accuracy",
     "entropy": "effective rank of the filters, exp of the entropy of the singular values",
 }
 
 
+def merged(runs: dict[str, list[dict]], told: dict, path: Path, order: list[str]) -> dict:
+    """What the file at `path` says, of other rows by the same settings, and these runs, rows in the order given."""
+    known = json.loads(path.read_text()) if path.exists() else {}
+    known = known if known.get("settings") == told["settings"] else {}
+    if others := {row: figures for row, figures in known.get("runs", {}).items() if row not in runs and row in order}:
+        commands = dict.fromkeys([*known["command"].split(" && "), told["command"]])
+        told = told | {"command": " && ".join(commands)}
+    every = {row: figures for row in order if (figures := (others | runs).get(row))}
+    seconds = round(sum(run["seconds"] for figures in every.values() for run in figures), 1)
+    return told | {"seconds": seconds} | summary(every) | {"runs": every}
+
+
 def summary(runs: dict[str, list[dict]]) -> dict:
     """Lines in the format of results/*.json, and by how much the best learnt filters differ from the other rows."""
-    best, others = list(runs)[2], list(runs)[3:]
+    best, *others = runs
     tests = {row: [run["test"] for run in figures] for row, figures in runs.items()}
     return {
         "rows": [line(row, name, figures) for row, figures in runs.items() for name in MEASURES],
@@ -71,12 +82,3 @@ def draw(row: str, filters: Tensor, folder: Path) -> Path:
     stem = row.split(":")[0].replace("Krotov-Hopfield, ", "").replace("end-to-end ", "").replace(" ", "_")
     tiles = filters.float() / filters.float().abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
     return plots.weight_grid(tiles, folder / f"krotov_cnn_filters_{stem}.png", title=f"{row}: {len(filters)} filters")
-
-
-def processor() -> str:
-    """Its name where Linux tells it."""
-    try:
-        names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0].split(":")[1].strip() if names else platform.processor() or platform.machine()

@@ -5,6 +5,7 @@
 import json
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -51,11 +52,10 @@ def measured(monkeypatch):
     """How many samples each measured accuracy was of."""
     sizes, measure = [], network.measure
 
-    def count(model, x, y, *rest):
+    def count(model, x, y):
         sizes.append(len(y))
-        return measure(model, x, y, *rest)
+        return measure(model, x, y)
 
-    monkeypatch.setattr(network, "measure", count)
     monkeypatch.setattr(krotov_cnn, "measure", count)
     return sizes
 
@@ -71,15 +71,16 @@ def quick(monkeypatch):
     """Few windows and epochs, of every kind of recipe."""
 
     def small(recipe):
-        return type(recipe)(**{**vars(recipe), "images": 120, "epochs": 1})
+        return replace(recipe, images=120, epochs=1)
 
     learnt = [small(recipe) for recipe in (recipes.krotov(p=3.0, k=2), recipes.krotov(p=3.0, k=4))]
     learnt.append(small(recipes.winner_takes_all(0.1, 0.1)))
     monkeypatch.setattr(recipes, "learnt_recipes", lambda: learnt)
     for name in ("RAW", "CENTRED"):
         monkeypatch.setattr(recipes, name, small(getattr(recipes, name)))
-    plans = {name: network.Schedule(epochs=2, batch=20) for name in recipes.SCHEDULES}
+    plans = {name: replace(plan, epochs=2, batch=20) for name, plan in recipes.SCHEDULES.items()}
     monkeypatch.setattr(recipes, "SCHEDULES", plans)
+    monkeypatch.setattr(recipes, "BACKPROP", network.Schedule(epochs=2, batch=20))
 
 
 @pytest.mark.usefixtures("quick")
@@ -87,12 +88,12 @@ def test_the_table_has_every_row_and_sees_the_test_set_once_for_each(data, tmp_p
     command, folder = options(data, tmp_path, "--best", "WTA whitened eps0.1 contrast0.1")
     krotov_cnn.main(command)
     report, printed = json.loads((folder / "krotov_cnn.json").read_text()), capsys.readouterr().out
-    assert measured.count(TEST_IMAGES) == report["test_set_used"] == 2 * ROWS
+    assert measured.count(TEST_IMAGES) == measured.count(120) == 2 * ROWS
     assert {"command", "version", "machine", "seconds", "rows"} <= set(report)
     wanted = {"table", "row", "measure", "unit", "paper", "mean", "std", "seeds", "chosen_on"}
     assert all(set(row) == wanted and row["seeds"] == 2 for row in report["rows"])
     tests = [row for row in report["rows"] if row["measure"] == "test accuracy"]
-    assert [row["paper"] for row in tests] == [91.44, 91.44, 91.44, None, None, 91.94]
+    assert [row["paper"] for row in tests] == [91.44, None, None, 91.44, 91.44, 91.94]
     for row in tests:
         runs = [run["test"] for run in report["runs"][row["row"]]]
         assert row["mean"] == pytest.approx(np.mean(runs)) and row["std"] == pytest.approx(np.std(runs, ddof=1))
@@ -101,15 +102,67 @@ def test_the_table_has_every_row_and_sees_the_test_set_once_for_each(data, tmp_p
 
 
 @pytest.mark.usefixtures("quick")
-def test_the_search_never_sees_the_test_set(data, tmp_path, measured):
+def test_rows_are_written_one_by_one(data, tmp_path, monkeypatch):
+    row, done = krotov_cnn.Experiment.row, []
+
+    def interrupted(self, name, recipe, plan, seed):
+        if len(done) == 8:
+            raise KeyboardInterrupt
+        done.append((name, seed))
+        return row(self, name, recipe, plan, seed)
+
+    monkeypatch.setattr(krotov_cnn.Experiment, "row", interrupted)
+    command, folder = options(data, tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        krotov_cnn.main(command)
+    report = json.loads((folder / "krotov_cnn.json").read_text())
+    names = list(recipes.rows(recipes.BEST, recipes.BEST_RANDOM))
+    assert [len(report["runs"][name]) for name in names] == [2, 2, 1, 1, 1, 1]
+    assert done == [*((name, 0) for name in names), *((name, 1) for name in names[:2])]
+
+
+@pytest.mark.usefixtures("quick")
+def test_rows_can_be_added_and_replaced(data, tmp_path):
+    reports = []
+    for rows, filters in (("*backprop", "6"), ("random", "6"), ("random", "6"), ("random", "7")):
+        command, folder = options(data, tmp_path, "--rows", rows, "--filters", filters)
+        krotov_cnn.main(command)
+        reports.append(json.loads((folder / "krotov_cnn.json").read_text()))
+    assert [list(report["runs"]) for report in reports] == [
+        ["end-to-end backprop"],
+        ["random", "end-to-end backprop"],
+        ["random", "end-to-end backprop"],
+        ["random"],  # of another network
+    ]
+    assert reports[1]["runs"]["end-to-end backprop"] == reports[0]["runs"]["end-to-end backprop"]
+    assert [report["command"].count("--rows") for report in reports] == [1, 2, 2, 1]
+    assert str(tmp_path) not in str(reports)
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_search_never_sees_the_test_set(data, tmp_path, measured, monkeypatch):
     command, folder = options(data, tmp_path, "--search")
+    fitted, fit = set(), network.fit
+
+    def count(model, x, y, *rest, **more):
+        fitted.add(len(y))
+        fit(model, x, y, *rest, **more)
+
+    monkeypatch.setattr(krotov_cnn, "fit", count)
     krotov_cnn.main(command)
     report = json.loads((folder / "krotov_cnn_search.json").read_text())
-    assert TEST_IMAGES not in measured and 20 in measured  # the last sixth of the training set validates
-    names = {trial["recipe"] for trial in report["trials"]}
-    assert names == {recipe.name for recipe in (*recipes.random_recipes(), *recipes.learnt_recipes())}
-    assert report["chosen"]["learnt"]["recipe"] in names and report["chosen"]["random"]["recipe"].startswith("random")
-    assert all(report["chosen"][kind]["seeds"] == 2 for kind in ("learnt", "random"))
+    assert set(measured) == {20} and fitted == {100}  # the last sixth of the training set validates
+    trials, chosen = report["trials"], report["chosen"]
+    assert {trial["recipe"] for trial in trials} == {
+        recipe.name for recipe in (*recipes.random_recipes(), *recipes.learnt_recipes())
+    }
+    assert {trial["schedule"] for trial in trials} == set(recipes.SCHEDULES) and chosen["schedule"] in recipes.SCHEDULES
+    for kind in ("learnt", "random"):
+        name, means = chosen[kind]["recipe"], chosen[kind]["finalists"]
+        same = [trial for trial in trials if (trial["recipe"], trial["schedule"]) == (name, chosen["schedule"])]
+        found = {trial["seed"]: trial["validation"] for trial in same}
+        assert set(found) == {0, 1} and max(means.values()) == means[name] == np.mean(list(found.values()))
+        assert name.startswith("random") == (kind == "random")
 
 
 def test_the_test_set_opens_once_for_a_row_and_seed():
@@ -120,23 +173,63 @@ def test_the_test_set_opens_once_for_a_row_and_seed():
         sets.test("row", 1)
 
 
-@pytest.mark.parametrize("repu", [1.0, 2.0])
-def test_cached_features_and_readout_are_the_network(images, repu):
+def published(pool):
+    """The network as torch has it, in float64, some of whose scales are negative."""
     torch.manual_seed(0)
-    whole = network.Network(7, images.shape[1:], 3, pool=2, repu=repu)
+    layers = [torch.nn.Conv2d(1, 7, 5, bias=False), torch.nn.BatchNorm2d(7), torch.nn.ReLU(), torch.nn.MaxPool2d(pool)]
+    whole = torch.nn.Sequential(*layers, torch.nn.Flatten(), torch.nn.Linear(7 * (8 // pool) ** 2, 3)).double()
     with torch.no_grad():
-        whole.conv.weight.normal_()
-        whole.norm.weight.uniform_(0.5, 2)
-        whole.norm.bias.uniform_(-1, 1)
-    cached = network.features(images, whole.conv.weight, filters_of.moments(images), pool=2)
-    assert cached.shape == (30, 16, 7) and cached.dtype == torch.bfloat16
-    part = network.Readout(7, 16, 3, repu=repu)
+        whole[0].weight.normal_()
+        whole[1].weight.copy_(torch.linspace(-2, 2, 7))
+        whole[1].bias.uniform_(-1, 1)
+    return whole
+
+
+def by_place(weight, filters=7):
+    """[classes, K·h·w] of torch's linear layer, as [classes, h·w·K]."""
+    return weight.unflatten(1, (filters, -1)).mT.flatten(1)
+
+
+@pytest.mark.parametrize("pool", [2, 4])
+def test_end_to_end_is_torchs_network_gradients_too(images, pool):
+    whole, images, labels = published(pool), images.double(), torch.arange(30) % 3
+    found = filters_of.moments(images)
+    ours = network.Network(7, found, images.shape[1:], 3, pool=pool).double()
+    ours.dtype, linear = torch.float64, ours.readout.each[0]
     with torch.no_grad():
-        part.scale.copy_(whole.norm.weight)
-        part.shift.copy_(whole.norm.bias)
-        part.linear.weight.copy_(whole.linear.weight.view(3, 7, 16).mT.flatten(1))
-        part.linear.bias.copy_(whole.linear.bias)
-        torch.testing.assert_close(part(cached.float()), whole.train()(images), atol=0.02 * repu**2, rtol=0.02)
+        for mine, theirs in ((ours.conv, whole[0].weight), (linear, by_place(whole[5].weight))):
+            mine.weight.copy_(theirs)
+        for mine, theirs in ((ours.scale, whole[1].weight), (ours.shift, whole[1].bias), (linear.bias, whole[5].bias)):
+            mine.copy_(theirs)
+    logits, wanted = ours(images)[:, 0], whole(images)
+    torch.testing.assert_close(logits, wanted, atol=1e-9, rtol=0)
+    for each in (logits, wanted):
+        torch.nn.functional.cross_entropy(each, labels).backward()
+    torch.testing.assert_close(ours.conv.weight.grad, whole[0].weight.grad, atol=1e-9, rtol=0)
+    torch.testing.assert_close(ours.scale.grad, whole[1].weight.grad, atol=1e-9, rtol=0)
+    torch.testing.assert_close(ours.shift.grad, whole[1].bias.grad, atol=1e-9, rtol=0)
+    torch.testing.assert_close(linear.weight.grad, by_place(whole[5].weight.grad), atol=1e-9, rtol=0)
+    ours.mean, ours.covariance = 255 * found.mean, 255**2 * found.raw
+    torch.testing.assert_close(ours.eval()(images)[:, 0], logits, atol=1e-4, rtol=0)
+    assert not torch.allclose(ours(images[:5])[:, 0], ours.train()(images[:5])[:, 0], atol=1e-2)
+
+
+def test_the_gradient_of_a_pool_goes_to_one_of_equal_places():
+    seen = torch.ones(4, 6, 25)  # every place of every pool sees the same
+    weight = torch.ones(25, 2, requires_grad=True)
+    network.pooled(seen, weight, 1).sum().backward()
+    assert torch.equal(weight.grad, torch.full((25, 2), 6.0))
+
+
+def test_cached_features_are_pooled_standardised_responses(images):
+    whole, images = published(2), (images * 255).round() / 255
+    with torch.no_grad():
+        whole[1].weight.fill_(1)
+        whole[1].bias.zero_()
+        wanted = torch.nn.functional.max_pool2d(whole[1](whole[0](images.double())), 2).flatten(2).mT.flatten(1).relu()
+    cached = network.features(images, whole[0].weight.detach().float(), filters_of.moments(images), pool=2)
+    assert cached.shape == (30, 16 * 7) and cached.dtype == torch.bfloat16
+    torch.testing.assert_close(cached.double(), wanted, atol=0.03, rtol=0.01)
 
 
 def test_moments_are_those_of_the_patches(images):
@@ -194,35 +287,41 @@ def test_effective_rank_counts_equal_directions():
         assert found["participation"] == pytest.approx((even**2).sum() ** 2 / (even**4).sum())
 
 
-def test_training_stops_falls_back_and_follows_rates(images, monkeypatch):
-    labels = torch.arange(30) % 3
-    z = network.features(images, torch.ones(4, 1, 5, 5), filters_of.moments(images))
-    model, plan = network.Readout(4, 16, 3), network.Schedule(rate=0.01, factor=0.5, wait=0, patience=3, batch=10)
-    accuracies, passed = iter([0.5, 0.4, 0.8, 0.7, 0.7, 0.8]), []
-
-    def measure(model, x, y):
-        passed.append(model.linear.weight.clone())
-        return next(accuracies)
-
-    monkeypatch.setattr(network, "measure", measure)
-    found = network.fit(model, z, labels, plan, seed=0, validation=(z, labels))
-    assert (found.validation, found.epochs, found.rates) == (0.8, 6, [0.01, 0.01, 0.005])
-    assert torch.equal(model.linear.weight, passed[2]) and not torch.equal(passed[2], passed[5])
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    assert network.fit(model, z, labels, plan, seed=0, rates=[0.0, 0.0]).epochs == 2
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    network.fit(model, z, labels, plan, seed=0, rates=[0.0, 1e-3])
-    assert not torch.equal(model.linear.weight, before["linear.weight"])
+def test_readouts_train_by_adam_whose_rate_falls_to_0_each_by_its_own_schedule(images):
+    x, y = images.flatten(1), torch.arange(30) % 3
+    first = network.Schedule(rate=0.01, epochs=3, batch=10, smoothing=0.2)
+    plans = [first, replace(first, rate=0.002, decay=0.5, smoothing=0.0)]
+    torch.manual_seed(0)
+    model = network.Readouts(x.shape[1], 3, 2)
+    single = [torch.nn.Linear(x.shape[1], 3) for _ in plans]
+    for mine, theirs in zip(model.each, single, strict=True):
+        theirs.load_state_dict(mine.state_dict())
+    network.fit(model, x, y, plans, seed=5)
+    order, orders = torch.Generator().manual_seed(5), []
+    for _ in range(3):
+        orders += torch.randperm(3, generator=order).tolist()
+    for mine, layer, plan in zip(model.each, single, plans, strict=True):
+        optimiser = torch.optim.AdamW(layer.parameters(), weight_decay=plan.decay)
+        for step, index in enumerate(orders):
+            optimiser.param_groups[0]["lr"] = plan.rate * (9 - step) / 9
+            optimiser.zero_grad()
+            batch = slice(10 * index, 10 * index + 10)
+            torch.nn.functional.cross_entropy(layer(x[batch]), y[batch], label_smoothing=plan.smoothing).backward()
+            optimiser.step()
+        torch.testing.assert_close(mine.weight, layer.weight, atol=1e-5, rtol=1e-4)
+    assert network.measure(model, x, y) == [
+        pytest.approx((layer(x).argmax(1) == y).float().mean().item()) for layer in single
+    ]
 
 
 def test_what_was_chosen_is_known():
     assert recipes.by_name(recipes.BEST).rule is not None
     assert recipes.by_name(recipes.BEST_RANDOM).rule is None
-    rows = recipes.rows(recipes.BEST, recipes.BEST_RANDOM)
-    rules = [recipe and recipe.rule for recipe in rows.values()]
-    published = [hk.KrotovHopfield(p=4.0, k=4, delta=0.4, patches=patches) for patches in ("raw", "centred")]
-    assert rules == [*published, recipes.by_name(recipes.BEST).rule, None, None, None]
-    assert len(rows) == ROWS and list(rows.values())[5] is None
+    rows = list(recipes.rows(recipes.BEST, recipes.BEST_RANDOM).values())
+    rules = [recipe and recipe.rule for recipe in rows]
+    as_published = [hk.KrotovHopfield(p=4.0, k=4, delta=0.4, patches=patches) for patches in ("centred", "raw")]
+    assert rules == [recipes.by_name(recipes.BEST).rule, None, None, *as_published, None]
+    assert len(rows) == ROWS and rows[5] is None
     assert recipes.BEST_SCHEDULE in recipes.SCHEDULES
     names = [recipe.name for recipe in (*recipes.random_recipes(), *recipes.learnt_recipes())]
     assert len(set(names)) == len(names)
