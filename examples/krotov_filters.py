@@ -6,9 +6,10 @@
 A rule sees every patch of a set of windows, square pieces of training images: whole images, as published (two of them
 are 1152 patches), or small windows, so that the 1000 patches of a step come from 64 images and not from two.
 
-Whitening (ZCA). A patch x becomes Mx, M = (C + ε·tr(C)/N)^(−1/2), C the covariance of centred training patches; M is
-symmetric and takes the mean of a patch away. What was learnt on such patches, w, is folded back into an ordinary
-filter: w·(Mx) = (Mw)·x. The network stays a plain convolution of raw images; random filters can be whitened just so.
+Whitening (ZCA). A patch x becomes M(x − μ), M = (C + ε·tr(C)/N)^(−1/2), with the mean μ of all training patches and the
+covariance C of centred ones, for which M takes the mean of a patch away, or of patches as they are. M is symmetric.
+What was learnt on such patches, w, is folded back into an ordinary filter: w·(Mx) = (Mw)·x, and batch norm takes care
+of μ. The network stays a plain convolution of raw images; random filters can be whitened just so.
 
 Shapes: images [n, C, H, W] from 0 to 1; filters [K, C, SIDE, SIDE]; N = C·SIDE². Deterministic in the seed.
 """

@@ -16,8 +16,8 @@ CENTRED = Recipe(
 RANDOM = Recipe("random")
 
 # Found by --search on validation data (results/krotov_cnn_search.json).
-BEST = "KH centred p3 k4 delta0.4 lr0.04"
-BEST_RANDOM = "random"
+BEST = "KH centred p3 k8 delta0.4 lr0.04"
+BEST_RANDOM = "random whitened eps1 mean"
 BEST_SCHEDULE = "rate 1e-3, smoothing 0.1"
 BACKPROP = Schedule(rate=1e-3, epochs=8, smoothing=0.1)
 

@@ -18,12 +18,21 @@ MEASURES = {
 }
 
 
+def known(path: Path, settings: dict) -> dict:
+    """What the file at `path` says of the same settings."""
+    found = json.loads(path.read_text()) if path.exists() else {}
+    return found if found.get("settings") == settings else {}
+
+
+def write(path: Path, found: dict) -> None:
+    path.write_text(json.dumps(found, indent=2) + "\n")
+
+
 def merged(runs: dict[str, list[dict]], told: dict, path: Path, order: list[str]) -> dict:
     """What the file at `path` says, of other rows by the same settings, and these runs, rows in the order given."""
-    known = json.loads(path.read_text()) if path.exists() else {}
-    known = known if known.get("settings") == told["settings"] else {}
-    if others := {row: figures for row, figures in known.get("runs", {}).items() if row not in runs and row in order}:
-        commands = dict.fromkeys([*known["command"].split(" && "), told["command"]])
+    there = known(path, told["settings"])
+    if others := {row: figures for row, figures in there.get("runs", {}).items() if row not in runs and row in order}:
+        commands = dict.fromkeys([*there["command"].split(" && "), told["command"]])
         told = told | {"command": " && ".join(commands)}
     every = {row: figures for row in order if (figures := (others | runs).get(row))}
     seconds = round(sum(run["seconds"] for figures in every.values() for run in figures), 1)
@@ -61,9 +70,10 @@ def deviation(values: list[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def difference(ours: list[float], theirs: list[float]) -> dict[str, float]:
-    """Points between the means, and the standard error of that (two independent samples)."""
+def difference(ours: list[float], theirs: list[float]) -> dict[str, float | None]:
+    """Points between the means, and the standard error of that (two independent samples); None with a single value."""
     error = (deviation(ours) ** 2 / len(ours) + deviation(theirs) ** 2 / len(theirs)) ** 0.5
+    error = None if 1 in (len(ours), len(theirs)) else error
     return {"points": statistics.fmean(ours) - statistics.fmean(theirs), "standard_error": error}
 
 
@@ -72,9 +82,10 @@ def show(found: dict) -> None:
     for row in found["rows"]:
         paper = "" if row["paper"] is None else f"{row['paper']:.2f}"
         measure = row["measure"].split(" of ")[0]
-        print(f"{row['row']:<54}{measure:<20} {row['mean']:6.2f} ± {row['std']:.2f} {paper:>7}")
+        print(f"{row['row']:<54}{measure:<20} {row['mean']:6.2f} ± {row['std']:.2f} {paper:>7}  seeds {row['seeds']}")
     for name, value in found["differences"].items():
-        print(f"{name}: {value['points']:+.2f} points, standard error {value['standard_error']:.2f}")
+        error = "" if value["standard_error"] is None else f", standard error {value['standard_error']:.2f}"
+        print(f"{name}: {value['points']:+.2f} points{error}")
 
 
 def draw(row: str, filters: Tensor, folder: Path) -> Path:

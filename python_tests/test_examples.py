@@ -62,7 +62,7 @@ def measured(monkeypatch):
 
 def options(data, tmp_path, *more):
     folder = tmp_path / "results"
-    small = ["--filters", "6", "--pool", "4", "--seeds", "2", "--device", "cpu", "--no-progress"]
+    small = ["--filters", "9", "--pool", "4", "--seeds", "2", "--device", "cpu", "--no-progress"]
     return ["--data", str(data), "--results", str(folder), *small, *more], folder
 
 
@@ -73,7 +73,7 @@ def quick(monkeypatch):
     def small(recipe):
         return replace(recipe, images=120, epochs=1)
 
-    learnt = [small(recipe) for recipe in (recipes.krotov(p=3.0, k=2), recipes.krotov(p=3.0, k=4))]
+    learnt = [small(recipe) for recipe in (recipes.krotov(p=3.0, k=4), recipes.krotov(p=3.0, k=8))]
     learnt.append(small(recipes.winner_takes_all(0.1, 0.1)))
     monkeypatch.setattr(recipes, "learnt_recipes", lambda: learnt)
     for name in ("RAW", "CENTRED"):
@@ -124,7 +124,7 @@ def test_rows_are_written_one_by_one(data, tmp_path, monkeypatch):
 @pytest.mark.usefixtures("quick")
 def test_rows_can_be_added_and_replaced(data, tmp_path):
     reports = []
-    for rows, filters in (("*backprop", "6"), ("random", "6"), ("random", "6"), ("random", "7")):
+    for rows, filters in (("*backprop", "9"), ("random", "9"), ("random", "9"), ("random", "10")):
         command, folder = options(data, tmp_path, "--rows", rows, "--filters", filters)
         krotov_cnn.main(command)
         reports.append(json.loads((folder / "krotov_cnn.json").read_text()))
@@ -163,6 +163,10 @@ def test_the_search_never_sees_the_test_set(data, tmp_path, measured, monkeypatc
         found = {trial["seed"]: trial["validation"] for trial in same}
         assert set(found) == {0, 1} and max(means.values()) == means[name] == np.mean(list(found.values()))
         assert name.startswith("random") == (kind == "random")
+    monkeypatch.delattr(krotov_cnn, "fit")  # all is known
+    krotov_cnn.main(command)
+    again = json.loads((folder / "krotov_cnn_search.json").read_text())
+    assert again["chosen"] == chosen and again["trials"] == trials and again["seconds"] >= report["seconds"]
 
 
 def test_the_test_set_opens_once_for_a_row_and_seed():
