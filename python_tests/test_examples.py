@@ -24,6 +24,7 @@ import krotov_cnn
 import krotov_filters as filters_of
 import krotov_network as network
 import krotov_recipes as recipes
+import tables
 
 TEST_IMAGES = 37  # as many as no other part of the data has
 ROWS = 6
@@ -351,3 +352,22 @@ def test_drop_in_trains_its_first_layers_locally_and_the_rest_by_backprop(monkey
     ]
     assert all(weight.grad is not None for weight in left["later"])
     assert all(layer.weight.grad is None for layer in model.modules() if isinstance(layer, hk.nn.HebbianConv2d))
+
+
+def test_a_table_stands_between_its_marks(tmp_path, monkeypatch):
+    rows = [
+        {"row": "ours", "measure": "accuracy", "unit": "%", "paper": 91.5, "mean": 92.0, "std": 0.25, "seeds": 3},
+        {"row": "chance", "measure": "rank", "unit": "", "paper": None, "mean": 1.5, "std": 0.0, "seeds": 1},
+    ]
+    found = {"rows": rows, "machine": "a machine", "version": "0.1", "seconds": 12.4, "command": "python x.py"}
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "x.json").write_text(json.dumps(found))
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- hebbkern bench: x -->\nold\n<!-- end of hebbkern bench: x -->\nafter\n")
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    tables.main(["x", str(page)])
+    lines = page.read_text().splitlines()
+    assert lines[0] == "before" and lines[-1] == "after" and "old" not in lines
+    assert "| ours | accuracy | 92.00 ± 0.25 % | 3 | 91.50 | +0.50 |" in lines
+    assert "| chance | rank | 1.50 | 1 |  |  |" in lines
+    assert "a machine, hebbkern 0.1, 12 s. `python x.py`" in lines

@@ -1,0 +1,41 @@
+"""Puts what an example found, results/<example>.json, as a table between its marks in a page.
+
+python examples/tables.py krotov_cnn docs/results.md
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from hebbkern.benchmark import report
+
+ROOT = Path(__file__).parent.parent
+HEAD = ("row", "measure", "ours", "seeds", "paper", "gap to the paper")
+
+
+def markdown(found: dict) -> str:
+    """The rows of results/*.json (DESIGN.md, Results): mean ± standard deviation over seeds, beside the paper's."""
+    lines = [_line(HEAD), "| --- " * len(HEAD) + "|"]
+    for row in found["rows"]:
+        unit = f" {row['unit']}".rstrip()
+        ours = f"{row['mean']:.2f}{unit}" if row["seeds"] == 1 else f"{row['mean']:.2f} ± {row['std']:.2f}{unit}"
+        paper = row.get("paper")
+        beside = ("", "") if paper is None else (f"{paper:.2f}", f"{row['mean'] - paper:+.2f}")
+        lines.append(_line((row["row"], row["measure"], ours, row["seeds"], *beside)))
+    where = f"{found['machine']}, hebbkern {found['version']}, {found['seconds']:.0f} s."
+    return "\n".join([*lines, "", f"{where} `{found['command']}`"])
+
+
+def _line(cells) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def main(argv=None) -> None:
+    example, page = sys.argv[1:] if argv is None else argv
+    table = markdown(json.loads((ROOT / "results" / f"{example}.json").read_text()))
+    text = report.put_between_marks(Path(page).read_text(), table, f": {example}")
+    Path(page).write_text(text)
+
+
+if __name__ == "__main__":
+    main()
