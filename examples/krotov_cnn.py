@@ -2,7 +2,7 @@
 
     python examples/krotov_cnn.py --data FashionMNIST --download             # the table, three seeds
     python examples/krotov_cnn.py --data FashionMNIST --download --search    # how its settings were chosen
-    python examples/krotov_cnn.py --fast                                     # small: under two minutes on two CPU cores
+    python examples/krotov_cnn.py --fast                                     # small: a minute or two on two cores
 
 Results are written after each row and each trial; --rows adds some rows to those that are there, --search goes on.
 
