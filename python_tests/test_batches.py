@@ -137,16 +137,3 @@ def test_what_cannot_be_cut_is_refused(options, message):
         training.Batches(X.numpy())
     with pytest.raises(ValueError, match="labels must be a tensor, got list"):
         training.Batches(X, LABELS.tolist())
-
-
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64])
-@pytest.mark.parametrize("ranks", [1, 3])
-def test_reused_memory_holds_the_same_batches(dtype, ranks):
-    for rank in range(ranks):
-        shares = {"size": 5, "partial": True, "rank": rank, "ranks": ranks}
-        copied, reused = (training.Batches(X.to(dtype), **shares, reuse=reuse) for reuse in (False, True))
-        places = set()
-        for (x, _), (again, _) in zip(copied, reused, strict=True):
-            assert again.dtype == x.dtype and torch.equal(again, x)
-            places.add(again.untyped_storage().data_ptr())
-        assert len(places) == 1

@@ -145,7 +145,6 @@ def _train(config: Config, model: nn.Module, data: datasets.Dataset, held_out, p
         size=config.batch,
         seed=config.seed,
         partial=config.partial,
-        reuse=True,
         rank=place.rank,
         ranks=place.ranks,
     )
