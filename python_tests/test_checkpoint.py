@@ -17,6 +17,7 @@ import safetensors.torch
 
 from hebbkern.training import checkpoint
 from hebbkern.training.checkpoint import RandomState, Safetensors, last_checkpoint, load
+from trainings import write
 
 STORAGE = torch.arange(24.0).reshape(4, 6)
 TENSORS = {
@@ -147,13 +148,6 @@ def test_random_numbers_go_on(tmp_path):
     assert want[0] != want[1]
     RandomState().load_state_dict(state)
     assert [draw() for _ in range(3)] == want
-
-
-def write(folder, *iterations, value=0):
-    handler = Safetensors(folder)
-    for iteration in iterations:
-        handler({"model": {"weight": torch.full((40,), float(iteration + value))}}, f"checkpoint_{iteration}.pt")
-    return handler
 
 
 def test_the_last_is_of_the_most_iterations(tmp_path):

@@ -14,15 +14,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from hebbkern.nn.lesson import Hebbian
+from hebbkern.nn.lesson import Hebbian, check_any
 
 
 def hebbian_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The Hebbian layers of `model` by name; ValueError where there are none."""
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, Hebbian)}
-    if not layers:
-        name = type(model).__name__
-        raise ValueError(f"hebbkern.evaluation: model must hold a Hebbian layer (see hk.nn.convert), got {name}")
+    check_any("evaluation", model, layers)
     return layers
 
 

@@ -96,9 +96,7 @@ class learning(Taught):
         group=None,
     ):
         layers = [module for module in model.modules() if isinstance(module, Hebbian)]
-        if not layers:
-            name = type(model).__name__
-            raise ValueError(f"hebbkern.learning: model must hold a Hebbian layer (see hk.nn.convert), got {name}")
+        check_any("learning", model, layers)
         check_into("learning", into)
         if lr is None and into == "grad":
             lr = 1.0
@@ -138,6 +136,13 @@ def by_name(where: str, argument: str, entries: Mapping[str, Any], layers: Mappi
             raise ValueError(f'hebbkern.{where}: {argument} must match Hebbian layers ({known}), got "{name}"')
         chosen.update(dict.fromkeys(matches, value))
     return chosen
+
+
+def check_any(where: str, model: nn.Module, layers) -> None:
+    """Refuses a model in which no Hebbian layers were found."""
+    if not layers:
+        name = type(model).__name__
+        raise ValueError(f"hebbkern.{where}: model must hold a Hebbian layer (see hk.nn.convert), got {name}")
 
 
 def check_into(where: str, into: str) -> None:

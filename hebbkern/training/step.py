@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hebbkern.nn.lesson import Hebbian, Lesson, Taught, by_name, check_rate, hebbian_layers
+from hebbkern.nn.lesson import Hebbian, Lesson, Taught, by_name, check_any, check_rate, hebbian_layers
 
 
 class Step:
@@ -25,9 +25,7 @@ class Step:
 
     def __init__(self, model: nn.Module, rates, supervised_from, optimizer, loss, group):
         layers = hebbian_layers(model)
-        if not layers:
-            name = type(model).__name__
-            raise ValueError(f"hebbkern.training: model must hold a Hebbian layer (see hk.nn.convert), got {name}")
+        check_any("training", model, layers)
         chosen = dict.fromkeys(layers.values(), 1.0) if rates is None else _rates(rates, layers)
         first = {layer: name for name, layer in reversed(layers.items())}
         self.layers = {name: layer for name, layer in layers.items() if layer in chosen and first[layer] == name}
@@ -46,13 +44,14 @@ class Step:
 
     def __call__(self, engine, batch):
         x, labels = map(self.moved, pair(batch))
-        lessons = self._lessons(engine.state.lr, labels)
+        compiled = _is_compiled(self.model)
+        lessons = self._lessons(engine.state.lr, labels, compiled)
         if self.supervises:
             with Taught(list(lessons), list(lessons.values())):
                 return self.supervised.step(self.model, x, labels, self.loss)
         if any(lesson is not None for lesson in lessons.values()):
             with torch.no_grad():
-                self._pass(x, lessons)
+                self._pass(x, lessons, compiled)
         return None
 
     @property
@@ -65,9 +64,9 @@ class Step:
         device = self.first.weight.device
         return part.to(device, non_blocking=True) if isinstance(part, Tensor) else part
 
-    def _lessons(self, lr: float, labels: Tensor | None) -> dict[Hebbian, Lesson | None]:
+    def _lessons(self, lr: float, labels: Tensor | None, compiled: bool) -> dict[Hebbian, Lesson | None]:
         """Of each Hebbian layer with a rate; None for those that do not learn now."""
-        lessons, compiled = {}, _is_compiled(self.model)
+        lessons = {}
         for layer, rate in self.rates.items():
             idle = not self.learns or (self.only is not None and layer is not self.only) or self._is_frozen(layer)
             rate *= lr
@@ -83,7 +82,7 @@ class Step:
             known = self._frozen[layer] = (mask, mask._version, bool(mask.all()))
         return known[2]
 
-    def _pass(self, x, lessons: dict[Hebbian, Lesson | None]) -> None:
+    def _pass(self, x, lessons: dict[Hebbian, Lesson | None], compiled: bool) -> None:
         """A forward pass that ends once the last layer has learnt, where that changes nothing else.
 
         It changes nothing where the modules say so, or where a whole pass of this shape has shown it: each layer learnt
@@ -96,7 +95,7 @@ class Step:
             self._passes[key] = True
         watch = _Watch(self.model, learners, stop=self._passes.get(key, False) and not _is_watched(self.model))
         told = [lesson and lesson._replace(then=watch) for lesson in lessons.values()]
-        if _is_compiled(self.model) or not self._passes.get(key, True):
+        if compiled or not self._passes.get(key, True):
             told = list(lessons.values())
         with Taught(list(lessons), told), contextlib.suppress(_Enough):
             self.model(x)
