@@ -1,0 +1,424 @@
+"""HebbCL: one wide layer that learns from a stream, freezes what has converged, and grows by as many neurons.
+
+    model = hk.continual.HebbCL(784, neurons=100, max_neurons=500, k=20)
+    for x in stream:                       # minibatches [B, 784]: no labels, no task boundaries
+        model.learn(x)
+    features = model(images)               # [B, neurons]: the k winners of Wx
+
+    model = hk.continual.HebbCL(784, per_class=64, normalise="row_l2", start="samples", k=5)
+    model.partial_fit(x, y, epochs=3)      # classes as they come; those of earlier calls keep their bits
+    model.predict(images)
+
+Hebbian Continual Representation Learning, algorithms 1 and 2.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hebbkern import ops
+from hebbkern.continual.rows import STARTS, Rows
+from hebbkern.nn.lesson import Hebbian, check_rate
+from hebbkern.ops.checks import PATCHES
+from hebbkern.rules import WTA
+from hebbkern.settings import Settings
+
+CHUNK = 8192  # samples that `transform` answers at a time: what they are converted to stays small
+
+
+class HebbCL(Settings, Hebbian, nn.Module):
+    """A layer of neurons that each converge to a pattern of the stream, are frozen there, and make room for another.
+
+    One minibatch, `learn`: each sample teaches the neuron of the highest response (equation 2) by Δw = x − w
+    (equation 3; winners are those under the weights at the start of the minibatch), and the rows that moved are
+    normalised. A neuron whose distance d²(w, x) / |x|₁ to some sample of the batch is below `threshold` (equation 5)
+    is frozen: it goes on to compete, and keeps its bits for ever after. For each one frozen a new neuron is added. The
+    representation is equation 1, the k winners of Wx.
+
+    Supervised (`per_class`): a class that was never seen before freezes all neurons and adds `per_class` new ones;
+    samples compete among the neurons of their own class only. Classes that are new in the same batch, or in the same
+    call of `partial_fit`, are added together. Samples of a class that was frozen teach nobody. The prediction is the
+    class whose neurons' k-winner activations have the highest sum.
+
+    Learnt without autograd. Works inside `hebbkern.learning` and `hebbkern.training` as the Hebbian layers do.
+    Deterministic, from the seed and the stream, on compiled backends also for any number of threads. A state dict
+    holds all that was learnt and loads into a model of the same settings of any width.
+
+    Args:
+        in_features: inputs a sample, N; images are flattened.
+        neurons: at the start, unsupervised; 100 by default.
+        lr: learning rate of `learn`.
+        threshold: of the normalised distance below which a neuron is frozen; at least 0 (0: never).
+        k: winners that the representation keeps; with fewer neurons than that, all.
+        max_neurons: no growth beyond. Unsupervised growth stops there (neurons still freeze); supervised it raises.
+        per_class: neurons a class: the supervised variant.
+        similarity: "dot" (the paper's) or "cosine", by which neurons compete and answer.
+        average: a neuron moves by the mean over the samples it won, False: by their sum.
+        normalise: each row that moved is divided by its largest absolute weight ("row_max") or its Euclidean norm
+            ("row_l2"); all rows that are not frozen are divided by the largest absolute weight among them
+            ("matrix_max", φ as it is printed); or "none". results/hebbcl.json says which the reported numbers use:
+            row_max unsupervised, row_l2 supervised.
+        patches: "raw", "centred" (each sample less its own mean) or "standardised" (and of norm 1).
+        start: of a new neuron, "uniform" in 0 to 1, "normal", or "samples" (on samples of the batch at hand; the first
+            neurons of an unsupervised model start "uniform" then). Drawn by the seed, then normalised.
+        hebb, freeze, grow, sparse: False leaves out an ingredient (Table 3): nothing is learnt; nothing is frozen
+            (converged neurons still make room for new ones, once); the width stays; all activations are kept.
+        seed: of where neurons start.
+
+    Attributes:
+        weight: [width, N], no gradient. settled: bool [width], the neurons that have converged, or whose class is over.
+        classes: int64 [classes], the label of each group of `per_class` rows, in the order of growth.
+
+    Raises:
+        ValueError: a setting is out of its range, or max_neurons below the width at the start.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        neurons: int | None = None,
+        *,
+        lr: float = 0.1,
+        threshold: float = 0.1,
+        k: int = 20,
+        max_neurons: int | None = None,
+        per_class: int | None = None,
+        similarity: str = "dot",
+        average: bool = True,
+        normalise: str = "row_max",
+        patches: str = "raw",
+        start: str = "uniform",
+        hebb: bool = True,
+        freeze: bool = True,
+        grow: bool = True,
+        sparse: bool = True,
+        seed: int = 0,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        if per_class is None and neurons is None:
+            neurons = 100
+        settings = dict(locals())
+        for name in SETTINGS:
+            setattr(self, name, settings[name])
+        self._check()
+        width = 0 if self.supervised else self.neurons
+        drawn = start if start != "samples" else "uniform"
+        self._rows = Rows(in_features, self.per_class or self.neurons, self.max_neurons, drawn, normalise, self.seed)
+        empty = torch.empty((0, in_features), device=device, dtype=dtype)
+        self._room = self._rows.laid_out(empty, width) if width else empty
+        self.weight = nn.Parameter(self._room[:width], requires_grad=False)
+        self.register_buffer("settled", torch.zeros(width, dtype=torch.bool, device=device))
+        self.register_buffer("classes", torch.zeros(0, dtype=torch.int64, device=device))
+
+    def _check(self) -> None:
+        self._whole("in_features", 1)
+        self._whole("k", 1)
+        self._whole("seed", 0)
+        check_rate("HebbCL", self.lr)
+        self._number("threshold", " of at least 0", lambda threshold: threshold >= 0)
+        if (self.neurons is None) == (self.per_class is None):
+            self._refuse("neurons", "left out where per_class is given", self.neurons)
+        least = "per_class" if self.supervised else "neurons"
+        self._whole(least, 1)
+        if self.max_neurons is not None:
+            self._whole("max_neurons", 1)
+            if self.max_neurons < getattr(self, least):
+                self._refuse("max_neurons", f"at least {least} ({getattr(self, least)})", self.max_neurons)
+        self._one_of("similarity", ("dot", "cosine"))
+        self._one_of("normalise", ("row_max", "row_l2", "matrix_max", "none"))
+        self._one_of("patches", PATCHES)
+        self._one_of("start", STARTS)
+        for name in ("average", "hebb", "freeze", "grow", "sparse"):
+            self._boolean(name)
+
+    @property
+    def supervised(self) -> bool:
+        return self.per_class is not None
+
+    @property
+    def width(self) -> int:
+        """Neurons now."""
+        return len(self.weight)
+
+    @property
+    def frozen(self) -> Tensor:
+        """bool [width], the neurons that do not learn any more."""
+        return self.settled if self.freeze else torch.zeros_like(self.settled)
+
+    @property
+    def rule(self) -> WTA:
+        """By what the neurons learn."""
+        normalise = "none" if self.normalise == "matrix_max" else self.normalise
+        how = {"similarity": self.similarity, "average": self.average, "patches": self.patches}
+        return WTA(normalise=normalise, **how)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The representation [B, width] of x [B, ...]; inside `hebbkern.learning` x is learnt first."""
+        lesson = self.lesson
+        if lesson is not None:
+            if lesson.into != "weight" or lesson.group is not None:
+                raise ValueError(
+                    'hebbkern.HebbCL: learning must be into="weight" without a group, as neurons are added'
+                )
+            self.learn(x, lesson.labels, lr=lesson.lr)
+            if lesson.then is not None:
+                lesson.then(self)
+        y = self._responses(self._samples(x))
+        return ops.kwinners(y, min(self.k, self.width), 1) if self.sparse and self.width else y
+
+    def learn(self, x: Tensor, labels: Tensor | None = None, *, lr: float | None = None) -> None:
+        """Learns one minibatch: winner update, normalisation, freezing, growth. Nothing is recorded for autograd.
+
+        Args:
+            x: [B, N] or [B, ...] of N inputs; uint8 counts as 0 to 1. Blank samples (all zeros, or flat where patches
+                are centred) teach nobody, an empty batch nothing.
+            labels: [B] integers, the class of each sample, of the supervised variant; −1 = teaches nobody. Without
+                per_class they are not looked at.
+            lr: in place of the model's own.
+
+        Raises ValueError or RuntimeError on another number of inputs, a NaN or an infinity, labels that do not fit, or
+        a new class for which max_neurons leaves no room; all that was learnt stays as it was.
+        """
+        lr = self.lr if lr is None else lr
+        check_rate("HebbCL.learn", lr)
+        x = self._samples(x)
+        if self.supervised:
+            labels = self._labels(x, labels)
+            self._meet(x, labels)
+            for label in labels.unique().tolist():
+                self._learn_class(label, x[labels == label], lr)
+        elif self.hebb and len(x := self._seen(x)):
+            self.rule.step_(self.weight, x, lr=lr, frozen=self.frozen)
+            self._divide(self.weight, self.frozen)
+            self._converge(x)
+
+    def partial_fit(self, X, y=None, batch_size: int = 100, epochs: int = 1) -> HebbCL:
+        """Learns X [n, ...] in minibatches, in the order given, `epochs` times; y [n] as the labels of `learn`.
+
+        X and y may be tensors or NumPy arrays. All classes of y that are new are added before the first minibatch.
+        Returns the model. Raises as `learn`, and ValueError on a batch_size or epochs below 1.
+        """
+        for name, count in (("batch_size", batch_size), ("epochs", epochs)):
+            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+                raise ValueError(f"hebbkern.HebbCL: {name} must be a whole number of at least 1, got {count}")
+        X, labels = torch.as_tensor(X), None
+        if self.supervised:
+            labels = self._labels(X, y if y is None else torch.as_tensor(y))
+            self._meet(X, labels)
+        for _ in range(epochs):
+            for begin in range(0, len(X), batch_size):
+                batch = slice(begin, begin + batch_size)
+                self.learn(X[batch], None if labels is None else labels[batch])
+        return self
+
+    def fit(self, X, y=None, **options) -> HebbCL:
+        """As `partial_fit`, of a model that forgets all it knew first."""
+        self.reset()
+        return self.partial_fit(X, y, **options)
+
+    def transform(self, X):
+        """The representation [n, width] of X [n, ...]: a tensor, or a NumPy array where X is one."""
+        given = torch.as_tensor(X)
+        found = [self(part) for part in given.split(CHUNK)] if len(given) else [self(given)]
+        return _like(X, torch.cat(found))
+
+    def predict(self, X):
+        """int64 [n]: the class of each sample of X [n, ...]; unsupervised, the neuron that wins it.
+
+        A tensor, or a NumPy array where X is one. Raises ValueError where no class was learnt yet.
+        """
+        if self.supervised and not len(self.classes):
+            raise ValueError("hebbkern.HebbCL: predict needs a class that was learnt, got none yet")
+        y = self.transform(torch.as_tensor(X))
+        if not self.supervised:
+            return _like(X, y.argmax(1))
+        sums = y.unflatten(1, (len(self.classes), self.per_class)).sum(2)
+        return _like(X, self.classes[sums.argmax(1)])
+
+    def reset(self) -> None:
+        """Forgets all: the model as it was made."""
+        self._take_width(0 if self.supervised else self.neurons, keep=False)
+        self.settled = torch.zeros_like(self.settled[:1]).expand(self.width).clone() if self.width else self.settled[:0]
+        self.classes = self.classes[:0]
+
+    # ------------------------------------------------------------------------------------------------ one minibatch
+
+    def _learn_class(self, label: int, x: Tensor, lr: float) -> None:
+        """Samples of one class teach the rows of that class."""
+        if label == -1 or not self.hebb or not len(x := self._seen(x)):
+            return
+        begin = int((self.classes == label).nonzero()) * self.per_class
+        own = slice(begin, begin + self.per_class)
+        if not self.frozen[own].any():
+            self.rule.step_(self.weight[own], x, lr=lr)
+            self._divide(self.weight[own], self.frozen[own])
+
+    def _meet(self, x: Tensor, labels: Tensor) -> None:
+        """Adds the classes that were never seen, after freezing all others."""
+        new = [label for label in labels.unique().tolist() if label != -1 and label not in self.classes.tolist()]
+        if not new:
+            return
+        if self.max_neurons is not None and self.width + len(new) * self.per_class > self.max_neurons:
+            wanted = f"at least {self.width + len(new) * self.per_class} for the new classes {new}"
+            self._refuse("max_neurons", wanted, self.max_neurons)
+        starts = [self._starts(x[labels == label]) for label in new] if self.start == "samples" else []
+        self.settled.fill_(True)
+        for index, label in enumerate(new):
+            rows = self._grow(self.per_class)
+            if starts:
+                rows.copy_(starts[index])
+            self.classes = torch.cat((self.classes, self.classes.new_tensor([label])))
+
+    def _converge(self, x: Tensor) -> None:
+        """Settles the neurons that lie at a sample, and adds as many."""
+        _, distance = ops.match(x, self.weight, patches=self.patches, mask=~self.settled)
+        near = distance < self.threshold
+        count = int(near.sum())
+        if not count:
+            return
+        self.settled |= near
+        room = count if self.max_neurons is None else min(count, self.max_neurons - self.width)
+        if self.grow and room:
+            starts = self._rows.among(self._patches(x), room, self.width) if self.start == "samples" else None
+            rows = self._grow(room)
+            if starts is not None:
+                rows.copy_(starts)
+
+    def _divide(self, weight: Tensor, frozen: Tensor) -> None:
+        """ "matrix_max": rows that are not frozen by the largest absolute weight among them."""
+        if self.normalise == "matrix_max":
+            largest = weight.abs().amax(1).masked_fill(frozen, 0).amax()
+            weight.div_(torch.where(frozen | (largest == 0), 1, largest)[:, None])
+
+    # ------------------------------------------------------------------------------------------------------- growth
+
+    def _grow(self, count: int) -> Tensor:
+        """The rows of `count` new neurons, which lie in the room already."""
+        begin = self.width
+        self._take_width(begin + count)
+        self.settled = F.pad(self.settled, (0, count))
+        return self.weight.detach()[begin:]
+
+    def _take_width(self, width: int, keep: bool = True) -> None:
+        """A weight of so many rows: a longer view of the room, or of more room where that is full or was left."""
+        weight, room = self.weight.detach(), self._room
+        lives = room is not None and room.data_ptr() == weight.data_ptr() and room.dtype == weight.dtype
+        if not keep or not lives or width > len(room):
+            self._room = self._rows.laid_out(weight if keep else weight[:0], width)
+        self.weight.data = self._room[:width]
+
+    def _starts(self, x: Tensor) -> Tensor:
+        """[per_class, N], on samples of x."""
+        seen = self._seen(x)
+        return self._rows.among(self._patches(seen if len(seen) else x), self.per_class, self.width)
+
+    # -------------------------------------------------------------------------------------------------------- inputs
+
+    def _samples(self, x: Tensor) -> Tensor:
+        """x as [B, N] of the weight's dtype."""
+        if not isinstance(x, Tensor):
+            self._refuse("x", "a tensor", type(x).__name__)
+        if (
+            x.dim() < 2
+            or x[:1].numel() != (self.in_features if len(x) else 0)
+            or x.shape[1:].numel() != self.in_features
+        ):
+            self._refuse("x", f"[B, ...] of {self.in_features} inputs a sample", f"shape {list(x.shape)}")
+        x = x.detach().flatten(1)
+        if x.dtype == torch.uint8:
+            return x.to(self.weight.dtype) / 255
+        if not x.is_floating_point():
+            self._refuse("x", "floating or uint8", str(x.dtype).removeprefix("torch."))
+        return x.to(self.weight.dtype)
+
+    def _labels(self, x: Tensor, labels) -> Tensor:
+        wanted = f"[{len(x)}] integers, the class of each sample"
+        if not isinstance(labels, Tensor):
+            self._refuse("labels", wanted, "None" if labels is None else type(labels).__name__)
+        if labels.dtype.is_floating_point or labels.dtype == torch.bool or labels.shape != x.shape[:1]:
+            dtype = str(labels.dtype).removeprefix("torch.")
+            self._refuse("labels", wanted, f"{dtype} of shape {list(labels.shape)}")
+        return labels.to(torch.int64)
+
+    def _seen(self, x: Tensor) -> Tensor:
+        """The samples that are not blank: all zeros, or flat where patches are centred."""
+        blank = (x == (0 if self.patches == "raw" else x[:, :1])).all(1)
+        return x[~blank] if blank.any() else x
+
+    def _patches(self, x: Tensor) -> Tensor:
+        """x as the neurons see it."""
+        if self.patches != "raw":
+            x = x - x.mean(1, keepdim=True)
+        return F.normalize(x) if self.patches == "standardised" else x
+
+    def _responses(self, x: Tensor) -> Tensor:
+        x, weight = self._patches(x), self.weight
+        if self.similarity == "cosine":
+            x, weight = F.normalize(x), F.normalize(weight)
+        return F.linear(x, weight)
+
+    # --------------------------------------------------------------------------------------------------------- state
+
+    def __getstate__(self) -> dict:
+        """Copies and pickles leave the spare room behind."""
+        return {**self.__dict__, "_room": None}
+
+    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors) -> None:
+        """Takes on the width of the state, if all of it fits; otherwise nothing changes."""
+        named = {name: state_dict.get(prefix + name) for name in ("weight", "settled", "classes")}
+        if all(isinstance(value, Tensor) for value in named.values()):
+            if problem := self._misfit(**named):
+                errors.append(f"hebbkern.HebbCL: {problem}")
+                return
+            self._take_width(len(named["weight"]), keep=False)
+            self.settled, self.classes = (self._buffer_like(named[name], name) for name in ("settled", "classes"))
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
+
+    def _buffer_like(self, value: Tensor, name: str) -> Tensor:
+        old = getattr(self, name)
+        return torch.zeros(value.shape, dtype=old.dtype, device=old.device)
+
+    def _misfit(self, weight: Tensor, settled: Tensor, classes: Tensor) -> str | None:
+        """Why a state cannot be this model's."""
+        if weight.dim() != 2 or weight.shape[1] != self.in_features:
+            return f"weight must be [width, {self.in_features}], got shape {list(weight.shape)}"
+        if settled.shape != weight.shape[:1]:
+            return f"settled must be one a neuron ({len(weight)}), got shape {list(settled.shape)}"
+        if len(classes) * (self.per_class or 0) != (len(weight) if self.supervised else 0):
+            return f"classes must be one for each {self.per_class} of {len(weight)} neurons, got {len(classes)}"
+        if self.max_neurons is not None and len(weight) > self.max_neurons:
+            return f"max_neurons must be at least the {len(weight)} neurons of the state, got {self.max_neurons}"
+        return None
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in SETTINGS if getattr(self, name) is not None)
+
+
+SETTINGS = (
+    "in_features",
+    "neurons",
+    "lr",
+    "threshold",
+    "k",
+    "max_neurons",
+    "per_class",
+    "similarity",
+    "average",
+    "normalise",
+    "patches",
+    "start",
+    "hebb",
+    "freeze",
+    "grow",
+    "sparse",
+    "seed",
+)
+
+
+def _like(given, found: Tensor):
+    return found.cpu().numpy() if isinstance(given, np.ndarray) else found
