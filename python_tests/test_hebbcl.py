@@ -458,7 +458,10 @@ def test_the_trainer_trains_it_and_resumes_it(tmp_path):
     """As by hand, with the figures of a width that grows; and from a checkpoint with the same bits."""
     pytest.importorskip("ignite", reason="pytorch-ignite is not installed")
     pytest.importorskip("safetensors", reason="safetensors is not installed")
+    from ignite.engine import Events
+
     from hebbkern.training import Batches, train
+    from hebbkern.training.checkpoint import last_checkpoint
     from hebbkern.training.handlers import Figures
 
     def trained(epochs, **options):
@@ -470,10 +473,16 @@ def test_the_trainer_trains_it_and_resumes_it(tmp_path):
     for epoch in range(2):
         by_hand.seek(epoch * len(by_hand))
         taught(want, (x for x, _ in by_hand))
-    model, engine = trained(2, handlers=[Figures(torch.nn.Sequential(want))])
+    model, _ = trained(2, handlers=[Figures(torch.nn.Sequential(want))])
     assert same(model, want) and want.width > 6
-    assert trained(1, folder=tmp_path)[0].width > 6
-    assert same(trained(2, folder=tmp_path, resume=True)[0], want)
+
+    def halt(engine):
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        trained(2, folder=tmp_path, save_every=10, handlers=[(Events.ITERATION_COMPLETED(once=23), halt)])
+    assert last_checkpoint(tmp_path).stem == "checkpoint_20"
+    assert same(trained(2, folder=tmp_path, save_every=10, resume=True)[0], want)
 
 
 def test_figures_tell_of_neurons_that_were_there_when_the_epoch_began():
