@@ -270,6 +270,7 @@ def test_a_narrower_state_is_taken_on_as_well():
 
 
 MISFITS = [
+    ({"settled": None}, "HebbCL's state must hold weight, settled and classes"),
     ({"weight": torch.zeros(8, N + 1)}, "weight must be [width, 12], got shape [8, 13]"),
     ({"settled": torch.zeros(7, dtype=torch.bool)}, "settled must be one a neuron (8), got shape [7]"),
     ({"classes": torch.zeros(1, dtype=torch.int64)}, "classes must be none, got 1"),
@@ -483,6 +484,8 @@ def test_the_trainer_trains_it_and_resumes_it(tmp_path):
         trained(2, folder=tmp_path, save_every=10, handlers=[(Events.ITERATION_COMPLETED(once=23), halt)])
     assert last_checkpoint(tmp_path).stem == "checkpoint_20"
     assert same(trained(2, folder=tmp_path, save_every=10, resume=True)[0], want)
+    with pytest.raises(ValueError, match=r"fit checkpoint_\d+.safetensors: weight must be \[width, 5\], got shape"):
+        train(torch.nn.Sequential(HebbCL(5)), Batches(torch.ones(240, 5), size=16), lr=0.3, epochs=2, folder=tmp_path, resume=True)
 
 
 def test_figures_tell_of_neurons_that_were_there_when_the_epoch_began():
