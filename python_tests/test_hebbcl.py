@@ -270,6 +270,7 @@ def test_a_narrower_state_is_taken_on_as_well():
 
 
 MISFITS = [
+    ({"settled": None}, "HebbCL's state must hold weight, settled and classes"),
     ({"weight": torch.zeros(8, N + 1)}, "weight must be [width, 12], got shape [8, 13]"),
     ({"settled": torch.zeros(7, dtype=torch.bool)}, "settled must be one a neuron (8), got shape [7]"),
     ({"classes": torch.zeros(1, dtype=torch.int64)}, "classes must be none, got 1"),
@@ -458,7 +459,10 @@ def test_the_trainer_trains_it_and_resumes_it(tmp_path):
     """As by hand, with the figures of a width that grows; and from a checkpoint with the same bits."""
     pytest.importorskip("ignite", reason="pytorch-ignite is not installed")
     pytest.importorskip("safetensors", reason="safetensors is not installed")
+    from ignite.engine import Events
+
     from hebbkern.training import Batches, train
+    from hebbkern.training.checkpoint import last_checkpoint
     from hebbkern.training.handlers import Figures
 
     def trained(epochs, **options):
@@ -470,10 +474,18 @@ def test_the_trainer_trains_it_and_resumes_it(tmp_path):
     for epoch in range(2):
         by_hand.seek(epoch * len(by_hand))
         taught(want, (x for x, _ in by_hand))
-    model, engine = trained(2, handlers=[Figures(torch.nn.Sequential(want))])
+    model, _ = trained(2, handlers=[Figures(torch.nn.Sequential(want))])
     assert same(model, want) and want.width > 6
-    assert trained(1, folder=tmp_path)[0].width > 6
-    assert same(trained(2, folder=tmp_path, resume=True)[0], want)
+
+    def halt(engine):
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        trained(2, folder=tmp_path, save_every=10, handlers=[(Events.ITERATION_COMPLETED(once=23), halt)])
+    assert last_checkpoint(tmp_path).stem == "checkpoint_20"
+    assert same(trained(2, folder=tmp_path, save_every=10, resume=True)[0], want)
+    with pytest.raises(ValueError, match=r"fit checkpoint_\d+.safetensors: weight must be \[width, 5\], got shape"):
+        train(torch.nn.Sequential(HebbCL(5)), Batches(torch.ones(240, 5), size=16), lr=0.3, epochs=2, folder=tmp_path, resume=True)
 
 
 def test_figures_tell_of_neurons_that_were_there_when_the_epoch_began():

@@ -14,6 +14,7 @@ Hebbian Continual Representation Learning, algorithms 1 and 2.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from inspect import signature
 
 import numpy as np
@@ -250,8 +251,6 @@ class HebbCL(Settings, Hebbian, nn.Module):
         self._take_width(0 if self.supervised else self.neurons, keep=False)
         self.settled, self.classes = self.settled.new_zeros(self.width), self.classes[:0]
 
-    # ------------------------------------------------------------------------------------------------ one minibatch
-
     def _learn_class(self, label: int, x: Tensor, lr: float) -> None:
         """Samples of one class teach the rows of that class."""
         if label == -1 or not self.hebb or not len(x := seen(x, self.patches)):
@@ -301,8 +300,6 @@ class HebbCL(Settings, Hebbian, nn.Module):
             largest = weight.abs().amax(1).masked_fill(frozen, 0).amax()
             weight.div_(torch.where(frozen | (largest == 0), 1, largest)[:, None])
 
-    # ------------------------------------------------------------------------------------------------------- growth
-
     def _grow(self, count: int) -> Tensor:
         """The rows of `count` new neurons, which lie in the room already."""
         begin = self.width
@@ -323,8 +320,6 @@ class HebbCL(Settings, Hebbian, nn.Module):
         x, _ = self._samples(x)
         shown = seen(x, self.patches)
         return self._rows.among(as_patches(shown if len(shown) else x, self.patches), self.per_class, self.width)
-
-    # -------------------------------------------------------------------------------------------------------- inputs
 
     def _check_shape(self, x) -> None:
         if not isinstance(x, Tensor):
@@ -361,29 +356,26 @@ class HebbCL(Settings, Hebbian, nn.Module):
             x, weight = F.normalize(x), F.normalize(weight)
         return F.linear(x, weight)
 
-    # --------------------------------------------------------------------------------------------------------- state
-
     def __getstate__(self) -> dict:
         """Copies and pickles leave the spare room behind."""
         return {**self.__dict__, "_room": None}
 
     def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors) -> None:
         """Takes on the width of the state, if all of it fits; otherwise nothing changes."""
-        named = {name: state_dict.get(prefix + name) for name in ("weight", "settled", "classes")}
-        if all(isinstance(value, Tensor) for value in named.values()):
-            if problem := self._misfit(**named):
-                errors.append(f"hebbkern.HebbCL: {problem}")
-                return
-            self._take_width(len(named["weight"]), keep=False)
-            self.settled, self.classes = (self._buffer_like(named[name], name) for name in ("settled", "classes"))
+        if problem := self.misfit(state_dict, prefix):
+            errors.append(problem)
+            return
+        self._take_width(len(state_dict[prefix + "weight"]), keep=False)
+        for name in ("settled", "classes"):
+            old = getattr(self, name)
+            setattr(self, name, old.new_zeros(state_dict[prefix + name].shape))
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
 
-    def _buffer_like(self, value: Tensor, name: str) -> Tensor:
-        old = getattr(self, name)
-        return torch.zeros(value.shape, dtype=old.dtype, device=old.device)
-
-    def _misfit(self, weight: Tensor, settled: Tensor, classes: Tensor) -> str | None:
-        """Why a state cannot be this model's."""
+    def misfit(self, state: Mapping, prefix: str = "") -> str | None:
+        """Why a state dict, where names begin with `prefix`, cannot be loaded into this model; None: it can."""
+        weight, settled, classes = (state.get(prefix + name) for name in ("weight", "settled", "classes"))
+        if not all(isinstance(value, Tensor) for value in (weight, settled, classes)):
+            return f"HebbCL's state must hold {prefix}weight, {prefix}settled and {prefix}classes"
         if weight.dim() != 2 or weight.shape[1] != self.in_features:
             return f"weight must be [width, {self.in_features}], got shape {list(weight.shape)}"
         if settled.shape != weight.shape[:1]:
@@ -405,5 +397,5 @@ class HebbCL(Settings, Hebbian, nn.Module):
 SETTINGS = tuple(name for name in signature(HebbCL).parameters if name not in ("device", "dtype"))
 
 
-def _like(given, found: Tensor):
+def _like(given, found: Tensor):  # an array where one was given
     return found.cpu().numpy() if isinstance(given, np.ndarray) else found
