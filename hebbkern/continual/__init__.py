@@ -1,0 +1,1 @@
+"""Continual learning: learners, streams of tasks, consolidation and metrics."""
