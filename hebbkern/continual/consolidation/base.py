@@ -35,7 +35,7 @@ class Consolidation:
     def add_gradient(self, model: nn.Module, x: Tensor | None = None) -> None:
         """Adds the penalty's gradient to .grad: call it between backward and the optimizer's step.
 
-        The same gradient as by loss + penalty, up to rounding, at about half the cost for the quadratic penalties.
+        The same gradient as by loss + penalty, up to rounding, at a third of the cost for the quadratic penalties.
         """
         penalty = self.penalty(model, x)
         if penalty.requires_grad:
