@@ -485,7 +485,14 @@ def test_the_trainer_trains_it_and_resumes_it(tmp_path):
     assert last_checkpoint(tmp_path).stem == "checkpoint_20"
     assert same(trained(2, folder=tmp_path, save_every=10, resume=True)[0], want)
     with pytest.raises(ValueError, match=r"fit checkpoint_\d+.safetensors: weight must be \[width, 5\], got shape"):
-        train(torch.nn.Sequential(HebbCL(5)), Batches(torch.ones(240, 5), size=16), lr=0.3, epochs=2, folder=tmp_path, resume=True)
+        train(
+            torch.nn.Sequential(HebbCL(5)),
+            Batches(torch.ones(240, 5), size=16),
+            lr=0.3,
+            epochs=2,
+            folder=tmp_path,
+            resume=True,
+        )
 
 
 def test_figures_tell_of_neurons_that_were_there_when_the_epoch_began():
