@@ -66,7 +66,7 @@ def test_the_python_runs(place):
 
 
 def test_learning_from_streams_runs(capsys):
-    """What is printed: a width and as many frozen neurons less, accuracies of features and of a classifier, R's sums."""
+    """Printed are a width and how many of it are frozen, accuracies of features and of a classifier, and R's means."""
     names = {}
     for _, text in blocks("python", PAGE.with_name("continual.md")):
         exec(text, names)

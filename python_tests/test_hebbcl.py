@@ -122,6 +122,13 @@ def test_starts_are_drawn_as_named_and_normalised(start, normalise):
         torch.testing.assert_close(norms, torch.ones(50))
 
 
+def test_starts_are_the_same_whatever_the_default_device_is():
+    want = HebbCL(N, 6)
+    with torch.device("meta"):
+        model = HebbCL(N, 6, device="cpu")
+    assert torch.equal(model.weight, want.weight)
+
+
 def test_new_neurons_can_start_on_samples():
     model = HebbCL(N, 6, threshold=1e9, lr=0.0, start="samples", patches="centred", normalise="row_l2")
     x = random((8, N)).abs()
