@@ -72,6 +72,21 @@ def soft_wta(weight, x, lr, temperature=1.0, rate_power=0.5, frozen=None, **geom
     return apply(weight, sum, denominator=count, lr=lr, rate_power=rate_power, frozen=frozen)
 
 
+def hebbcl(
+    weight, settled, x, lr, threshold, similarity="dot", average=True, normalise="row_max", freeze=True, **geometry
+):
+    """HebbCL, algorithm 1, one minibatch: (weight, settled). As many rows are to be added as settled has gained."""
+    frozen = np.asarray(settled) & freeze
+    rule = {"similarity": similarity, "average": average, "frozen": frozen}
+    if normalise == "matrix_max":
+        weight = wta(weight, x, lr, **rule, **geometry)
+        weight = np.where(frozen[:, None], weight, weight / np.abs(weight[~frozen]).max(initial=1e-300))
+    else:
+        weight = wta(weight, x, lr, normalise=normalise, **rule, **geometry)
+    _, distance = match(x, weight, ~np.asarray(settled), **geometry)
+    return weight, settled | (distance < threshold)
+
+
 def unfold(x, kernel=(), patches="raw", stride=1, padding=0, dilation=1):
     """X [P, N]: what a neuron sees, sample by sample or (image, row, column) by (image, row, column)."""
     X = np.asarray(x, dtype=np.float64)

@@ -14,6 +14,9 @@ Hebbian Continual Representation Learning, algorithms 1 and 2.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from inspect import signature
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -21,6 +24,8 @@ from torch import Tensor, nn
 
 from hebbkern import ops
 from hebbkern.continual.rows import STARTS, Rows
+from hebbkern.continual.samples import as_patches, seen
+from hebbkern.nn.layers import KWinners
 from hebbkern.nn.lesson import Hebbian, check_rate
 from hebbkern.ops.checks import PATCHES
 from hebbkern.rules import WTA
@@ -168,8 +173,8 @@ class HebbCL(Settings, Hebbian, nn.Module):
             self.learn(x, lesson.labels, lr=lesson.lr)
             if lesson.then is not None:
                 lesson.then(self)
-        y = self._responses(self._samples(x))
-        return ops.kwinners(y, min(self.k, self.width), 1) if self.sparse and self.width else y
+        y = self._responses(self._samples(x)[0])
+        return KWinners(min(self.k, self.width))(y) if self.sparse and self.width else y
 
     def learn(self, x: Tensor, labels: Tensor | None = None, *, lr: float | None = None) -> None:
         """Learns one minibatch: winner update, normalisation, freezing, growth. Nothing is recorded for autograd.
@@ -186,19 +191,19 @@ class HebbCL(Settings, Hebbian, nn.Module):
         """
         lr = self.lr if lr is None else lr
         check_rate("HebbCL.learn", lr)
-        x = self._samples(x)
+        x, _ = self._samples(x.detach() if isinstance(x, Tensor) else x)
         if self.supervised:
             labels = self._labels(x, labels)
             self._meet(x, labels)
             for label in labels.unique().tolist():
                 self._learn_class(label, x[labels == label], lr)
-        elif self.hebb and len(x := self._seen(x)):
+        elif self.hebb and len(x := seen(x, self.patches)):
             self.rule.step_(self.weight, x, lr=lr, frozen=self.frozen)
             self._divide(self.weight, self.frozen)
             self._converge(x)
 
-    def partial_fit(self, X, y=None, batch_size: int = 100, epochs: int = 1) -> HebbCL:
-        """Learns X [n, ...] in minibatches, in the order given, `epochs` times; y [n] as the labels of `learn`.
+    def partial_fit(self, X, y=None, batch_size: int = 100, epochs: int = 1, *, lr: float | None = None) -> HebbCL:
+        """Learns X [n, ...] in minibatches, in the order given, `epochs` times; y [n] and lr are those of `learn`.
 
         X and y may be tensors or NumPy arrays. All classes of y that are new are added before the first minibatch.
         Returns the model. Raises as `learn`, and ValueError on a batch_size or epochs below 1.
@@ -207,13 +212,14 @@ class HebbCL(Settings, Hebbian, nn.Module):
             if isinstance(count, bool) or not isinstance(count, int) or count < 1:
                 raise ValueError(f"hebbkern.HebbCL: {name} must be a whole number of at least 1, got {count}")
         X, labels = torch.as_tensor(X), None
+        self._check_shape(X)
         if self.supervised:
             labels = self._labels(X, y if y is None else torch.as_tensor(y))
             self._meet(X, labels)
         for _ in range(epochs):
             for begin in range(0, len(X), batch_size):
                 batch = slice(begin, begin + batch_size)
-                self.learn(X[batch], None if labels is None else labels[batch])
+                self.learn(X[batch], None if labels is None else labels[batch], lr=lr)
         return self
 
     def fit(self, X, y=None, **options) -> HebbCL:
@@ -243,14 +249,11 @@ class HebbCL(Settings, Hebbian, nn.Module):
     def reset(self) -> None:
         """Forgets all: the model as it was made."""
         self._take_width(0 if self.supervised else self.neurons, keep=False)
-        self.settled = torch.zeros_like(self.settled[:1]).expand(self.width).clone() if self.width else self.settled[:0]
-        self.classes = self.classes[:0]
-
-    # ------------------------------------------------------------------------------------------------ one minibatch
+        self.settled, self.classes = self.settled.new_zeros(self.width), self.classes[:0]
 
     def _learn_class(self, label: int, x: Tensor, lr: float) -> None:
         """Samples of one class teach the rows of that class."""
-        if label == -1 or not self.hebb or not len(x := self._seen(x)):
+        if label == -1 or not self.hebb or not len(x := seen(x, self.patches)):
             return
         begin = int((self.classes == label).nonzero()) * self.per_class
         own = slice(begin, begin + self.per_class)
@@ -284,7 +287,9 @@ class HebbCL(Settings, Hebbian, nn.Module):
         self.settled |= near
         room = count if self.max_neurons is None else min(count, self.max_neurons - self.width)
         if self.grow and room:
-            starts = self._rows.among(self._patches(x), room, self.width) if self.start == "samples" else None
+            starts = (
+                self._rows.among(as_patches(x, self.patches), room, self.width) if self.start == "samples" else None
+            )
             rows = self._grow(room)
             if starts is not None:
                 rows.copy_(starts)
@@ -294,8 +299,6 @@ class HebbCL(Settings, Hebbian, nn.Module):
         if self.normalise == "matrix_max":
             largest = weight.abs().amax(1).masked_fill(frozen, 0).amax()
             weight.div_(torch.where(frozen | (largest == 0), 1, largest)[:, None])
-
-    # ------------------------------------------------------------------------------------------------------- growth
 
     def _grow(self, count: int) -> Tensor:
         """The rows of `count` new neurons, which lie in the room already."""
@@ -314,27 +317,29 @@ class HebbCL(Settings, Hebbian, nn.Module):
 
     def _starts(self, x: Tensor) -> Tensor:
         """[per_class, N], on samples of x."""
-        seen = self._seen(x)
-        return self._rows.among(self._patches(seen if len(seen) else x), self.per_class, self.width)
+        x, _ = self._samples(x)
+        shown = seen(x, self.patches)
+        return self._rows.among(as_patches(shown if len(shown) else x, self.patches), self.per_class, self.width)
 
-    # -------------------------------------------------------------------------------------------------------- inputs
-
-    def _samples(self, x: Tensor) -> Tensor:
-        """x as [B, N] of the weight's dtype."""
+    def _check_shape(self, x) -> None:
         if not isinstance(x, Tensor):
             self._refuse("x", "a tensor", type(x).__name__)
-        if (
-            x.dim() < 2
-            or x[:1].numel() != (self.in_features if len(x) else 0)
-            or x.shape[1:].numel() != self.in_features
-        ):
+        if x.dim() < 2 or x.shape[1:].numel() != self.in_features:
             self._refuse("x", f"[B, ...] of {self.in_features} inputs a sample", f"shape {list(x.shape)}")
-        x = x.detach().flatten(1)
-        if x.dtype == torch.uint8:
-            return x.to(self.weight.dtype) / 255
-        if not x.is_floating_point():
+        if x.dtype != torch.uint8 and not x.is_floating_point():
             self._refuse("x", "floating or uint8", str(x.dtype).removeprefix("torch."))
-        return x.to(self.weight.dtype)
+
+    def _samples(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """x as [B, N] of the weight's dtype, finite; and labels, as they are."""
+        self._check_shape(x)
+        images, x = x.dtype == torch.uint8, x.flatten(1).to(self.weight.dtype)
+        x = x / 255 if images else x
+        if not (x.sum().isfinite() or x.isfinite().all()):  # a sum takes a tenth of the time, but may overflow
+            self._refuse("x", "finite", "a NaN or an infinity")
+        return x, labels
+
+    def _patches(self, x: Tensor) -> tuple[Tensor, dict]:
+        return x, {}
 
     def _labels(self, x: Tensor, labels) -> Tensor:
         wanted = f"[{len(x)}] integers, the class of each sample"
@@ -345,24 +350,11 @@ class HebbCL(Settings, Hebbian, nn.Module):
             self._refuse("labels", wanted, f"{dtype} of shape {list(labels.shape)}")
         return labels.to(torch.int64)
 
-    def _seen(self, x: Tensor) -> Tensor:
-        """The samples that are not blank: all zeros, or flat where patches are centred."""
-        blank = (x == (0 if self.patches == "raw" else x[:, :1])).all(1)
-        return x[~blank] if blank.any() else x
-
-    def _patches(self, x: Tensor) -> Tensor:
-        """x as the neurons see it."""
-        if self.patches != "raw":
-            x = x - x.mean(1, keepdim=True)
-        return F.normalize(x) if self.patches == "standardised" else x
-
     def _responses(self, x: Tensor) -> Tensor:
-        x, weight = self._patches(x), self.weight
+        x, weight = as_patches(x, self.patches), self.weight
         if self.similarity == "cosine":
             x, weight = F.normalize(x), F.normalize(weight)
         return F.linear(x, weight)
-
-    # --------------------------------------------------------------------------------------------------------- state
 
     def __getstate__(self) -> dict:
         """Copies and pickles leave the spare room behind."""
@@ -370,27 +362,30 @@ class HebbCL(Settings, Hebbian, nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors) -> None:
         """Takes on the width of the state, if all of it fits; otherwise nothing changes."""
-        named = {name: state_dict.get(prefix + name) for name in ("weight", "settled", "classes")}
-        if all(isinstance(value, Tensor) for value in named.values()):
-            if problem := self._misfit(**named):
-                errors.append(f"hebbkern.HebbCL: {problem}")
-                return
-            self._take_width(len(named["weight"]), keep=False)
-            self.settled, self.classes = (self._buffer_like(named[name], name) for name in ("settled", "classes"))
+        if problem := self.misfit(state_dict, prefix):
+            errors.append(problem)
+            return
+        self._take_width(len(state_dict[prefix + "weight"]), keep=False)
+        for name in ("settled", "classes"):
+            old = getattr(self, name)
+            setattr(self, name, old.new_zeros(state_dict[prefix + name].shape))
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
 
-    def _buffer_like(self, value: Tensor, name: str) -> Tensor:
-        old = getattr(self, name)
-        return torch.zeros(value.shape, dtype=old.dtype, device=old.device)
-
-    def _misfit(self, weight: Tensor, settled: Tensor, classes: Tensor) -> str | None:
-        """Why a state cannot be this model's."""
+    def misfit(self, state: Mapping, prefix: str = "") -> str | None:
+        """Why a state dict, where names begin with `prefix`, cannot be loaded into this model; None: it can."""
+        weight, settled, classes = (state.get(prefix + name) for name in ("weight", "settled", "classes"))
+        if not all(isinstance(value, Tensor) for value in (weight, settled, classes)):
+            return f"HebbCL's state must hold {prefix}weight, {prefix}settled and {prefix}classes"
         if weight.dim() != 2 or weight.shape[1] != self.in_features:
             return f"weight must be [width, {self.in_features}], got shape {list(weight.shape)}"
         if settled.shape != weight.shape[:1]:
             return f"settled must be one a neuron ({len(weight)}), got shape {list(settled.shape)}"
-        if len(classes) * (self.per_class or 0) != (len(weight) if self.supervised else 0):
-            return f"classes must be one for each {self.per_class} of {len(weight)} neurons, got {len(classes)}"
+        if divmod(len(weight), self.per_class or len(weight) + 1) != (
+            len(classes),
+            0 if self.supervised else len(weight),
+        ):
+            wanted = f"one for each {self.per_class} of {len(weight)} neurons" if self.supervised else "none"
+            return f"classes must be {wanted}, got {len(classes)}"
         if self.max_neurons is not None and len(weight) > self.max_neurons:
             return f"max_neurons must be at least the {len(weight)} neurons of the state, got {self.max_neurons}"
         return None
@@ -399,26 +394,8 @@ class HebbCL(Settings, Hebbian, nn.Module):
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in SETTINGS if getattr(self, name) is not None)
 
 
-SETTINGS = (
-    "in_features",
-    "neurons",
-    "lr",
-    "threshold",
-    "k",
-    "max_neurons",
-    "per_class",
-    "similarity",
-    "average",
-    "normalise",
-    "patches",
-    "start",
-    "hebb",
-    "freeze",
-    "grow",
-    "sparse",
-    "seed",
-)
+SETTINGS = tuple(name for name in signature(HebbCL).parameters if name not in ("device", "dtype"))
 
 
-def _like(given, found: Tensor):
+def _like(given, found: Tensor):  # an array where one was given
     return found.cpu().numpy() if isinstance(given, np.ndarray) else found

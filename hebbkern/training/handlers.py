@@ -71,7 +71,8 @@ class Figures:
         for layer, (version, before) in zip(self.layers, self.before, strict=True):
             if layer.weight._version == version:  # nobody wrote to it
                 continue
-            moved = (layer.weight.detach() - before)[~layer.frozen].flatten(1)
+            there = slice(min(len(before), len(layer.weight)))  # when the epoch began; others may have grown since
+            moved = (layer.weight.detach()[there] - before[there])[~layer.frozen[there]].flatten(1)
             dead += int((moved == 0).all(1).sum())
             weights += moved.numel()
             change += moved.abs().sum(dtype=torch.float64).item()

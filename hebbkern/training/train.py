@@ -170,8 +170,14 @@ def _check_shapes(state: Mapping, model: nn.Module, name: str) -> None:
         {part: list(one.shape) for part, one in parts.items() if isinstance(one, Tensor) and not is_lazy(one)}
         for parts in (state, model.state_dict())
     )
+    growing = {
+        f"{path}." if path else "": module for path, module in model.named_modules() if hasattr(module, "misfit")
+    }
+    for prefix, module in growing.items():
+        if problem := module.misfit(state, prefix):
+            raise ValueError(f"hebbkern.training: model must fit {name}: {problem}")
     for part in here:
-        if there.get(part) != here[part]:
+        if not part.startswith(tuple(growing)) and there.get(part) != here[part]:
             raise ValueError(
                 f'hebbkern.training: model must have "{part}" as {name} has it, of shape {there.get(part)}, '
                 f"got {here[part]}"

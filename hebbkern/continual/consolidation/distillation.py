@@ -1,0 +1,115 @@
+"""LwF: the network goes on saying about today's data what the network of yesterday says about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hebbkern.continual.consolidation.base import Consolidation, Outputs, nothing, number
+from hebbkern.continual.consolidation.sensitivity import Call, batches_of, evaluating
+
+
+class LwF(Consolidation):
+    """Learning without forgetting (Li and Hoiem 2017, section 3): λ T² Σ KL(old ‖ new) of softmaxes at temperature T.
+
+    "Old" is the model, buffers included, as it was after the last task, in evaluation mode. The KL divergence is a
+    mean over the batch, and a sum over groups of output units. It differs from the paper's cross-entropy by a constant;
+    T² keeps the gradient's size when T is changed (Hinton et al. 2015), which the paper leaves to λ.
+    `penalty` needs x; it costs a pass of the old network, and one of the new where `out` is not given: give it where a
+    pass in training mode changes the model (batch normalisation, Hebbian traces) or draws numbers (dropout).
+
+    Args:
+        strength: λ, finite and at least 0.
+        temperature: T > 0, 2 in the paper.
+        units: which output units: "all"; "seen": those of the classes in the data of the tasks learnt, together; or
+            "tasks": those, a group with its own softmax for each task. Labels are taken for indices of units.
+        outputs: (model, x) -> [B, K] for what model(x) does not give, such as all heads side by side; the `outputs` of
+            `after_task` are not looked at.
+    """
+
+    def __init__(
+        self, strength: float, *, temperature: float = 2.0, units: str = "all", outputs: Outputs | None = None
+    ):
+        self.strength = number("strength", strength, "finite and at least 0", lambda value: value >= 0)
+        self.temperature = number("temperature", temperature, "finite and above 0", lambda value: value > 0)
+        if units not in ("all", "seen", "tasks"):
+            raise ValueError(f'hebbkern.continual: units must be "all", "seen" or "tasks", got {units!r}')
+        self.units, self.outputs = units, outputs
+        self.old: dict[str, Tensor] = {}  # parameters and buffers
+        self.classes: list[list[int]] = []  # of each task
+
+    def penalty(self, model: nn.Module, x: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        if not self.old:
+            return nothing(model)
+        if x is None:
+            raise ValueError("hebbkern.continual: x must be given to the penalty of LwF, got None")
+        self._check(model)
+        call = Call(model, self.outputs)
+        with torch.no_grad(), evaluating(model):
+            old = torch.func.functional_call(call, self.old, (x,))
+        new = call(x) if out is None else out
+        if new.shape != old.shape:
+            raise ValueError(f"hebbkern.continual: out must be {list(old.shape)}, got {list(new.shape)}")
+        return (self.strength * self.temperature**2) * sum(
+            F.kl_div(
+                F.log_softmax(new[:, group] / self.temperature, 1),
+                F.log_softmax(old[:, group] / self.temperature, 1),
+                reduction="batchmean",
+                log_target=True,
+            )
+            for group in self._groups()
+        )
+
+    def after_task(self, model: nn.Module, data: Iterable | None = None, outputs: Outputs | None = None) -> None:
+        classes = self.classes
+        if self.units != "all":
+            classes = [*classes, sorted({label for _, labels in batches_of(data) for label in _classes(labels)})]
+            if not classes[-1]:
+                raise ValueError("hebbkern.continual: data must hold at least one sample, got none")
+        old = {f"model.{name}": tensor.detach().clone() for name, tensor in _tensors(model)}
+        for name, tensor in old.items():
+            if not tensor.isfinite().all():
+                raise ValueError(
+                    f"hebbkern.continual: weights must be finite to be remembered, got {name[6:]} with "
+                    "NaN or infinity; nothing was changed"
+                )
+        self.old, self.classes = old, classes
+        self.tasks += 1
+
+    def state_dict(self) -> dict:
+        return super().state_dict() | {"old": dict(self.old), "classes": self.classes}
+
+    def load_state_dict(self, state: Mapping) -> None:
+        old = {name: tensor.clone() for name, tensor in state.get("old", {}).items()}
+        super().load_state_dict(state)
+        self.old, self.classes = old, [list(group) for group in state["classes"]]
+
+    def _groups(self) -> list:
+        if self.units == "all":
+            return [slice(None)]
+        if self.units == "seen":
+            return [sorted({unit for group in self.classes for unit in group})]
+        return self.classes
+
+    def _check(self, model: nn.Module) -> None:
+        own = {f"model.{name}": tensor for name, tensor in _tensors(model)}
+        for name, tensor in self.old.items():
+            if name not in own or own[name].shape != tensor.shape:
+                got = list(own[name].shape) if name in own else "none"
+                wanted = f"{name[6:]} of the remembered shape {list(tensor.shape)}"
+                raise ValueError(f"hebbkern.continual: model must have {wanted}, got {got}")
+            if tensor.device != own[name].device:
+                self.old[name] = tensor.to(own[name].device)
+
+
+def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*model.named_parameters(), *model.named_buffers()]
+
+
+def _classes(labels: Tensor | None) -> list[int]:
+    if labels is None:
+        raise ValueError('hebbkern.continual: data must have labels for units="seen" and "tasks", got None')
+    return labels.unique().tolist()
