@@ -52,7 +52,7 @@ class Recipe:
 
     per_class: int
     lr: float = 0.3
-    epochs: int = 5
+    epochs: int = 10
     batch: int = 200
     start: str = "samples"
     hebb: bool = True
@@ -72,7 +72,7 @@ class Answer:
 
 MNIST = Recipe(per_class=64)
 CENTRED = Recipe(per_class=200)
-CIFAR10 = replace(CENTRED, lr=0.5, whiten=0.3)
+CIFAR10 = Recipe(per_class=200, lr=0.5, whiten=0.3)
 
 
 def _rows(recipe: Recipe, paper: float, k: int, sharp: tuple[int, float], untaught: tuple[int, float]) -> list[Answer]:
@@ -87,12 +87,13 @@ def _rows(recipe: Recipe, paper: float, k: int, sharp: tuple[int, float], untaug
 
 # Found by `search`.
 TABLE = {
-    "mnist": _rows(MNIST, 93.25, 1, sharp=(5, 16), untaught=(5, 8)),
+    "mnist": _rows(MNIST, 93.25, 1, sharp=(5, 16), untaught=(15, 16)),
     "cifar10": [
-        *_rows(CIFAR10, 40.91, 20, sharp=(64, 4), untaught=(64, 3)),
+        *_rows(CIFAR10, 40.91, 7, sharp=(64, 5), untaught=(64, 3)),
         Answer("HebbCL, images only centred", CENTRED, 7, paper=40.91),
     ],
 }
+MEASURE = {"mnist": "split MNIST accuracy", "cifar10": "split CIFAR-10 accuracy"}
 
 # What `search` goes through.
 CANDIDATES = {
@@ -104,8 +105,7 @@ CANDIDATES = {
     "cifar10": [
         *(replace(CENTRED, lr=lr) for lr in (0.3, 0.5)),
         *(replace(CIFAR10, whiten=epsilon, lr=lr) for epsilon in (0.1, 0.2, 0.5) for lr in (0.3, 0.5)),
-        *(replace(CIFAR10, lr=lr) for lr in (0.3, 0.5, 1.0)),
-        *(replace(CIFAR10, epochs=epochs) for epochs in (1, 10)),
+        *(replace(CIFAR10, lr=lr, epochs=epochs) for lr in (0.3, 0.5, 1.0) for epochs in (1, 5, 10)),
         *(replace(CIFAR10, hebb=False, start=start) for start in ("samples", "uniform", "normal")),
     ],
 }
@@ -149,7 +149,7 @@ def _rows_of(recipe: Recipe, answers: list[Answer], name: str, sets: tuple[Tenso
         seconds.append(time.perf_counter() - begin)
         for answer in answers:
             values[answer.row].append(accuracy(model, x_test, y_test, [(answer.k, answer.power)])[0])
-    about = {"table": "Table 2", "measure": f"split {name} accuracy", "unit": "%", "chosen_on": "validation"}
+    about = {"table": "Table 2", "measure": MEASURE[name], "unit": "%", "chosen_on": "validation"}
     for answer in answers:
         yield about | {"row": answer.row, "paper": answer.paper, "values": values[answer.row], "seconds": seconds}
 
@@ -188,19 +188,26 @@ def taught(recipe: Recipe, x: Tensor, y: Tensor, seed: int) -> HebbCL:
 
 
 def accuracy(model: HebbCL, x: Tensor, y: Tensor, answers: list[tuple[int, float]]) -> list[float]:
-    """Percent of x [n, inputs] whose class y [n] is found, for each (k, power).
+    """Percent of x [n, inputs] whose class y [n] is found, for each (k, power), averaged over tasks.
 
     The answer is the class of the highest Σ activation over the k winners (which is `model.predict`), or, for powers
     other than 1, Σ max(activation, 0)^power. All answers share one look for winners, of which there are 64 at most.
     """
-    winners, responses = compete(x, model.weight, max(k for k, _ in answers), patches=model.patches)
+    most = min(max(k for k, _ in answers), model.width)
+    winners, responses = compete(x, model.weight, most, patches=model.patches)
     groups, sums = winners.long() // model.per_class, torch.empty(len(x), len(model.classes))
     correct = []
     for k, power in answers:
         votes = responses[:, :k] if power == 1 else responses[:, :k].clamp(min=0) ** power
         found = model.classes[sums.zero_().scatter_add_(1, groups[:, :k], votes).argmax(1)]
-        correct.append(100 * (found == y).double().mean().item())
+        correct.append(task_average(found == y, y))
     return correct
+
+
+def task_average(correct: Tensor, y: Tensor) -> float:
+    """Percent of the answers that are correct, bool [n], averaged over the tasks of y [n]."""
+    tasks = y.unique().view(-1, 2)
+    return 100 * statistics.fmean(correct[torch.isin(y, task)].double().mean().item() for task in tasks)
 
 
 def clearly_above(values: list[float], others: list[float]) -> bool:
