@@ -14,16 +14,26 @@ HEAD = ("row", "measure", "ours", "seeds", "paper", "gap to the paper")
 
 
 def markdown(found: dict) -> str:
-    """The rows of results/*.json (DESIGN.md, Results): mean ± standard deviation over seeds, beside the paper's."""
-    lines = [_line(HEAD), "| --- " * len(HEAD) + "|"]
-    for row in found["rows"]:
-        unit = f" {row['unit']}".rstrip()
-        ours = f"{row['mean']:.2f}{unit}" if row["seeds"] == 1 else f"{row['mean']:.2f} ± {row['std']:.2f}{unit}"
-        paper = row.get("paper")
-        beside = ("", "") if paper is None else (f"{paper:.2f}", f"{row['mean'] - paper:+.2f}")
-        lines.append(_line((row["row"], row["measure"], ours, row["seeds"], *beside)))
+    """The rows of results/*.json (DESIGN.md, Results): mean ± standard deviation over seeds, beside the paper's.
+
+    One table for each of the paper's, headed by its name where there are several.
+    """
+    names = list(dict.fromkeys(row["table"] for row in found["rows"]))
+    parts = []
+    for name in names:
+        parts += [f"**{name}**", ""] if len(names) > 1 else []
+        parts += [_line(HEAD), "| --- " * len(HEAD) + "|"]
+        parts += [_line(_cells(row)) for row in found["rows"] if row["table"] == name] + [""]
     where = f"{found['machine']}, hebbkern {found['version']}, {found['seconds']:.0f} s."
-    return "\n".join([*lines, "", f"{where} `{found['command']}`"])
+    return "\n".join([*parts, f"{where} `{found['command']}`"])
+
+
+def _cells(row: dict) -> tuple:
+    unit = f" {row['unit']}".rstrip()
+    ours = f"{row['mean']:.2f}{unit}" if row["seeds"] == 1 else f"{row['mean']:.2f} ± {row['std']:.2f}{unit}"
+    paper = row.get("paper")
+    beside = ("", "") if paper is None else (f"{paper:.2f}", f"{row['mean'] - paper:+.2f}")
+    return row["row"], row["measure"], ours, row["seeds"], *beside
 
 
 def _line(cells) -> str:
