@@ -369,3 +369,19 @@ def test_batches_of_any_size_give_the_same(monkeypatch):
         found.append(method.importance)
     torch.testing.assert_close(found[0], found[1], **CLOSE)
     torch.testing.assert_close(found[0], found[2], **CLOSE)
+
+
+@pytest.mark.parametrize("make", [lambda model: L2(model, 1.0), lambda model: MAS(model, 0.5)])
+def test_penalties_of_two_models_keep_their_gradients(make):
+    """The second penalty is computed before the first is differentiated."""
+    first, data = mlp(), task(1)
+    method = make(first)
+    method.after_task(first, data)
+    second = copy.deepcopy(first)
+    shaken(first), shaken(second, seed=3)
+    want = torch.autograd.grad(method.penalty(first), list(first.parameters()))
+    one, two = method.penalty(first), method.penalty(second)
+    got = torch.autograd.grad(one, list(first.parameters()))
+    assert two.requires_grad
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, **CLOSE)

@@ -356,8 +356,18 @@ def test_drop_in_trains_its_first_layers_locally_and_the_rest_by_backprop(monkey
 
 def test_a_table_stands_between_its_marks(tmp_path, monkeypatch):
     rows = [
-        {"row": "ours", "measure": "accuracy", "unit": "%", "paper": 91.5, "mean": 92.0, "std": 0.25, "seeds": 3},
-        {"row": "chance", "measure": "rank", "unit": "", "paper": None, "mean": 1.5, "std": 0.0, "seeds": 1},
+        {
+            "table": "Table 1",
+            "row": "ours",
+            "measure": "accuracy",
+            "unit": "%",
+            "paper": 91.5,
+            "mean": 92.0,
+            "std": 0.25,
+        }
+        | {"seeds": 3},
+        {"table": "Table 2", "row": "chance", "measure": "rank", "unit": "", "paper": None, "mean": 1.5, "std": 0.0}
+        | {"seeds": 1},
     ]
     found = {"rows": rows, "machine": "a machine", "version": "0.1", "seconds": 12.4, "command": "python x.py"}
     (tmp_path / "results").mkdir()
@@ -370,4 +380,5 @@ def test_a_table_stands_between_its_marks(tmp_path, monkeypatch):
     assert lines[0] == "before" and lines[-1] == "after" and "old" not in lines
     assert "| ours | accuracy | 92.00 ± 0.25 % | 3 | 91.50 | +0.50 |" in lines
     assert "| chance | rank | 1.50 | 1 |  |  |" in lines
+    assert lines.index("**Table 1**") < lines.index("**Table 2**")
     assert "a machine, hebbkern 0.1, 12 s. `python x.py`" in lines

@@ -15,26 +15,27 @@ Hebbian Continual Representation Learning, algorithms 1 and 2.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import contextmanager
 from inspect import signature
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hebbkern import ops
+from hebbkern.continual.estimator import Estimator
 from hebbkern.continual.rows import STARTS, Rows
-from hebbkern.continual.samples import as_patches, seen
+from hebbkern.continual.samples import as_patches, normalised, seen
 from hebbkern.nn.layers import KWinners
 from hebbkern.nn.lesson import Hebbian, check_rate
 from hebbkern.ops.checks import PATCHES
 from hebbkern.rules import WTA
 from hebbkern.settings import Settings
 
-CHUNK = 8192  # samples that `transform` answers at a time: what they are converted to stays small
+WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
-class HebbCL(Settings, Hebbian, nn.Module):
+class HebbCL(Estimator, Settings, Hebbian, nn.Module):
     """A layer of neurons that each converge to a pattern of the stream, are frozen there, and make room for another.
 
     One minibatch, `learn`: each sample teaches the neuron of the highest response (equation 2) by Δw = x − w
@@ -70,7 +71,8 @@ class HebbCL(Settings, Hebbian, nn.Module):
         start: of a new neuron, "uniform" in 0 to 1, "normal", or "samples" (on samples of the batch at hand; the first
             neurons of an unsupervised model start "uniform" then). Drawn by the seed, then normalised.
         hebb, freeze, grow, sparse: False leaves out an ingredient (Table 3): nothing is learnt; nothing is frozen
-            (converged neurons still make room for new ones, once); the width stays; all activations are kept.
+            (converged neurons still make room for new ones, once); the width stays (unsupervised only); all
+            activations are kept.
         seed: of where neurons start.
 
     Attributes:
@@ -108,17 +110,14 @@ class HebbCL(Settings, Hebbian, nn.Module):
         if per_class is None and neurons is None:
             neurons = 100
         settings = dict(locals())
-        for name in SETTINGS:
+        for name in self.SETTINGS:
             setattr(self, name, settings[name])
         self._check()
-        width = 0 if self.supervised else self.neurons
-        drawn = start if start != "samples" else "uniform"
-        self._rows = Rows(in_features, self.per_class or self.neurons, self.max_neurons, drawn, normalise, self.seed)
-        empty = torch.empty((0, in_features), device=device, dtype=dtype)
-        self._room = self._rows.laid_out(empty, width) if width else empty
-        self.weight = nn.Parameter(self._room[:width], requires_grad=False)
-        self.register_buffer("settled", torch.zeros(width, dtype=torch.bool, device=device))
+        self._room = None
+        self.weight = nn.Parameter(torch.empty((0, in_features), device=device, dtype=dtype), requires_grad=False)
+        self.register_buffer("settled", torch.zeros(0, dtype=torch.bool, device=device))
         self.register_buffer("classes", torch.zeros(0, dtype=torch.int64, device=device))
+        self.reset()
 
     def _check(self) -> None:
         self._whole("in_features", 1)
@@ -140,6 +139,8 @@ class HebbCL(Settings, Hebbian, nn.Module):
         self._one_of("start", STARTS)
         for name in ("average", "hebb", "freeze", "grow", "sparse"):
             self._boolean(name)
+        if self.supervised and not self.grow:
+            self._refuse("grow", "True with per_class, whose classes bring their neurons", self.grow)
 
     @property
     def supervised(self) -> bool:
@@ -154,6 +155,11 @@ class HebbCL(Settings, Hebbian, nn.Module):
     def frozen(self) -> Tensor:
         """bool [width], the neurons that do not learn any more."""
         return self.settled if self.freeze else torch.zeros_like(self.settled)
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing that may come is learnt any more: all neurons are frozen, and there are no classes to add."""
+        return not self.supervised and bool(self.frozen.all())
 
     @property
     def rule(self) -> WTA:
@@ -172,9 +178,10 @@ class HebbCL(Settings, Hebbian, nn.Module):
             self.learn(x, lesson.labels, lr=lesson.lr)
             if lesson.then is not None:
                 lesson.then(self)
-        y = self._responses(self._samples(x)[0])
-        return KWinners(min(self.k, self.width))(y) if self.sparse and self.width else y
+        return self._represented(x)
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def learn(self, x: Tensor, labels: Tensor | None = None, *, lr: float | None = None) -> None:
         """Learns one minibatch: winner update, normalisation, freezing, growth. Nothing is recorded for autograd.
 
@@ -193,62 +200,38 @@ class HebbCL(Settings, Hebbian, nn.Module):
         x, _ = self._samples(x.detach() if isinstance(x, Tensor) else x)
         if self.supervised:
             labels = self._labels(x, labels)
-            self._meet(x, labels)
-            for label in labels.unique().tolist():
-                self._learn_class(label, x[labels == label], lr)
-        elif self.hebb and not self.frozen.all() and len(x := seen(x, self.patches)):
-            self.rule.step_(self.weight, x, lr=lr, frozen=self.frozen)
-            self._divide(self.weight, self.frozen)
-            self._converge(x)
+            with self._all_or_nothing():
+                self._meet(x, labels)
+                for label in labels.unique().tolist():
+                    self._learn_class(label, x[labels == label], lr)
+        elif self.hebb and not self.finished and len(x := seen(x, self.patches)):
+            with self._all_or_nothing():
+                self.rule.step_(self.weight, x, lr=lr, frozen=self.frozen)
+                self._divide(self.weight, self.frozen)
+                self._converge(x)
 
-    def partial_fit(self, X, y=None, batch_size: int = 100, epochs: int = 1, *, lr: float | None = None) -> HebbCL:
-        """Learns X [n, ...] in minibatches, in the order given, `epochs` times; y [n] and lr are those of `learn`.
-
-        X and y may be tensors or NumPy arrays. All classes of y that are new are added before the first minibatch.
-        Returns the model. Raises as `learn`, and ValueError on a batch_size or epochs below 1.
-        """
-        for name, count in (("batch_size", batch_size), ("epochs", epochs)):
-            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-                raise ValueError(f"hebbkern.HebbCL: {name} must be a whole number of at least 1, got {count}")
-        X, labels = torch.as_tensor(X), None
-        self._check_shape(X)
-        if self.supervised:
-            labels = self._labels(X, y if y is None else torch.as_tensor(y))
-            self._meet(X, labels)
-        for _ in range(epochs):
-            for begin in range(0, len(X), batch_size):
-                batch = slice(begin, begin + batch_size)
-                self.learn(X[batch], None if labels is None else labels[batch], lr=lr)
-        return self
-
-    def fit(self, X, y=None, **options) -> HebbCL:
-        """As `partial_fit`, of a model that forgets all it knew first."""
-        self.reset()
-        return self.partial_fit(X, y, **options)
-
-    def transform(self, X):
-        """The representation [n, width] of X [n, ...]: a tensor, or a NumPy array where X is one."""
-        given = torch.as_tensor(X)
-        found = [self(part) for part in given.split(CHUNK)] if len(given) else [self(given)]
-        return _like(X, torch.cat(found))
-
-    def predict(self, X):
-        """int64 [n]: the class of each sample of X [n, ...]; unsupervised, the neuron that wins it.
-
-        A tensor, or a NumPy array where X is one. Raises ValueError where no class was learnt yet.
-        """
-        if self.supervised and not len(self.classes):
-            raise ValueError("hebbkern.HebbCL: predict needs a class that was learnt, got none yet")
-        y = self.transform(torch.as_tensor(X))
-        if not self.supervised:
-            return _like(X, y.argmax(1))
-        sums = y.unflatten(1, (len(self.classes), self.per_class)).sum(2)
-        return _like(X, self.classes[sums.argmax(1)])
-
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def reset(self) -> None:
         """Forgets all: the model as it was made."""
+        start = self.start if self.start != "samples" else "uniform"
+        self._rows = Rows(self.in_features, self.per_class or self.neurons, start, self.normalise, self.seed)
         self._take_width(0 if self.supervised else self.neurons, keep=False)
         self.settled, self.classes = self.settled.new_zeros(self.width), self.classes[:0]
+
+    @contextmanager
+    def _all_or_nothing(self):
+        """On an error within, also an interrupt, the model is as before: only rows that learn are kept a copy of."""
+        width, settled, classes, learning = self.width, self.settled.clone(), self.classes, ~self.frozen
+        kept = self.weight.detach()[learning]
+        try:
+            yield
+        except BaseException:
+            self._room = None  # new rows were written to
+            self._take_width(width)
+            self.weight.detach()[learning] = kept
+            self.settled, self.classes = settled, classes
+            raise
 
     def _learn_class(self, label: int, x: Tensor, lr: float) -> None:
         """Samples of one class teach the rows of that class."""
@@ -296,6 +279,7 @@ class HebbCL(Settings, Hebbian, nn.Module):
     def _divide(self, weight: Tensor, frozen: Tensor) -> None:
         """ "matrix_max": rows that are not frozen by the largest absolute weight among them."""
         if self.normalise == "matrix_max":
+            weight = weight.detach()
             largest = weight.abs().amax(1).masked_fill(frozen, 0).amax()
             weight.div_(torch.where(frozen | (largest == 0), 1, largest)[:, None])
 
@@ -311,7 +295,8 @@ class HebbCL(Settings, Hebbian, nn.Module):
         weight, room = self.weight.detach(), self._room
         lives = room is not None and room.data_ptr() == weight.data_ptr() and room.dtype == weight.dtype
         if not keep or not lives or width > len(room):
-            self._room = self._rows.laid_out(weight if keep else weight[:0], width)
+            old = weight[:width] if keep else weight.new_empty((0, self.in_features))
+            self._room = self._rows.laid_out(old, width, self.max_neurons)
         self.weight.data = self._room[:width]
 
     def _starts(self, x: Tensor) -> Tensor:
@@ -331,9 +316,14 @@ class HebbCL(Settings, Hebbian, nn.Module):
     def _samples(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """x as [B, N] of the weight's dtype, finite; and labels, as they are."""
         self._check_shape(x)
+        if x.device != self.weight.device:
+            self._refuse("x", f"on {self.weight.device}, as the weight is", x.device)
         images, x = x.dtype == torch.uint8, x.flatten(1).to(self.weight.dtype)
         x = x / 255 if images else x
-        if not (x.sum().isfinite() or x.isfinite().all()):  # a sum takes a tenth of the time, but may overflow
+        wide = torch.promote_types(x.dtype, torch.float32)
+        if not torch.linalg.vector_norm(x, dtype=wide).isfinite():  # so that no response or distance overflows
+            if x.isfinite().all():
+                self._refuse("x", "small enough to be squared and added", f"up to {x.abs().max():g}")
             self._refuse("x", "finite", "a NaN or an infinity")
         return x, labels
 
@@ -344,23 +334,35 @@ class HebbCL(Settings, Hebbian, nn.Module):
         wanted = f"[{len(x)}] integers, the class of each sample"
         if not isinstance(labels, Tensor):
             self._refuse("labels", wanted, "None" if labels is None else type(labels).__name__)
-        if labels.dtype.is_floating_point or labels.dtype == torch.bool or labels.shape != x.shape[:1]:
+        if labels.dtype not in WHOLE or labels.shape != x.shape[:1]:
             dtype = str(labels.dtype).removeprefix("torch.")
             self._refuse("labels", wanted, f"{dtype} of shape {list(labels.shape)}")
         return labels.to(torch.int64)
 
+    def _represented(self, x: Tensor, sparse: bool | None = None) -> Tensor:
+        """Equation 1; all responses where not sparse."""
+        y = self._responses(self._samples(x)[0])
+        sparse = self.sparse if sparse is None else sparse
+        return KWinners(min(self.k, self.width))(y) if sparse and self.width else y
+
     def _responses(self, x: Tensor) -> Tensor:
         x, weight = as_patches(x, self.patches), self.weight
         if self.similarity == "cosine":
-            x, weight = F.normalize(x), F.normalize(weight)
+            x, weight = normalised(x), normalised(weight)
         return F.linear(x, weight)
 
     def __getstate__(self) -> dict:
         """Copies and pickles leave the spare room behind."""
-        return {**self.__dict__, "_room": None}
+        weight = nn.Parameter(self.weight.detach().clone(), requires_grad=False)
+        return {**self.__dict__, "_room": None, "_parameters": {**self._parameters, "weight": weight}}
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors) -> None:
         """Takes on the width of the state, if all of it fits; otherwise nothing changes."""
+        if not any(prefix + name in state_dict for name in ("weight", "settled", "classes")):
+            missing += [prefix + name for name in ("weight", "settled", "classes")]
+            return
         if problem := self.misfit(state_dict, prefix):
             errors.append(problem)
             return
@@ -375,26 +377,22 @@ class HebbCL(Settings, Hebbian, nn.Module):
         weight, settled, classes = (state.get(prefix + name) for name in ("weight", "settled", "classes"))
         if not all(isinstance(value, Tensor) for value in (weight, settled, classes)):
             return f"HebbCL's state must hold {prefix}weight, {prefix}settled and {prefix}classes"
-        if weight.dim() != 2 or weight.shape[1] != self.in_features:
+        if weight.dim() != 2 or weight.shape[1] != self.in_features or not (len(weight) or self.supervised):
             return f"weight must be [width, {self.in_features}], got shape {list(weight.shape)}"
         if settled.shape != weight.shape[:1]:
             return f"settled must be one a neuron ({len(weight)}), got shape {list(settled.shape)}"
-        if divmod(len(weight), self.per_class or len(weight) + 1) != (
+        if classes.dim() != 1 or divmod(len(weight), self.per_class or len(weight) + 1) != (
             len(classes),
             0 if self.supervised else len(weight),
         ):
             wanted = f"one for each {self.per_class} of {len(weight)} neurons" if self.supervised else "none"
-            return f"classes must be {wanted}, got {len(classes)}"
+            return f"classes must be {wanted}, got shape {list(classes.shape)}"
         if self.max_neurons is not None and len(weight) > self.max_neurons:
             return f"max_neurons must be at least the {len(weight)} neurons of the state, got {self.max_neurons}"
         return None
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in SETTINGS if getattr(self, name) is not None)
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in self.SETTINGS if getattr(self, name) is not None)
 
 
-SETTINGS = tuple(name for name in signature(HebbCL).parameters if name not in ("device", "dtype"))
-
-
-def _like(given, found: Tensor):  # an array where one was given
-    return found.cpu().numpy() if isinstance(given, np.ndarray) else found
+HebbCL.SETTINGS = tuple(name for name in signature(HebbCL).parameters if name not in ("device", "dtype"))

@@ -20,23 +20,21 @@ class Rows:
     from its weights grows the same rows.
     """
 
-    def __init__(self, inputs: int, least: int, most: int | None, start: str, normalise: str, seed: int):
-        self.inputs, self.least, self.most = inputs, least, most
+    def __init__(self, inputs: int, least: int, start: str, normalise: str, seed: int):
+        self.inputs, self.least = inputs, least
         self.start, self.normalise, self.seed = start, normalise, seed
 
-    def laid_out(self, old: Tensor, count: int) -> Tensor:
-        """Room [capacity, N] for at least `count` rows; the first are those of `old` [K, N], the others starts."""
+    def laid_out(self, old: Tensor, count: int, most: int | None) -> Tensor:
+        """Room [capacity, N] for `count` rows, up to `most`; the first are those of `old` [K, N], the others starts."""
         edges = [0, self.least]
         while edges[-1] < count:
             edges.append(2 * edges[-1])
-        if self.most is not None:
-            edges[-1] = min(edges[-1], self.most)
-        room = old.new_empty((edges[-1], self.inputs))
+        room = old.new_empty((max(count, min(edges[-1], most or edges[-1])), self.inputs))
         room[: len(old)] = old
         for section, (begin, end) in enumerate(pairwise(edges)):
             if end > len(old):
-                drawn = self._drawn(section, end - begin).to(room)
-                room[max(begin, len(old)) : end] = drawn[max(len(old) - begin, 0) :]
+                drawn = self._drawn(section, end - begin).to(room)  # all of it: fewer might not begin with the same
+                room[max(begin, len(old)) : end] = drawn[max(len(old) - begin, 0) : len(room) - begin]
         return room
 
     def among(self, x: Tensor, count: int, width: int) -> Tensor:
@@ -56,7 +54,7 @@ class Rows:
     def _drawn(self, section: int, count: int) -> Tensor:
         generator = self._generator(section, 0)
         draw = torch.randn if self.start == "normal" else torch.rand
-        return self.normalised(draw((count, self.inputs), generator=generator, device="cpu"))
+        return self.normalised(draw((count, self.inputs), generator=generator, device="cpu", dtype=torch.float32))
 
     def _generator(self, *place: int) -> torch.Generator:
         """Of the CPU, so that every device gets the same rows."""

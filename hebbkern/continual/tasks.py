@@ -114,7 +114,7 @@ class Batches:
         return (self.task.samples + (self.size - 1 if self.partial else 0)) // self.size
 
     def seek(self, iteration: int) -> None:
-        """Lets the next iterator start after `iteration` batches, counted from the beginning of epoch 0."""
+        """Lets iterators start after so many batches, counted from the beginning of epoch 0, until the next seek."""
         self.epoch, self.first = divmod(iteration, len(self))
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:

@@ -76,6 +76,8 @@ class Step:
 
     def _is_frozen(self, layer: Hebbian) -> bool:
         """Whether no neuron of the layer learns; looked up anew, which waits for a GPU, only where the mask changed."""
+        if hasattr(layer, "finished"):  # its neurons are not all there yet
+            return layer.finished
         mask = layer.frozen
         known = self._frozen.get(layer)
         if known is None or known[0] is not mask or known[1] != mask._version:

@@ -170,9 +170,8 @@ def _check_shapes(state: Mapping, model: nn.Module, name: str) -> None:
         {part: list(one.shape) for part, one in parts.items() if isinstance(one, Tensor) and not is_lazy(one)}
         for parts in (state, model.state_dict())
     )
-    growing = {
-        f"{path}." if path else "": module for path, module in model.named_modules() if hasattr(module, "misfit")
-    }
+    modules = [pair for pair in model.named_modules(remove_duplicate=False) if hasattr(pair[1], "misfit")]
+    growing = {f"{path}." if path else "": module for path, module in modules}
     for prefix, module in growing.items():
         if problem := module.misfit(state, prefix):
             raise ValueError(f"hebbkern.training: model must fit {name}: {problem}")

@@ -94,6 +94,7 @@ class Quadratic(Consolidation):
         self.importance: list[Tensor] = []  # Ω
         self.offset = 0.0
         self._pulls: list[Tensor] = []  # 2Ω(θ − θ*) of this step, in memory that the next uses again
+        self._made = 0  # how often they were computed
 
     @property
     def scale(self) -> float:
@@ -112,7 +113,7 @@ class Quadratic(Consolidation):
                 for pull, weight, anchor in zip(pulls, weights, self.anchor, strict=True)
             )
             value = (value / 2 + self.offset) * self.scale
-        return _Elastic.apply(value, self.scale, pulls, self.importance, self.anchor, *weights)
+        return _Elastic.apply(value, self, pulls, self.importance, self.anchor, *weights)
 
     def add_gradient(self, model: nn.Module, x: Tensor | None = None) -> None:
         weights = self._chosen(model)
@@ -131,8 +132,9 @@ class Quadratic(Consolidation):
 
     def load_state_dict(self, state: Mapping) -> None:
         own = {name: self._unnamed(name, state) for name in ("anchor", "importance")}
+        own["offset"] = state.get("offset", 0.0)
         super().load_state_dict(state)
-        vars(self).update(own, offset=state["offset"], _pulls=[])
+        vars(self).update(own, _pulls=[])
 
     def _named(self, tensors: list[Tensor]) -> dict[str, Tensor]:
         return dict(zip(self.names, tensors, strict=True)) if tensors else {}
@@ -178,23 +180,25 @@ class Quadratic(Consolidation):
             weight = weight.detach().to(anchor.dtype)
             torch.ops.aten.mse_loss_backward.grad_input(importance, weight, anchor, 0, grad_input=pull)
         if keep:
-            self._pulls = pulls
+            self._pulls, self._made = pulls, self._made + 1
         return pulls
 
 
 class _Elastic(torch.autograd.Function):
-    """`value`, whose gradient to the weights is scale · pulls."""
+    """`value`, whose gradient to the weights is the method's scale · pulls."""
 
     @staticmethod
-    def forward(ctx, value, scale, pulls, importance, anchor, *weights):
-        ctx.scale, ctx.pulls, ctx.importance, ctx.anchor = scale, pulls, importance, anchor
+    def forward(ctx, value, method, pulls, importance, anchor, *weights):
+        ctx.method, ctx.scale, ctx.made = method, method.scale, method._made
+        ctx.pulls, ctx.importance, ctx.anchor = pulls, importance, anchor
         ctx.save_for_backward(*weights)
         return value.clone()
 
     @staticmethod
     def backward(ctx, gradient):
         weights = ctx.saved_tensors  # refused by torch where they were changed since, as pulls would not tell
-        if torch.is_grad_enabled():  # create_graph=True: pulls are constants to autograd
+        stale = ctx.method._made != ctx.made  # another penalty, of another model say, was computed since
+        if stale or torch.is_grad_enabled():  # create_graph=True: pulls are constants to autograd
             triples = zip(ctx.importance, weights, ctx.anchor, strict=True)
             pulls = [2 * of * (weight - anchor) for of, weight, anchor in triples]
         else:
