@@ -44,13 +44,13 @@ class Baseline:
 # Found by `baseline_search`.
 TABLE = {
     "mnist": [
-        Baseline("SGD", 0.01, 0.0, 19.01),
-        Baseline("L2", 0.01, 0.1, 18.88),
-        Baseline("EWC", 0.01, 100.0, 18.90),
-        Baseline("Online EWC", 0.01, 100.0, 18.89),
-        Baseline("Synaptic Intelligence", 0.01, 1.0, 17.94),
-        Baseline("MAS", 0.01, 1.0, 17.38),
-        Baseline("LwF", 0.03, 3.0, 49.37),
+        Baseline("SGD", 0.1, 0.0, 19.01),
+        Baseline("L2", 0.1, 0.01, 18.88),
+        Baseline("EWC", 0.1, 100.0, 18.90),
+        Baseline("Online EWC", 0.1, 10.0, 18.89),
+        Baseline("Synaptic Intelligence", 0.1, 1.0, 17.94),
+        Baseline("MAS", 0.03, 1.0, 17.38),
+        Baseline("LwF", 0.01, 1.5, 49.37),
     ],
     "cifar10": [
         Baseline("SGD", 0.01, 0.0, 15.56),
@@ -71,7 +71,7 @@ STRENGTHS = {
     "Online EWC": (10.0, 100.0, 1000.0),
     "Synaptic Intelligence": (0.1, 1.0, 10.0),
     "MAS": (0.1, 1.0, 10.0),
-    "LwF": (1.0, 3.0, 10.0),
+    "LwF": (0.3, 1.0, 1.5, 2.0, 3.0),
 }
 
 
@@ -163,7 +163,7 @@ def consolidation(baseline: Baseline, network: nn.Module, seed: int) -> Consolid
         "Online EWC": lambda: OnlineEWC(network, strength, samples=LOOKED_AT, seed=seed),
         "Synaptic Intelligence": lambda: SynapticIntelligence(network, strength),
         "MAS": lambda: MAS(network, strength, samples=LOOKED_AT),
-        "LwF": lambda: LwF(strength, units="seen"),
+        "LwF": lambda: LwF(strength),
     }
     if baseline.row not in methods:
         raise ValueError(f"hebbcl_baselines: row must be one of {', '.join(methods)}, got {baseline.row}")

@@ -91,6 +91,7 @@ TABLE = {
     "cifar10": [
         *_rows(CIFAR10, 40.91, 7, sharp=(64, 5), untaught=(64, 3)),
         Answer("HebbCL, images only centred", CENTRED, 7, paper=40.91),
+        Answer("HebbCL, images only centred, sharpened", CENTRED, 30, 12),
     ],
 }
 MEASURE = {"mnist": "split MNIST accuracy", "cifar10": "split CIFAR-10 accuracy"}
@@ -187,21 +188,23 @@ def taught(recipe: Recipe, x: Tensor, y: Tensor, seed: int) -> HebbCL:
     return model
 
 
-def accuracy(model: HebbCL, x: Tensor, y: Tensor, answers: list[tuple[int, float]]) -> list[float]:
-    """Percent of x [n, inputs] whose class y [n] is found, for each (k, power), averaged over tasks.
+def answered(model: HebbCL, x: Tensor, answers: list[tuple[int, float]]) -> Iterator[Tensor]:
+    """The class of each x [n, inputs], int64 [n], for each (k, power): that of the highest Σ over the k winners.
 
-    The answer is the class of the highest Σ activation over the k winners (which is `model.predict`), or, for powers
-    other than 1, Σ max(activation, 0)^power. All answers share one look for winners, of which there are 64 at most.
+    Summed are activations at power 1 (which is `model.predict`), max(activation, 0)^power at others. All answers share
+    one look for winners, of which there are 64 at most.
     """
     most = min(max(k for k, _ in answers), model.width)
     winners, responses = compete(x, model.weight, most, patches=model.patches)
     groups, sums = winners.long() // model.per_class, torch.empty(len(x), len(model.classes))
-    correct = []
     for k, power in answers:
         votes = responses[:, :k] if power == 1 else responses[:, :k].clamp(min=0) ** power
-        found = model.classes[sums.zero_().scatter_add_(1, groups[:, :k], votes).argmax(1)]
-        correct.append(task_average(found == y, y))
-    return correct
+        yield model.classes[sums.zero_().scatter_add_(1, groups[:, :k], votes).argmax(1)]
+
+
+def accuracy(model: HebbCL, x: Tensor, y: Tensor, answers: list[tuple[int, float]]) -> list[float]:
+    """Percent of x [n, inputs] whose class y [n] is found, averaged over tasks, for each (k, power)."""
+    return [task_average(found == y, y) for found in answered(model, x, answers)]
 
 
 def task_average(correct: Tensor, y: Tensor) -> float:

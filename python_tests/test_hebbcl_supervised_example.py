@@ -40,27 +40,34 @@ def test_the_average_is_over_tasks_not_over_images():
     assert supervised.task_average(correct, y) == pytest.approx(100 * (2 / 6 + 2 / 2) / 2)
 
 
+@pytest.fixture
+def noise(data):
+    """Test images on which answers differ: [TEST, 36]."""
+    return data[2].flatten(1) + torch.randn(TEST, 36, generator=torch.Generator().manual_seed(1))
+
+
 @pytest.mark.parametrize("k", [1, 2, 5, 12])
-def test_an_answer_at_power_1_is_the_models_own(model, data, k):
-    x, y = data[2].flatten(1), data[3]
-    x = x + torch.randn(x.shape, generator=torch.Generator().manual_seed(1)) * 0.5  # or all answers were correct
+def test_an_answer_at_power_1_is_the_models_own(model, noise, k):
     model.k = k
-    wanted = supervised.task_average(model.predict(x) == y, y)
-    assert supervised.accuracy(model, x, y, [(3, 2.0), (k, 1)])[1] == pytest.approx(wanted)
-    assert wanted < 100
+    answers = list(supervised.answered(model, noise, [(3, 2.0), (k, 1), (20, 1)]))
+    assert torch.equal(answers[1], model.predict(noise))
 
 
-def test_a_sharpened_answer_sums_powers_of_the_positive_winners(model, data):
-    x, y = data[2].flatten(1), data[3]
-    x = x + torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+def test_a_sharpened_answer_sums_powers_of_the_positive_winners(model, noise):
     model.k = 8
-    sums = torch.zeros(len(x), 4, dtype=torch.float64)
-    for image, winners in enumerate(model.transform(x).double()):
+    sums = torch.zeros(TEST, 4, dtype=torch.float64)
+    for image, winners in enumerate(model.transform(noise).double()):
         for neuron, activation in enumerate(winners.tolist()):
             sums[image, neuron // 3] += max(activation, 0) ** 4
-    wanted = supervised.task_average(sums.argmax(1) == y, y)
-    plain, sharp = supervised.accuracy(model, x, y, [(8, 1), (8, 4)])
-    assert sharp == pytest.approx(wanted) and sharp != plain
+    plain, sharp = supervised.answered(model, noise, [(8, 1), (8, 4)])
+    assert torch.equal(sharp, sums.argmax(1)) and not torch.equal(sharp, plain)
+
+
+def test_accuracies_are_of_these_answers(model, noise, data):
+    found = model.predict(noise)
+    wanted = supervised.task_average(found == data[3], data[3])
+    assert supervised.accuracy(model, noise, data[3], [(model.k, 1)]) == [pytest.approx(wanted)]
+    assert supervised.accuracy(model, noise, found, [(model.k, 1)]) == [100]
 
 
 def test_whitening_has_seen_the_first_task_alone(data):
