@@ -4,9 +4,8 @@
     python bench/gpu.py --skip-tests     the table only
     python bench/gpu.py --markdown FILE  puts the table of results/gpu.json between its marks in FILE; measures nothing
 
-Every step is compared with the CPU's result before it is timed, by the compiled kernels, by Triton's and by what
-hebbkern/choice.py chooses of the two, against its floor (the bare forward pass) and against eager torch. Exit status 1
-where a test fails or a result differs.
+Every step is compared with the CPU's result before it is timed, by the compiled kernels and by Triton's, against its
+floor (the bare forward pass) and against eager torch. Exit status 1 where a test fails or a result differs.
 """
 
 import argparse

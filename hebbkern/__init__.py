@@ -13,7 +13,13 @@ try:
 except metadata.PackageNotFoundError:  # a checkout on the path, not installed
     __version__ = "0+unknown"
 
-LATER = ("datasets", "evaluation", "plots", "training")  # imported when first named: they need more packages
+LATER = (
+    "continual",
+    "datasets",
+    "evaluation",
+    "plots",
+    "training",
+)  # imported when first named: most need more packages
 
 
 def __getattr__(name: str):

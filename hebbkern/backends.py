@@ -4,10 +4,9 @@ Importing this module loads the compiled libraries (each registers its kernels w
 every operator eager.py's function as the kernel for all other devices. ``backend(name)`` and the environment variable
 HEBBKERN_BACKEND override the choice:
 
-    "auto"    by the tensors' device: compiled if there, on a GPU those or Triton's by operator and shape (choice.py),
-              else plain torch (says so once)
+    "auto"    by the tensors' device: compiled if there, else on a GPU Triton's, else plain torch (says so once)
     "cpu"     the same, after making sure that the compiled CPU kernels are there
-    "cuda"    the compiled ones on a GPU, for every operator and shape; with HEBBKERN_CUDA_HOST=FILE on CPU tensors too
+    "cuda"    the same, after making sure of those for GPUs; with HEBBKERN_CUDA_HOST=FILE they run on CPU tensors too
     "triton"  Triton's on a GPU even where compiled ones are; with TRITON_INTERPRET=1 on CPU tensors too, slowly
     "eager"   plain torch, everywhere
 
@@ -26,7 +25,7 @@ import warnings
 import torch
 from torch._subclasses.functional_tensor import FunctionalTensorMode
 
-from hebbkern import choice, cuda, eager
+from hebbkern import cuda, eager
 from hebbkern.ops import checks, library
 
 COMPILED = {"cpu": "hebbkern._cpu", "cuda": "hebbkern._cuda"}  # device type -> the extension that serves it
@@ -184,23 +183,21 @@ def _compiled_for(index):
     return any(number // 10 == major and number <= own for number in known) or own > max(known)
 
 
-def _takes_compiled(name, *arguments):
-    """Whether a call on a GPU goes to the compiled kernels; emulated ones serve the CPU."""
-    if "cuda" in _missing or emulated() or not _compiled_for(arguments[0].device.index or 0):
-        return False
-    tritons = "triton" not in _missing and os.environ.get("TRITON_INTERPRET") != "1"
-    return not tritons or choice.chosen(name, *arguments) == "cuda"
+def _takes_compiled(tensor):
+    """Whether the compiled kernels serve ``tensor``, which is on a GPU; emulated ones serve the CPU."""
+    return "cuda" not in _missing and not emulated() and _compiled_for(tensor.device.index or 0)
 
 
 def _on_gpu(name):
-    """Operator ``name`` by the kernels that serve it best, of those that are there."""
-    by_triton = _fallback(getattr(eager, name)) if "triton" in _missing else _by_triton(name)
-    compiled = library.operator(name, "cuda")
+    """Operator ``name`` by the compiled kernels if they are there, else by Triton's."""
+    otherwise = _fallback(getattr(eager, name)) if "triton" in _missing else _by_triton(name)
 
     def run(tensor, *arguments):
-        if _takes_compiled(name, tensor, *arguments):
-            return compiled(tensor, *arguments)
-        return by_triton(tensor, *arguments)
+        if not _takes_compiled(tensor):
+            return otherwise(tensor, *arguments)
+        if tensor.is_cuda and library.chosen[name] is library.operator(name):  # which public functions need not call
+            library.straight.add(tensor.get_device())
+        return library.compiled[name](tensor, *arguments)
 
     return run
 
@@ -217,7 +214,7 @@ def _show_to_compile(name):
 
         exporting = custom_triton_ops_decomposition_disabled()
         elsewhere = exporting or named or arguments[0].device.type != "cuda" or "triton" in _missing
-        if elsewhere or (operator._overloadname == "default" and _takes_compiled(name, *arguments)):
+        if elsewhere or (operator._overloadname == "default" and _takes_compiled(arguments[0])):
             return mode.__torch_dispatch__(operator, types, arguments, named)
         with mode:
             return importlib.import_module("hebbkern.triton").trace(name, *arguments)

@@ -1,4 +1,4 @@
-"""docs/training.md: its commands run as they stand, on fewer images and epochs."""
+"""docs/training.md and docs/continual.md: what they show runs as it stands, commands on fewer images and epochs."""
 
 import os
 import re
@@ -19,9 +19,9 @@ PAGE = Path(__file__).parents[1] / "docs" / "training.md"
 SMALL = ["--data", "few.npz", "--batch", "50", "--epochs", "1"]
 
 
-def blocks(kind):
+def blocks(kind, page=PAGE):
     """The fenced blocks of a kind, with the line above each."""
-    return re.findall(rf"(\S*)\s*```{kind}\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    return re.findall(rf"(\S*)\s*```{kind}\n(.*?)```", page.read_text(), flags=re.DOTALL)
 
 
 @pytest.fixture
@@ -63,3 +63,15 @@ def test_the_python_runs(place):
     for _, text in blocks("python"):
         exec(text, names)
     assert (place / "runs" / "mine" / "checkpoint_16.safetensors").exists()
+
+
+def test_learning_from_streams_runs(capsys):
+    """Printed are a width and how many of it are frozen, accuracies of features and of a classifier, and R's means."""
+    names = {}
+    for _, text in blocks("python", PAGE.with_name("continual.md")):
+        exec(text, names)
+    width, frozen, neighbours, predicted, kept, forgotten = map(
+        float, re.findall(r"-?\d+\.?\d*", capsys.readouterr().out)
+    )
+    assert width == 50 + frozen > 60
+    assert neighbours > 0.8 and predicted > 0.8 and kept > 0.5 > forgotten

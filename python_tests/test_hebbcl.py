@@ -122,6 +122,13 @@ def test_starts_are_drawn_as_named_and_normalised(start, normalise):
         torch.testing.assert_close(norms, torch.ones(50))
 
 
+def test_starts_are_the_same_whatever_the_default_device_is():
+    want = HebbCL(N, 6)
+    with torch.device("meta"):
+        model = HebbCL(N, 6, device="cpu")
+    assert torch.equal(model.weight, want.weight)
+
+
 def test_new_neurons_can_start_on_samples():
     model = HebbCL(N, 6, threshold=1e9, lr=0.0, start="samples", patches="centred", normalise="row_l2")
     x = random((8, N)).abs()
@@ -485,7 +492,14 @@ def test_the_trainer_trains_it_and_resumes_it(tmp_path):
     assert last_checkpoint(tmp_path).stem == "checkpoint_20"
     assert same(trained(2, folder=tmp_path, save_every=10, resume=True)[0], want)
     with pytest.raises(ValueError, match=r"fit checkpoint_\d+.safetensors: weight must be \[width, 5\], got shape"):
-        train(torch.nn.Sequential(HebbCL(5)), Batches(torch.ones(240, 5), size=16), lr=0.3, epochs=2, folder=tmp_path, resume=True)
+        train(
+            torch.nn.Sequential(HebbCL(5)),
+            Batches(torch.ones(240, 5), size=16),
+            lr=0.3,
+            epochs=2,
+            folder=tmp_path,
+            resume=True,
+        )
 
 
 def test_figures_tell_of_neurons_that_were_there_when_the_epoch_began():

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 import cases
 import hebbkern as hk
 import oracle
+from hebbkern import dense
 
 RULES = [
     {"activation": activation, "decay": decay}
@@ -58,6 +59,20 @@ def test_large_layers(backend, layer):
     for rule in ({}, {"activation": "tanh", "decay": "diagonal"}, {"activation": "softmax", "decay": "none"}):
         options = {**rule, "patches": "centred", **layer.geometry}
         oracle.check_sanger(hk.ops.sanger(x, weight, **options), x, weight, **options)
+
+
+@pytest.mark.parametrize("at_once", [1, 500, 2**25])
+@pytest.mark.parametrize("layout", ["contiguous", "transposed", "channels_last"])
+@pytest.mark.parametrize("layer", cases.CONVOLUTION, ids=str)
+def test_products_with_patches_of_images(layer, layout, at_once, monkeypatch):
+    """YᵀX of the dense rules on a GPU, however many patches are written out at a time."""
+    monkeypatch.setattr(dense, "UNFOLDED", at_once)
+    x = cases.laid_out(cases.random(layer.x, torch.float64), layout)
+    geometry = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1)}
+    geometry |= {name: value if isinstance(value, tuple) else (value, value) for name, value in layer.geometry.items()}
+    X = hk.reference.unfold(x.numpy(), layer.kernel, **geometry)
+    y = cases.random((len(X), layer.neurons), torch.float64, seed=1)
+    assert torch.allclose(dense.gradient(y, x, layer.kernel, *geometry.values()), y.T @ torch.tensor(X))
 
 
 @given(drawn=cases.drawn(), data=st.data())

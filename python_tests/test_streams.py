@@ -489,3 +489,18 @@ def test_what_cannot_be_a_stream_is_refused(data, make, message):
 def test_what_cannot_be_thinned_is_refused(data, options, message):
     with pytest.raises(ValueError, match=f"^hebbkern.continual: {message}"):
         streams.imbalanced(streams.permuted(*data, 2), **options)
+
+
+def test_a_stream_is_the_same_whatever_the_default_device_is():
+    x, labels = torch.arange(240.0).view(40, 6), torch.arange(40) % 4
+
+    def batches():
+        tasks = streams.imbalanced(streams.permuted(x, labels, 2, seed=3)) + streams.split(x, labels, 2)
+        return [batch for task in tasks for batch in task.batches(7, seed=5)]
+
+    want = batches()
+    with torch.device("meta"):
+        got = batches()
+    assert all(
+        torch.equal(a, b) for pair, other in zip(want, got, strict=True) for a, b in zip(pair, other, strict=True)
+    )

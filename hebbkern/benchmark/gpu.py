@@ -18,14 +18,15 @@ from hebbkern.benchmark.workloads import floor, settings_of
 SAMPLE = 2e-3  # seconds a sample lasts at least, so that launches queue up and the device, not the CPU, is timed
 WARM = 3  # rounds of calls before the first sample: kernels are compiled then
 MOST = 256  # copies of the inputs
-NAMES = ("hebbkern", "cuda", "triton", "eager")  # what is measured against the floor
+KINDS = ("cuda", "triton")  # of kernels, as hebbkern.backend names them; without a choice the first that is there runs
+NAMES = (*KINDS, "eager")  # what is measured against the floor
 HEAD = ("work", "floor", *NAMES, *(f"{name} / floor" for name in NAMES), "off the CPU's result")
 LEGEND = (
     "Medians between CUDA events, in alternating order, on inputs that are not in the L2 cache. The floor is the bare "
     "forward pass (for dense rules with its weight gradient, for kwinners topk + scatter) with the same precision. "
-    "hebbkern is what it chooses of its compiled (cuda) and Triton's kernels, by the table of choice.py."
+    "cuda are hebbkern's compiled kernels, which run where they are built, triton those that run elsewhere."
 )
-WORSE = 1.1  # a choice that takes this many times as long as the other is wrong; less is noise
+NOISE = 1.1  # whoever is not this many times as fast is not called faster
 
 
 class Cuda:
@@ -95,8 +96,8 @@ def inputs(workload, device):
 
 
 def ours():
-    """The kinds of kernels that can be timed, as hebbkern.backend names them."""
-    return [name for name in ("cuda", "triton") if backends.available()[name] is None]
+    """The kinds of kernels that can be timed."""
+    return [name for name in KINDS if backends.available()[name] is None]
 
 
 def difference(workload, device, backend):
@@ -124,17 +125,17 @@ def checked(workload, device):
 
 def _served(name):
     """Within, operators run as the contestant ``name`` has them run."""
-    return hk.backend({"hebbkern": "auto"}.get(name, name)) if name in NAMES else contextlib.nullcontext()
+    return hk.backend(name) if name in NAMES else contextlib.nullcontext()
 
 
 def measure(workload, rounds, *, device="cuda", clock=Cuda, l2=50 << 20, sample=SAMPLE):
     """One row of the table. Raises AssertionError where a result is not the CPU's: nobody is timed then."""
     with settings_of(workload), torch.no_grad():
         error = checked(workload, device)
-        contestants = {name: [] for name in ("hebbkern", *ours(), "eager", "floor")}
+        contestants = {name: [] for name in (*ours(), "eager", "floor")}
         for _ in range(copies(workload, l2)):
             x, w, extra = inputs(workload, device)
-            for name in ("hebbkern", *ours()):
+            for name in ours():
                 contestants[name].append(_ours(workload, x, w, extra))
             contestants["eager"].append(workload.eager(x, w, **extra))
             contestants["floor"].append(floor(workload)(x, w.clone()))
@@ -147,22 +148,23 @@ def _ours(workload, x, w, extra):
     return lambda: workload.run(x, w, **extra)
 
 
-def wrong_choices(rows):
-    """A sentence for each row where the table of choice.py chose the slower kernels."""
+def faster(rows):
+    """A sentence for each row in which somebody is faster than the kernels that run without a choice."""
     found = []
     for row in rows:
-        seconds = row.get("seconds", {})
-        if "cuda" in seconds and "triton" in seconds:
-            faster = min("cuda", "triton", key=seconds.get)
-            ratio = seconds["hebbkern"] / seconds[faster]
-            if ratio > WORSE:
-                found.append(f"choice.py: {row['case']} takes {ratio:.2f} times as long as by {faster}")
+        seconds = {name: row.get("seconds", {}).get(name) for name in NAMES}
+        there = [name for name in NAMES if seconds[name]]
+        best = min(there, key=seconds.get, default=None)
+        if best and seconds[there[0]] > NOISE * seconds[best]:
+            found.append(
+                f"- {best} is {seconds[there[0]] / seconds[best]:.2f} times as fast as {there[0]}: {row['case']}."
+            )
     return found
 
 
 def text(rows):
-    """The table of ``measure``'s rows, and what it says of choice.py."""
-    return "\n".join([*aligned([HEAD, *map(_cells, rows)]), "", LEGEND, *wrong_choices(rows)])
+    """The table of ``measure``'s rows, and who is faster than hebbkern."""
+    return "\n".join([*aligned([HEAD, *map(_cells, rows)]), "", *faster(rows), "", LEGEND])
 
 
 def markdown(found):
@@ -176,7 +178,7 @@ def markdown(found):
         lines.append(" | ".join(("", *cells, "")).strip())
     failed = [f"- Not timed: {row['case']} ({row['failed'].rstrip(':')})." for row in found["rows"] if "failed" in row]
     where = f"{found['gpu']}, torch {found['torch']}, Triton {found['triton']}: `{found['command']}`"
-    return "\n".join([where, "", *lines, "", *failed, "", LEGEND])
+    return "\n".join([where, "", *lines, "", *failed, *faster(timed), "", LEGEND])
 
 
 def _cells(row):

@@ -42,7 +42,7 @@ def _task(name: str, experience) -> Task:
     task = Task(
         x=dataset,
         labels=labels,
-        indices=torch.arange(len(labels)),
+        indices=torch.arange(len(labels), device="cpu"),
         classes=tuple(sorted(getattr(experience, "classes_in_this_experience", None) or there)),
         name=name,
     )

@@ -167,9 +167,8 @@ class HebbCL(Settings, Hebbian, nn.Module):
         lesson = self.lesson
         if lesson is not None:
             if lesson.into != "weight" or lesson.group is not None:
-                raise ValueError(
-                    'hebbkern.HebbCL: learning must be into="weight" without a group, as neurons are added'
-                )
+                got = f'into="{lesson.into}"' + ("" if lesson.group is None else " and a group")
+                self._refuse("learning", 'into="weight" and without a group, as neurons are added', got)
             self.learn(x, lesson.labels, lr=lesson.lr)
             if lesson.then is not None:
                 lesson.then(self)
@@ -197,7 +196,7 @@ class HebbCL(Settings, Hebbian, nn.Module):
             self._meet(x, labels)
             for label in labels.unique().tolist():
                 self._learn_class(label, x[labels == label], lr)
-        elif self.hebb and len(x := seen(x, self.patches)):
+        elif self.hebb and not self.frozen.all() and len(x := seen(x, self.patches)):
             self.rule.step_(self.weight, x, lr=lr, frozen=self.frozen)
             self._divide(self.weight, self.frozen)
             self._converge(x)

@@ -43,7 +43,7 @@ class Rows:
         """[count, N]: rows that start on samples of x [B, N], drawn without repetition while there are enough."""
         generator, order = self._generator(width, 1), []
         while len(order) * len(x) < count:
-            order.append(torch.randperm(len(x), generator=generator))
+            order.append(torch.randperm(len(x), generator=generator, device="cpu"))
         return self.normalised(x[torch.cat(order)[:count].to(x.device)])
 
     def normalised(self, rows: Tensor) -> Tensor:
@@ -56,9 +56,9 @@ class Rows:
     def _drawn(self, section: int, count: int) -> Tensor:
         generator = self._generator(section, 0)
         draw = torch.randn if self.start == "normal" else torch.rand
-        return self.normalised(draw((count, self.inputs), generator=generator))
+        return self.normalised(draw((count, self.inputs), generator=generator, device="cpu"))
 
     def _generator(self, *place: int) -> torch.Generator:
         """Of the CPU, so that every device gets the same rows."""
         words = np.random.SeedSequence((self.seed, *place)).generate_state(2)
-        return torch.Generator().manual_seed(int(words[0]) << 31 ^ int(words[1]))
+        return torch.Generator("cpu").manual_seed(int(words[0]) << 31 ^ int(words[1]))

@@ -93,10 +93,10 @@ def permuted(x: Tensor, labels: Tensor, tasks: int = 10, *, seed: int = 0, ident
     check_data(x, labels)
     check_whole("tasks", tasks, 1)
     check_whole("seed", seed, 0)
-    every, classes = torch.arange(len(x)), check_classes(None, labels)
+    every, classes = torch.arange(len(x), device="cpu"), check_classes(None, labels)
     stream = []
     for t in range(tasks):
-        order = torch.randperm(x[0].numel(), generator=drawn(seed, PERMUTATION, t)).to(x.device)
+        order = torch.randperm(x[0].numel(), generator=drawn(seed, PERMUTATION, t), device="cpu").to(x.device)
         transform = None if t == 0 and identity_first else Permutation(order)
         stream.append(Task(x, labels, every, classes, transform, f"permutation {t + 1}" if transform else "as it is"))
     return stream
@@ -141,7 +141,7 @@ def mixture(sets: Iterable[tuple[str, Tensor, Tensor]], *, size: int = 32, chann
             wanted = f"[n, H, W] or [n, 1 or {channels}, H, W] with H and W at most {size}"
             raise ValueError(f"hebbkern.continual: images of {name!r} must be {wanted}, got {list(x.shape)}")
         transform = None if x.shape[1:] == (channels, size, size) else Canvas(size, channels)
-        stream.append(Task(x, labels, torch.arange(len(x)), check_classes(None, labels), transform, name))
+        stream.append(Task(x, labels, torch.arange(len(x), device="cpu"), check_classes(None, labels), transform, name))
     if not stream:
         raise ValueError("hebbkern.continual: sets must hold at least one data set, got none")
     return stream
@@ -179,13 +179,13 @@ def imbalanced(
     removal = _table("removal", removal, stream)
     thinned = []
     for t, task in enumerate(stream):
-        keep = torch.zeros(task.samples, dtype=torch.bool)
+        keep = torch.zeros(task.samples, dtype=torch.bool, device="cpu")
         labels = task.labels.cpu()
         for c, label in enumerate(task.classes):
             there = (labels == label).nonzero()[:, 0]
             generator = drawn(seed, REMOVAL, t, c)
-            probability = torch.rand((), generator=generator, dtype=torch.float64)
-            fate = torch.rand(len(there), generator=generator, dtype=torch.float64)
+            probability = torch.rand((), generator=generator, dtype=torch.float64, device="cpu")
+            fate = torch.rand(len(there), generator=generator, dtype=torch.float64, device="cpu")
             if counts is not None:
                 if counts[c, t] > len(there):
                     wanted = f"counts of class {label} in {task.name!r} must be at most {len(there)}"

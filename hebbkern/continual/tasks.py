@@ -121,7 +121,7 @@ class Batches:
         order = (
             None
             if self.seed is None
-            else torch.randperm(self.task.samples, generator=drawn(self.seed, ORDER, self.epoch))
+            else torch.randperm(self.task.samples, generator=drawn(self.seed, ORDER, self.epoch), device="cpu")
         )
         for batch in range(self.first, len(self)):
             positions = slice(batch * self.size, (batch + 1) * self.size)
@@ -132,7 +132,7 @@ def _rows(x, rows: Tensor) -> Tensor:
     """The samples at `rows`: a view where they are neighbours in a tensor, otherwise a copy."""
     if not isinstance(x, Tensor):
         return torch.stack([x[row][0] for row in rows.tolist()])
-    if len(rows) and torch.equal(rows, torch.arange(rows[0], rows[0] + len(rows))):
+    if len(rows) and torch.equal(rows, torch.arange(rows[0], rows[0] + len(rows), device="cpu")):
         return x[rows[0] : rows[0] + len(rows)]
     return x.index_select(0, rows.to(x.device))
 
@@ -140,7 +140,7 @@ def _rows(x, rows: Tensor) -> Tensor:
 def drawn(seed: int, *purpose: int) -> torch.Generator:
     """A generator that hangs on these numbers alone, each at least 0; other numbers give unrelated draws."""
     state = np.random.SeedSequence(int(seed), spawn_key=purpose).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state[0]))
+    return torch.Generator("cpu").manual_seed(int(state[0]))
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -3,7 +3,7 @@
 import torch
 
 from hebbkern.ops import checks
-from hebbkern.ops.library import chosen, define, pair
+from hebbkern.ops.library import define, pair, serving
 
 
 def accumulate(
@@ -43,7 +43,7 @@ def accumulate(
     responses, and on a neuron that does not exist. Deterministic: the same bits on every run, on compiled backends
     also for any number of threads.
     """
-    operator = chosen["accumulate"]
+    operator = serving("accumulate", x)
     geometry = pair(kernel), patches, pair(stride), pair(padding), pair(dilation)
     return operator(x, taught, coefficients, responses, neurons, *geometry, frozen)
 

@@ -3,7 +3,7 @@
 import torch
 
 from hebbkern.ops import checks
-from hebbkern.ops.library import LIBRARY, chosen, counted, define
+from hebbkern.ops.library import LIBRARY, counted, define, serving
 
 
 def apply_(weight, sum, *, decay=None, denominator=None, lr, normalise="none", rate_power=0.0, frozen=None):
@@ -28,7 +28,8 @@ def apply_(weight, sum, *, decay=None, denominator=None, lr, normalise="none", r
     in weight, sum, decay or denominator, and on a step that would leave a weight that is not finite.
     Deterministic: the same bits on every run, on compiled backends also for any number of threads.
     """
-    operator = chosen["apply_"] if not isinstance(lr, torch.Tensor) else torch.ops.hebbkern.apply_scheduled_.default
+    scheduled = isinstance(lr, torch.Tensor)
+    operator = torch.ops.hebbkern.apply_scheduled_.default if scheduled else serving("apply_", weight)
     operator(weight, sum, decay, denominator, lr, normalise, rate_power, frozen)
     counted(weight)
 
@@ -72,7 +73,7 @@ define(
 
 
 def _scheduled(weight, sum, decay, denominator, lr, normalise, rate_power, frozen):
-    chosen["apply_"](weight, sum, decay, denominator, lr.item(), normalise, rate_power, frozen)
+    serving("apply_", weight)(weight, sum, decay, denominator, lr.item(), normalise, rate_power, frozen)
 
 
 def _check_scheduled(weight, sum, decay, denominator, lr, normalise, rate_power, frozen):

@@ -3,7 +3,7 @@
 import torch
 
 from hebbkern.ops import checks
-from hebbkern.ops.library import chosen, define, pair
+from hebbkern.ops.library import define, pair, serving
 
 
 def compete(x, weight, k=1, *, p=2.0, cosine=False, patches="raw", stride=1, padding=0, dilation=1, mask=None):
@@ -29,7 +29,7 @@ def compete(x, weight, k=1, *, p=2.0, cosine=False, patches="raw", stride=1, pad
     Raises ValueError or RuntimeError on arguments that do not fit and on a NaN or an infinity in x or weight.
     Deterministic: the same bits on every run, on compiled backends also for any number of threads.
     """
-    operator = chosen["compete"]
+    operator = serving("compete", x)
     return operator(x, weight, k, p, cosine, patches, pair(stride), pair(padding), pair(dilation), mask)
 
 

@@ -1,7 +1,7 @@
 """kwinners: the sparse activation that keeps the k highest entries."""
 
 from hebbkern.ops import checks
-from hebbkern.ops.library import chosen, define
+from hebbkern.ops.library import define, serving
 
 
 def kwinners(y, k, dim=-1):
@@ -16,7 +16,7 @@ def kwinners(y, k, dim=-1):
     Raises ValueError or RuntimeError on arguments that do not fit and on a NaN or an infinity in y.
     Deterministic: the same bits on every run and for any number of threads.
     """
-    return chosen["kwinners"](y, k, dim)
+    return serving("kwinners", y)(y, k, dim)
 
 
 def check(y, k, dim):

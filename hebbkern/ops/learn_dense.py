@@ -2,7 +2,7 @@
 
 from hebbkern.ops import checks
 from hebbkern.ops.apply import check_apart
-from hebbkern.ops.library import chosen, counted, define, pair
+from hebbkern.ops.library import counted, define, pair, serving
 
 
 def learn_dense_(
@@ -36,7 +36,7 @@ def learn_dense_(
     Deterministic: the same bits on every run, on compiled backends also for any number of threads.
     """
     where = patches, pair(stride), pair(padding), pair(dilation), frozen
-    chosen["learn_dense_"](weight, x, activation, decay, lr, *where)
+    serving("learn_dense_", weight)(weight, x, activation, decay, lr, *where)
     counted(weight)
 
 

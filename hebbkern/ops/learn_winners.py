@@ -5,7 +5,7 @@ import torch
 from hebbkern.ops import checks
 from hebbkern.ops.apply import check_apart
 from hebbkern.ops.compete import check_contest
-from hebbkern.ops.library import chosen, counted, define, pair
+from hebbkern.ops.library import counted, define, pair, serving
 
 
 def learn_winners_(
@@ -52,7 +52,7 @@ def learn_winners_(
     """
     where = patches, pair(stride), pair(padding), pair(dilation), frozen
     how = k, p, cosine, coefficients, by_response, decay_by_response, average, normalise, lr
-    chosen["learn_winners_"](weight, x, labels, *how, *where)
+    serving("learn_winners_", weight)(weight, x, labels, *how, *where)
     counted(weight)
 
 

@@ -2,7 +2,9 @@
 
 ``torch.ops.hebbkern.<op>.default`` takes the kernel of the tensors' device; ``.eager`` always the plain torch one,
 ``.triton`` the Triton one and ``.cuda`` the one compiled for GPUs where they can run, that of the device elsewhere.
-The public functions call ``chosen[<op>]``: choosing a backend costs one look-up, and torch.compile guards on it.
+The public functions call ``serving(<op>, tensor)``, ``chosen[<op>]``: choosing a backend costs one look-up, and
+torch.compile guards on it. On GPUs known to run ``.cuda`` it is that overload: the kernel of ``.default`` asks in
+Python which kernels serve a GPU, and a step of 17 arguments takes some 10 µs of the host to pass through it.
 """
 
 from operator import index as operator_index
@@ -13,7 +15,9 @@ LIBRARY = torch.library.Library("hebbkern", "FRAGMENT")
 # All with the same arguments: torch aborts at exit where another signature follows two that are alike.
 OVERLOADS = ("default", "eager", "triton", "cuda")
 
-chosen = {}  # operator name -> the overload that the public functions call
+chosen = {}  # operator name -> the overload that was chosen for the public functions
+compiled = {}  # operator name -> ``.cuda``
+straight = set()  # GPUs, by number, on which ``.default`` was seen to call ``.cuda``; empty while another is chosen
 
 
 def define(schema, fake):
@@ -25,7 +29,7 @@ def define(schema, fake):
         # No autograd: outputs never require grad, and a Parameter may be written in place.
         LIBRARY.impl(qualified, torch.library.fallthrough_kernel, "Autograd")
         torch.library.register_fake(f"hebbkern::{qualified}", fake, lib=LIBRARY)
-    chosen[name] = operator(name)
+    chosen[name], compiled[name] = operator(name), operator(name, "cuda")
 
 
 def stage(schema):
@@ -41,8 +45,17 @@ def operator(name, overload="default"):
     return getattr(getattr(torch.ops.hebbkern, name), overload)
 
 
+def serving(name, tensor):
+    """The overload of operator ``name`` that a public function calls, whose first tensor this is."""
+    if torch.compiler.is_compiling() or not straight:  # a graph keeps the overload that takes any device
+        return chosen[name]
+    known = isinstance(tensor, torch.Tensor) and tensor.get_device() in straight
+    return compiled[name] if known else chosen[name]
+
+
 def choose(overload):
     """Let every public function call this overload from now on."""
+    straight.clear()
     for name in chosen:
         chosen[name] = operator(name, overload)
 

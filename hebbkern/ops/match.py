@@ -3,7 +3,7 @@
 import torch
 
 from hebbkern.ops import checks
-from hebbkern.ops.library import chosen, define, pair
+from hebbkern.ops.library import define, pair, serving
 
 
 def match(x, weight, *, patches="raw", stride=1, padding=0, dilation=1, mask=None):
@@ -25,7 +25,7 @@ def match(x, weight, *, patches="raw", stride=1, padding=0, dilation=1, mask=Non
     Raises ValueError or RuntimeError on arguments that do not fit and on a NaN or an infinity in x or weight.
     Deterministic: the same bits on every run, on compiled backends also for any number of threads.
     """
-    return chosen["match"](x, weight, patches, pair(stride), pair(padding), pair(dilation), mask)
+    return serving("match", x)(x, weight, patches, pair(stride), pair(padding), pair(dilation), mask)
 
 
 def check(x, weight, patches, stride, padding, dilation, mask):

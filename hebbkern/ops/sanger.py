@@ -1,7 +1,7 @@
 """sanger: the dense rules, in which every patch teaches every neuron (Sanger, Oja, Hebb, soft winner-take-all)."""
 
 from hebbkern.ops import checks
-from hebbkern.ops.library import chosen, define, pair
+from hebbkern.ops.library import define, pair, serving
 
 
 def sanger(
@@ -41,7 +41,7 @@ def sanger(
     Raises ValueError or RuntimeError on arguments that do not fit and on a NaN or an infinity in x or weight.
     Deterministic: the same bits on every run, on compiled backends also for any number of threads.
     """
-    operator = chosen["sanger"]
+    operator = serving("sanger", x)
     geometry = patches, pair(stride), pair(padding), pair(dilation)
     return operator(x, weight, activation, decay, temperature, *geometry, frozen)
 

@@ -70,7 +70,7 @@ class EWC(Quadratic):
         self._remember(anchor, importance, offset)
 
     def _fisher(self, model: nn.Module, data: Iterable | None, outputs: Outputs | None) -> list[Tensor]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.tasks)
+        generator = torch.Generator("cpu").manual_seed(self.seed * 1_000_003 + self.tasks)
         fisher = Sensitivity(model, self.names, outputs, _log_likelihood, torch.square)
         for x, labels in batches_of(data, self.samples):
             if self.labels == "data" and labels is None:
@@ -239,7 +239,7 @@ def _squared_length(out: Tensor, _) -> Tensor:
 def _draw(out: Tensor, generator: torch.Generator) -> Tensor:
     """[B] labels from softmax(out), by uniform numbers of the CPU's generator: the same on every device."""
     cumulative = out.double().softmax(1).cumsum(1)
-    uniform = torch.rand(len(out), 1, generator=generator, dtype=torch.float64).to(out.device)
+    uniform = torch.rand(len(out), 1, generator=generator, dtype=torch.float64, device="cpu").to(out.device)
     drawn = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
     return drawn[:, 0].clamp(max=out.shape[1] - 1)
 
