@@ -28,7 +28,7 @@ from hebbkern.continual.consolidation import EWC, L2, MAS, Consolidation, LwF, O
 HIDDEN = {"mnist": 640, "cifar10": 500}
 BATCH = 100
 LOOKED_AT = 500  # samples of a task by which EWC and MAS tell what matters
-RATES = (0.01, 0.03, 0.1)
+RATES = {"mnist": (0.01, 0.03, 0.1), "cifar10": (0.003, 0.01)}
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,13 @@ TABLE = {
         Baseline("LwF", 0.01, 1.5, 49.37),
     ],
     "cifar10": [
-        Baseline("SGD", 0.01, 0.0, 15.56),
-        Baseline("L2", 0.01, 0.1, 16.31),
-        Baseline("EWC", 0.01, 100.0, 11.83),
-        Baseline("Online EWC", 0.01, 100.0, 15.49),
-        Baseline("Synaptic Intelligence", 0.01, 1.0, 17.38),
+        Baseline("SGD", 0.003, 0.0, 15.56),
+        Baseline("L2", 0.003, 1.0, 16.31),
+        Baseline("EWC", 0.003, 1000.0, 11.83),
+        Baseline("Online EWC", 0.003, 1000.0, 15.49),
+        Baseline("Synaptic Intelligence", 0.003, 10.0, 17.38),
         Baseline("MAS", 0.01, 1.0, 11.79),
-        Baseline("LwF", 0.03, 3.0, 13.89),
+        Baseline("LwF", 0.01, 2.0, 13.89),
     ],
 }
 
@@ -122,7 +122,7 @@ def baseline_search(name: str, x: Tensor, y: Tensor, seed: int = 0) -> Iterator[
         row, lr, strength; accuracy in percent, None where weights became infinite.
     """
     for row, strengths in STRENGTHS.items():
-        for lr in RATES:
+        for lr in RATES[name]:
             for strength in strengths:
                 baseline, reached = Baseline(row, lr, strength), None
                 try:

@@ -183,8 +183,8 @@ def taught(recipe: Recipe, x: Tensor, y: Tensor, seed: int) -> HebbCL:
     for task in tasks_of(x, y):
         for epoch in range(recipe.epochs if recipe.hebb else 1):
             images, labels = task[torch.randperm(task.samples, generator=generator)]
-            model.lr = recipe.lr * (1 - epoch / recipe.epochs)
-            model.partial_fit(images, labels, batch_size=recipe.batch)
+            lr = recipe.lr * (1 - epoch / recipe.epochs)
+            model.partial_fit(images, labels, batch_size=recipe.batch, lr=lr)
     return model
 
 

@@ -41,9 +41,9 @@ def test_the_average_is_over_tasks_not_over_images():
 
 
 @pytest.fixture
-def noise(data):
-    """Test images on which answers differ: [TEST, 36]."""
-    return data[2].flatten(1) + torch.randn(TEST, 36, generator=torch.Generator().manual_seed(1))
+def noise():
+    """Images on which answers differ: [TEST, 36]."""
+    return torch.randn(TEST, 36, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("k", [1, 2, 5, 12])
@@ -87,17 +87,24 @@ def test_a_model_learns_the_tasks_one_after_the_other(data, model):
     assert model.classes.tolist() == [0, 1, 2, 3] and first.classes.tolist() == [0, 1]
     assert torch.equal(model.weight[:6], first.weight), "later classes changed the neurons of earlier ones"
     assert torch.equal(supervised.taught(SMALL, x, y, seed=0).weight, model.weight)
-    assert not torch.equal(supervised.taught(SMALL, x, y, seed=1).weight, model.weight)
+    for recipe in (replace(SMALL, hebb=False), replace(SMALL, hebb=False, start="normal")):
+        starts = [supervised.taught(recipe, x, y, seed=seed).weight for seed in (0, 1)]
+        assert not torch.equal(*starts)
+
+
+def test_the_seed_draws_the_order_of_the_images(data, monkeypatch):
+    orders = []
+    monkeypatch.setattr(hk.continual.HebbCL, "partial_fit", lambda self, X, y, **options: orders.append(X))
+    for seed in (0, 0, 1):
+        supervised.taught(replace(SMALL, epochs=2), data[0].flatten(1), data[1], seed)
+    first, again, other = orders[:4], orders[4:8], orders[8:]
+    assert all(map(torch.equal, first, again)) and not any(map(torch.equal, first, other))
+    assert not torch.equal(first[0], first[1]) and torch.allclose(first[0].sum(0), first[1].sum(0))
 
 
 def test_the_rate_falls_with_the_epochs_of_each_task(data, monkeypatch):
     rates = []
-
-    def learn(self, X, y, **options):
-        rates.append(self.lr)
-        self.classes = torch.arange(4)
-
-    monkeypatch.setattr(hk.continual.HebbCL, "partial_fit", learn)
+    monkeypatch.setattr(hk.continual.HebbCL, "partial_fit", lambda *of, lr, **options: rates.append(lr))
     supervised.taught(replace(SMALL, lr=0.6), data[0].flatten(1), data[1], seed=0)
     assert rates == pytest.approx([0.6, 0.4, 0.2] * 2)
 
@@ -152,7 +159,7 @@ def test_pictures_are_of_the_classes_asked_for(data, monkeypatch):
 def test_the_tables_are_what_was_searched(name):
     assert {answer.recipe for answer in supervised.TABLE[name]} <= set(supervised.CANDIDATES[name])
     for baseline in baselines.TABLE[name]:
-        assert baseline.lr in baselines.RATES and baseline.strength in baselines.STRENGTHS[baseline.row]
+        assert baseline.lr in baselines.RATES[name] and baseline.strength in baselines.STRENGTHS[baseline.row]
 
 
 @pytest.mark.parametrize("row", baselines.STRENGTHS)
@@ -164,6 +171,16 @@ def test_each_baseline_learns_and_answers(data, row):
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
     assert torch.equal(torch.get_rng_state(), state), "the caller's random numbers were drawn from"
     assert 0 <= baselines.accuracy(networks[0], *data[2:]) <= 100
+
+
+def test_the_seed_draws_the_weights_and_the_order(data, monkeypatch):
+    sgd = {lr: baselines.Baseline("SGD", lr) for lr in (0.0, 0.1)}
+    weights = [baselines.finetuned(sgd[0.0], *data[:2], hidden=8, seed=seed)[1].weight for seed in (0, 1)]
+    assert not torch.equal(*weights)
+    monkeypatch.setattr(baselines.torch, "manual_seed", lambda seed, real=torch.manual_seed: real(0))
+    for lr, same in ((0.0, True), (0.1, False)):
+        weights = [baselines.finetuned(sgd[lr], *data[:2], hidden=8, seed=seed)[1].weight for seed in (0, 1)]
+        assert torch.equal(*weights) == same
 
 
 def test_a_strong_baseline_stays_at_the_first_task(data):
