@@ -7,11 +7,11 @@ Class-incremental: the classes come in order, five tasks of two, each gone throu
 task is named at test time, and one answer is given among all classes, the one whose neurons' k-winners activations have
 the highest sum. As many neurons as in the paper: 64 a class for MNIST, 200 for CIFAR-10.
 
-Where the paper is silent: each image is centred and brought to norm 1, rows are divided by their norm (by their largest
-weight, φ as it is printed, gives 78 % and 32 % in early trials), new neurons start on samples of their class, the
-learning rate falls linearly with the epochs of a task. CIFAR-10 is whitened by ZCA that is fitted on the images of the
-first task alone: a continual learner has not seen the others. "images only centred" leaves the whitening out.
-"sharpened" raises the activations to a power before they are summed, which is beyond the paper.
+Where the paper is silent: each image is centred and brought to norm 1, new neurons start on samples of their class, the
+learning rate falls linearly with the epochs of a task, rows are divided by their norm (by their largest weight, 86 % and
+42 % are reached on validation data, on MNIST less than without learning). CIFAR-10 is whitened by ZCA that is fitted on
+the images of the first task alone, as a continual learner has not seen the others; "images only centred" leaves the
+whitening out. "sharpened" raises the activations to a power before they are summed, which is beyond the paper.
 
 The baselines see the same classes and images, and no learning: neurons that stay on samples of their class, and neurons
 that stay as drawn. Each of them may choose its k and power as the learnt ones do. All choices were made by `search`, on
@@ -46,7 +46,7 @@ class Recipe:
 
     Attributes:
         per_class: neurons a class. lr: at the start of each task. epochs: of each task. batch: samples of both classes.
-        start: of new neurons, as HebbCL takes it. hebb: False = they stay there.
+        normalise, start: as HebbCL takes them. hebb: False = neurons stay there.
         whiten: ε of the ZCA fitted on the first task's images; None = images as they are.
     """
 
@@ -54,6 +54,7 @@ class Recipe:
     lr: float = 0.3
     epochs: int = 10
     batch: int = 200
+    normalise: str = "row_l2"
     start: str = "samples"
     hebb: bool = True
     whiten: float | None = None
@@ -100,6 +101,7 @@ MEASURE = {"mnist": "split MNIST accuracy", "cifar10": "split CIFAR-10 accuracy"
 CANDIDATES = {
     "mnist": [
         *(replace(MNIST, lr=lr, epochs=epochs) for lr in (0.1, 0.3, 0.5, 1.0) for epochs in (1, 5, 10)),
+        *(replace(MNIST, lr=lr, normalise="row_max") for lr in (0.1, 0.3)),
         *(replace(MNIST, start=start) for start in ("uniform", "normal")),
         *(replace(MNIST, hebb=False, start=start) for start in ("samples", "uniform", "normal")),
     ],
@@ -107,6 +109,7 @@ CANDIDATES = {
         *(replace(CENTRED, lr=lr) for lr in (0.3, 0.5)),
         *(replace(CIFAR10, whiten=epsilon, lr=lr) for epsilon in (0.1, 0.2, 0.5) for lr in (0.3, 0.5)),
         *(replace(CIFAR10, lr=lr, epochs=epochs) for lr in (0.3, 0.5, 1.0) for epochs in (1, 5, 10)),
+        *(replace(CIFAR10, lr=lr, normalise="row_max") for lr in (0.1, 0.3)),
         *(replace(CIFAR10, hebb=False, start=start) for start in ("samples", "uniform", "normal")),
     ],
 }
@@ -173,7 +176,7 @@ def taught(recipe: Recipe, x: Tensor, y: Tensor, seed: int) -> HebbCL:
     model = HebbCL(
         x.shape[1],
         per_class=recipe.per_class,
-        normalise="row_l2",
+        normalise=recipe.normalise,
         patches="standardised",
         start=recipe.start,
         hebb=recipe.hebb,
