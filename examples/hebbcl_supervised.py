@@ -8,7 +8,7 @@ task is named at test time, and one answer is given among all classes, the one w
 the highest sum. As many neurons as in the paper: 64 a class for MNIST, 200 for CIFAR-10.
 
 Where the paper is silent: each image is centred and brought to norm 1, new neurons start on samples of their class, the
-learning rate falls linearly with the epochs of a task, rows are divided by their norm (by their largest weight, 86 % and
+learning rate falls linearly with the epochs of a task, rows are divided by their norm (by their largest weight, 86 and
 42 % are reached on validation data, on MNIST less than without learning). CIFAR-10 is whitened by ZCA that is fitted on
 the images of the first task alone, as a continual learner has not seen the others; "images only centred" leaves the
 whitening out. "sharpened" raises the activations to a power before they are summed, which is beyond the paper.
