@@ -211,8 +211,8 @@ def test_baseline_rows(data, monkeypatch):
 
 
 def test_the_search_of_baselines_validates_on_what_it_does_not_learn_and_notes_what_diverged(data, monkeypatch):
-    x, y = data[0].repeat(20, 1, 1, 1), data[1].repeat(20)
-    monkeypatch.setattr(baselines, "VALIDATION", 400)
+    x, y = data[0].repeat(80, 1, 1, 1), data[1].repeat(80)
+    monkeypatch.setattr(baselines, "VALIDATION", 12_000)
     monkeypatch.setitem(baselines.HIDDEN, "mnist", 8)
     monkeypatch.setitem(baselines.RATES, "mnist", (0.3,))
     monkeypatch.setattr(baselines, "STRENGTHS", {"SGD": (0.0,), "L2": (1e9,)})
@@ -220,7 +220,7 @@ def test_the_search_of_baselines_validates_on_what_it_does_not_learn_and_notes_w
     assert [(found["row"], found["lr"], found["strength"]) for found in kept] == [("SGD", 0.3, 0.0), ("L2", 0.3, 1e9)]
     assert kept[1]["values"] == [None, None]
     assert all(50 <= value < 75 for value in kept[0]["values"]), "the last task is known, the first forgotten"
-    swapped = torch.cat((y[:-400], torch.where(y[-400:] < 2, y[-400:], 5 - y[-400:])))
+    swapped = torch.cat((y[:-12_000], torch.where(y[-12_000:] < 2, y[-12_000:], 5 - y[-12_000:])))
     assert next(baselines.baseline_search("mnist", x, swapped))["values"][0] < 25, "labels were learnt"
 
 
