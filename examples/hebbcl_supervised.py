@@ -7,11 +7,11 @@ Class-incremental: the classes come in order, five tasks of two, each gone throu
 task is named at test time, and one answer is given among all classes, the one whose neurons' k-winners activations have
 the highest sum. As many neurons as in the paper: 64 a class for MNIST, 200 for CIFAR-10.
 
-Where the paper is silent: each image is centred and brought to norm 1, rows are divided by their norm (by their largest
-weight, φ as it is printed, gives 78 % and 32 % in early trials), new neurons start on samples of their class, the
-learning rate falls linearly with the epochs of a task. CIFAR-10 is whitened by ZCA that is fitted on the images of the
-first task alone: a continual learner has not seen the others. "images only centred" leaves the whitening out.
-"sharpened" raises the activations to a power before they are summed, which is beyond the paper.
+Where the paper is silent: each image is centred and brought to norm 1, new neurons start on samples of their class, the
+learning rate falls linearly with the epochs of a task, rows are divided by their norm (by their largest weight, 86 and
+42 % are reached on validation data, on MNIST less than without learning). CIFAR-10 is whitened by ZCA that is fitted on
+the images of the first task alone, as a continual learner has not seen the others; "images only centred" leaves the
+whitening out. "sharpened" raises the activations to a power before they are summed, which is beyond the paper.
 
 The baselines see the same classes and images, and no learning: neurons that stay on samples of their class, and neurons
 that stay as drawn. Each of them may choose its k and power as the learnt ones do. All choices were made by `search`, on
@@ -46,7 +46,7 @@ class Recipe:
 
     Attributes:
         per_class: neurons a class. lr: at the start of each task. epochs: of each task. batch: samples of both classes.
-        start: of new neurons, as HebbCL takes it. hebb: False = they stay there.
+        normalise, start: as HebbCL takes them. hebb: False = neurons stay there.
         whiten: ε of the ZCA fitted on the first task's images; None = images as they are.
     """
 
@@ -54,6 +54,7 @@ class Recipe:
     lr: float = 0.3
     epochs: int = 10
     batch: int = 200
+    normalise: str = "row_l2"
     start: str = "samples"
     hebb: bool = True
     whiten: float | None = None
@@ -91,6 +92,7 @@ TABLE = {
     "cifar10": [
         *_rows(CIFAR10, 40.91, 7, sharp=(64, 5), untaught=(64, 3)),
         Answer("HebbCL, images only centred", CENTRED, 7, paper=40.91),
+        Answer("HebbCL, images only centred, sharpened", CENTRED, 30, 12),
     ],
 }
 MEASURE = {"mnist": "split MNIST accuracy", "cifar10": "split CIFAR-10 accuracy"}
@@ -99,6 +101,7 @@ MEASURE = {"mnist": "split MNIST accuracy", "cifar10": "split CIFAR-10 accuracy"
 CANDIDATES = {
     "mnist": [
         *(replace(MNIST, lr=lr, epochs=epochs) for lr in (0.1, 0.3, 0.5, 1.0) for epochs in (1, 5, 10)),
+        *(replace(MNIST, lr=lr, normalise="row_max") for lr in (0.1, 0.3)),
         *(replace(MNIST, start=start) for start in ("uniform", "normal")),
         *(replace(MNIST, hebb=False, start=start) for start in ("samples", "uniform", "normal")),
     ],
@@ -106,6 +109,7 @@ CANDIDATES = {
         *(replace(CENTRED, lr=lr) for lr in (0.3, 0.5)),
         *(replace(CIFAR10, whiten=epsilon, lr=lr) for epsilon in (0.1, 0.2, 0.5) for lr in (0.3, 0.5)),
         *(replace(CIFAR10, lr=lr, epochs=epochs) for lr in (0.3, 0.5, 1.0) for epochs in (1, 5, 10)),
+        *(replace(CIFAR10, lr=lr, normalise="row_max") for lr in (0.1, 0.3)),
         *(replace(CIFAR10, hebb=False, start=start) for start in ("samples", "uniform", "normal")),
     ],
 }
@@ -172,7 +176,7 @@ def taught(recipe: Recipe, x: Tensor, y: Tensor, seed: int) -> HebbCL:
     model = HebbCL(
         x.shape[1],
         per_class=recipe.per_class,
-        normalise="row_l2",
+        normalise=recipe.normalise,
         patches="standardised",
         start=recipe.start,
         hebb=recipe.hebb,
@@ -182,26 +186,28 @@ def taught(recipe: Recipe, x: Tensor, y: Tensor, seed: int) -> HebbCL:
     for task in tasks_of(x, y):
         for epoch in range(recipe.epochs if recipe.hebb else 1):
             images, labels = task[torch.randperm(task.samples, generator=generator)]
-            model.lr = recipe.lr * (1 - epoch / recipe.epochs)
-            model.partial_fit(images, labels, batch_size=recipe.batch)
+            lr = recipe.lr * (1 - epoch / recipe.epochs)
+            model.partial_fit(images, labels, batch_size=recipe.batch, lr=lr)
     return model
 
 
-def accuracy(model: HebbCL, x: Tensor, y: Tensor, answers: list[tuple[int, float]]) -> list[float]:
-    """Percent of x [n, inputs] whose class y [n] is found, for each (k, power), averaged over tasks.
+def answered(model: HebbCL, x: Tensor, answers: list[tuple[int, float]]) -> Iterator[Tensor]:
+    """The class of each x [n, inputs], int64 [n], for each (k, power): that of the highest Σ over the k winners.
 
-    The answer is the class of the highest Σ activation over the k winners (which is `model.predict`), or, for powers
-    other than 1, Σ max(activation, 0)^power. All answers share one look for winners, of which there are 64 at most.
+    Summed are activations at power 1 (which is `model.predict`), max(activation, 0)^power at others. All answers share
+    one look for winners, of which there are 64 at most.
     """
     most = min(max(k for k, _ in answers), model.width)
     winners, responses = compete(x, model.weight, most, patches=model.patches)
     groups, sums = winners.long() // model.per_class, torch.empty(len(x), len(model.classes))
-    correct = []
     for k, power in answers:
         votes = responses[:, :k] if power == 1 else responses[:, :k].clamp(min=0) ** power
-        found = model.classes[sums.zero_().scatter_add_(1, groups[:, :k], votes).argmax(1)]
-        correct.append(task_average(found == y, y))
-    return correct
+        yield model.classes[sums.zero_().scatter_add_(1, groups[:, :k], votes).argmax(1)]
+
+
+def accuracy(model: HebbCL, x: Tensor, y: Tensor, answers: list[tuple[int, float]]) -> list[float]:
+    """Percent of x [n, inputs] whose class y [n] is found, averaged over tasks, for each (k, power)."""
+    return [task_average(found == y, y) for found in answered(model, x, answers)]
 
 
 def task_average(correct: Tensor, y: Tensor) -> float:

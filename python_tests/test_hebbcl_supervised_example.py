@@ -40,27 +40,34 @@ def test_the_average_is_over_tasks_not_over_images():
     assert supervised.task_average(correct, y) == pytest.approx(100 * (2 / 6 + 2 / 2) / 2)
 
 
+@pytest.fixture
+def noise():
+    """Images on which answers differ: [TEST, 36]."""
+    return torch.randn(TEST, 36, generator=torch.Generator().manual_seed(1))
+
+
 @pytest.mark.parametrize("k", [1, 2, 5, 12])
-def test_an_answer_at_power_1_is_the_models_own(model, data, k):
-    x, y = data[2].flatten(1), data[3]
-    x = x + torch.randn(x.shape, generator=torch.Generator().manual_seed(1)) * 0.5  # or all answers were correct
+def test_an_answer_at_power_1_is_the_models_own(model, noise, k):
     model.k = k
-    wanted = supervised.task_average(model.predict(x) == y, y)
-    assert supervised.accuracy(model, x, y, [(3, 2.0), (k, 1)])[1] == pytest.approx(wanted)
-    assert wanted < 100
+    answers = list(supervised.answered(model, noise, [(3, 2.0), (k, 1), (20, 1)]))
+    assert torch.equal(answers[1], model.predict(noise))
 
 
-def test_a_sharpened_answer_sums_powers_of_the_positive_winners(model, data):
-    x, y = data[2].flatten(1), data[3]
-    x = x + torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+def test_a_sharpened_answer_sums_powers_of_the_positive_winners(model, noise):
     model.k = 8
-    sums = torch.zeros(len(x), 4, dtype=torch.float64)
-    for image, winners in enumerate(model.transform(x).double()):
+    sums = torch.zeros(TEST, 4, dtype=torch.float64)
+    for image, winners in enumerate(model.transform(noise).double()):
         for neuron, activation in enumerate(winners.tolist()):
             sums[image, neuron // 3] += max(activation, 0) ** 4
-    wanted = supervised.task_average(sums.argmax(1) == y, y)
-    plain, sharp = supervised.accuracy(model, x, y, [(8, 1), (8, 4)])
-    assert sharp == pytest.approx(wanted) and sharp != plain
+    plain, sharp = supervised.answered(model, noise, [(8, 1), (8, 4)])
+    assert torch.equal(sharp, sums.argmax(1)) and not torch.equal(sharp, plain)
+
+
+def test_accuracies_are_of_these_answers(model, noise, data):
+    found = model.predict(noise)
+    wanted = supervised.task_average(found == data[3], data[3])
+    assert supervised.accuracy(model, noise, data[3], [(model.k, 1)]) == [pytest.approx(wanted)]
+    assert supervised.accuracy(model, noise, found, [(model.k, 1)]) == [100]
 
 
 def test_whitening_has_seen_the_first_task_alone(data):
@@ -80,17 +87,24 @@ def test_a_model_learns_the_tasks_one_after_the_other(data, model):
     assert model.classes.tolist() == [0, 1, 2, 3] and first.classes.tolist() == [0, 1]
     assert torch.equal(model.weight[:6], first.weight), "later classes changed the neurons of earlier ones"
     assert torch.equal(supervised.taught(SMALL, x, y, seed=0).weight, model.weight)
-    assert not torch.equal(supervised.taught(SMALL, x, y, seed=1).weight, model.weight)
+    for recipe in (replace(SMALL, hebb=False), replace(SMALL, hebb=False, start="normal")):
+        starts = [supervised.taught(recipe, x, y, seed=seed).weight for seed in (0, 1)]
+        assert not torch.equal(*starts)
+
+
+def test_the_seed_draws_the_order_of_the_images(data, monkeypatch):
+    orders = []
+    monkeypatch.setattr(hk.continual.HebbCL, "partial_fit", lambda self, X, y, **options: orders.append(X))
+    for seed in (0, 0, 1):
+        supervised.taught(replace(SMALL, epochs=2), data[0].flatten(1), data[1], seed)
+    first, again, other = orders[:4], orders[4:8], orders[8:]
+    assert all(map(torch.equal, first, again)) and not any(map(torch.equal, first, other))
+    assert not torch.equal(first[0], first[1]) and torch.allclose(first[0].sum(0), first[1].sum(0))
 
 
 def test_the_rate_falls_with_the_epochs_of_each_task(data, monkeypatch):
     rates = []
-
-    def learn(self, X, y, **options):
-        rates.append(self.lr)
-        self.classes = torch.arange(4)
-
-    monkeypatch.setattr(hk.continual.HebbCL, "partial_fit", learn)
+    monkeypatch.setattr(hk.continual.HebbCL, "partial_fit", lambda *of, lr, **options: rates.append(lr))
     supervised.taught(replace(SMALL, lr=0.6), data[0].flatten(1), data[1], seed=0)
     assert rates == pytest.approx([0.6, 0.4, 0.2] * 2)
 
@@ -145,7 +159,7 @@ def test_pictures_are_of_the_classes_asked_for(data, monkeypatch):
 def test_the_tables_are_what_was_searched(name):
     assert {answer.recipe for answer in supervised.TABLE[name]} <= set(supervised.CANDIDATES[name])
     for baseline in baselines.TABLE[name]:
-        assert baseline.lr in baselines.RATES and baseline.strength in baselines.STRENGTHS[baseline.row]
+        assert baseline.lr in baselines.RATES[name] and baseline.strength in baselines.STRENGTHS[baseline.row]
 
 
 @pytest.mark.parametrize("row", baselines.STRENGTHS)
@@ -157,6 +171,16 @@ def test_each_baseline_learns_and_answers(data, row):
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
     assert torch.equal(torch.get_rng_state(), state), "the caller's random numbers were drawn from"
     assert 0 <= baselines.accuracy(networks[0], *data[2:]) <= 100
+
+
+def test_the_seed_draws_the_weights_and_the_order(data, monkeypatch):
+    sgd = {lr: baselines.Baseline("SGD", lr) for lr in (0.0, 0.1)}
+    weights = [baselines.finetuned(sgd[0.0], *data[:2], hidden=8, seed=seed)[1].weight for seed in (0, 1)]
+    assert not torch.equal(*weights)
+    monkeypatch.setattr(baselines.torch, "manual_seed", lambda seed, real=torch.manual_seed: real(0))
+    for lr, same in ((0.0, True), (0.1, False)):
+        weights = [baselines.finetuned(sgd[lr], *data[:2], hidden=8, seed=seed)[1].weight for seed in (0, 1)]
+        assert torch.equal(*weights) == same
 
 
 def test_a_strong_baseline_stays_at_the_first_task(data):
@@ -184,6 +208,20 @@ def test_baseline_rows(data, monkeypatch):
     assert [row["row"] for row in rows] == ["SGD", "LwF"] and [row["paper"] for row in rows] == [19.01, None]
     assert all(len(row["values"]) == len(row["seconds"]) == 2 for row in rows)
     assert {*rows[0]} == {*next(supervised.supervised_rows("mnist", *data, seeds=1, table=[Answer("a", SMALL, 1)]))}
+
+
+def test_the_search_of_baselines_validates_on_what_it_does_not_learn_and_notes_what_diverged(data, monkeypatch):
+    x, y = data[0].repeat(80, 1, 1, 1), data[1].repeat(80)
+    monkeypatch.setattr(baselines, "VALIDATION", 12_000)
+    monkeypatch.setitem(baselines.HIDDEN, "mnist", 8)
+    monkeypatch.setitem(baselines.RATES, "mnist", (0.3,))
+    monkeypatch.setattr(baselines, "STRENGTHS", {"SGD": (0.0,), "L2": (1e9,)})
+    kept = list(baselines.baseline_search("mnist", x, y, seeds=2))
+    assert [(found["row"], found["lr"], found["strength"]) for found in kept] == [("SGD", 0.3, 0.0), ("L2", 0.3, 1e9)]
+    assert kept[1]["values"] == [None, None]
+    assert all(50 <= value < 75 for value in kept[0]["values"]), "the last task is known, the first forgotten"
+    swapped = torch.cat((y[:-12_000], torch.where(y[-12_000:] < 2, y[-12_000:], 5 - y[-12_000:])))
+    assert next(baselines.baseline_search("mnist", x, swapped))["values"][0] < 25, "labels were learnt"
 
 
 def test_a_baseline_of_another_name_is_refused():
