@@ -15,9 +15,10 @@ Settings were found on a held-out share of the training sets (hebbcl_search.py, 
 in hebbcl_recipes.py and in the tables of the other two; each row sees the test set once a seed. Beside what is learnt
 there are always random neurons, neurons on samples that learn nothing, and pixels, all read in the same way.
 
---omniglot takes a .npz file with x_train, y_train, x_test, y_test of uint8 [n, 105, 105], alphabets as labels, 15 drawers
-of each character to train and 5 to test. Rows are written one by one; those that are there, by the same settings and
-seeds, are not computed again. The number of threads changes the last bits of products, and so results a little.
+--omniglot takes a .npz file with x_train, y_train, x_test, y_test of uint8 [n, 105, 105], alphabets as labels, 15
+drawers of each character to train and 5 to test. Rows are written one by one, trials of the search too; those that are
+there, by the same settings and seeds, are not computed again. The number of threads changes the last bits of products,
+and so results a little.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ from hebbkern import datasets, doctor
 
 FAST = {"train": 6000, "test": 1000, "seeds": 1, "trials": 4}
 USUAL = {"seeds": 5, "trials": 100}
-FINALISTS, SEARCH_SEEDS = 3, 3
+FINALISTS, SEARCH_SEEDS = 6, 3
 INVERTED = 0.5  # images of a higher mean are dark on white: 1 − x is learnt
 
 
@@ -189,16 +190,17 @@ def write(path: Path, found: dict) -> None:
 
 def search(experiment: Experiment, path: Path, told: Callable[[], dict]) -> None:
     """Of the data sets that are there; what was found of the others stays."""
+    arguments = experiment.arguments
     for name in filter(experiment.there, ("mnist", "omniglot")):
-        if fnmatch(f"unsupervised {name}", experiment.arguments.parts):
-            before = json.loads(path.read_text()).get("searches", {}) if path.exists() else {}
+        if fnmatch(f"unsupervised {name}", arguments.parts):
+            before = json.loads(path.read_text())["searches"] if path.exists() else {}
+            known = () if arguments.again else before.get(name, {}).get("trials", ())
 
             def tell(found, name=name, before=before):
                 write(path, told() | {"searches": before | {name: found}})
 
-            sets = experiment.flat(name)
-            seeds = min(SEARCH_SEEDS, experiment.arguments.seeds)
-            print(name, Search(name, sets, tell).run(experiment.arguments.trials, FINALISTS, seeds))
+            trials = Search(name, experiment.flat(name), tell, known)
+            print(name, trials.run(arguments.trials, FINALISTS, min(SEARCH_SEEDS, arguments.seeds)))
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -24,7 +24,7 @@ def tiles(weight: Tensor) -> Tensor:
 
 
 def weights(name: str, sets: Sets, recipe: Recipe, folder: Path) -> Path:
-    """Figures 2 and 3: neurons after the whole stream, evenly chosen among all in the order in which they were added."""
+    """Figures 2 and 3: neurons after the stream, evenly chosen among all in the order in which they were added."""
     model = taught(recipe, sets.x, sets.y, 0)
     chosen = torch.linspace(0, model.width - 1, min(SHOWN[name], model.width)).long()
     title = f"{TITLES[name]}, {len(chosen)} of {model.width} neurons"

@@ -54,9 +54,9 @@ def _figures(clusters: tuple[int, ...], error: float, *accuracies: float) -> dic
 
 
 # Which steps Table 3's rows leave out is not legible in the text that we have. Its columns hold five marks under H, five
-# under F and E together, three under K. That fits HFEK, HFK, HK, HFE, H, in the order of the table: expansion follows
-# freezing, so that without freezing nothing is added; and it fits what the text says of each. "without freezing" in our
-# own sense, neurons are added and none is frozen, has then no figure of the paper beside it.
+# under F and E together, three under K. That fits HFEK, HFK, HK, HFE, H, in the order of the table: neurons are added
+# where others freeze, so that without freezing none is. It also fits what the text says of each variant. Our own row
+# "without freezing", where neurons are added as if some were frozen, has then no figure of the paper beside it.
 _TABLE_3 = {
     "HebbCL": ((6.48, 63.09), (71.62, 14.07)),
     "without expansion": ((8.79, 28.96), (81.95, 9.30)),

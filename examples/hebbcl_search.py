@@ -55,7 +55,7 @@ def drawn(chance: random.Random, unit: float, near: Recipe | None = None) -> Rec
     if found["patches"] == "standardised":
         found["threshold"] *= unit
     found["threshold"] = round(found["threshold"], 4)
-    return Recipe(**found, k=1, max_neurons=MOST)
+    return made(found)
 
 
 def held_out(y: Tensor, one_in: int) -> Tensor:
@@ -67,10 +67,12 @@ def held_out(y: Tensor, one_in: int) -> Tensor:
 
 
 class Search:
-    """Trials of one data set; each is told to `write` at once."""
+    """Trials of one data set; each is told to `write` at once, and those in `known` are not tried again."""
 
-    def __init__(self, name: str, sets: Sets, write: Callable[[dict], None]):
-        self.name, self.write, self.trials = name, write, {}
+    def __init__(self, name: str, sets: Sets, write: Callable[[dict], None], known: list[dict] = ()):
+        self.name, self.write = name, write
+        self.known = {(made(trial["recipe"]), trial["seed"]): figures(trial) for trial in known}
+        self.trials: dict[tuple[Recipe, int], dict] = {}
         apart = held_out(sets.y, HELD_OUT[name])
         self.x, self.y, self.whole = sets.x[~apart], sets.y[~apart], len(sets.y)
         places = torch.randperm(int(apart.sum()), generator=torch.Generator().manual_seed(0))[:VALIDATION]
@@ -79,22 +81,23 @@ class Search:
     def trial(self, recipe: Recipe, seed: int) -> dict[int, float]:
         """{k: score} of what the recipe learns; empty where that does not count."""
         if (recipe, seed) not in self.trials:
-            begin, scores = time.perf_counter(), {}
-            model = taught(recipe, self.x, self.y, seed)
-            learning = time.perf_counter() - begin
-            if max(KS[self.name]) <= model.width <= MOST * len(self.x) / self.whole:
-                model.sparse = False
-                train, held = (represented(model, x) for x in (self.x, self.x_held))
-                for k in KS[self.name]:
-                    scores[k] = self.score(*(read(kwinners(y, k), True) for y in (train, held)))
-            self.trials[recipe, seed] = {
-                "width": model.width,
-                "seconds": round(learning, 2),
-                "scores": {k: round(score[0] - ERRORS * score[1], 2) for k, score in scores.items()},
-                "found": {k: [round(value, 2) for value in score] for k, score in scores.items()},
-            }
+            self.trials[recipe, seed] = self.known.get((recipe, seed)) or self.learnt(recipe, seed)
             self.tell()
         return self.trials[recipe, seed]["scores"]
+
+    def learnt(self, recipe: Recipe, seed: int) -> dict:
+        """What came of a trial."""
+        begin, found = time.perf_counter(), {}
+        model = taught(recipe, self.x, self.y, seed)
+        seconds = round(time.perf_counter() - begin, 2)
+        if max(KS[self.name]) <= model.width <= MOST * len(self.x) / self.whole:
+            model.sparse = False
+            train, held = (represented(model, x) for x in (self.x, self.x_held))
+            for k in KS[self.name]:
+                found[k] = self.score(*(read(kwinners(y, k), True) for y in (train, held)))
+        scores = {k: round(accuracy - ERRORS * error, 2) for k, (accuracy, error) in found.items()}
+        found = {k: [round(value, 2) for value in score] for k, score in found.items()}
+        return {"width": model.width, "seconds": seconds, "scores": scores, "found": found}
 
     def score(self, train: Tensor, held: Tensor) -> tuple[float, float]:
         """(mean cluster accuracy, 10-NN error) in percent."""
@@ -133,3 +136,14 @@ class Search:
 
 def settings(recipe: Recipe) -> dict:
     return {name: getattr(recipe, name) for name in SPACE}
+
+
+def made(found: dict) -> Recipe:
+    """A recipe of these settings; k is found later."""
+    return Recipe(**found, k=1, max_neurons=MOST)
+
+
+def figures(trial: dict) -> dict:
+    """What came of a trial that was read from a file, where the k are words."""
+    by_k = {name: {int(k): value for k, value in trial[name].items()} for name in ("scores", "found")}
+    return {"width": trial["width"], "seconds": trial["seconds"]} | by_k

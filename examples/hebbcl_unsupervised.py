@@ -11,9 +11,9 @@ Protocol, the same for every row, untaught ones and pixels included:
     scaled        each activation less the weakest winner's (of pixels: the darkest that is not 0), and each
                   representation of length 1. Rows "as it is" leave out the first.
     10-NN         cosine neighbours among the whole training set.
-    clusters      k-means on the representations of the test set (the best of 3 starts), each cluster named by the majority
-                  of its test labels, as we read the paper; "found in training": k-means on 10,000 training images drawn by
-                  the seed, named by their labels and measured on the test set, which needs no test label.
+    clusters      k-means on the representations of the test set (the best of 3 starts), each cluster named by the
+                  majority of its test labels, as we read the paper; "found in training": k-means on 10,000 training
+                  images drawn by the seed, named by their labels: needs no test label, and is measured on the test set.
 """
 
 from __future__ import annotations
