@@ -87,14 +87,14 @@ def test_every_row_beside_the_papers_figures(command, neighbours, capsys):
     wanted = {"table", "row", "measure", "unit", "paper", "mean", "std", "seeds", "chosen_on"}
     assert all(set(row) == wanted and row["seeds"] == 2 for row in report["rows"])
     tables = Counter(row["table"] for row in report["rows"])
-    assert tables == {"Table 1": 2 * 5 * 5, "Table 2": 2 * 2, "Table 3": 2 * 9 * 2}
+    assert tables == {"Table 1": 2 * 6 * 5, "Table 2": 2 * 2, "Table 3": 2 * 10 * 2}
     for row, run in zip(report["rows"], report["runs"], strict=True):
         assert row["mean"] == pytest.approx(np.mean(run["values"]))
         assert row["std"] == pytest.approx(np.std(run["values"], ddof=1))
         assert row["row"] in printed
     for table in ("Table 1", "Table 3"):
         rows = {row["row"] for row in report["rows"] if row["table"] == table}
-        assert {"HebbCL", "untaught, random", "untaught, on samples", "pixels"} <= rows
+        assert {"HebbCL", "untaught, uniform", "untaught, normal", "untaught, on samples", "pixels"} <= rows
     assert Counter(neighbours) == {(TRAIN, TEST): 2 * 2 * len(unsupervised.ROWS)}
     drawn = {path.name: path.stat().st_size for path in folder.glob("*.png")}
     assert set(drawn) == {"hebbcl_mnist.png", "hebbcl_omniglot.png", "hebbcl_forgetting.png"}
@@ -123,7 +123,7 @@ def test_rows_are_written_one_by_one_and_taken_up_again(command, monkeypatch):
     second = json.loads((folder / "hebbcl.json").read_text())
     assert len(done) == 2 * (len(unsupervised.ROWS) - 3) and SMALL not in done  # neither those two rows nor pixels
     kept = {(run["table"], run["row"], run["measure"]): run for run in second["runs"]}
-    assert len(kept) == len(second["runs"]) == 5 * 5 + 9 * 2
+    assert len(kept) == len(second["runs"]) == 6 * 5 + 10 * 2
     assert all(kept[run["table"], run["row"], run["measure"]] == run for run in first["runs"])
     del done[:]
     hebbcl.main(arguments)
@@ -171,6 +171,9 @@ def test_a_model_that_runs_out_of_room_does_not_count(monkeypatch):
     for batch, counts in ((50, True), (20, False)):  # a neuron a batch: 5 or 11 of the 12 in 200 of 240 images
         recipe = replace(SMALL, batch=batch, threshold=1e9, max_neurons=12)
         assert bool(search.trial(recipe, 0)) == counts
+    monkeypatch.setattr(searching, "KS", {"mnist": (2, 3)})  # winners of the 5 neurons
+    again = searching.Search("mnist", sets, lambda found: None)
+    assert list(again.trial(replace(SMALL, batch=50, threshold=1e9), 0)) == [2]
 
 
 def test_the_stream_shows_each_image_once_class_by_class_shuffled_by_the_seed():
@@ -205,6 +208,13 @@ def test_representations_are_read_less_the_weakest_winner_at_length_1():
     torch.testing.assert_close(plain[0], features[0] / 94**0.5)
 
 
+def test_many_pixels_are_averaged():
+    x = torch.arange(2.0 * 45 * 42).view(2, -1)
+    averaged = unsupervised.pixels(x, (45, 42)).view(2, 15, 14)
+    assert averaged[1, 2, 3] == x.view(2, 45, 42)[1, 6:9, 9:12].mean()
+    assert unsupervised.pixels(x, (28, 28)) is x
+
+
 def test_the_reading_of_table_3_has_as_many_marks_as_the_table():
     read = [row for row in unsupervised.ROWS if ("Table 3", row.row, "mnist") in recipes.PAPER]
     left_out = [row.changes for row in read]
@@ -227,10 +237,11 @@ def test_rows_leave_out_what_they_say():
     assert wide.width == 16 and free.width == 9 and not free.frozen.any()
     assert all((model(x) != 0).sum(1).max() <= (16 if "k-winners" in name or "only" in name else 3)
                for name, model in models.items())  # fmt: skip
-    start = unsupervised.untrained(replace(SMALL, neurons=16), 9, 0).weight
-    assert torch.equal(models["untaught, random"].weight, start)
+    for start in ("uniform", "normal"):
+        drawn = unsupervised.untrained(replace(SMALL, neurons=9, start=start), 9, 0).weight
+        assert torch.equal(models[f"untaught, {start}"].weight, drawn)
     samples = models["untaught, on samples"].weight
-    assert len(samples) == 16 and all((x == sample).all(1).any() for sample in samples)
+    assert len(samples) == 9 and all((x == sample).all(1).any() for sample in samples)
 
 
 def test_frozen_neurons_look_the_same_after_all_classes():
