@@ -109,15 +109,17 @@ class Search:
         return 100 * statistics.fmean(clusters), 100 - 100 * right
 
     def tell(self, **more) -> None:
-        trials = [{"recipe": settings(recipe), "seed": seed} | found for (recipe, seed), found in self.trials.items()]
+        every = self.known | self.trials
+        trials = [{"recipe": settings(recipe), "seed": seed} | found for (recipe, seed), found in every.items()]
         self.write({"chosen_on": "validation"} | more | {"trials": trials})
 
     def run(self, count: int, finalists: int, seeds: int) -> Recipe:
         """The recipe with its k, after `count` trials by seed 0 and the finalists by all seeds."""
         chance, tried, unit = random.Random(0), {}, STANDARDISED[self.name]
-        for index in range(count):
+        at_hand = [recipe for recipe, seed in self.known if seed == 0]
+        for index in range(max(count, len(at_hand))):
             best = max(tried, key=tried.get) if tried and index >= count // 2 else None
-            recipe = drawn(chance, unit, best)
+            recipe = at_hand[index] if index < len(at_hand) else drawn(chance, unit, best)
             while (recipe, 0) in self.trials:
                 recipe = drawn(chance, unit, best)
             if scores := self.trial(recipe, 0):

@@ -166,7 +166,7 @@ def test_a_model_that_runs_out_of_room_does_not_count(monkeypatch):
     sets = unsupervised.Sets(x, y, x[:0], y[:0], (3, 3))
     monkeypatch.setattr(searching, "MOST", 12)
     monkeypatch.setattr(searching, "KS", {"mnist": (2,)})
-    monkeypatch.setattr(searching, "CLUSTERS", {"mnist": {"Table 1": (3,)}})
+    monkeypatch.setattr(searching, "CLUSTERS", {"mnist": {"Table 1": (2,)}})
     search = searching.Search("mnist", sets, lambda found: None)
     for batch, counts in ((50, True), (20, False)):  # a neuron a batch: 5 or 11 of the 12 in 200 of 240 images
         recipe = replace(SMALL, batch=batch, threshold=1e9, max_neurons=12)
