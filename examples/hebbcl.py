@@ -133,7 +133,9 @@ class Experiment:
 def table(experiment: Experiment, path: Path, told: Callable[[], dict]) -> None:
     """Computes the rows asked for that are not there yet, and writes after each."""
     arguments = experiment.arguments
-    runs = json.loads(path.read_text())["runs"] if path.exists() and not arguments.again else []
+    there = json.loads(path.read_text()) if path.exists() else {"runs": []}
+    runs = [run for run in there["runs"] if not (arguments.again and fnmatch(run["part"], arguments.parts))]
+    commands = there["command"].split(" && ") if runs else []
     parts = experiment.parts()
     order = [part.name for part in parts]
     for part in parts:
@@ -151,16 +153,15 @@ def table(experiment: Experiment, path: Path, told: Callable[[], dict]) -> None:
             runs = [run for run in runs if any(run[key] != found[key] for key in same)] + [found]
             runs.sort(key=lambda run: (order.index(run["part"]) if run["part"] in order else len(order), run["table"]))
             print(words(line(found)), flush=True)
-            write(path, told() | {"seconds": round(sum(run["wall"] for run in runs), 1)} | summary(runs))
+            about = told()
+            about["command"] = " && ".join(dict.fromkeys([*commands, about["command"]]))
+            about["seconds"] = round(sum(run["wall"] for run in runs), 1)
+            write(path, about | {"rows": [line(run) for run in runs], "runs": runs})
 
 
 def mark(settings: object, arguments: argparse.Namespace) -> str:
     """By what a row was computed: it is not computed again with the same."""
     return f"{settings}, {arguments.seeds} seeds" + ", fast" * arguments.fast
-
-
-def summary(runs: list[dict]) -> dict:
-    return {"rows": [line(run) for run in runs], "runs": runs}
 
 
 def line(run: dict) -> dict:
@@ -211,7 +212,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--root", default="data", help="where torchvision keeps its files")
     parser.add_argument("--download", action="store_true", help="let torchvision download what is missing")
     parser.add_argument("--parts", default="*", help="a pattern, e.g. 'unsupervised *'; the other rows stay")
-    parser.add_argument("--again", action="store_true", help="forget the rows that are there")
+    parser.add_argument("--again", action="store_true", help="compute rows that are there once more")
     parser.add_argument("--search", action="store_true", help="choose the unsupervised settings; no table")
     parser.add_argument("--trials", type=int, help="of the search (default 100)")
     parser.add_argument("--fast", action="store_true", help="few images, one seed, into runs/hebbcl")

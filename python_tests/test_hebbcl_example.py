@@ -130,6 +130,10 @@ def test_rows_are_written_one_by_one_and_taken_up_again(command, monkeypatch):
     assert not done
     hebbcl.main([*arguments, "--again"])
     assert done.count(SMALL) == 2 * 2
+    hebbcl.main([*arguments[:-1], "supervised *", "--again"])  # the other rows stay
+    third = json.loads((folder / "hebbcl.json").read_text())
+    assert len(third["runs"]) == len(second["runs"]) + len(SUPERVISED)
+    assert third["command"].count("hebbcl.py") == 2
 
 
 @pytest.mark.filterwarnings("ignore:Number of distinct clusters")  # so few neurons
