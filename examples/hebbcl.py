@@ -51,6 +51,7 @@ FAST = {"train": 6000, "test": 1000, "seeds": 1, "trials": 4}
 USUAL = {"seeds": 5, "trials": 100}
 FINALISTS, SEARCH_SEEDS = 4, 3
 INVERTED = 0.5  # images of a higher mean are dark on white: 1 − x is learnt
+SAME = ("part", "table", "row", "measure")  # what a run is known by
 
 
 @dataclass(frozen=True)
@@ -133,9 +134,10 @@ class Experiment:
 def table(experiment: Experiment, path: Path, told: Callable[[], dict]) -> None:
     """Computes the rows asked for that are not there yet, and writes after each."""
     arguments = experiment.arguments
-    there = json.loads(path.read_text()) if path.exists() else {"runs": []}
-    runs = [run for run in there["runs"] if not (arguments.again and fnmatch(run["part"], arguments.parts))]
-    commands = there["command"].split(" && ") if runs else []
+    files = [json.loads(file.read_text()) for file in (path, *arguments.also) if file.exists()]
+    there = {tuple(run[key] for key in SAME): run for found in reversed(files) for run in found["runs"]}
+    runs = [run for run in there.values() if not (arguments.again and fnmatch(run["part"], arguments.parts))]
+    commands = [command for found in files for command in found["command"].split(" && ")] if runs else []
     parts = experiment.parts()
     order = [part.name for part in parts]
     for part in parts:
@@ -147,13 +149,14 @@ def table(experiment: Experiment, path: Path, told: Callable[[], dict]) -> None:
         begin = time.perf_counter()
         for found in part.compute(missing) if missing else ():
             now = time.perf_counter()
+            about = told()
             found = {"part": part.name} | found | {"settings": marks[found["row"]], "wall": round(now - begin, 1)}
+            found["machine"] = about["machine"]
             begin = now
-            same = ("part", "table", "row", "measure")
-            runs = [run for run in runs if any(run[key] != found[key] for key in same)] + [found]
+            runs = [run for run in runs if any(run[key] != found[key] for key in SAME)] + [found]
             runs.sort(key=lambda run: (order.index(run["part"]) if run["part"] in order else len(order), run["table"]))
             print(words(line(found)), flush=True)
-            about = told()
+            about["machine"] = "; ".join(dict.fromkeys(run["machine"] for run in runs))
             about["command"] = " && ".join(dict.fromkeys([*commands, about["command"]]))
             about["seconds"] = round(sum(run["wall"] for run in runs), 1)
             write(path, about | {"rows": [line(run) for run in runs], "runs": runs})
@@ -212,6 +215,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--root", default="data", help="where torchvision keeps its files")
     parser.add_argument("--download", action="store_true", help="let torchvision download what is missing")
     parser.add_argument("--parts", default="*", help="a pattern, e.g. 'unsupervised *'; the other rows stay")
+    parser.add_argument("--also", type=Path, nargs="*", default=[], help="results/hebbcl.json of other runs, to join")
     parser.add_argument("--again", action="store_true", help="compute rows that are there once more")
     parser.add_argument("--search", action="store_true", help="choose the unsupervised settings; no table")
     parser.add_argument("--trials", type=int, help="of the search (default 100)")
@@ -238,7 +242,7 @@ def main(argv: list[str] | None = None) -> None:
         return {
             "command": shlex.join(["python", "examples/hebbcl.py", *given]),
             "version": hk.__version__,
-            "machine": doctor.processor(),
+            "machine": f"{doctor.processor()}, {torch.get_num_threads()} threads",
             "torch": torch.__version__,
             "seconds": round(time.perf_counter() - start, 1),
         }
