@@ -20,10 +20,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from hebbcl_recipes import RECIPES, Recipe
 from torch import Tensor
 
 import hebbkern as hk
+from hebbcl_recipes import RECIPES, Recipe
 from hebbkern.continual import HebbCL
 from hebbkern.doctor import processor
 
