@@ -10,7 +10,8 @@ HEBBKERN_BACKEND override the choice:
     "triton"  Triton's on a GPU even where compiled ones are; with TRITON_INTERPRET=1 on CPU tensors too, slowly
     "eager"   plain torch, everywhere
 
-``screening(False)`` and HEBBKERN_SCREENING=off keep kernels from screening float32 competitions in bf16.
+``screening(False)`` and HEBBKERN_SCREENING=off keep kernels from screening float32 competitions in bf16; on a GPU they
+do so only for "always".
 """
 
 import contextlib
