@@ -10,7 +10,8 @@ HEBBKERN_BACKEND override the choice:
     "triton"  Triton's on a GPU even where compiled ones are; with TRITON_INTERPRET=1 on CPU tensors too, slowly
     "eager"   plain torch, everywhere
 
-``screening(False)`` and HEBBKERN_SCREENING=off keep kernels from screening float32 competitions in bf16.
+``screening(False)`` and HEBBKERN_SCREENING=off keep kernels from screening float32 competitions in bf16; on a GPU they
+do so only for "always".
 """
 
 import contextlib
@@ -91,9 +92,10 @@ def screening(mode):
     """Within ``with hebbkern.screening(False):`` no competition is screened, in all threads.
 
     Where the processor has a bf16 matrix unit (AMX, a GPU's tensor cores), ``compete`` sorts out in bf16 who cannot
-    win, by a proven bound, and computes the float32 responses of the others only: the same winners; on the CPU the
-    same bits, by Triton responses that were summed in another order. True does so where it is faster (the default),
-    False never, "always" for every shape it can be done for. HEBBKERN_SCREENING=off, auto or always sets the default.
+    win, by a proven bound, and computes the float32 responses of the others only: the same winners; with compiled
+    kernels the same bits, by Triton responses that were summed in another order. True does so where it is faster (the
+    default: on the CPU by shape, on a GPU never), False never, "always" for every shape it can be done for.
+    HEBBKERN_SCREENING=off, auto or always sets the default.
     """
     before = _screening
     screens(mode if isinstance(mode, str) else "auto" if mode else "off")

@@ -35,6 +35,9 @@ LARGEST = (
 COLUMNS, CHUNK = 16, 64  # inputs and patches of a residual on chip
 BLOCK = 16  # neurons that pass by a residual at once
 UNFOLDED = 2**25  # entries of patches of images that are written out at a time, 128 MiB in float32
+# Inputs of a patch up to which patches are written out. With 75 that took 100 µs on an H100 and cuDNN's deterministic
+# weight gradient 254 (64x3x32x32 to 96), with 864 126 and 66, with 1152 177 and 63, with 1728 108 and 65.
+WRITTEN_OUT = 256
 STEP = 1.5e-6  # seconds for a block of neurons to pass by, each waiting for the one before: an estimate for an H100
 RATE = 25e12  # float32 multiply-adds a second that large products reach there, likewise
 PROCESSORS = 132  # its multiprocessors
@@ -132,15 +135,25 @@ def unfolded(x, kernel, stride, padding, dilation):
     return x.as_strided((len(x), down, right, x.shape[1], *kernel), (image, *steps[0], channel, *steps[1]))
 
 
-def gradient(y, x, kernel, stride, padding, dilation):
-    """YᵀX [K, N] by ATen: y as rows [P, K], x the layer's input; ``exact_products`` holds.
+def by_convolution(inputs, kernel):
+    """Whether ATen's convolution multiplies responses with patches, or these are written out for a matrix product.
 
-    Patches of images are written out, so many at a time. cuDNN's weight gradient needs no copy, but what it has with
-    the same bits every time took up to 3.3 times as long on an H100 (64x3x32x32 to 96 by 5x5: 259 µs against 79), and
-    one of its algorithms is off by 7e-5 of the norm in float32.
+    cuDNN's error was at most 1e-6 of the norm for kernels of 3x3, but 7e-5 for 8x3x32x32 to 96 by 5x5.
+    """
+    return inputs > WRITTEN_OUT and max(kernel) <= 3
+
+
+def gradient(y, x, kernel, stride, padding, dilation):
+    """YᵀX [K, N] by ATen, x the layer's input; ``exact_products`` holds.
+
+    y as the layer gave it for ``by_convolution``, else as rows [P, K], and so many images' patches at a time.
     """
     if x.dim() == 2:
         return y.T @ x
+    if y.dim() == 4:
+        shaped = x.new_empty((y.shape[1], x.shape[1], *kernel))
+        settings = stride, padding, dilation, False, (0, 0), 1, (False, True, False)
+        return torch.ops.aten.convolution_backward(y, x, shaped, None, *settings)[1].flatten(1)
     windows = unfolded(x, kernel, stride, padding, dilation)
     images, each = max(1, UNFOLDED // windows[0].numel()), windows.shape[1] * windows.shape[2]
     total = None
@@ -211,10 +224,13 @@ def general(stages, task, x, found):
     """The ``Outputs`` by ATen's products."""
     gram = None
     with exact_products(x):
-        taught = rows_of(found.taught)
-        product = gradient(taught, x, task.weight.shape[2:], *task.geometry).contiguous()
+        kernel = task.weight.shape[2:]
+        taught = found.taught
+        if not (kernel and by_convolution(task.flat.shape[1], kernel)):
+            taught = rows_of(taught)
+        product = gradient(taught, x, kernel, *task.geometry).contiguous()
         if task.decay == "triangular":
-            rows = taught if found.taught is found.y else rows_of(found.y)
+            rows = taught if taught.dim() == 2 and found.taught is found.y else rows_of(found.y)
             gram = rows.T @ rows
     return stages.finish(task, product, gram, found.diagonal, found.shift)
 

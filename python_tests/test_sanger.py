@@ -72,7 +72,25 @@ def test_products_with_patches_of_images(layer, layout, at_once, monkeypatch):
     geometry |= {name: value if isinstance(value, tuple) else (value, value) for name, value in layer.geometry.items()}
     X = hk.reference.unfold(x.numpy(), layer.kernel, **geometry)
     y = cases.random((len(X), layer.neurons), torch.float64, seed=1)
-    assert torch.allclose(dense.gradient(y, x, layer.kernel, *geometry.values()), y.T @ torch.tensor(X))
+    want = y.T @ torch.tensor(X)
+    assert torch.allclose(dense.gradient(y, x, layer.kernel, *geometry.values()), want)
+    as_given = torch.nn.functional.conv2d(x, torch.zeros(layer.weight, dtype=x.dtype), **geometry).permute(0, 2, 3, 1)
+    as_given = y.reshape(as_given.shape).permute(0, 3, 1, 2)
+    assert torch.allclose(dense.gradient(as_given, x, layer.kernel, *geometry.values()), want)
+
+
+@pytest.mark.parametrize("channels, kernel, whole", [(28, 3, False), (29, 3, True), (200, 1, False), (300, 1, True),
+                                                     (40, 5, False)])  # fmt: skip
+def test_patches_of_many_inputs_are_not_written_out(backend, channels, kernel, whole, monkeypatch):
+    """More than 256 inputs of a kernel that is at most 3x3; sums and gram are the oracle's on both sides."""
+    seen, gradient = [], dense.gradient
+    monkeypatch.setattr(dense, "gradient", lambda y, *rest: seen.append(y.dim()) or gradient(y, *rest))
+    layer = cases.Layer((2, channels, 6, 7), (70, channels, kernel, kernel), {"padding": kernel // 2})
+    x, weight = scaled(layer, torch.float32, backend.device)
+    for rule in ({}, {"decay": "diagonal", "patches": "standardised"}):
+        options = {**rule, **layer.geometry}
+        oracle.check_sanger(hk.ops.sanger(x, weight, **options), x, weight, **options)
+    assert backend.name in ("cpu", "eager") or set(seen) == {4 if whole else 2}
 
 
 @given(drawn=cases.drawn(), data=st.data())

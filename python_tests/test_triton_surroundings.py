@@ -4,6 +4,8 @@ import importlib
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 import calls
 import cases
@@ -13,6 +15,15 @@ from hebbkern.benchmark.recording import trace
 from hebbkern.benchmark.workloads import STEPS
 
 pytestmark = interpreted.needs_interpreter
+tl, triton = importlib.import_module("triton.language"), interpreted.triton
+ordered_sum = importlib.import_module("hebbkern.triton.arithmetic").ordered_sum
+place = importlib.import_module("hebbkern.triton.patches").place
+
+
+@triton.jit
+def sum_kernel(tile, total, R: tl.constexpr, C: tl.constexpr):
+    row = tl.arange(0, R)
+    tl.store(total + row, ordered_sum(tl.load(tile + row[:, None] * C + tl.arange(0, C)[None, :])))
 
 
 @pytest.fixture(autouse=True)
@@ -136,3 +147,23 @@ def test_steps_are_those_of_the_cpus_kernels(rule, layer, screening):
             rule.step_(moved[-1], x, lr=0.05, labels=labels, **layer.geometry)
     step = (moved[1] - weight).norm()
     assert step > 0 and (moved[0] - moved[1]).norm() <= 1e-5 * step
+
+
+@pytest.mark.parametrize("layer", [calls.LINEAR, calls.CONVOLUTION], ids=str)
+def test_no_kernel_is_compiled_for_a_symbol(layer):
+    """torch.compile with dynamic shapes: what a kernel asks while it is compiled must be plain numbers."""
+    x, _ = cases.tensors(layer, torch.float32, "cpu")
+    with FakeTensorMode(shape_env=ShapeEnv()) as mode:
+        symbolic = mode.from_tensor(x)
+        found = place(symbolic, layer.kernel)
+    assert isinstance(symbolic.shape[0], torch.SymInt)
+    assert all(type(number) in (int, bool) for number in found.shape)
+
+
+@pytest.mark.parametrize("inputs", [1, 4, 64])
+def test_rows_are_added_up_in_one_order(inputs):
+    """Neighbours first: each small number is lost in the large one beside it; from left to right the last is not."""
+    tile = torch.tensor([1e8, 1, -1e8, 1]).repeat(4, inputs // 4 or 1)[:, :inputs].contiguous()
+    total = torch.empty(4)
+    sum_kernel[(1,)](tile, total, 4, inputs)
+    assert total.tolist() == [1e8 if inputs == 1 else 0.0] * 4

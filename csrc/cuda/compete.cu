@@ -51,7 +51,7 @@ Moments<T> contest_of_all(const char* op, const Device& device, const Tensor& x,
   const Place<T> weights(const_pointer<T>(raised), outcome.neurons, place.inputs);
   Moments<T> known = moments<S, T, T>(op, device, x, place, how.patches, &weights, how.cosine);
   if constexpr (std::is_same_v<S, float>)
-    if (worth_screening(place.patches, outcome.neurons, place.inputs, how.k)) {
+    if (worth_screening(how.k)) {
       screened(device, x, place, weights.x, known, how.mask, outcome);
       return known;
     }

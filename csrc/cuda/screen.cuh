@@ -19,12 +19,12 @@
 
 namespace hebbkern {
 
-// Whether float32 competitions are screened: never; where it is faster; wherever it can be.
+// Whether float32 competitions are screened: never; where it is surely faster, which is nowhere; wherever it can be.
 enum class Screening { off, automatic, always };
 void set_screening(Screening mode);
 
-// Whether this competition is, by the mode that was set last.
-bool worth_screening(int64_t patches, int64_t neurons, int64_t inputs, int k);
+// Whether a competition for k winners is, by the mode that was set last.
+bool worth_screening(int k);
 
 // The winners and responses of `walk`, to the bit, in three launches.
 void screened(const Device& device, const Tensor& like, const Place<float>& place, const float* rows,

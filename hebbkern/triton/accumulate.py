@@ -15,6 +15,7 @@ import triton.language as tl
 from hebbkern.ops import checks
 from hebbkern.ops.accumulate import check
 from hebbkern.triton.apply import PIECE, combined, slot_of
+from hebbkern.triton.arithmetic import ordered_sum
 from hebbkern.triton.launch import INTERPRETED, block, launch, power_of_2, readable
 from hebbkern.triton.moments import moments
 from hebbkern.triton.patches import corners, load_patches, place, taps
@@ -128,22 +129,25 @@ def gather_kernel(
             patch, rank = entry // R, (entry % R).to(tl.int64)
             c = tl.load(values + patch.to(tl.int64) * values_down + rank * values_right, mask=known, other=0.0)
             if rectified is not None:
-                c = c * tl.maximum(tl.load(rectified + entry, mask=known, other=0.0), 0)
-            share = c
-            if decays is not None:
+                # + 0: rounded before it is added up, as in coefficients that came so.
+                c = tl.fma(c, tl.maximum(tl.load(rectified + entry, mask=known, other=0.0), 0), tl.zeros_like(c))
+            if decays is None:
+                shares += c
+            else:
                 spot = patch.to(tl.int64) * decays_down + rank * decays_right
-                share = c * tl.load(decays + spot, mask=known, other=0.0)
-            shares += share
+                shares = tl.fma(c, tl.load(decays + spot, mask=known, other=0.0), shares)
             start, row, right = corners(patch, sb, sh, sw, Ho, Wo, SHAPE)
             tile = load_patches(x, start, row, right, known, far, below, beside, column < N, H, W, SHAPE).to(wide)
             if offset is not None:
                 tile = tile - tl.load(offset + patch, mask=known, other=0.0)[:, None]
             if scale is not None:
                 tile = tile * tl.load(scale + patch, mask=known, other=0.0)[:, None]
-            sums += c[:, None] * tile
+            sums = tl.fma(c[:, None], tile, sums)
         spoilt = tl.where(tl.load(starts + K + 2) > tl.load(starts + K + 1), float("nan"), 0.0).to(wide)
-        sums = tl.sum(tl.reshape(sums, [BLOCK_J, BLOCK_E, BLOCK_N]), axis=1) + spoilt
-        shares = tl.sum(tl.reshape(shares, [BLOCK_J, BLOCK_E]), axis=1) + spoilt
+        sums = tl.permute(tl.reshape(sums, [BLOCK_J, BLOCK_E, BLOCK_N]), (0, 2, 1))
+        sums = ordered_sum(tl.reshape(sums, [BLOCK_J * BLOCK_N, BLOCK_E]))
+        sums = tl.reshape(sums, [BLOCK_J, BLOCK_N]) + spoilt
+        shares = ordered_sum(tl.reshape(shares, [BLOCK_J, BLOCK_E])) + spoilt
         piece, whole = mine & (job < slots), mine & (job >= slots)
         spot, within = job.to(tl.int64)[:, None] * N + column[None, :], (column < N)[None, :]
         tl.store(partial + spot, sums, mask=piece[:, None] & within)

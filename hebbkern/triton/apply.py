@@ -92,7 +92,7 @@ def _rows(row, known, decay, decay_step, denominator, denominator_step, frozen, 
 def _delta(w, total, shrink, share, moving, HOW: tl.constexpr):
     """Δ, 0 in rows that do not move; HOW: is there a decay, a denominator, a global maximum?"""
     if HOW[0]:
-        total = total - shrink[:, None] * w
+        total = tl.fma(-shrink[:, None], w, total)
     if HOW[1]:
         total = quotient(total, tl.where(moving, share, 1)[:, None])
     return tl.where(moving[:, None], total, 0)

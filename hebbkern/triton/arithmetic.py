@@ -27,6 +27,20 @@ def narrowed(value, dtype: tl.constexpr):
 
 
 @triton.jit
+def ordered_sum(tile):
+    """[R], the sum of each row of a tile [R, C]: neighbours first, then neighbouring pairs, and so on.
+
+    tl.sum adds in the order of the layout that the compiler gives the tile, by the strides of what it was loaded from.
+    C up to 64: of longer rows the steps take more registers than there are.
+    """
+    for _ in tl.static_range(31):
+        if tile.shape[1] > 1:
+            left, right = tl.split(tl.reshape(tile, [tile.shape[0], tile.shape[1] // 2, 2]))
+            tile = left + right
+    return tl.reshape(tile, [tile.shape[0]])
+
+
+@triton.jit
 def quotient(a, b):
     """a / b, correctly rounded: "/" is not for float32 on a GPU."""
     if a.dtype == tl.float64:

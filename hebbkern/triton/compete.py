@@ -80,7 +80,7 @@ def contest(op, x, weight, k, p, cosine, patches, stride, padding, dilation, mas
     """Winners int32 [P, k], responses [P, k] and the moments of the patches; at most three launches."""
     where = place(x, weight.shape[2:], stride, padding, dilation)
     rows = powers(op, weight, p)
-    screened = screen.worthwhile(where, rows, k, backends.screens_now())
+    screened = screen.worthwhile(rows, k, backends.screens_now())
     known = moments(op, where, patches, weight=rows, unit=cosine, total=patches != "raw", rounding=screened)
     winners = x.new_empty((where.patches, k), dtype=torch.int32)
     responses = x.new_empty((where.patches, k), dtype=checks.result_dtype(x.dtype))

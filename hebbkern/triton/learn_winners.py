@@ -2,6 +2,9 @@
 
 The contest itself writes the keys by which its winners are grouped, the survey puts together the lists that were cut,
 and rows of neurons that nobody teaches are neither read nor written.
+
+Strides of x and of the weight change no bits, but for the norms of rows of weights ("row_l2", rate_power): these are
+added up in an order that the compiler may choose by the weight's strides.
 """
 
 import torch

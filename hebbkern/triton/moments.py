@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from hebbkern.ops import checks
-from hebbkern.triton.arithmetic import narrowed
+from hebbkern.triton.arithmetic import narrowed, ordered_sum
 from hebbkern.triton.launch import block, launch, power_of_2, readable
 from hebbkern.triton.patches import FLAT_SHARE, LINEAR, corners, load_patches, taps
 
@@ -50,29 +50,31 @@ def moments_of(
 ):
     """Sum, mean, norm and norm about the mean of each patch; no square overflows or vanishes."""
     wide = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
-    total = tl.zeros([known.shape[0]], wide)
-    largest = tl.zeros([known.shape[0]], wide)
+    rows: tl.constexpr = known.shape[0]
+    sums = tl.zeros([rows, BLOCK], wide)
+    largest = tl.zeros([rows], wide)
     for first in range(0, N, BLOCK):
         tile, _ = _entries(x, start, row, column, known, first, sc, sh, sw, H, W, N, SHAPE, BLOCK)
-        total += tl.sum(tile, axis=1)
+        sums += tile
         largest = tl.maximum(largest, tl.max(tl.abs(tile), axis=1))
+    total = ordered_sum(sums)
     mean = total / N
     unit = tl.where(largest == 0, 1, largest)
-    squares = tl.zeros([known.shape[0]], wide)
-    spread = tl.zeros([known.shape[0]], wide)
-    slip = tl.zeros([known.shape[0]], wide)
+    squares = tl.zeros([rows, BLOCK], wide)
+    about = tl.zeros([rows, BLOCK], wide)
+    slips = tl.zeros([rows, BLOCK], wide)
     for first in range(0, N, BLOCK):
         tile, within = _entries(x, start, row, column, known, first, sc, sh, sw, H, W, N, SHAPE, BLOCK)
         share = tile / unit[:, None]
-        squares += tl.sum(share * share, axis=1)
+        squares = tl.fma(share, share, squares)
         if CENTRE:
             share = tl.where(within[None, :], (tile - mean[:, None]) / unit[:, None], 0)
-            slip += tl.sum(share, axis=1)
-            spread += tl.sum(share * share, axis=1)
+            slips += share
+            about = tl.fma(share, share, about)
     # The mean was rounded: what it leaves of the sum is made good.
-    slip = slip / N
-    spread = tl.sqrt(tl.maximum(spread - slip * slip * N, 0)) * unit
-    return total, mean + slip * unit, tl.sqrt(squares) * unit, spread
+    slip = ordered_sum(slips) / N
+    spread = tl.sqrt(tl.maximum(ordered_sum(about) - slip * slip * N, 0)) * unit
+    return total, tl.fma(slip, unit, mean), tl.sqrt(ordered_sum(squares)) * unit, spread
 
 
 @triton.jit

@@ -38,7 +38,8 @@ def place(x, kernel=(), stride=(1, 1), padding=(0, 0), dilation=(1, 1)):
     rows, columns = ((images.shape[2 + a] + 2 * padding[a] - span[a]) // stride[a] + 1 for a in (0, 1))
     patches, entries = images.shape[0] * rows * columns, images.shape[1] * kernel[0] * kernel[1]
     reach = sum(stride * (size - 1) for stride, size in zip(images.stride()[1:], images.shape[1:], strict=True))
-    shape = (*kernel, *stride, *padding, *dilation, max(padding) == 0, reach >= 2**31)
+    # bool(): for torch.compile it may be a symbol, which no kernel can ask.
+    shape = (*kernel, *stride, *padding, *dilation, max(padding) == 0, bool(reach >= 2**31))
     arguments = (x, *images.stride(), *images.shape[2:], rows, columns)
     return Place(arguments, tuple(map(int, shape[:8])) + shape[8:], patches, entries, x)
 

@@ -24,7 +24,6 @@ from hebbkern.triton.tuning import fastest
 from hebbkern.triton.walk import Tile, fitted, own_patches, running, shared, walk
 
 MOST_WINNERS = 8  # lists of four times as many candidates still fit into registers
-SMALLEST_WORK = 2**27  # products; below, a launch more costs what the tensor cores save
 LEAST = tl.constexpr(2.0**-20)
 MOST = tl.constexpr(2.0**20)
 
@@ -35,12 +34,12 @@ TILES = Tile(64, 128, 64, 8, 3, registers=255), Tile(64, 64, 64, 4, 3), Tile(128
 DECIDE = Tile(16, 32, 64, warps=8, stages=2, registers=255)
 
 
-def worthwhile(where, rows, k, mode):
-    """Whether a competition is screened: ``mode`` is what hebbkern.screening chose."""
-    if rows.dtype != torch.float32 or k > MOST_WINNERS or mode == "off":
-        return False
-    (K, N), P = rows.shape, where.patches
-    return mode == "always" or (K >= 256 and N >= 64 and P * K * N >= SMALLEST_WORK)
+def worthwhile(rows, k, mode):
+    """Whether a competition is screened: ``mode`` is what hebbkern.screening chose.
+
+    Only where it is asked for: that some patches compete again costs more than it saves (csrc/cuda/screen.cu).
+    """
+    return mode == "always" and rows.dtype == torch.float32 and k <= MOST_WINNERS
 
 
 @triton.jit
