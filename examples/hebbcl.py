@@ -44,10 +44,11 @@ import hebbcl_supervised as supervised
 import hebbkern as hk
 from hebbcl_recipes import RECIPES
 from hebbcl_search import Search
-from hebbcl_unsupervised import ROWS, Sets, unsupervised_rows
+from hebbcl_unsupervised import Sets, blurred_, pixels, rows_for, unsupervised_rows
 from hebbkern import datasets, doctor
 
 FAST = {"train": 6000, "test": 1000, "seeds": 1, "trials": 4}
+FIRST_TASK = {"cifar10": 20_000}  # training images with --fast: as many as its whitening needs
 USUAL = {"seeds": 5, "trials": 100}
 FINALISTS, SEARCH_SEEDS = 4, 3
 INVERTED = 0.5  # images of a higher mean are dark on white: 1 − x is learnt
@@ -78,17 +79,23 @@ class Experiment:
         sets = []
         for x, y, most in ((data.x_train, data.y_train, "train"), (data.x_test, data.y_test, "test")):
             if given.fast:
-                kept = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[: FAST[most]].sort().values
+                count = FIRST_TASK.get(name, FAST["train"]) if most == "train" else FAST[most]
+                kept = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:count].sort().values
                 x, y = x[kept], y[kept]
             sets += [x, y]
         return tuple(sets)
 
     def _flat(self, name: str) -> Sets:
         x, y, x_test, y_test = self.images(name)
-        if x.mean() > INVERTED:
-            for images in (x, x_test):
-                images.neg_().add_(1)
-        return Sets(x.flatten(1), y, x_test.flatten(1), y_test, tuple(x.shape[2:]))
+        dark, shape, blur, sharp = x.mean() > INVERTED, tuple(x.shape[2:]), self.recipe(name).blur, None
+        flat = [images.flatten(1) for images in (x, x_test)]
+        for images in flat if dark else ():
+            images.neg_().add_(1)
+        if blur:
+            sharp = tuple(pixels(images, shape).clone() for images in flat)
+            for images in flat:
+                blurred_(images, shape, blur)
+        return Sets(flat[0], y, flat[1], y_test, shape, sharp)
 
     def there(self, *names: str) -> bool:
         return all(getattr(self.arguments, name) for name in names)
@@ -107,7 +114,9 @@ class Experiment:
             def compute(rows, name=name, recipe=recipe):
                 return unsupervised_rows(name, self.flat(name), seeds=seeds, recipe=recipe, rows=rows)
 
-            parts.append(Part(f"unsupervised {name}", ROWS, compute, lambda row, recipe=recipe: row.recipe(recipe)))
+            parts.append(
+                Part(f"unsupervised {name}", rows_for(recipe), compute, lambda row, recipe=recipe: row.recipe(recipe))
+            )
         kinds = {
             "supervised": (supervised, supervised.supervised_rows),
             "baselines": (baselines, baselines.baseline_rows),

@@ -11,6 +11,7 @@ class Recipe:
 
     Attributes:
         batch: samples a minibatch.
+        blur: images are averaged over squares of so many pixels, twice, before the model sees them; 0: they are not.
         on_samples: neurons are training images drawn by the seed from all classes, and learn nothing.
     """
 
@@ -30,16 +31,17 @@ class Recipe:
     grow: bool = True
     sparse: bool = True
     on_samples: bool = False
+    blur: int = 0
 
     def settings(self) -> dict:
         """Arguments of HebbCL."""
-        return {name: value for name, value in asdict(self).items() if name not in ("batch", "on_samples")}
+        return {name: value for name, value in asdict(self).items() if name not in ("batch", "on_samples", "blur")}
 
 
 # Found by hebbcl_search.py on validation data.
 RECIPES = {
     "mnist": Recipe(batch=500, lr=1.0, threshold=0.4, k=20, neurons=12, similarity="cosine"),
-    "omniglot": Recipe(batch=125, lr=0.5, threshold=1.0, k=160, neurons=12, similarity="cosine"),
+    "omniglot": Recipe(batch=125, lr=0.5, threshold=1.0, k=160, neurons=12, similarity="cosine", blur=9),
 }
 
 CLUSTERS = {

@@ -22,7 +22,7 @@ from dataclasses import asdict, replace
 import torch
 from torch import Tensor
 
-from hebbcl_recipes import CLUSTERS, Recipe
+from hebbcl_recipes import CLUSTERS, RECIPES, Recipe
 from hebbcl_unsupervised import NEIGHBOURS, Sets, read, represented, taught
 from hebbkern.evaluation import cluster_accuracy, knn
 from hebbkern.ops import kwinners
@@ -37,7 +37,7 @@ SPACE = {
     "batch": (50, 100, 125, 250, 500, 1000),
     "neurons": (1, 2, 3, 4, 6, 8, 12, 16, 24, 32),
     "lr": (0.1, 0.3, 0.5, 0.7, 1.0),
-    "threshold": (0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8, 0.9, 1.0),
+    "threshold": (0.1, 0.2, 0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8, 0.9, 1.0),
     "similarity": ("cosine", "cosine", "dot"),
     "normalise": ("row_max", "row_max", "row_l2"),
     "start": ("samples", "samples", "uniform"),
@@ -46,7 +46,7 @@ SPACE = {
 STANDARDISED = {"mnist": 0.1, "omniglot": 0.035}  # of the thresholds: 2 / |x|₁ of images that are brought to norm 1
 
 
-def drawn(chance: random.Random, unit: float, near: Recipe | None = None) -> Recipe:
+def drawn(chance: random.Random, unit: float, near: Recipe | None = None) -> dict:
     """Settings from SPACE, or those of `near` with two drawn anew; thresholds of standardised images times `unit`."""
     names = list(SPACE) if near is None else chance.sample(list(SPACE), 2)
     found = {} if near is None else settings(near)
@@ -56,7 +56,7 @@ def drawn(chance: random.Random, unit: float, near: Recipe | None = None) -> Rec
     if found["patches"] == "standardised":
         found["threshold"] *= unit
     found["threshold"] = round(found["threshold"], 4)
-    return made(found)
+    return found
 
 
 def held_out(y: Tensor, one_in: int) -> Tensor:
@@ -72,7 +72,8 @@ class Search:
 
     def __init__(self, name: str, sets: Sets, write: Callable[[dict], None], known: list[dict] = ()):
         self.name, self.write = name, write
-        self.known = {(made(trial["recipe"]), trial["seed"]): figures(trial) for trial in known}
+        self.blur = RECIPES[name].blur
+        self.known = {(self.made(trial["recipe"]), trial["seed"]): figures(trial) for trial in known}
         self.trials: dict[tuple[Recipe, int], dict] = {}
         apart = held_out(sets.y, HELD_OUT[name])
         self.x, self.y, self.whole = sets.x[~apart], sets.y[~apart], len(sets.y)
@@ -108,6 +109,10 @@ class Search:
         clusters = [cluster_accuracy(held, self.y_held, count, 0, starts=1) for count in counts]
         return 100 * statistics.fmean(clusters), 100 - 100 * right
 
+    def made(self, found: dict) -> Recipe:
+        """A recipe of these settings; k is found later."""
+        return Recipe(**found, k=1, max_neurons=MOST, blur=self.blur)
+
     def tell(self, **more) -> None:
         every = self.known | self.trials
         trials = [{"recipe": settings(recipe), "seed": seed} | found for (recipe, seed), found in every.items()]
@@ -116,12 +121,12 @@ class Search:
     def run(self, count: int, finalists: int, seeds: int) -> Recipe:
         """The recipe with its k, after `count` trials by seed 0 and the finalists by all seeds."""
         chance, tried, unit = random.Random(0), {}, STANDARDISED[self.name]
-        at_hand = [recipe for recipe, seed in self.known if seed == 0]
+        at_hand = [recipe for recipe, seed in self.known if seed == 0] or [self.made(settings(RECIPES[self.name]))]
         for index in range(max(count, len(at_hand))):
             best = max(tried, key=tried.get) if tried and index >= count // 2 else None
-            recipe = at_hand[index] if index < len(at_hand) else drawn(chance, unit, best)
+            recipe = at_hand[index] if index < len(at_hand) else self.made(drawn(chance, unit, best))
             while (recipe, 0) in self.trials:
-                recipe = drawn(chance, unit, best)
+                recipe = self.made(drawn(chance, unit, best))
             if scores := self.trial(recipe, 0):
                 tried[recipe] = max(scores.values())
         best = sorted(tried, key=tried.get, reverse=True)[:finalists]
@@ -140,11 +145,6 @@ class Search:
 
 def settings(recipe: Recipe) -> dict:
     return {name: getattr(recipe, name) for name in SPACE}
-
-
-def made(found: dict) -> Recipe:
-    """A recipe of these settings; k is found later."""
-    return Recipe(**found, k=1, max_neurons=MOST)
 
 
 def figures(trial: dict) -> dict:

@@ -10,7 +10,8 @@ Protocol, the same for every row, untaught ones and pixels included:
 
     scaled        each activation less the weakest winner's (of pixels: the weakest that is not 0), and each
                   representation of length 1. Rows "as it is" leave out the first.
-    pixels        images of more than 40 pixels a side (Omniglot's 105) are averaged over squares of 3, for time.
+    pixels        as the model sees them; those of more than 40 a side (Omniglot's 105) averaged over squares of 3, for
+                  time. Omniglot's thin strokes are blurred for all rows but "pixels, not blurred".
     10-NN         cosine neighbours among the whole training set.
     clusters      k-means on the representations of the test set (the best of 3 starts), each cluster named by the
                   majority of its test labels, as we read the paper; "found in training": k-means on 10,000 training
@@ -40,13 +41,14 @@ LARGE = 40  # pixels a side
 
 @dataclass
 class Sets:
-    """Images [n, inputs] in [0, 1], 1 = ink, and labels; `shape` of an image."""
+    """Images [n, inputs] in [0, 1], 1 = ink, and labels; `shape` of an image; pixels before blurring, where it was."""
 
     x: Tensor
     y: Tensor
     x_test: Tensor
     y_test: Tensor
     shape: tuple[int, ...]
+    sharp: tuple[Tensor, Tensor] | None = None
     opened: list[tuple] = field(default_factory=list)
 
     def test(self, *who) -> tuple[Tensor, Tensor]:
@@ -64,6 +66,7 @@ class Row:
     changes: dict | None
     tables: tuple[str, ...]
     scaled: bool = True
+    sharp: bool = False  # pixels before blurring
 
     def recipe(self, recipe: Recipe) -> Recipe | None:
         """Without expansion all neurons are there from the start."""
@@ -86,6 +89,7 @@ ROWS = [
     Row("untaught, uniform", {"hebb": False, "start": "uniform"}, BOTH),
     Row("untaught, normal", {"hebb": False, "start": "normal"}, BOTH),
     Row("pixels", None, BOTH),
+    Row("pixels, not blurred", None, BOTH, sharp=True),
 ]
 
 
@@ -139,6 +143,16 @@ def pixels(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     return torch.cat([F.avg_pool2d(part.view(-1, 1, *shape), 3).flatten(1) for part in x.split(CHUNK)])
 
 
+def blurred_(x: Tensor, shape: tuple[int, ...], side: int) -> None:
+    """x [n, inputs] in place: averaged over squares of so many pixels, twice, each image then by its largest value."""
+    for part in x.split(CHUNK):
+        images, half = part.view(-1, 1, *shape), side // 2
+        for _ in range(2):
+            images = F.avg_pool2d(F.avg_pool2d(images, (side, 1), 1, (half, 0)), (1, side), 1, (0, half))
+        part.copy_(images.flatten(1))
+        part /= part.amax(1, keepdim=True).clamp(min=1e-12)
+
+
 def read(features: Tensor, scaled: bool) -> Tensor:
     """As the protocol says."""
     if scaled:
@@ -166,6 +180,11 @@ def measures(
     return found
 
 
+def rows_for(recipe: Recipe) -> list[Row]:
+    """Those that say something where images are blurred, or are not."""
+    return [row for row in ROWS if recipe.blur or not row.sharp]
+
+
 def unsupervised_rows(
     name: str, sets: Sets, *, seeds: int = 5, recipe: Recipe | None = None, rows: list[Row] | None = None
 ) -> Iterator[dict]:
@@ -180,16 +199,18 @@ def unsupervised_rows(
         and width: neurons at its end, one a seed each.
     """
     recipe = recipe or RECIPES[name]
-    for row in ROWS if rows is None else rows:
+    for row in rows_for(recipe) if rows is None else rows:
         runs, seconds, widths = [], [], []
         for seed in range(seeds):
             begin, how = time.perf_counter(), row.recipe(recipe)
             model = how and taught(how, sets.x, sets.y, seed)
             seconds.append(round(time.perf_counter() - begin, 3))
             x_test, y_test = sets.test(name, row.row, seed)
-            train, test = (
-                read(represented(model, x) if model else pixels(x, sets.shape), row.scaled) for x in (sets.x, x_test)
-            )
+            if model:
+                seen = (represented(model, x) for x in (sets.x, x_test))
+            else:
+                seen = sets.sharp if row.sharp else (pixels(x, sets.shape) for x in (sets.x, x_test))
+            train, test = (read(features, row.scaled) for features in seen)
             widths.append(train.shape[1])
             runs.append(measures(train, sets.y, test, y_test, row.tables, CLUSTERS[name], seed))
             del train, test
