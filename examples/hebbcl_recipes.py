@@ -41,7 +41,7 @@ class Recipe:
 # Found by hebbcl_search.py on validation data.
 RECIPES = {
     "mnist": Recipe(batch=500, lr=1.0, threshold=0.4, k=20, neurons=12, similarity="cosine"),
-    "omniglot": Recipe(batch=125, lr=0.5, threshold=1.0, k=160, neurons=12, similarity="cosine", blur=9),
+    "omniglot": Recipe(batch=50, lr=0.1, threshold=0.8, k=160, neurons=1, blur=9),
 }
 
 CLUSTERS = {
