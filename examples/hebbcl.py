@@ -49,7 +49,7 @@ from hebbkern import datasets, doctor
 
 FAST = {"train": 6000, "test": 1000, "seeds": 1, "trials": 4}
 FIRST_TASK = {"cifar10": 20_000}  # training images with --fast: as many as its whitening needs
-USUAL = {"seeds": 5, "trials": 100}
+USUAL = {"seeds": 5, "trials": 60}
 FINALISTS, SEARCH_SEEDS = 4, 3
 INVERTED = 0.5  # images of a higher mean are dark on white: 1 − x is learnt
 SAME = ("part", "table", "row", "measure")  # what a run is known by
@@ -227,7 +227,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--also", type=Path, nargs="*", default=[], help="results/hebbcl.json of other runs, to join")
     parser.add_argument("--again", action="store_true", help="compute rows that are there once more")
     parser.add_argument("--search", action="store_true", help="choose the unsupervised settings; no table")
-    parser.add_argument("--trials", type=int, help="of the search (default 100)")
+    parser.add_argument("--trials", type=int, help="of the search (default 60)")
     parser.add_argument("--fast", action="store_true", help="few images, one seed, into runs/hebbcl")
     parser.add_argument("--seeds", type=int, help="(default 5)")
     parser.add_argument("--results", help="folder (default results, with --fast runs/hebbcl)")
