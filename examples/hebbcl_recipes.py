@@ -12,7 +12,8 @@ class Recipe:
     Attributes:
         batch: samples a minibatch.
         blur: images are averaged over squares of so many pixels, twice, before the model sees them; 0: they are not.
-        on_samples: neurons are training images drawn by the seed from all classes, and learn nothing.
+        untaught: neurons learn nothing and stay as they start: "uniform" or "normal", as HebbCL draws them, or
+            "samples", training images drawn by the seed from all classes.
     """
 
     batch: int
@@ -26,16 +27,15 @@ class Recipe:
     patches: str = "raw"
     start: str = "samples"
     average: bool = True
-    hebb: bool = True
     freeze: bool = True
     grow: bool = True
     sparse: bool = True
-    on_samples: bool = False
+    untaught: str = ""
     blur: int = 0
 
     def settings(self) -> dict:
         """Arguments of HebbCL."""
-        return {name: value for name, value in asdict(self).items() if name not in ("batch", "on_samples", "blur")}
+        return {name: value for name, value in asdict(self).items() if name not in ("batch", "untaught", "blur")}
 
 
 # Found by hebbcl_search.py on validation data. MNIST's threshold makes neurons wait for several batches until they have

@@ -85,9 +85,9 @@ ROWS = [
     Row("without freezing and expansion", {"freeze": False, "grow": False}, ("Table 3",)),
     Row("without k-winners", {"sparse": False}, ("Table 3",)),
     Row("Hebbian learning only", {"freeze": False, "grow": False, "sparse": False}, ("Table 3",)),
-    Row("untaught, on samples", {"on_samples": True, "hebb": False}, BOTH),
-    Row("untaught, uniform", {"hebb": False, "start": "uniform"}, BOTH),
-    Row("untaught, normal", {"hebb": False, "start": "normal"}, BOTH),
+    Row("untaught, on samples", {"untaught": "samples"}, BOTH),
+    Row("untaught, uniform", {"untaught": "uniform"}, BOTH),
+    Row("untaught, normal", {"untaught": "normal"}, BOTH),
     Row("pixels", None, BOTH),
     Row("pixels, not blurred", None, BOTH, sharp=True),
 ]
@@ -111,13 +111,13 @@ def untrained(recipe: Recipe, inputs: int, seed: int) -> HebbCL:
 def taught(recipe: Recipe, x: Tensor, y: Tensor, seed: int) -> HebbCL:
     """The model after one pass through the classes of x [n, inputs] in order; y [n] makes the stream, no more.
 
-    One that learns nothing (hebb=False) has as many neurons as the one that does.
+    An untaught one has as many neurons as the one that learnt.
     """
-    model = streamed(replace(recipe, hebb=True, on_samples=False), x, y, seed)
-    if recipe.hebb:
+    model = streamed(replace(recipe, untaught=""), x, y, seed)
+    if not recipe.untaught:
         return model
-    model = untrained(replace(recipe, neurons=model.width), x.shape[1], seed)
-    if recipe.on_samples:
+    model = untrained(replace(recipe, neurons=model.width, start=recipe.untaught), x.shape[1], seed)
+    if recipe.untaught == "samples":
         chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[: model.width]
         model.weight.data.copy_(x[chosen])
     return model

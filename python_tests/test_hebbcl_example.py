@@ -268,6 +268,16 @@ def test_rows_leave_out_what_they_say():
     assert len(samples) == 9 and all((x == sample).all(1).any() for sample in samples)
 
 
+def test_untaught_neurons_are_as_many_as_those_that_learnt(monkeypatch):
+    x, y, learnt = torch.rand(64, 9, generator=GENERATOR), torch.arange(64) % 2, []
+    stream = unsupervised.streamed
+    monkeypatch.setattr(unsupervised, "streamed", lambda recipe, *data: learnt.append(recipe) or stream(recipe, *data))
+    for row in unsupervised.ROWS:
+        if "untaught" in row.row:
+            assert unsupervised.taught(row.recipe(SMALL), x, y, 0).width == 9
+    assert learnt == [SMALL] * 3
+
+
 def test_frozen_neurons_look_the_same_after_all_classes():
     x, y = torch.rand(200, 16, generator=GENERATOR), torch.arange(200) % 4
     sets = unsupervised.Sets(x, y, x, y, (4, 4))
