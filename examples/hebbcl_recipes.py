@@ -43,7 +43,7 @@ class Recipe:
 # so that the row "untaught, on samples" is the one to compare them with.
 RECIPES = {
     "mnist": Recipe(batch=500, lr=1.0, threshold=0.4, k=20, neurons=12, similarity="cosine"),
-    "omniglot": Recipe(batch=50, lr=0.1, threshold=0.8, k=160, neurons=1, blur=9),
+    "omniglot": Recipe(batch=50, lr=0.5, threshold=0.5, k=40, neurons=1, blur=9),
 }
 
 CLUSTERS = {

@@ -144,7 +144,8 @@ def test_the_search_never_sees_the_test_set(command, neighbours, monkeypatch):
         raise AssertionError("the test set was opened")
 
     monkeypatch.setattr(unsupervised.Sets, "test", refuse)
-    monkeypatch.setattr(searching, "KS", {"mnist": (2, 3), "omniglot": (2, 3)})
+    monkeypatch.setattr(searching, "KS", (2, 3))
+    monkeypatch.setattr(searching, "SPARSE", 1)
     monkeypatch.setattr(searching, "SPACE", searching.SPACE | {"batch": (8, 16), "neurons": (1, 2, 3, 4)})
     hebbcl.main([*arguments, "--search", "--trials", "12", "--parts", "unsupervised mnist"])
     found = json.loads((folder / "hebbcl_search.json").read_text())["searches"]["mnist"]
@@ -169,13 +170,14 @@ def test_a_model_that_runs_out_of_room_does_not_count(monkeypatch):
     x, y = torch.rand(240, 9, generator=GENERATOR), torch.arange(240) % 2
     sets = unsupervised.Sets(x, y, x[:0], y[:0], (3, 3))
     monkeypatch.setattr(searching, "MOST", 12)
-    monkeypatch.setattr(searching, "KS", {"mnist": (2,)})
+    monkeypatch.setattr(searching, "KS", (2,))
+    monkeypatch.setattr(searching, "SPARSE", 2)
     monkeypatch.setattr(searching, "CLUSTERS", {"mnist": {"Table 1": (2,)}})
     search = searching.Search("mnist", sets, lambda found: None)
     for batch, counts in ((50, True), (20, False)):  # a neuron a batch: 5 or 11 of the 12 in 200 of 240 images
         recipe = replace(SMALL, batch=batch, threshold=1e9, max_neurons=12)
         assert bool(search.trial(recipe, 0)) == counts
-    monkeypatch.setattr(searching, "KS", {"mnist": (2, 3)})  # winners of the 5 neurons
+    monkeypatch.setattr(searching, "KS", (2, 3))  # winners of the 5 neurons
     again = searching.Search("mnist", sets, lambda found: None)
     assert list(again.trial(replace(SMALL, batch=50, threshold=1e9), 0)) == [2]
 
