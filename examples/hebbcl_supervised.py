@@ -199,10 +199,12 @@ def answered(model: HebbCL, x: Tensor, answers: list[tuple[int, float]]) -> Iter
     """
     most = min(max(k for k, _ in answers), model.width)
     winners, responses = compete(x, model.weight, most, patches=model.patches)
-    groups, sums = winners.long() // model.per_class, torch.empty(len(x), len(model.classes))
+    groups = winners.long() // model.per_class
     for k, power in answers:
-        votes = responses[:, :k] if power == 1 else responses[:, :k].clamp(min=0) ** power
-        yield model.classes[sums.zero_().scatter_add_(1, groups[:, :k], votes).argmax(1)]
+        own, votes = groups[:, :k], responses[:, :k] if power == 1 else responses[:, :k].clamp(min=0) ** power
+        sums, nobody = torch.zeros(len(x), len(model.classes)), torch.ones(len(x), len(model.classes), dtype=torch.bool)
+        sums.scatter_add_(1, own, votes).masked_fill_(nobody.scatter_(1, own, False) & (power == 1), -math.inf)
+        yield model.classes[sums.argmax(1)]
 
 
 def accuracy(model: HebbCL, x: Tensor, y: Tensor, answers: list[tuple[int, float]]) -> list[float]:
