@@ -148,7 +148,20 @@ def table(experiment: Experiment, path: Path, told: Callable[[], dict]) -> None:
     runs = [run for run in there.values() if not (arguments.again and fnmatch(run["part"], arguments.parts))]
     commands = [command for found in files for command in found["command"].split(" && ")] if runs else []
     parts = experiment.parts()
-    order = [part.name for part in parts]
+    order = [(part.name, row.row) for part in parts for row in part.rows]
+
+    def place(run: dict) -> tuple:
+        at = run["part"], run["row"]
+        return order.index(at) if at in order else len(order), run["table"]
+
+    def keep() -> None:
+        about = told()
+        runs.sort(key=place)
+        about["machine"] = "; ".join(dict.fromkeys(run["machine"] for run in runs))
+        about["command"] = " && ".join(dict.fromkeys([*commands, about["command"]]))
+        about["seconds"] = round(sum(run["wall"] for run in runs), 1)
+        write(path, about | {"rows": [line(run) for run in runs], "runs": runs})
+
     for part in parts:
         if not fnmatch(part.name, arguments.parts):
             continue
@@ -158,17 +171,14 @@ def table(experiment: Experiment, path: Path, told: Callable[[], dict]) -> None:
         begin = time.perf_counter()
         for found in part.compute(missing) if missing else ():
             now = time.perf_counter()
-            about = told()
             found = {"part": part.name} | found | {"settings": marks[found["row"]], "wall": round(now - begin, 1)}
-            found["machine"] = about["machine"]
+            found["machine"] = told()["machine"]
             begin = now
             runs = [run for run in runs if any(run[key] != found[key] for key in SAME)] + [found]
-            runs.sort(key=lambda run: (order.index(run["part"]) if run["part"] in order else len(order), run["table"]))
             print(words(line(found)), flush=True)
-            about["machine"] = "; ".join(dict.fromkeys(run["machine"] for run in runs))
-            about["command"] = " && ".join(dict.fromkeys([*commands, about["command"]]))
-            about["seconds"] = round(sum(run["wall"] for run in runs), 1)
-            write(path, about | {"rows": [line(run) for run in runs], "runs": runs})
+            keep()
+    if arguments.also and runs:
+        keep()
 
 
 def mark(settings: object, arguments: argparse.Namespace) -> str:

@@ -4,8 +4,8 @@
 
 60,000 images, classes in order, one pass, no labels, up to 500 neurons, with the settings of hebbcl_recipes.py. Beside
 it are two kinds of NumPy: plain (`hebbkern.reference.hebbcl`, the algorithm as it reads, float64) and vectorised (each
-product in BLAS on all threads, only neurons that still learn in the freezing test), in float64 and in float32. Each
-draws its own new neurons; all must end with as many. Medians of alternating rounds; plain NumPy runs once.
+product in BLAS on all threads, only neurons that still learn in the freezing test), in float64 and in float32. All draw
+the same new neurons, and must end with as many. Medians of alternating rounds; plain NumPy runs once.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from torch import Tensor
 import hebbkern as hk
 from hebbcl_recipes import RECIPES, Recipe
 from hebbkern.continual import HebbCL
+from hebbkern.continual.rows import Rows
 from hebbkern.doctor import processor
 
 ROUNDS = 5
@@ -63,10 +64,12 @@ def vectorised(x: np.ndarray, recipe: Recipe) -> int:
 
 
 def streamed(x: np.ndarray, recipe: Recipe, step) -> int:
-    """The stream by a step (weight, settled, batch) -> (weight, settled); neurons at the end."""
-    rng = np.random.default_rng(0)
-    weight = normalised(rng.random((recipe.neurons, x.shape[1])).astype(x.dtype), recipe)
-    settled = np.zeros(len(weight), bool)
+    """The stream by a step (weight, settled, batch) -> (weight, settled); neurons at the end; starts as HebbCL's."""
+    model, rows = (
+        HebbCL(x.shape[1], **recipe.settings()),
+        Rows(x.shape[1], recipe.neurons, "uniform", recipe.normalise, 0),
+    )
+    weight, settled = model.weight.numpy().astype(x.dtype), np.zeros(model.width, bool)
     for begin in range(0, len(x), recipe.batch):
         batch = x[begin : begin + recipe.batch]
         before = int(settled.sum())
@@ -75,12 +78,7 @@ def streamed(x: np.ndarray, recipe: Recipe, step) -> int:
         weight, settled = step(weight, settled, batch)
         more = min(int(settled.sum()) - before, recipe.max_neurons - len(weight))
         if more > 0:
-            drawn = (
-                batch[rng.permutation(len(batch))[:more]]
-                if recipe.start == "samples"
-                else rng.random((more, x.shape[1]))
-            )
-            weight = np.vstack((weight, normalised(drawn.astype(x.dtype), recipe)))
+            weight = np.vstack((weight, rows.among(torch.from_numpy(batch), more, len(weight)).numpy()))
             settled = np.pad(settled, (0, more))
     return len(weight)
 

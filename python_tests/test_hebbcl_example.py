@@ -301,3 +301,19 @@ def test_the_test_set_opens_once_for_a_row_and_seed():
     sets.test("mnist", "row", 1)
     with pytest.raises(AssertionError, match="has seen the test set"):
         sets.test("mnist", "row", 1)
+
+
+def test_rows_of_other_runs_join(command, tmp_path):
+    """Each with the machine it ran on; nothing is computed again, and the commands stand one after the other."""
+    arguments, folder = command
+    hebbcl.main([*arguments, "--parts", "supervised mnist"])
+    here = json.loads((folder / "hebbcl.json").read_text())
+    there = here | {
+        "command": "elsewhere",
+        "runs": [run | {"part": "baselines mnist", "machine": "other"} for run in here["runs"]],
+    }
+    (tmp_path / "other.json").write_text(json.dumps(there))
+    hebbcl.main([*arguments, "--parts", "supervised mnist", "--also", str(tmp_path / "other.json")])
+    joined = json.loads((folder / "hebbcl.json").read_text())
+    assert len(joined["runs"]) == len(joined["rows"]) == 2 * len(here["runs"])
+    assert joined["machine"] == f"{here['machine']}; other" and " && elsewhere && " in joined["command"]
