@@ -13,13 +13,8 @@ try:
 except metadata.PackageNotFoundError:  # a checkout on the path, not installed
     __version__ = "0+unknown"
 
-LATER = (
-    "continual",
-    "datasets",
-    "evaluation",
-    "plots",
-    "training",
-)  # imported when first named: most need more packages
+# Imported when first named: most need more packages.
+LATER = ("continual", "datasets", "evaluation", "plots", "training")
 
 
 def __getattr__(name: str):

@@ -11,16 +11,8 @@ from torch import Tensor
 from hebbkern.nn.lesson import check_rate
 
 CHUNK = 8192  # samples that are answered, or looked through, at a time: what they are converted to stays small
-
-
-SHAPE = (
-    "in_features",
-    "neurons",
-    "per_class",
-    "start",
-    "normalise",
-    "seed",
-)  # with others of these a model begins anew
+# With others of these a model begins anew.
+SHAPE = ("in_features", "neurons", "per_class", "start", "normalise", "seed")
 
 
 class Estimator:
@@ -29,8 +21,6 @@ class Estimator:
     X [n, ...] and y [n] may be NumPy arrays or tensors on any device; what comes out is an array where X is one.
     """
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
     def partial_fit(self, X, y=None, batch_size: int = 100, epochs: int = 1, *, lr: float | None = None):
         """Learns X [n, ...] in minibatches, in the order given, `epochs` times; y [n] and lr are those of `learn`.
 
@@ -38,19 +28,13 @@ class Estimator:
         ValueError on a batch_size or epochs below 1; an error in X or y is found before anything is learnt.
         """
         X, labels = self._checked(X, y, batch_size, epochs, lr)
-        if self.supervised:
-            self._meet(X, labels)
-        for _ in range(epochs):
-            for begin in range(0, len(X), batch_size):
-                batch = slice(begin, begin + batch_size)
-                self.learn(self._here(X[batch]), None if labels is None else labels[batch], lr=lr)
-        return self
+        return self._fitted(X, labels, batch_size, epochs, lr)
 
     def fit(self, X, y=None, batch_size: int = 100, epochs: int = 1, *, lr: float | None = None):
         """As `partial_fit`, of a model that forgets all it knew first (where X and y are in order)."""
-        self._checked(X, y, batch_size, epochs, lr)
+        X, labels = self._checked(X, y, batch_size, epochs, lr)
         self.reset()
-        return self.partial_fit(X, y, batch_size, epochs, lr=lr)
+        return self._fitted(X, labels, batch_size, epochs, lr)
 
     def transform(self, X):
         """The representation [n, width] of X [n, ...]. Nothing is learnt from X, inside `learning` neither."""
@@ -114,6 +98,17 @@ class Estimator:
 
     def __sklearn_is_fitted__(self) -> bool:
         return True  # it answers from its start on
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _fitted(self, X: Tensor, labels: Tensor | None, batch_size: int, epochs: int, lr: float | None):
+        if self.supervised:
+            self._meet(X, labels)
+        for _ in range(epochs):
+            for begin in range(0, len(X), batch_size):
+                batch = slice(begin, begin + batch_size)
+                self.learn(self._here(X[batch]), None if labels is None else labels[batch], lr=lr)
+        return self
 
     def _checked(self, X, y, batch_size, epochs, lr) -> tuple[Tensor, Tensor | None]:
         """X and labels as tensors, once nothing in them can stop the learning half way."""

@@ -277,7 +277,7 @@ class HebbCL(Estimator, Settings, Hebbian, nn.Module):
                 rows.copy_(starts)
 
     def _divide(self, weight: Tensor, frozen: Tensor) -> None:
-        """ "matrix_max": rows that are not frozen by the largest absolute weight among them."""
+        """Of "matrix_max": rows that are not frozen by the largest absolute weight among them."""
         if self.normalise == "matrix_max":
             weight = weight.detach()
             largest = weight.abs().amax(1).masked_fill(frozen, 0).amax()
