@@ -46,6 +46,7 @@ from hebbcl_recipes import RECIPES
 from hebbcl_search import Search
 from hebbcl_unsupervised import Sets, blurred_, pixels, rows_for, unsupervised_rows
 from hebbkern import datasets, doctor
+from krotov_report import deviation, write
 
 FAST = {"train": 6000, "test": 1000, "seeds": 1, "trials": 4}
 FIRST_TASK = {"cifar10": 20_000}  # training images with --fast: as many as its whitening needs
@@ -190,8 +191,12 @@ def line(run: dict) -> dict:
     """In the format of results/*.json."""
     values = run["values"]
     kept = {key: run[key] for key in ("table", "row", "measure", "unit", "paper")}
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    found = {"mean": statistics.fmean(values), "std": spread, "seeds": len(values), "chosen_on": run["chosen_on"]}
+    found = {
+        "mean": statistics.fmean(values),
+        "std": deviation(values),
+        "seeds": len(values),
+        "chosen_on": run["chosen_on"],
+    }
     return kept | found
 
 
@@ -205,10 +210,6 @@ def show(found: dict) -> None:
     print(f"\n{'ours':>102} {'paper':>15}")
     for row in sorted(found["rows"], key=lambda row: row["table"]):
         print(words(row))
-
-
-def write(path: Path, found: dict) -> None:
-    path.write_text(json.dumps(found, indent=2) + "\n")
 
 
 def search(experiment: Experiment, path: Path, told: Callable[[], dict]) -> None:

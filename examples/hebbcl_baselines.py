@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hebbcl_supervised import MEASURE, VALIDATION, task_average, tasks_of
+from hebbcl_supervised import VALIDATION, found, task_average, tasks_of
 from hebbkern.continual.consolidation import EWC, L2, MAS, Consolidation, LwF, OnlineEWC, SynapticIntelligence
 
 HIDDEN = {"mnist": 640, "cifar10": 500}
@@ -105,16 +105,7 @@ def baseline_rows(
             network = finetuned(baseline, x, y, hidden=HIDDEN[name], seed=seed)
             seconds.append(time.perf_counter() - begin)
             values.append(accuracy(network, x_test, y_test))
-        yield {
-            "table": "Table 2",
-            "row": baseline.row,
-            "measure": MEASURE[name],
-            "unit": "%",
-            "paper": baseline.paper,
-            "chosen_on": "validation",
-            "values": values,
-            "seconds": seconds,
-        }
+        yield found(name, baseline, values, seconds)
 
 
 def baseline_search(name: str, x: Tensor, y: Tensor, *, seeds: int = 1) -> Iterator[dict]:

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from hebbcl_recipes import Recipe
-from hebbcl_unsupervised import ROWS, Sets, class_stream, taught, untrained
+from hebbcl_unsupervised import ROWS, Sets, class_stream, learn, taught, untrained
 from hebbkern import plots
-from hebbkern.continual import HebbCL, streams
 
 SHOWN = {"mnist": 100, "omniglot": 36}  # neurons
 VARIANTS = ("HebbCL", "without freezing", "without expansion", "Hebbian learning only")  # a) to d) of Figure 5
@@ -50,11 +49,6 @@ def before_and_after(recipe: Recipe, sets: Sets) -> tuple[Tensor, Tensor]:
     chosen, before = chosen.sort().values, model.weight[chosen.sort().values].clone()
     learn(model, stream[1:], recipe.batch)
     return before, model.weight[chosen]
-
-
-def learn(model: HebbCL, stream: list[streams.Task], batch: int) -> None:
-    for images, _ in streams.unbounded(stream, batch):
-        model.learn(images)
 
 
 def classes(pictured: dict[int, Tensor], folder: Path) -> None:

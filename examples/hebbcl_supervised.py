@@ -153,9 +153,14 @@ def _rows_of(recipe: Recipe, answers: list[Answer], name: str, sets: tuple[Tenso
         seconds.append(time.perf_counter() - begin)
         for answer in answers:
             values[answer.row].append(accuracy(model, x_test, y_test, [(answer.k, answer.power)])[0])
-    about = {"table": "Table 2", "measure": MEASURE[name], "unit": "%", "chosen_on": "validation"}
     for answer in answers:
-        yield about | {"row": answer.row, "paper": answer.paper, "values": values[answer.row], "seconds": seconds}
+        yield found(name, answer, values[answer.row], seconds)
+
+
+def found(name: str, row, values: list[float], seconds: list[float]) -> dict:
+    """What a row of Table 2, with a name `row` and the paper's figure, came to: a value and seconds of learning a seed."""
+    about = {"table": "Table 2", "measure": MEASURE[name], "unit": "%", "chosen_on": "validation"}
+    return about | {"row": row.row, "paper": row.paper, "values": values, "seconds": seconds}
 
 
 def whitening(epsilon: float | None, x: Tensor, y: Tensor) -> Callable[[Tensor], Tensor]:

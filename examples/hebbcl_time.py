@@ -11,7 +11,6 @@ the same new neurons, and must end with as many. Medians of alternating rounds; 
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import statistics
 import sys
@@ -25,8 +24,9 @@ from torch import Tensor
 import hebbkern as hk
 from hebbcl_recipes import RECIPES, Recipe
 from hebbkern.continual import HebbCL
-from hebbkern.continual.rows import Rows
+from hebbkern.continual.rows import NORMS, Rows
 from hebbkern.doctor import processor
+from krotov_report import write
 
 ROUNDS = 5
 
@@ -65,10 +65,8 @@ def vectorised(x: np.ndarray, recipe: Recipe) -> int:
 
 def streamed(x: np.ndarray, recipe: Recipe, step) -> int:
     """The stream by a step (weight, settled, batch) -> (weight, settled); neurons at the end; starts as HebbCL's."""
-    model, rows = (
-        HebbCL(x.shape[1], **recipe.settings()),
-        Rows(x.shape[1], recipe.neurons, "uniform", recipe.normalise, 0),
-    )
+    model = HebbCL(x.shape[1], **recipe.settings())
+    rows = Rows(x.shape[1], recipe.neurons, "uniform", recipe.normalise, 0)
     weight, settled = model.weight.numpy().astype(x.dtype), np.zeros(model.width, bool)
     for begin in range(0, len(x), recipe.batch):
         batch = x[begin : begin + recipe.batch]
@@ -84,8 +82,9 @@ def streamed(x: np.ndarray, recipe: Recipe, step) -> int:
 
 
 def normalised(rows: np.ndarray, recipe: Recipe) -> np.ndarray:
-    order = {"row_max": np.inf, "row_l2": 2}.get(recipe.normalise)
-    return rows if order is None else rows / np.linalg.norm(rows, order, axis=1, keepdims=True)
+    if recipe.normalise not in NORMS:
+        return rows
+    return rows / np.linalg.norm(rows, NORMS[recipe.normalise], axis=1, keepdims=True)
 
 
 def times(x: Tensor, recipe: Recipe, rounds: int) -> dict[str, tuple[float, int]]:
@@ -146,7 +145,7 @@ def main(argv: list[str] | None = None) -> int:
         "seconds": round(time.perf_counter() - begin, 1),
     }
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "hebbcl_time.json").write_text(json.dumps(told | {"rows": rows}, indent=2) + "\n")
+    write(options.out / "hebbcl_time.json", told | {"rows": rows})
     return 0
 
 

@@ -22,12 +22,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import once
 from hebbcl_recipes import CLUSTERS, PAPER, RECIPES, Recipe
 from hebbkern.continual import HebbCL, streams
 from hebbkern.evaluation import cluster_accuracy, knn
@@ -40,22 +41,11 @@ LARGE = 40  # pixels a side
 
 
 @dataclass
-class Sets:
+class Sets(once.Sets):
     """Images [n, inputs] in [0, 1], 1 = ink, and labels; `shape` of an image; pixels before blurring, where it was."""
 
-    x: Tensor
-    y: Tensor
-    x_test: Tensor
-    y_test: Tensor
     shape: tuple[int, ...]
     sharp: tuple[Tensor, Tensor] | None = None
-    opened: list[tuple] = field(default_factory=list)
-
-    def test(self, *who) -> tuple[Tensor, Tensor]:
-        """The test set, which each row may see once a seed."""
-        assert who not in self.opened, f"{who} has seen the test set"
-        self.opened.append(who)
-        return self.x_test, self.y_test
 
 
 @dataclass(frozen=True)
@@ -126,9 +116,13 @@ def taught(recipe: Recipe, x: Tensor, y: Tensor, seed: int) -> HebbCL:
 def streamed(recipe: Recipe, x: Tensor, y: Tensor, seed: int) -> HebbCL:
     """A model that learnt the stream."""
     model = untrained(recipe, x.shape[1], seed)
-    for images, _ in streams.unbounded(class_stream(x, y, seed), recipe.batch):
-        model.learn(images)
+    learn(model, class_stream(x, y, seed), recipe.batch)
     return model
+
+
+def learn(model: HebbCL, stream: list[streams.Task], batch: int) -> None:
+    for images, _ in streams.unbounded(stream, batch):
+        model.learn(images)
 
 
 def represented(model: HebbCL, x: Tensor) -> Tensor:

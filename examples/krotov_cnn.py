@@ -32,7 +32,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -43,6 +43,7 @@ from tqdm import tqdm
 import hebbkern as hk
 import krotov_recipes as recipes
 import krotov_report as report
+import once
 from hebbkern import datasets, doctor
 from krotov_filters import Moments, Recipe, effective_rank, make, moments
 from krotov_network import Network, Readouts, Schedule, features, fit, mean_of, measure
@@ -52,22 +53,11 @@ FAST = {"filters": 64, "pool": 4, "seeds": 1, "train": 3600, "test": 1000, "epoc
 
 
 @dataclass
-class Sets:
+class Sets(once.Sets):
     """The data on the device. `fitted` of the training images fit what is chosen, the rest validates."""
 
-    x: Tensor
-    y: Tensor
-    x_test: Tensor
-    y_test: Tensor
     fitted: int
     classes: int
-    opened: list[tuple[str, int]] = field(default_factory=list)
-
-    def test(self, row: str, seed: int) -> tuple[Tensor, Tensor]:
-        """The test set, which each row may see once a seed."""
-        assert (row, seed) not in self.opened, f"{row} has seen the test set with seed {seed}"
-        self.opened.append((row, seed))
-        return self.x_test, self.y_test
 
 
 class Experiment:
