@@ -158,7 +158,7 @@ def _rows_of(recipe: Recipe, answers: list[Answer], name: str, sets: tuple[Tenso
 
 
 def found(name: str, row, values: list[float], seconds: list[float]) -> dict:
-    """What a row of Table 2, with a name `row` and the paper's figure, came to: a value and seconds of learning a seed."""
+    """What a row of Table 2 (with a name and the paper's figure) came to: a value and seconds of learning a seed."""
     about = {"table": "Table 2", "measure": MEASURE[name], "unit": "%", "chosen_on": "validation"}
     return about | {"row": row.row, "paper": row.paper, "values": values, "seconds": seconds}
 
