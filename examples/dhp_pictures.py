@@ -1,0 +1,2 @@
+def draw(experiment, folder):
+    pass

@@ -1,0 +1,258 @@
+"""DHP Softmax's experiments: tasks learnt one after the other by gradients, with a Hebbian trace in the readout.
+
+    python examples/dhp_softmax.py --download                       # all tables and pictures, three seeds
+    python examples/dhp_softmax.py --parts "table1 split"           # one of them
+    python examples/dhp_softmax.py --fast                           # small: a minute or two on two cores
+
+Differentiable Hebbian Consolidation for Continual Learning (Table 1, Table 4, Figures 2, 3, 5, 6 and 8). Parts, chosen
+by --parts:
+
+    table1 permuted, imbalanced, split, mixture    Finetune, SI, Online EWC and MAS, without and with DHP (appendix A)
+    figure8 cifar                                  CIFAR-10, then five times ten classes of CIFAR-100
+    eta permuted, imbalanced, split                Table 4: where η starts
+    protocols                                      Split MNIST in the ways in which the text may be read
+    search ..., chosen ...                         settings found on held-out training samples, and their table
+    pictures                                       Figures 2, 3, 5, 6 and 8, of the runs that are there
+
+A run (benchmark, settings, seed) is computed once: those in the results, or in those given by --also, are taken from
+there. On a GPU (--device cuda) many learn side by side. The paper's ten seeds: --seeds 10.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from fnmatch import fnmatch
+from functools import cache
+from pathlib import Path
+
+import torch
+
+import dhp_pictures as pictures
+import dhp_recipes as recipes
+import hebbkern as hk
+from dhp_benchmarks import NEEDS, build
+from dhp_recipes import Row
+from dhp_training import Settings, learn, side_by_side
+from hebbkern import datasets, doctor
+from hebbkern.continual import metrics
+from krotov_report import deviation, write
+
+SOURCES = {  # by default classes of torchvision; notMNIST has none there
+    "mnist": "MNIST",
+    "notmnist": "",
+    "fashionmnist": "FashionMNIST",
+    "svhn": "SVHN",
+    "cifar10": "CIFAR10",
+    "cifar100": "CIFAR100",
+}
+FAST = {"train": 3000, "test": 1000}  # images of each set
+MEASURES = {
+    "average accuracy": (metrics.average_accuracy, "%", 0),
+    "backward transfer": (lambda matrix: metrics.backward_transfer(matrix) / 100, "", 1),
+}
+
+
+class Experiment:
+    """The data, read when first asked for, the runs there are, and those that a row needs."""
+
+    def __init__(self, arguments: argparse.Namespace, runs: list[dict]):
+        self.arguments, self.runs = arguments, runs
+        self.data, self.benchmark = cache(self._data), cache(self._benchmark)
+
+    def _data(self, name: str, inputs: str) -> datasets.Dataset:
+        """On the device of the runs; with --fast some images, drawn from all classes."""
+        given = self.arguments
+        data = datasets.load(
+            getattr(given, name),
+            root=given.root,
+            download=given.download,
+            preprocess="none" if inputs == "raw" else inputs,
+        )
+        parts = {"x_train": data.x_train, "y_train": data.y_train, "x_test": data.x_test, "y_test": data.y_test}
+        if given.fast:
+            for part, most in FAST.items():
+                count = len(parts[f"y_{part}"])
+                kept = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:most].sort().values
+                parts |= {key: parts[key][kept] for key in (f"x_{part}", f"y_{part}")}
+        return replace(data, name=name, **{key: tensor.to(given.device) for key, tensor in parts.items()})
+
+    def _benchmark(self, name: str, inputs: str, seed: int):
+        there = [source for source in NEEDS[name] if getattr(self.arguments, source)]
+        return build(name, {source: self.data(source, inputs) for source in there}, seed)
+
+    def there(self, name: str) -> bool:
+        """Whether the data of a benchmark are; the mixture does with those that are."""
+        given = [bool(getattr(self.arguments, source)) for source in NEEDS[name]]
+        return sum(given) > 1 if name == "mixture" else all(given)
+
+    def settings(self, row: Row) -> Settings:
+        """With --fast fewer epochs."""
+        return replace(row.settings, epochs=2, patience=0) if self.arguments.fast else row.settings
+
+    def missing(self, rows: list[Row], seeds: range) -> Iterator[Iterator[dict | None]]:
+        """The runs that these rows need and that are not there."""
+        known = {key(run) for run in self.runs}
+        for row in rows:
+            for seed in seeds:
+                settings = self.settings(row)
+                told = key({"benchmark": row.benchmark, "settings": brief(settings), "seed": seed, "on": row.on})
+                if told not in known:
+                    known.add(told)
+                    benchmark = self.benchmark(row.benchmark, settings.inputs, seed)
+                    yield learn(benchmark, settings, seed, self.arguments.device, on=row.on)
+
+    def compute(self, rows: list[Row], seeds: range) -> Iterator[dict]:
+        """The runs that are missing, as they are done."""
+        for run in side_by_side(self.missing(rows, seeds), self.arguments.device, self.arguments.at_once):
+            run = run | {"settings": brief(run["settings"])}
+            self.runs.append(run)
+            yield run
+
+    def of(self, row: Row, seeds: range) -> list[dict]:
+        """The runs of a row that are there."""
+        wanted = row.benchmark, json.dumps(brief(self.settings(row)), sort_keys=True), row.on
+        return [run for run in self.runs if key(run)[:3] == wanted and run["seed"] in seeds]
+
+    def lines(self, row: Row, seeds: range) -> list[dict]:
+        """Of results/*.json, one for each measure; with the standard error beside the deviation."""
+        runs = self.of(row, seeds)
+        told = {"table": row.table, "row": row.row}
+        lines = []
+        for name, (measure, unit, which) in MEASURES.items() if runs else ():
+            values = [measure(filled(run["R"])) for run in runs if run["R"]]
+            paper = row.paper[which]
+            if values and all(map(math.isfinite, values)):
+                found = {"mean": statistics.fmean(values), "std": deviation(values), "seeds": len(values)}
+                found["error"] = found["std"] / len(values) ** 0.5
+                head = told | {"measure": name, "unit": unit, "paper": paper}
+                lines.append(head | found | {"chosen_on": row.chosen_on})
+        return lines
+
+    def chosen(self, benchmark: str) -> list[Settings]:
+        """For each method, without and with DHP, the settings of the highest accuracy in the search that is there."""
+        best: dict[tuple, tuple[float, Settings]] = {}
+        for row in recipes.grid(benchmark):
+            for run in self.of(row, range(1)):
+                settings, value = row.settings, metrics.average_accuracy(run["R"]) if run["R"] else 0.0
+                which = settings.method, settings.dhp
+                if value > best.get(which, (0.0, None))[0]:
+                    best[which] = value, settings
+        return [settings for _, settings in best.values()]
+
+    def parts(self) -> dict[str, tuple[list[Row], range]]:
+        """Rows and seeds by the name of a part, of the benchmarks whose data are there."""
+        seeds, mnist = range(self.arguments.seeds), ("permuted", "imbalanced", "split")
+        parts = {f"table1 {name}": (recipes.table1(name), seeds) for name in (*mnist, "mixture")}
+        parts["figure8 cifar"] = recipes.table1("cifar"), seeds
+        parts |= {f"eta {name}": (recipes.table4(name), seeds) for name in mnist}
+        parts["protocols"] = recipes.protocols(), seeds
+        parts |= {f"search {name}": (recipes.grid(name), range(1)) for name in mnist}
+        parts |= {f"chosen {name}": (recipes.second(name, self.chosen(name)), seeds) for name in mnist}
+        return {name: part for name, part in parts.items() if part[0] and self.there(part[0][0].benchmark)}
+
+
+def brief(settings: Settings) -> dict:
+    """What is not as in `Settings()`."""
+    usual = asdict(Settings())
+    return {name: value for name, value in asdict(settings).items() if value != usual[name]}
+
+
+def key(run: dict) -> tuple:
+    return run["benchmark"], json.dumps(run["settings"], sort_keys=True), run["on"], run["seed"]
+
+
+def filled(matrix: list[list[float | None]]) -> list[list[float]]:
+    """R for `metrics`: a network that starts anew for each task knows what it learnt then."""
+    nothing = float("nan")
+    rows = [[nothing if value is None else value for value in row] for row in matrix]
+    if math.isnan(rows[-1][0]):
+        rows[-1] = [rows[i][i] for i in range(len(rows))]
+    return rows
+
+
+def words(row: dict) -> str:
+    paper = "" if row["paper"] is None else f"{row['paper']:.2f}"
+    name = f"{row['table']:<36} {row['row']:<64} {row['measure']:<18}"
+    return f"{name} {row['mean']:6.2f} ± {row['error']:.2f} {paper:>7}"
+
+
+def keep(experiment: Experiment, path: Path, about: dict) -> dict:
+    """Writes the runs, and a row for each that has any."""
+    rows = [
+        line for part, seeds in experiment.parts().values() for row in part for line in experiment.lines(row, seeds)
+    ]
+    runs = sorted(experiment.runs, key=key)
+    seconds = round(sum(run["seconds"] for run in runs), 1)
+    found = about | {"seconds": seconds, "rows": rows, "runs": runs}
+    write(path, found)
+    return found
+
+
+def read(files: list[Path]) -> list[dict]:
+    """The runs of these files, each once."""
+    found = [json.loads(file.read_text())["runs"] for file in files if file.exists()]
+    return list({key(run): run for runs in found for run in runs}.values())
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, source in SOURCES.items():
+        help = "a data set of torchvision, a .npz file, or '' for none" if name == "mnist" else "the same"
+        parser.add_argument(f"--{name}", default=source, help=f"{help} (default {source or 'none'})")
+    parser.add_argument("--root", default="data", help="where torchvision keeps its files")
+    parser.add_argument("--download", action="store_true", help="let torchvision download what is missing")
+    parser.add_argument("--parts", default="*", help="patterns, by commas, e.g. 'table1 split,eta *'; other rows stay")
+    parser.add_argument("--rows", default="*", help="a pattern of rows, e.g. 'DHP*'")
+    parser.add_argument("--also", type=Path, nargs="*", default=[], help="results of other runs, to join")
+    parser.add_argument("--fast", action="store_true", help="few images and epochs, one seed, into runs/dhp_softmax")
+    parser.add_argument("--seeds", type=int, help="(default 3; the paper has 10)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--at-once", type=int, default=16, help="runs side by side, on a GPU")
+    parser.add_argument("--results", help="folder (default results, with --fast runs/dhp_softmax)")
+    given = parser.parse_args(argv)
+    given.seeds = given.seeds or (1 if given.fast else 3)
+    given.results = given.results or ("runs/dhp_softmax" if given.fast else "results")
+    given.at_once = given.at_once if given.device != "cpu" else 1
+    return given
+
+
+def main(argv: list[str] | None = None) -> None:
+    given = parse(argv)
+    folder = Path(given.results)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "dhp_softmax.json"
+    experiment = Experiment(given, read([path, *given.also]))
+    words_given = [Path(word).stem if "/" in word else word for word in (sys.argv[1:] if argv is None else argv)]
+    about = {
+        "command": shlex.join(["python", "examples/dhp_softmax.py", *words_given]),
+        "version": hk.__version__,
+        "machine": doctor.processor() if given.device == "cpu" else torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+    }
+    for name in experiment.parts():
+        if any(fnmatch(name, pattern.strip()) for pattern in given.parts.split(",")):
+            begin = time.perf_counter()
+            rows, seeds = experiment.parts()[name]  # anew: what is chosen hangs on the parts before
+            for run in experiment.compute([row for row in rows if fnmatch(row.row, given.rows)], seeds):
+                told = f"{metrics.average_accuracy(filled(run['R'])):.2f}" if run["R"] else "diverged"
+                print(f"{name}: {run['settings']} seed {run['seed']}: {told} in {run['seconds']:.0f} s", flush=True)
+                keep(experiment, path, about)
+            print(f"{name}: {time.perf_counter() - begin:.0f} s")
+    found = keep(experiment, path, about)
+    if any(fnmatch("pictures", pattern.strip()) for pattern in given.parts.split(",")):
+        pictures.draw(experiment, folder)
+    for row in found["rows"]:
+        print(words(row))
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
