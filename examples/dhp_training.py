@@ -49,6 +49,7 @@ class Settings:
     heads: str = "shared"
     inputs: str = "raw"
     twice: bool = True  # two sets of slow weights in a readout without DHP
+    start: str = "inputs"  # slow weights of readouts from ±1/√inputs as in torch, or ±1/√"classes" as listing 1 has it
 
     @property
     def row(self) -> str:
@@ -70,11 +71,20 @@ class Benchmark:
 
 
 def readout(settings: Settings) -> Callable[[int, int], nn.Module]:
-    if settings.dhp:
-        return lambda inputs, classes: DHPLinear(
-            inputs, classes, eta=settings.eta, per_connection=settings.per_connection
-        )
-    return TwiceLinear if settings.twice else lambda inputs, classes: nn.Linear(inputs, classes, bias=False)
+    """(inputs, classes) -> the layer that the settings ask for."""
+
+    def made(inputs: int, classes: int) -> nn.Module:
+        if settings.dhp:
+            layer = DHPLinear(inputs, classes, eta=settings.eta, per_connection=settings.per_connection)
+        else:
+            layer = TwiceLinear(inputs, classes) if settings.twice else nn.Linear(inputs, classes, bias=False)
+        if settings.start == "classes":
+            bound = classes**-0.5
+            for weight in [layer.weight, layer.second] if isinstance(layer, TwiceLinear) else [layer.weight]:
+                nn.init.uniform_(weight, -bound, bound)
+        return layer
+
+    return made
 
 
 def consolidation(settings: Settings, network: Network, seed: int) -> Consolidation:
