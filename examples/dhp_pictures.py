@@ -18,6 +18,7 @@ from hebbkern.continual import metrics
 from hebbkern.plots import files
 
 METHODS = dict(zip((*recipes.METHODS, "Scratch"), (*files.COLOURS[:4], files.COLOURS[6]), strict=True))
+MARKERS = dict(zip(recipes.METHODS, "os^v", strict=True))
 OVER_TASKS = {"permuted": "Figure 2a", "split": "Figure 2b", "imbalanced": "Figure 5", "mixture": "Figure 6"}
 BARS = 0.8  # of the room that a task has
 PLASTIC = ("mean learnt rate η", "norm of the trace, ‖Hebb‖", "norm of the plasticity, ‖α‖")
@@ -55,7 +56,8 @@ def over_tasks(experiment, name: str, title: str):
     drawn = files.figure(7.2, 3.8)
     axes = drawn.add_subplot()
     for row, runs in lines:
-        line(axes, row.row, runs, METHODS[row.settings.method], "-" if row.settings.dhp else "--")
+        method = row.settings.method
+        line(axes, row.row, runs, METHODS[method], "-" if row.settings.dhp else "--", MARKERS[method])
     axes.set(title=title, ylabel="average test accuracy in %")
     drawn.legend(loc=BESIDE, handlelength=2.6)
     return drawn
@@ -81,12 +83,13 @@ def etas(experiment, name: str, title: str):
     return drawn
 
 
-def line(axes, label: str, runs: Sequence[dict], colour, style: str, marker: str = "o") -> None:
+def line(axes, label: str, runs: Sequence[dict], colour, style: str, marker: str) -> None:
     """Average accuracies [tasks] of these runs, mean and standard error, the last one told in the legend."""
     mean, error = over_seeds([metrics.average_accuracies(run["R"]) for run in runs])
     tasks = np.arange(1, len(mean) + 1)
-    label = f"{label}: {mean[-1]:.2f}"
-    axes.plot(tasks, mean, style, color=colour, marker=marker, markersize=3.5, linewidth=1.3, label=label)
+    look = {"color": colour, "linestyle": style, "linewidth": 1.3}
+    marks = {"marker": marker, "markersize": 4, "markerfacecolor": colour if style == "-" else "white"}
+    axes.plot(tasks, mean, label=f"{label}: {mean[-1]:.2f}", **look, **marks)
     axes.fill_between(tasks, mean - error, mean + error, color=colour, alpha=0.18, linewidth=0)
     axes.set(xlabel="tasks observed", xticks=tasks)
 
