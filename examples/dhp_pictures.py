@@ -91,7 +91,8 @@ def line(axes, label: str, runs: Sequence[dict], colour, style: str, marker: str
     marks = {"marker": marker, "markersize": 4, "markerfacecolor": colour if style == "-" else "white"}
     axes.plot(tasks, mean, label=f"{label}: {mean[-1]:.2f}", **look, **marks)
     axes.fill_between(tasks, mean - error, mean + error, color=colour, alpha=0.18, linewidth=0)
-    axes.set(xlabel="tasks observed", xticks=tasks)
+    axes.set(xlabel="tasks observed")
+    axes.set_xticks(tasks, runs[0].get("tasks", tasks))
 
 
 def bars(experiment, name: str, title: str):

@@ -1,0 +1,326 @@
+"""The parts of examples/dhp_softmax.py: heads, losses, what is held out, when a task ends, and who runs beside whom."""
+
+# ruff: noqa: E402 (the examples are no package)
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "examples"))
+
+import dhp_benchmarks as benchmarks
+import dhp_recipes as recipes
+import dhp_training as training
+from dhp_networks import Heads, Network, TwiceLinear, perceptron
+from dhp_training import Benchmark, Best, Learner, Settings, learn, side_by_side
+from hebbkern.continual import streams
+from hebbkern.continual.tasks import Task
+from hebbkern.datasets import Dataset
+from hebbkern.nn import DHPLinear
+
+FAST = Settings(batch=8, epochs=2, lr=0.1)
+GENERATOR = torch.Generator().manual_seed(0)
+
+
+def task(count, classes=2, inputs=3, seed=0, **more):
+    """Standard normal inputs, each shifted by its label."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % classes
+    x = torch.randn(count, inputs, generator=generator) + 2 * F.one_hot(labels, inputs)
+    return Task(x, labels, torch.arange(count), tuple(range(classes)), **more)
+
+
+def small(tasks=3, inputs=3, **parts):
+    """Tasks of two classes, 20 samples to learn from and 10 of each other kind."""
+    sets = {"train": 20, "validation": 10, "test": 10}
+    made = {kind: [task(count, seed=10 * t + i) for t in range(tasks)] for i, (kind, count) in enumerate(sets.items())}
+    make = lambda heads, readout: Network(perceptron(inputs, 4), 4, Heads(heads, (2,) * tasks), readout)  # noqa: E731
+    return Benchmark("small", **(made | parts), network=make)
+
+
+def last(run):
+    *_, found = run
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "outputs", "first", "readouts"),
+    [
+        ("own", (2, 3, 4), [0, 0, 0], [0, 1, 2]),
+        ("one", (9,), [0, 2, 5], [0, 0, 0]),
+        ("masked", (9,), [0, 2, 5], [0, 0, 0]),
+        ("shared", (4,), [0, 0, 0], [0, 0, 0]),
+    ],
+)
+def test_heads(kind, outputs, first, readouts):
+    heads = Heads(kind, (2, 3, 4))
+    assert heads.outputs == outputs
+    assert [heads.first(t) for t in range(3)] == first
+    assert [heads.readout(t) for t in range(3)] == readouts
+    with pytest.raises(ValueError, match="heads must be one of own, one, masked, shared, got none"):
+        Heads("none", (2, 3))
+
+
+@pytest.mark.parametrize("kind", ["own", "one", "masked", "shared"])
+def test_the_loss_is_over_the_outputs_that_the_head_says(kind):
+    classes, labels = (2, 3), torch.tensor([0, 1, 1, 0])
+    network = Network(nn.Identity(), 5, Heads(kind, classes), lambda n, k: nn.Linear(n, k, bias=False)).double()
+    x = torch.randn(4, 5, generator=GENERATOR, dtype=torch.float64)
+    for t in (0, 1):
+        weight = network.readouts[t if kind == "own" else 0].weight
+        z = x @ weight.T
+        first, own = {"own": (0, classes[t]), "shared": (0, classes[t])}.get(kind, ((0, 2)[t], classes[t]))
+        over = slice(None) if kind == "one" else slice(first, first + own)
+        right = torch.stack([z[i, first + label] for i, label in enumerate(labels.tolist())])
+        wanted = (z[:, over].exp().sum(1).log() - right).mean()
+        torch.testing.assert_close(network.loss(x, labels, t), wanted)
+        torch.testing.assert_close(network(x, t), z[:, first : first + own])
+        torch.testing.assert_close(network.seen(x, t), z[:, over])
+
+
+@pytest.mark.parametrize(("kind", "row"), [("own", 0), ("one", 2), ("masked", 2), ("shared", 0)])
+def test_a_dhp_readout_keeps_the_mean_of_each_class(kind, row):
+    network = Network(nn.Identity(), 5, Heads(kind, (2, 3)), lambda n, k: DHPLinear(n, k, eta=0.25))
+    x, labels = torch.randn(4, 5, generator=GENERATOR), torch.tensor([0, 2, 2, 2])
+    network.loss(x, labels, 1)
+    trace = network.readouts[-1].trace
+    wanted = torch.zeros_like(trace)
+    wanted[row], wanted[row + 2] = 0.25 * x[0], 0.25 * x[1:].mean(0)
+    torch.testing.assert_close(trace, wanted)
+    network(x, 1)
+    network.seen(x, 1)
+    network.eval()
+    network.loss(x, labels, 1)
+    torch.testing.assert_close(trace, wanted)
+
+
+def test_what_is_held_is_all_but_the_plastic_part():
+    def network(readout):
+        return Network(perceptron(6, 4), 4, Heads("own", (2, 2)), readout)
+
+    body = ["body.1.weight", "body.1.bias"]
+    assert network(DHPLinear).slow_weights() == [*body, "readouts.0.weight", "readouts.1.weight"]
+    twice = [f"readouts.{head}.{name}" for head in (0, 1) for name in ("weight", "second")]
+    assert network(TwiceLinear).slow_weights() == [*body, *twice]
+
+
+def test_two_sets_of_weights_count_as_a_dhp_readout_and_answer_as_their_sum():
+    layer, dhp = TwiceLinear(7, 3), DHPLinear(7, 3)
+    assert sum(p.numel() for p in layer.parameters()) == dhp.weight.numel() + dhp.alpha.numel()
+    assert layer.weight.abs().max() < 7**-0.5 and not torch.equal(layer.weight, layer.second)
+    one = nn.Linear(7, 3, bias=False)
+    one.weight.data = (layer.weight + layer.second).detach()
+    x = torch.randn(4, 7, generator=GENERATOR)
+    torch.testing.assert_close(layer(x), one(x))
+    for model in (layer, one):
+        F.cross_entropy(model(x), torch.tensor([0, 1, 2, 0])).backward()
+    torch.testing.assert_close(layer.weight.grad, one.weight.grad)
+    torch.testing.assert_close(layer.second.grad, one.weight.grad)
+
+
+def test_readouts_are_those_of_the_settings():
+    make = training.readout(Settings(dhp=True, eta=0.5, per_connection=True))
+    layer = make(6, 4)
+    assert isinstance(layer, DHPLinear) and torch.equal(layer.eta, torch.full((4, 6), 0.5))
+    assert isinstance(training.readout(Settings())(6, 4), TwiceLinear)
+    assert type(training.readout(Settings(twice=False))(6, 4)) is nn.Linear
+    for settings in (Settings(dhp=True), Settings(), Settings(twice=False)):  # from listing 1: fan in is the classes
+        layer = training.readout(replace(settings, start="classes"))(400, 4)
+        for weight in (layer.weight, getattr(layer, "second", layer.weight)):
+            assert 0.49 < weight.abs().max() < 0.5
+    with pytest.raises(ValueError, match="method must be one of Finetune, Scratch, SI, Online EWC, MAS, got EWC"):
+        Learner(small(), Settings(method="EWC"), 0, torch.device("cpu"))
+
+
+def test_imbalanced_has_the_counts_of_table_2():
+    of_mnist = torch.tensor([5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949])
+    y = torch.repeat_interleave(torch.arange(10), of_mnist)
+    data = Dataset("mnist", torch.zeros(len(y), 1, 2, 2), y, torch.zeros(20, 1, 2, 2), torch.arange(20) % 10)
+    made = benchmarks.build("imbalanced", {"mnist": data}, 3)
+    totals = [sum(column) for column in zip(*streams.DHP_COUNTS, strict=True)]
+    assert [part.samples for part in made.validation] == [total // 12 for total in totals]
+    assert [part.samples for part in made.train] == [total - total // 12 for total in totals]
+    both = [
+        torch.cat((kept.labels, out.labels)).bincount() for kept, out in zip(made.train, made.validation, strict=True)
+    ]
+    assert torch.equal(torch.stack(both, 1), torch.tensor(streams.DHP_COUNTS))
+    assert both[2][8] == 76 and both[9].tolist() == [3933, 886, 3555, 3749, 927, 1413, 3993, 3650, 1709, 2045]
+    assert all(part.samples == 20 for part in made.test)
+    again = benchmarks.build("imbalanced", {"mnist": data}, 4)  # one choice of samples for all seeds
+    assert all(torch.equal(a.indices, b.indices) for a, b in zip(made.train, again.train, strict=True))
+    with pytest.raises(ValueError, match="must hold mnist, got no mnist"):
+        benchmarks.build("imbalanced", {}, 3)
+
+
+class Scripted:
+    """A learner whose validation accuracies are given."""
+
+    def __init__(self, accuracies):
+        self.network, self.accuracies = nn.ModuleList([DHPLinear(3, 2)]), iter(accuracies)
+
+    def right(self, task, x, labels):
+        return torch.tensor(next(self.accuracies))
+
+
+def ends(best, epoch):
+    """Whether the task ends after this epoch."""
+    steps = best.over(0, epoch, (None, None))
+    assert next(steps) is None
+    with pytest.raises(StopIteration) as end:
+        next(steps)
+    return end.value.value
+
+
+def test_the_best_epoch_comes_back_with_its_trace():
+    learner = Scripted([0.5, 0.9, 0.9, 0.2])
+    (layer,) = learner.network
+    best = Best(learner, Settings(epochs=1, patience=2))
+    told = []
+    for epoch in range(4):
+        with torch.no_grad():
+            for tensor in learner.network.state_dict().values():
+                tensor.fill_(epoch)
+        told.append(ends(best, epoch))
+    assert told == [False, False, False, True]  # the second 0.9 is no gain
+    best.restore()
+    for tensor in (layer.weight, layer.alpha, layer.eta, layer.trace):
+        assert (tensor == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("gains", "epochs", "patience", "wanted"),
+    [(4, 2, 3, 7), (1, 5, 3, 5), (99, 2, 3, 12), (4, 2, 0, 2)],  # by patience, not before `epochs`, by `most`, none
+)
+def test_a_task_ends_after_so_many_epochs_without_gain(monkeypatch, gains, epochs, patience, wanted):
+    calls = []
+
+    def right(self, task, x, labels):
+        if x is validation:
+            calls.append(task)
+            return torch.tensor(min(calls.count(task), gains) / 100)
+        return torch.tensor(0.0)
+
+    benchmark = small(tasks=2)
+    validation, whole = torch.zeros(1), training.whole
+    monkeypatch.setattr(Learner, "right", right)
+    monkeypatch.setattr(
+        training, "whole", lambda of, device: (validation, None) if of in benchmark.validation else whole(of, device)
+    )
+    settings = replace(FAST, epochs=epochs, patience=patience, most=12)
+    assert last(learn(benchmark, settings, 0))["epochs"] == [wanted, wanted]
+    assert len(calls) == (2 * wanted if patience else 0)
+
+
+class Closed:
+    """A set that nobody may look at."""
+
+    samples = 10
+
+    def __getitem__(self, positions):
+        raise AssertionError("a closed set was opened")
+
+
+@pytest.mark.parametrize("method", ["Finetune", "SI", "Online EWC", "MAS", "Scratch"])
+def test_what_is_not_asked_for_stays_closed(method):
+    settings, closed = replace(FAST, method=method, strength=1.0, dhp=method != "Scratch"), [Closed()] * 3
+    shown = small()
+    tested = last(learn(small(validation=closed, test=shown.validation), settings, 0, on="test"))
+    validated = last(learn(small(test=closed), settings, 0, on="validation"))
+    assert tested["R"] == validated["R"] and tested["on"] == "test" and validated["on"] == "validation"
+    stopped = last(learn(small(test=closed), replace(settings, patience=1), 0, on="validation"))
+    assert all(len(row) == 3 for row in stopped["R"])
+
+
+def test_accuracies_are_of_the_network_after_each_task():
+    """Each in percent, of tasks learnt by then, by the head of the task; the same seed the same run."""
+    benchmark, learners = small(), []
+    settings = replace(FAST, heads="own", lr=0.3)
+
+    class Seen(Learner):
+        def __init__(self, *given):
+            super().__init__(*given)
+            learners.append(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "Learner", Seen)
+        run = last(learn(benchmark, settings, 5))
+    (learner,) = learners
+    for j, of in enumerate(benchmark.test):
+        x, labels = of[:]
+        hits = learner.network(x, j).argmax(1) == labels
+        assert run["R"][2][j] == pytest.approx(100 * hits.float().mean().item(), abs=1e-3)
+    assert [[value is None for value in row] for row in run["R"]] == [[j > i for j in range(3)] for i in range(3)]
+    assert run["seed"] == 5 and run["epochs"] == [2, 2, 2] and "plastic" not in run
+    again = last(learn(benchmark, settings, 5))
+    assert again["R"] == run["R"]
+
+
+def test_looks_at_the_plastic_part(monkeypatch):
+    monkeypatch.setattr(training, "BLOCK", 1)
+    monkeypatch.setattr(training, "TURN", 2)
+    run = last(learn(small(), replace(FAST, dhp=True, eta=0.125, lr=1e-12), 0))
+    assert len(run["plastic"]) == 3 * 2 * 2  # tasks, epochs, steps 1 and 3 of 3
+    eta, hebb, alpha = np.transpose(run["plastic"])
+    assert (eta == 0.125).all() and len(set(alpha)) == 1 and hebb[-1] > hebb[0] > 0
+
+
+def test_only_the_first_seed_of_dhp_alone_is_looked_at():
+    for settings, seed in ((replace(FAST, dhp=True), 1), (replace(FAST, dhp=True, method="SI"), 0), (FAST, 0)):
+        assert "plastic" not in last(learn(small(), settings, seed))
+
+
+def test_scratch_starts_anew(monkeypatch):
+    made, steps = [], []
+
+    class Seen(Learner):
+        def __init__(self, *given):
+            super().__init__(*given)
+            made.append((self, [p.detach().clone() for p in self.network.parameters()]))
+
+        def step(self, x, labels, task):
+            steps.append((self, task))
+            super().step(x, labels, task)
+
+    monkeypatch.setattr(training, "Learner", Seen)
+    run = last(learn(small(), replace(FAST, method="Scratch"), 0))
+    learners = [learner for learner, _ in made]
+    assert len(learners) == 3
+    assert list(dict.fromkeys(steps)) == [(learner, t) for t, learner in enumerate(learners)]
+    starts = [weights[0] for _, weights in made]
+    assert not torch.equal(starts[0], starts[1]) and not torch.equal(starts[1], starts[2])
+    assert [[value is None for value in row] for row in run["R"]] == [[i != j for j in range(3)] for i in range(3)]
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_runs_side_by_side_all_end(at_once):
+    going = []
+
+    def run(index):
+        going.append(index)
+        assert len(going) <= at_once
+        for _ in range(index % 4):
+            yield None
+        going.remove(index)
+        yield {"index": index}
+
+    found = [told["index"] for told in side_by_side(map(run, range(9)), "cpu", at_once)]
+    assert sorted(found) == list(range(9)) and not going
+    assert (found == list(range(9))) == (at_once == 1)
+
+
+def test_runs_do_not_hang_on_those_beside_them():
+    runs = [learn(small(), replace(FAST, method=method, strength=1.0, dhp=True), 0) for method in recipes.METHODS]
+    alone = [
+        last(learn(small(), replace(FAST, method=method, strength=1.0, dhp=True), 0)) for method in recipes.METHODS
+    ]
+    beside = {found["settings"].method: found for found in side_by_side(runs, "cpu", 4)}
+    for found in alone:
+        assert beside[found["settings"].method]["R"] == found["R"]
+        assert beside[found["settings"].method].get("plastic") == found.get("plastic")
