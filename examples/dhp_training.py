@@ -25,8 +25,8 @@ from hebbkern.continual.streams import Task
 from hebbkern.nn import DHPLinear
 
 AT_ONCE = 5000  # samples that are judged in one pass
-TURN = 50  # steps until the next run's turn, and between two looks at the plastic part
-WARM = 3  # steps before one is captured
+BLOCK = 10  # steps in a CUDA graph: with one in each, launching it takes longer than its kernels do
+TURN = 10  # blocks until the next run's turn, and between two looks at the plastic part
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Settings:
     eta: float = 0.001
     per_connection: bool = False
     heads: str = "shared"
-    inputs: str = "raw"
+    inputs: str = "none"  # or standardise, centre, zca: see hebbkern.datasets
     twice: bool = True  # two sets of slow weights in a readout without DHP
     start: str = "inputs"  # slow weights of readouts from ±1/√inputs as in torch, or ±1/√"classes" as listing 1 has it
 
@@ -113,7 +113,7 @@ class Learner:
         if settings.optimizer == "Adam":
             self.optimizer = torch.optim.Adam(parameters, rate, fused=True, capturable=device.type == "cuda")
         else:
-            self.optimizer = torch.optim.SGD(parameters, rate, settings.momentum, fused=True)
+            self.optimizer = torch.optim.SGD(parameters, rate, settings.momentum, foreach=True)
 
     def step(self, x: Tensor, labels: Tensor, task: int) -> None:
         self.optimizer.zero_grad()
@@ -141,31 +141,32 @@ class Learner:
 
 
 class Steps:
-    """A learner's steps on a task's samples x [n, ...], labels [n]; on a GPU one CUDA graph, after the first few."""
+    """A learner's steps on a task's samples x [n, ...], labels [n]; on a GPU CUDA graphs of `BLOCK`, after the first."""
 
     def __init__(self, learner: Learner, task: int, x: Tensor, labels: Tensor, batch: int):
         self.learner, self.task, self.x, self.labels, self.batch = learner, task, x, labels, batch
-        self.positions = torch.zeros(batch, dtype=torch.int64, device=x.device)
-        self.graph, self.done = None, 0
+        self.positions = torch.zeros(BLOCK * batch, dtype=torch.int64, device=x.device)
+        self.graph, self.warm = None, False
 
     def __call__(self, positions: Tensor) -> None:
-        if self.x.is_cuda and len(positions) == self.batch and self.done >= WARM:
+        """As many steps as there are batches in positions, `BLOCK` at most; the last batch may be smaller."""
+        if self.x.is_cuda and self.warm and len(positions) == len(self.positions):
             self.positions.copy_(positions)
             self.graph = self.graph or self._captured()
             self.graph.replay()
         else:
-            self._step(positions)
-        self.done += 1
+            self._steps(positions)
+            self.warm = True
 
-    def _step(self, positions: Tensor) -> None:
-        x, labels = self.x.index_select(0, positions), self.labels.index_select(0, positions)
-        self.learner.step(x, labels, self.task)
+    def _steps(self, positions: Tensor) -> None:
+        for own in positions.split(self.batch):
+            self.learner.step(self.x.index_select(0, own), self.labels.index_select(0, own), self.task)
 
     def _captured(self) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
         self.learner.optimizer.zero_grad()  # so that gradients get memory of the graph
         with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
-            self._step(self.positions)
+            self._steps(self.positions)
         return graph
 
 
@@ -180,7 +181,7 @@ def learn(
 
     Yields:
         benchmark, settings, seed, on, R: accuracies in percent [learnt][asked], epochs: of each task, seconds,
-        device; for DHP plastic: [looks][η, ‖Hebb‖, ‖α‖], every `TURN` steps.
+        device; for DHP Softmax with seed 0 plastic: [looks][η, ‖Hebb‖, ‖α‖], every `TURN` blocks of an epoch.
     """
     begin, device = time.perf_counter(), torch.device(device)
     learner, matrix, epochs, looks = Learner(benchmark, settings, seed, device), [], [], []
@@ -192,7 +193,7 @@ def learn(
         steps, best = Steps(learner, t, x, labels, settings.batch), Best(learner, settings)
         for epoch in range(settings.most if settings.patience else settings.epochs):
             order = torch.from_numpy(np.random.default_rng((seed, t, epoch)).permutation(task.samples)).to(device)
-            for i, positions in enumerate(order.split(settings.batch)):
+            for i, positions in enumerate(order.split(BLOCK * settings.batch)):
                 steps(positions)
                 if i % TURN == 0:
                     looks.append(learner.plastic(t))
@@ -211,8 +212,10 @@ def learn(
     told = {"benchmark": benchmark.name, "settings": settings, "seed": seed, "on": on}
     told["R"] = [[round(100 * row[j].item(), 3) if j in row else None for j in range(len(matrix))] for row in matrix]
     told |= {"epochs": epochs, "seconds": round(time.perf_counter() - begin, 1), "device": name(device)}
-    if settings.dhp:
-        told["plastic"] = [[float(f"{value:.5g}") for value in look.tolist()] for look in looks]
+    if benchmark.name == "mixture":
+        told["tasks"] = [task.name for task in benchmark.train]
+    if settings.row == "DHP Softmax" and seed == 0:
+        told["plastic"] = [[float(f"{value:.4g}") for value in look.tolist()] for look in looks]
     yield told
 
 
