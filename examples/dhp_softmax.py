@@ -147,7 +147,8 @@ class Experiment:
                 found = {"mean": statistics.fmean(values), "std": deviation(values), "seeds": len(values)}
                 found["error"] = found["std"] / len(values) ** 0.5
                 head = told | {"measure": name, "unit": unit, "paper": paper}
-                lines.append(head | found | {"chosen_on": row.chosen_on})
+                lost = {"diverged": len(runs) - len(values)} if len(values) < len(runs) else {}
+                lines.append(head | found | {"chosen_on": row.chosen_on} | lost)
         return lines
 
     def chosen(self, benchmark: str) -> list[Settings]:

@@ -10,7 +10,7 @@ and many runs learn side by side, each on a stream of its own: steps as small as
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -141,7 +141,7 @@ class Learner:
 
 
 class Steps:
-    """A learner's steps on a task's samples x [n, ...], labels [n]; on a GPU CUDA graphs of `BLOCK`, after the first."""
+    """A learner's steps on a task's samples x [n, ...], labels [n]; on a GPU CUDA graphs of `BLOCK` after the first."""
 
     def __init__(self, learner: Learner, task: int, x: Tensor, labels: Tensor, batch: int):
         self.learner, self.task, self.x, self.labels, self.batch = learner, task, x, labels, batch
@@ -173,7 +173,7 @@ class Steps:
 def learn(
     benchmark: Benchmark, settings: Settings, seed: int, device: str | torch.device = "cpu", *, on: str = "test"
 ) -> Iterator[dict | None]:
-    """A run: None after every few steps, at last what came out.
+    """A run: None after every few steps, at last what came out; R is None where weights became infinite.
 
     Args:
         seed: of the weights and of the orders; that of the benchmark is its own.
@@ -183,7 +183,21 @@ def learn(
         benchmark, settings, seed, on, R: accuracies in percent [learnt][asked], epochs: of each task, seconds,
         device; for DHP Softmax with seed 0 plastic: [looks][η, ‖Hebb‖, ‖α‖], every `TURN` blocks of an epoch.
     """
-    begin, device = time.perf_counter(), torch.device(device)
+    told, begin = {"benchmark": benchmark.name, "settings": settings, "seed": seed, "on": on}, time.perf_counter()
+    try:
+        found = yield from _learnt(benchmark, settings, seed, torch.device(device), on)
+    except (ValueError, RuntimeError) as error:
+        if "finite" not in str(error):
+            raise
+        found = {"R": None, "error": str(error)}
+    about = {"seconds": round(time.perf_counter() - begin, 1), "device": name(torch.device(device))}
+    yield told | found | about
+
+
+def _learnt(
+    benchmark: Benchmark, settings: Settings, seed: int, device: torch.device, on: str
+) -> Generator[None, None, dict]:
+    """What `learn` says of the learning itself."""
     learner, matrix, epochs, looks = Learner(benchmark, settings, seed, device), [], [], []
     asked = benchmark.test if on == "test" else benchmark.validation
     for t, task in enumerate(benchmark.train):
@@ -209,14 +223,13 @@ def learn(
         there = range(t, t + 1) if settings.method == "Scratch" else range(t + 1)
         matrix.append({j: learner.right(j, *whole(asked[j], device)) for j in there})
         yield None
-    told = {"benchmark": benchmark.name, "settings": settings, "seed": seed, "on": on}
+    told = {"epochs": epochs}
     told["R"] = [[round(100 * row[j].item(), 3) if j in row else None for j in range(len(matrix))] for row in matrix]
-    told |= {"epochs": epochs, "seconds": round(time.perf_counter() - begin, 1), "device": name(device)}
     if benchmark.name == "mixture":
         told["tasks"] = [task.name for task in benchmark.train]
     if settings.row == "DHP Softmax" and seed == 0:
         told["plastic"] = [[float(f"{value:.4g}") for value in look.tolist()] for look in looks]
-    yield told
+    return told
 
 
 class Best:
@@ -226,7 +239,7 @@ class Best:
         self.learner, self.settings = learner, settings
         self.accuracy, self.epoch, self.state = -1.0, 0, None
 
-    def over(self, task: int, epoch: int, samples: tuple[Tensor, Tensor]) -> Iterator[None]:
+    def over(self, task: int, epoch: int, samples: tuple[Tensor, Tensor]) -> Generator[None, None, bool]:
         """Whether the task is to end after this epoch."""
         accuracy = self.learner.right(task, *samples)
         yield None  # others work while this is on its way
