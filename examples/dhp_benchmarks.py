@@ -22,6 +22,7 @@ from hebbkern.datasets import Dataset
 
 HELD_OUT = 12  # one in so many samples
 COUNTED = 0  # the seed of which samples Imbalanced Permuted MNIST leaves out: one for all runs (appendix A.2)
+MNIST = 60000  # training images that the counts are of
 MIXTURE = ("mnist", "notmnist", "fashionmnist", "svhn", "cifar10")
 NEEDS = {
     "permuted": ("mnist",),
@@ -67,9 +68,15 @@ def permuted(sets: Mapping[str, Dataset], seed: int) -> tuple[list[Task], list[T
 
 
 def imbalanced(sets: Mapping[str, Dataset], seed: int) -> tuple[list[Task], list[Task]]:
-    """The same with as many samples of each class in each task as Table 2 says; tested on all."""
+    """The same with as many samples of each class in each task as Table 2 says; tested on all.
+
+    Of a smaller MNIST as large a share, as far as there are so many.
+    """
     train, test = permuted(sets, seed)
-    return streams.imbalanced(train, streams.DHP_COUNTS, seed=COUNTED), test
+    there = train[0].labels.bincount().tolist()
+    share = len(train[0].labels) / MNIST
+    counts = [[min(round(share * n), most) for n in row] for row, most in zip(streams.DHP_COUNTS, there, strict=True)]
+    return streams.imbalanced(train, counts, seed=COUNTED), test
 
 
 def split(sets: Mapping[str, Dataset], seed: int) -> tuple[list[Task], list[Task]]:

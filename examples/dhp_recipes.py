@@ -26,7 +26,7 @@ BASES = {
     "imbalanced": Settings(patience=5),
     "split": Settings(heads="own"),
     "mixture": Settings(heads="own", batch=32, epochs=50, eta=0.0001, per_connection=True),
-    "cifar": Settings(heads="own", batch=256, epochs=60, optimizer="Adam", lr=0.001, inputs="standardised"),
+    "cifar": Settings(heads="own", batch=256, epochs=60, optimizer="Adam", lr=0.001, inputs="standardise"),
 }
 STRENGTHS = {
     "permuted": {"SI": 0.1, "Online EWC": 100.0, "MAS": 0.1},
@@ -126,8 +126,8 @@ def table4(benchmark: str) -> list[Row]:
 def protocols() -> list[Row]:
     """Split MNIST in the ways in which the text may be read: Finetune with one or two sets of weights, and DHP."""
     rows = []
-    for heads, inputs, rate, start in product(HEADS, ("raw", "standardised"), RATES, ("inputs", "classes")):
-        told = f"{HEADS[heads]}, {inputs}, {rate}, readouts from the number of {start}"
+    for heads, inputs, rate, start in product(HEADS, INPUTS, RATES, ("inputs", "classes")):
+        told = f"{HEADS[heads]}, {INPUTS[inputs]}, {rate}, readouts from the number of {start}"
         for name, readout in READOUTS.items():
             settings = Settings(heads=heads, inputs=inputs, start=start, **RATES[rate], **readout)
             paper = PAPER["split"]["Finetune"][settings.dhp]
@@ -141,6 +141,7 @@ HEADS = {
     "masked": "one head of ten, loss within the task",
     "shared": "one head of two",
 }
+INPUTS = {"none": "raw", "standardise": "standardised"}
 RATES = {
     "SGD 0.01": {"lr": 0.01},
     "SGD 0.1": {"lr": 0.1},

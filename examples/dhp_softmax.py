@@ -30,7 +30,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from fnmatch import fnmatch
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -40,10 +40,10 @@ import dhp_recipes as recipes
 import hebbkern as hk
 from dhp_benchmarks import NEEDS, build
 from dhp_recipes import Row
-from dhp_training import Settings, learn, side_by_side
+from dhp_training import Benchmark, Settings, learn, side_by_side
 from hebbkern import datasets, doctor
 from hebbkern.continual import metrics
-from krotov_report import deviation, write
+from krotov_report import deviation
 
 SOURCES = {  # by default classes of torchvision; notMNIST has none there
     "mnist": "MNIST",
@@ -64,7 +64,7 @@ class Experiment:
     """The data, read when first asked for, the runs there are, and those that a row needs."""
 
     def __init__(self, arguments: argparse.Namespace, runs: list[dict]):
-        self.arguments, self.runs = arguments, runs
+        self.arguments, self.runs = arguments, {key(run): run for run in runs}
         self.data, self.benchmark = cache(self._data), cache(self._benchmark)
 
     def _data(self, name: str, inputs: str) -> datasets.Dataset:
@@ -74,7 +74,7 @@ class Experiment:
             getattr(given, name),
             root=given.root,
             download=given.download,
-            preprocess="none" if inputs == "raw" else inputs,
+            preprocess=inputs,
         )
         parts = {"x_train": data.x_train, "y_train": data.y_train, "x_test": data.x_test, "y_test": data.y_test}
         if given.fast:
@@ -84,9 +84,17 @@ class Experiment:
                 parts |= {key: parts[key][kept] for key in (f"x_{part}", f"y_{part}")}
         return replace(data, name=name, **{key: tensor.to(given.device) for key, tensor in parts.items()})
 
-    def _benchmark(self, name: str, inputs: str, seed: int):
-        there = [source for source in NEEDS[name] if getattr(self.arguments, source)]
-        return build(name, {source: self.data(source, inputs) for source in there}, seed)
+    def _benchmark(self, name: str, inputs: str, seed: int) -> Benchmark:
+        """The mixture does without the sets that are not there, and says so."""
+        sets = {}
+        for source in filter(partial(getattr, self.arguments), NEEDS[name]):
+            try:
+                sets[source] = self.data(source, inputs)
+            except FileNotFoundError as error:
+                if name != "mixture":
+                    raise
+                print(f"{name}: without {source}: {error}", flush=True)
+        return build(name, sets, seed)
 
     def there(self, name: str) -> bool:
         """Whether the data of a benchmark are; the mixture does with those that are."""
@@ -99,13 +107,13 @@ class Experiment:
 
     def missing(self, rows: list[Row], seeds: range) -> Iterator[Iterator[dict | None]]:
         """The runs that these rows need and that are not there."""
-        known = {key(run) for run in self.runs}
+        asked = set(self.runs)
         for row in rows:
+            settings = self.settings(row)
             for seed in seeds:
-                settings = self.settings(row)
-                told = key({"benchmark": row.benchmark, "settings": brief(settings), "seed": seed, "on": row.on})
-                if told not in known:
-                    known.add(told)
+                told = self.key(row, seed)
+                if told not in asked:
+                    asked.add(told)
                     benchmark = self.benchmark(row.benchmark, settings.inputs, seed)
                     yield learn(benchmark, settings, seed, self.arguments.device, on=row.on)
 
@@ -113,18 +121,24 @@ class Experiment:
         """The runs that are missing, as they are done."""
         for run in side_by_side(self.missing(rows, seeds), self.arguments.device, self.arguments.at_once):
             run = run | {"settings": brief(run["settings"])}
-            self.runs.append(run)
+            self.runs[key(run)] = run
             yield run
+
+    def key(self, row: Row, seed: int) -> tuple:
+        """What tells a run of this row from others."""
+        told = {"benchmark": row.benchmark, "settings": brief(self.settings(row)), "on": row.on}
+        return key(told | {"seed": seed})
 
     def of(self, row: Row, seeds: range) -> list[dict]:
         """The runs of a row that are there."""
-        wanted = row.benchmark, json.dumps(brief(self.settings(row)), sort_keys=True), row.on
-        return [run for run in self.runs if key(run)[:3] == wanted and run["seed"] in seeds]
+        keys = [self.key(row, seed) for seed in seeds]
+        return [self.runs[key] for key in keys if key in self.runs]
 
     def lines(self, row: Row, seeds: range) -> list[dict]:
         """Of results/*.json, one for each measure; with the standard error beside the deviation."""
         runs = self.of(row, seeds)
-        told = {"table": row.table, "row": row.row}
+        named = {", ".join(run["tasks"]) for run in runs if "tasks" in run}
+        told = {"table": " of ".join([row.table, *named]), "row": row.row}
         lines = []
         for name, (measure, unit, which) in MEASURES.items() if runs else ():
             values = [measure(filled(run["R"])) for run in runs if run["R"]]
@@ -133,7 +147,8 @@ class Experiment:
                 found = {"mean": statistics.fmean(values), "std": deviation(values), "seeds": len(values)}
                 found["error"] = found["std"] / len(values) ** 0.5
                 head = told | {"measure": name, "unit": unit, "paper": paper}
-                lines.append(head | found | {"chosen_on": row.chosen_on})
+                lost = {"diverged": len(runs) - len(values)} if len(values) < len(runs) else {}
+                lines.append(head | found | {"chosen_on": row.chosen_on} | lost)
         return lines
 
     def chosen(self, benchmark: str) -> list[Settings]:
@@ -185,14 +200,19 @@ def words(row: dict) -> str:
 
 
 def keep(experiment: Experiment, path: Path, about: dict) -> dict:
-    """Writes the runs, and a row for each that has any."""
+    """Writes the rows of whatever has runs, and the runs, each on a line."""
     rows = [
         line for part, seeds in experiment.parts().values() for row in part for line in experiment.lines(row, seeds)
     ]
-    runs = sorted(experiment.runs, key=key)
+    runs = [run for _, run in sorted(experiment.runs.items())]
     seconds = round(sum(run["seconds"] for run in runs), 1)
     found = about | {"seconds": seconds, "rows": rows, "runs": runs}
-    write(path, found)
+    text = json.dumps(found | {"runs": [f"run {i}" for i in range(len(runs))]}, indent=1)
+    for i, run in enumerate(runs):
+        text = text.replace(f'"run {i}"', json.dumps(run), 1)
+    unfinished = path.with_suffix(".part")
+    unfinished.write_text(text + "\n")
+    unfinished.replace(path)
     return found
 
 

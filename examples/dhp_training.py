@@ -10,7 +10,7 @@ and many runs learn side by side, each on a stream of its own: steps as small as
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -25,8 +25,8 @@ from hebbkern.continual.streams import Task
 from hebbkern.nn import DHPLinear
 
 AT_ONCE = 5000  # samples that are judged in one pass
-TURN = 50  # steps until the next run's turn, and between two looks at the plastic part
-WARM = 3  # steps before one is captured
+BLOCK = 10  # steps in a CUDA graph: with one in each, launching it takes longer than its kernels do
+TURN = 10  # blocks until the next run's turn, and between two looks at the plastic part
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Settings:
     eta: float = 0.001
     per_connection: bool = False
     heads: str = "shared"
-    inputs: str = "raw"
+    inputs: str = "none"  # or standardise, centre, zca: see hebbkern.datasets
     twice: bool = True  # two sets of slow weights in a readout without DHP
     start: str = "inputs"  # slow weights of readouts from ±1/√inputs as in torch, or ±1/√"classes" as listing 1 has it
 
@@ -113,7 +113,7 @@ class Learner:
         if settings.optimizer == "Adam":
             self.optimizer = torch.optim.Adam(parameters, rate, fused=True, capturable=device.type == "cuda")
         else:
-            self.optimizer = torch.optim.SGD(parameters, rate, settings.momentum, fused=True)
+            self.optimizer = torch.optim.SGD(parameters, rate, settings.momentum, foreach=True)
 
     def step(self, x: Tensor, labels: Tensor, task: int) -> None:
         self.optimizer.zero_grad()
@@ -141,38 +141,39 @@ class Learner:
 
 
 class Steps:
-    """A learner's steps on a task's samples x [n, ...], labels [n]; on a GPU one CUDA graph, after the first few."""
+    """A learner's steps on a task's samples x [n, ...], labels [n]; on a GPU CUDA graphs of `BLOCK` after the first."""
 
     def __init__(self, learner: Learner, task: int, x: Tensor, labels: Tensor, batch: int):
         self.learner, self.task, self.x, self.labels, self.batch = learner, task, x, labels, batch
-        self.positions = torch.zeros(batch, dtype=torch.int64, device=x.device)
-        self.graph, self.done = None, 0
+        self.positions = torch.zeros(BLOCK * batch, dtype=torch.int64, device=x.device)
+        self.graph, self.warm = None, False
 
     def __call__(self, positions: Tensor) -> None:
-        if self.x.is_cuda and len(positions) == self.batch and self.done >= WARM:
+        """As many steps as there are batches in positions, `BLOCK` at most; the last batch may be smaller."""
+        if self.x.is_cuda and self.warm and len(positions) == len(self.positions):
             self.positions.copy_(positions)
             self.graph = self.graph or self._captured()
             self.graph.replay()
         else:
-            self._step(positions)
-        self.done += 1
+            self._steps(positions)
+            self.warm = True
 
-    def _step(self, positions: Tensor) -> None:
-        x, labels = self.x.index_select(0, positions), self.labels.index_select(0, positions)
-        self.learner.step(x, labels, self.task)
+    def _steps(self, positions: Tensor) -> None:
+        for own in positions.split(self.batch):
+            self.learner.step(self.x.index_select(0, own), self.labels.index_select(0, own), self.task)
 
     def _captured(self) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
         self.learner.optimizer.zero_grad()  # so that gradients get memory of the graph
         with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
-            self._step(self.positions)
+            self._steps(self.positions)
         return graph
 
 
 def learn(
     benchmark: Benchmark, settings: Settings, seed: int, device: str | torch.device = "cpu", *, on: str = "test"
 ) -> Iterator[dict | None]:
-    """A run: None after every few steps, at last what came out.
+    """A run: None after every few steps, at last what came out; R is None where weights became infinite.
 
     Args:
         seed: of the weights and of the orders; that of the benchmark is its own.
@@ -180,9 +181,23 @@ def learn(
 
     Yields:
         benchmark, settings, seed, on, R: accuracies in percent [learnt][asked], epochs: of each task, seconds,
-        device; for DHP plastic: [looks][η, ‖Hebb‖, ‖α‖], every `TURN` steps.
+        device; for DHP Softmax with seed 0 plastic: [looks][η, ‖Hebb‖, ‖α‖], every `TURN` blocks of an epoch.
     """
-    begin, device = time.perf_counter(), torch.device(device)
+    told, begin = {"benchmark": benchmark.name, "settings": settings, "seed": seed, "on": on}, time.perf_counter()
+    try:
+        found = yield from _learnt(benchmark, settings, seed, torch.device(device), on)
+    except (ValueError, RuntimeError) as error:
+        if "finite" not in str(error):
+            raise
+        found = {"R": None, "error": str(error)}
+    about = {"seconds": round(time.perf_counter() - begin, 1), "device": name(torch.device(device))}
+    yield told | found | about
+
+
+def _learnt(
+    benchmark: Benchmark, settings: Settings, seed: int, device: torch.device, on: str
+) -> Generator[None, None, dict]:
+    """What `learn` says of the learning itself."""
     learner, matrix, epochs, looks = Learner(benchmark, settings, seed, device), [], [], []
     asked = benchmark.test if on == "test" else benchmark.validation
     for t, task in enumerate(benchmark.train):
@@ -192,7 +207,7 @@ def learn(
         steps, best = Steps(learner, t, x, labels, settings.batch), Best(learner, settings)
         for epoch in range(settings.most if settings.patience else settings.epochs):
             order = torch.from_numpy(np.random.default_rng((seed, t, epoch)).permutation(task.samples)).to(device)
-            for i, positions in enumerate(order.split(settings.batch)):
+            for i, positions in enumerate(order.split(BLOCK * settings.batch)):
                 steps(positions)
                 if i % TURN == 0:
                     looks.append(learner.plastic(t))
@@ -208,12 +223,13 @@ def learn(
         there = range(t, t + 1) if settings.method == "Scratch" else range(t + 1)
         matrix.append({j: learner.right(j, *whole(asked[j], device)) for j in there})
         yield None
-    told = {"benchmark": benchmark.name, "settings": settings, "seed": seed, "on": on}
+    told = {"epochs": epochs}
     told["R"] = [[round(100 * row[j].item(), 3) if j in row else None for j in range(len(matrix))] for row in matrix]
-    told |= {"epochs": epochs, "seconds": round(time.perf_counter() - begin, 1), "device": name(device)}
-    if settings.dhp:
-        told["plastic"] = [[float(f"{value:.5g}") for value in look.tolist()] for look in looks]
-    yield told
+    if benchmark.name == "mixture":
+        told["tasks"] = [task.name for task in benchmark.train]
+    if settings.row == "DHP Softmax" and seed == 0:
+        told["plastic"] = [[float(f"{value:.4g}") for value in look.tolist()] for look in looks]
+    return told
 
 
 class Best:
@@ -223,7 +239,7 @@ class Best:
         self.learner, self.settings = learner, settings
         self.accuracy, self.epoch, self.state = -1.0, 0, None
 
-    def over(self, task: int, epoch: int, samples: tuple[Tensor, Tensor]) -> Iterator[None]:
+    def over(self, task: int, epoch: int, samples: tuple[Tensor, Tensor]) -> Generator[None, None, bool]:
         """Whether the task is to end after this epoch."""
         accuracy = self.learner.right(task, *samples)
         yield None  # others work while this is on its way
