@@ -29,18 +29,21 @@ FAST = Settings(batch=8, epochs=2, lr=0.1)
 GENERATOR = torch.Generator().manual_seed(0)
 
 
-def task(count, classes=2, inputs=3, seed=0, **more):
-    """Standard normal inputs, each shifted by its label."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(count) % classes
-    x = torch.randn(count, inputs, generator=generator) + 2 * F.one_hot(labels, inputs)
-    return Task(x, labels, torch.arange(count), tuple(range(classes)), **more)
+def task(count, t=0, inputs=3, seed=0):
+    """Standard normal inputs, each shifted by its label, which means another in every second task."""
+    labels = torch.arange(count) % 2
+    x = torch.randn(count, inputs, generator=torch.Generator().manual_seed(seed)) + 3 * F.one_hot(
+        (labels + t) % 2, inputs
+    )
+    return Task(x, labels, torch.arange(count), (0, 1))
 
 
 def small(tasks=3, inputs=3, **parts):
     """Tasks of two classes, 20 samples to learn from and 10 of each other kind."""
     sets = {"train": 20, "validation": 10, "test": 10}
-    made = {kind: [task(count, seed=10 * t + i) for t in range(tasks)] for i, (kind, count) in enumerate(sets.items())}
+    made = {
+        kind: [task(count, t, inputs, 10 * t + i) for t in range(tasks)] for i, (kind, count) in enumerate(sets.items())
+    }
     make = lambda heads, readout: Network(perceptron(inputs, 4), 4, Heads(heads, (2,) * tasks), readout)  # noqa: E731
     return Benchmark("small", **(made | parts), network=make)
 
@@ -218,6 +221,52 @@ def test_a_task_ends_after_so_many_epochs_without_gain(monkeypatch, gains, epoch
     assert len(calls) == (2 * wanted if patience else 0)
 
 
+@pytest.mark.parametrize("dhp", [False, True])
+def test_the_next_task_starts_from_the_best_epoch(monkeypatch, dhp):
+    """Where that is the first one, all is as if there had been one alone."""
+    benchmark, settings = small(), replace(FAST, dhp=dhp, epochs=1)
+    closed = [x for x, _ in (training.whole(of, torch.device("cpu")) for of in benchmark.validation)]
+    right, calls = Learner.right, []
+
+    def scripted(self, t, x, labels):
+        if any(torch.equal(x, other) for other in closed):
+            calls.append(t)
+            return torch.tensor(1.0 / calls.count(t))
+        return right(self, t, x, labels)
+
+    wanted = last(learn(benchmark, settings, 0))
+    monkeypatch.setattr(Learner, "right", scripted)
+    found = last(learn(benchmark, replace(settings, patience=2), 0))
+    assert found["epochs"] == [3, 3, 3] and found["R"] == wanted["R"]
+
+
+@pytest.mark.parametrize("method", ["Finetune", "SI", "Online EWC", "MAS"])
+def test_a_step_follows_loss_and_penalty_the_plastic_part_the_loss_alone(method):
+    settings = replace(FAST, method=method, strength=3.0, dhp=True, heads="one")
+    learner = Learner(small(), settings, 0, torch.device("cpu"))
+    x, labels = task(20)[:]
+    for _ in range(5):
+        learner.step(x, labels, 0)
+    learner.method.after_task(learner.network, [(x, labels)], lambda network, x: network.seen(x, 0))
+    x, labels = task(20, 1, seed=1)[:]
+    learner.step(x, labels, 1)  # away from where the penalty is 0
+    parameters, trace = dict(learner.network.named_parameters()), learner.network.readouts[0].trace
+    before = trace.clone()
+    loss = learner.network.loss(x, labels, 1)
+    trace.copy_(before)
+    own = dict(zip(parameters, torch.autograd.grad(loss, parameters.values()), strict=True))
+    penalty = learner.method.penalty(learner.network)
+    held = learner.network.slow_weights() if method != "Finetune" else []
+    pulls = (
+        dict(zip(held, torch.autograd.grad(penalty, [parameters[name] for name in held]), strict=True)) if held else {}
+    )
+    assert all(pull.abs().max() > 1e-4 for pull in pulls.values())
+    wanted = {name: p.detach() - 0.1 * (own[name] + pulls.get(name, 0)) for name, p in parameters.items()}
+    learner.step(x, labels, 1)
+    for name, parameter in parameters.items():
+        torch.testing.assert_close(parameter.detach(), wanted[name])
+
+
 class Closed:
     """A set that nobody may look at."""
 
@@ -324,3 +373,13 @@ def test_runs_do_not_hang_on_those_beside_them():
     for found in alone:
         assert beside[found["settings"].method]["R"] == found["R"]
         assert beside[found["settings"].method].get("plastic") == found.get("plastic")
+
+
+def test_a_run_that_diverges_says_so_and_the_others_go_on():
+    runs = [learn(small(), replace(FAST, dhp=True, lr=lr), 0) for lr in (1e30, 0.1)]
+    found = {run["settings"].lr: run for run in side_by_side(runs, "cpu", 2)}
+    assert found[1e30]["R"] is None and "finite" in found[1e30]["error"] and found[1e30]["seed"] == 0
+    assert found[0.1]["R"] and "error" not in found[0.1]
+    broken = small(train=[task(20, inputs=5)] * 3)  # too many inputs for the network: no divergence
+    with pytest.raises(RuntimeError, match="shapes"):
+        last(learn(broken, FAST, 0))
