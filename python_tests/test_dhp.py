@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from calls import same_bits
 from cases import random
 from hebbkern.nn import DHPLinear
 
@@ -163,6 +164,15 @@ def test_samples_of_no_class_teach_nobody():
     assert to_eta == 0
     wanted = torch.autograd.grad(F.linear(h, parts[0] + parts[1] * start).square().sum(), h)[0]
     torch.testing.assert_close(to_h, wanted, **CLOSE)
+
+
+def test_absent_classes_keep_their_bits():
+    """Also those that adding 0 would change."""
+    layer = head()
+    layer.trace[ABSENT] = -0.0
+    before = layer.trace.clone()
+    layer(batch(), LABELS)
+    assert same_bits([layer.trace[ABSENT]], [before[ABSENT]]) and layer.trace[ABSENT].signbit().all()
 
 
 def test_two_forward_passes_before_one_backward():
