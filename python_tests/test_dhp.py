@@ -316,6 +316,13 @@ def test_compiled_passes_keep_their_traces(compiler):
     torch.testing.assert_close(list(found[0]), list(found[1]), rtol=1e-4, atol=1e-4)
 
 
+def test_exported_it_is_of_torchs_own_operators():
+    layer, h = head(dtype=torch.float32).eval(), batch(dtype=torch.float32).detach()
+    program = torch.export.export(layer, (h,))
+    torch.testing.assert_close(program.module()(h), layer(h))
+    assert not any("hebbkern" in str(node.target) for node in program.graph.nodes)
+
+
 def test_the_trace_is_the_same_on_any_number_of_threads(backend, threads):
     if not backend.any_threads:
         pytest.skip("plain torch adds up in another order on another number of threads")

@@ -138,7 +138,8 @@ snapshot.register_fake(torch.empty_like)
 
 def as_it_is(trace: Tensor) -> Tensor:
     """A copy of the trace that stays when the trace moves."""
-    return snapshot(trace) if torch.compiler.is_compiling() else trace.clone()
+    differentiated = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    return snapshot(trace) if differentiated else trace.clone()
 
 
 class Taught(torch.autograd.Function):
