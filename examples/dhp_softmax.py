@@ -171,7 +171,7 @@ class Experiment:
         parts["protocols"] = recipes.protocols(), seeds
         parts |= {f"search {name}": (recipes.grid(name), range(1)) for name in mnist}
         parts |= {f"chosen {name}": (recipes.second(name, self.chosen(name)), seeds) for name in mnist}
-        return {name: part for name, part in parts.items() if part[0] and self.there(part[0][0].benchmark)}
+        return {name: part for name, part in parts.items() if self.there(name.partition(" ")[2] or "split")}
 
 
 def brief(settings: Settings) -> dict:
@@ -187,10 +187,9 @@ def key(run: dict) -> tuple:
 def filled(matrix: list[list[float | None]]) -> list[list[float]]:
     """R for `metrics`: a network that starts anew for each task knows what it learnt then."""
     nothing = float("nan")
-    rows = [[nothing if value is None else value for value in row] for row in matrix]
-    if math.isnan(rows[-1][0]):
-        rows[-1] = [rows[i][i] for i in range(len(rows))]
-    return rows
+    if matrix[-1][0] is None:
+        matrix = [[matrix[j][j] if j <= i else None for j in range(len(matrix))] for i in range(len(matrix))]
+    return [[nothing if value is None else value for value in row] for row in matrix]
 
 
 def words(row: dict) -> str:
@@ -207,9 +206,8 @@ def keep(experiment: Experiment, path: Path, about: dict) -> dict:
     runs = [run for _, run in sorted(experiment.runs.items())]
     seconds = round(sum(run["seconds"] for run in runs), 1)
     found = about | {"seconds": seconds, "rows": rows, "runs": runs}
-    text = json.dumps(found | {"runs": [f"run {i}" for i in range(len(runs))]}, indent=1)
-    for i, run in enumerate(runs):
-        text = text.replace(f'"run {i}"', json.dumps(run), 1)
+    lines = ",\n".join(map(json.dumps, runs))
+    text = json.dumps(found | {"runs": []}, indent=1).replace('"runs": []', f'"runs": [\n{lines}\n]')
     unfinished = path.with_suffix(".part")
     unfinished.write_text(text + "\n")
     unfinished.replace(path)

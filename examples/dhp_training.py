@@ -37,6 +37,7 @@ class Settings:
     dhp: bool = False
     strength: float = 0.0  # λ of the method
     xi: float = 0.1  # ξ of SI
+    samples: int | None = None  # of a task that Online EWC and MAS look at; None: all
     optimizer: str = "SGD"
     lr: float = 0.01
     momentum: float = 0.0
@@ -45,6 +46,7 @@ class Settings:
     patience: int = 0  # epochs without a better validation accuracy, after the first `epochs`, that end a task; 0: none
     most: int = 30  # epochs, where there is patience
     eta: float = 0.001
+    eta_lr: float = 1.0  # of η, as a part of lr; 0 leaves it where it starts
     per_connection: bool = False
     heads: str = "shared"
     inputs: str = "none"  # or standardise, centre, zca: see hebbkern.datasets
@@ -94,8 +96,8 @@ def consolidation(settings: Settings, network: Network, seed: int) -> Consolidat
         "Finetune": lambda: Consolidation(),
         "Scratch": lambda: Consolidation(),
         "SI": lambda: SynapticIntelligence(names, strength, xi=settings.xi),
-        "Online EWC": lambda: OnlineEWC(names, strength, seed=seed),
-        "MAS": lambda: MAS(names, strength),
+        "Online EWC": lambda: OnlineEWC(names, strength, samples=settings.samples, seed=seed),
+        "MAS": lambda: MAS(names, strength, samples=settings.samples),
     }
     if settings.method not in methods:
         raise ValueError(f"dhp_training: method must be one of {', '.join(methods)}, got {settings.method}")
@@ -108,12 +110,21 @@ class Learner:
     def __init__(self, benchmark: Benchmark, settings: Settings, seed: int, device: torch.device):
         torch.manual_seed(seed)  # dropout draws from it too: runs with dropout repeat only if they learn alone
         self.network = benchmark.network(settings.heads, readout(settings)).to(device)
-        self.method = consolidation(settings, self.network, seed)
-        parameters, rate = self.network.parameters(), settings.lr
+        self.method, self.settings = consolidation(settings, self.network, seed), settings
+
+    def begin(self) -> None:
+        """A task: momenta start from 0."""
+        settings, cuda = self.settings, next(self.network.parameters()).is_cuda
+        rates = [
+            {"params": [parameter], "lr": settings.lr * settings.eta_lr}
+            if name.endswith(".eta")
+            else {"params": [parameter]}
+            for name, parameter in self.network.named_parameters()
+        ]
         if settings.optimizer == "Adam":
-            self.optimizer = torch.optim.Adam(parameters, rate, fused=True, capturable=device.type == "cuda")
+            self.optimizer = torch.optim.Adam(rates, settings.lr, fused=True, capturable=cuda)
         else:
-            self.optimizer = torch.optim.SGD(parameters, rate, settings.momentum, foreach=True)
+            self.optimizer = torch.optim.SGD(rates, settings.lr, settings.momentum, foreach=True)
 
     def step(self, x: Tensor, labels: Tensor, task: int) -> None:
         self.optimizer.zero_grad()
@@ -129,6 +140,9 @@ class Learner:
             return None
         with torch.no_grad():
             return torch.stack([layer.eta.mean(), layer.trace.norm(), layer.alpha.norm()])
+
+    def finite(self) -> bool:
+        return all(bool(tensor.isfinite().all()) for tensor in self.network.state_dict().values())
 
     @torch.no_grad()
     def right(self, task: int, x: Tensor, labels: Tensor) -> Tensor:
@@ -203,6 +217,7 @@ def _learnt(
     for t, task in enumerate(benchmark.train):
         if settings.method == "Scratch" and t:
             learner = Learner(benchmark, settings, seed + 1000 * t, device)
+        learner.begin()
         x, labels = whole(task, device)
         steps, best = Steps(learner, t, x, labels, settings.batch), Best(learner, settings)
         for epoch in range(settings.most if settings.patience else settings.epochs):
@@ -216,6 +231,8 @@ def _learnt(
                 break
         epochs.append(epoch + 1)
         best.restore()
+        if not learner.finite():
+            raise ValueError(f"dhp_training: weights must be finite, got others after task {t + 1}")
         del steps  # its graph holds memory
         outputs = lambda network, x, t=t: network.seen(x, t)  # noqa: E731
         learner.method.after_task(learner.network, [(x, labels)], outputs)

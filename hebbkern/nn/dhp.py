@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from hebbkern import ops
-from hebbkern.ops.checks import result_dtype
+from hebbkern.ops import checks
 
 ALPHA = 0.01  # α starts from U(0, 0.01)
 
@@ -42,7 +42,7 @@ class DHPLinear(nn.Module):
         bias: as for `torch.nn.Linear`, but False by default, as in the listing.
         device, dtype: as for `torch.nn.Linear`.
         eta: where η starts, finite (0.001 in the paper).
-        per_connection: one η for each connection, as in the paper's Vision Datasets Mixture (from 0.0001), instead of one.
+        per_connection: one η for each connection, as in the paper's Vision Datasets Mixture (from 0.0001).
 
     Attributes:
         weight: θ [K, N], the slow weights, started as `torch.nn.Linear`'s. alpha: α [K, N], from U(0, 0.01).
@@ -87,53 +87,104 @@ class DHPLinear(nn.Module):
             h: activations of the last hidden layer, of the parameters' dtype, or any floating dtype under autocast.
             labels: [...] integers from 0 to K − 1, or −1 for a sample of no class; not looked at in evaluation mode.
 
-        Raises ValueError on shapes that do not fit, ValueError or RuntimeError on a label that does not exist and on a
-        NaN or an infinity in h; the trace is as before.
+        Raises ValueError on shapes, dtypes and devices that do not fit, ValueError or RuntimeError on a label that does
+        not exist and on a NaN or an infinity in h; the trace is as before. On a GPU nobody waits to look at numbers:
+        what is not finite shows in z, and entries of the trace that it would reach stay as before, as they do where a
+        sum overflows or η is not finite.
         """
         if labels is None or not self.training:
             # A forward pass with labels may move the trace before this one's backward: autograd keeps a copy.
-            trace = self.trace.clone() if self.alpha.requires_grad and torch.is_grad_enabled() else self.trace
+            trace = as_it_is(self.trace) if self.alpha.requires_grad and torch.is_grad_enabled() else self.trace
             return F.linear(h, self.weight + self.alpha * trace, self.bias)
-        if labels.shape != h.shape[:-1]:
-            raise ValueError(
-                f"hebbkern.DHPLinear: labels must be {list(h.shape[:-1])}, one for each row of h, got {list(labels.shape)}"
-            )
-        trace = Moved.apply(h.reshape(-1, self.in_features), labels.reshape(-1), self.trace, self.eta)
-        z = F.linear(h, self.weight + self.alpha * trace, self.bias)
+        self._check(h, labels)
+        before = as_it_is(self.trace) if torch.compiler.is_compiling() else self.trace
+        z, trace = Taught.apply(h, labels, before, self.eta, self.weight, self.alpha, self.bias)
         with torch.no_grad():
             self.trace.copy_(trace)
         return z
 
+    def _check(self, h: Tensor, labels: Tensor) -> None:
+        """Shapes, dtypes and devices; the values are the operator's to look at."""
+        op, dtype, device = "DHPLinear", self.weight.dtype, self.weight.device
+        if h.dim() < 1 or h.shape[-1] != self.in_features:
+            checks.fail(op, "h", f"be [..., {self.in_features}]", checks.shape_name(h))
+        low = h.dtype in checks.FLOATS and torch.float64 not in (h.dtype, dtype)
+        if h.dtype != dtype and not (low and torch.is_autocast_enabled(device.type)):
+            checks.fail(op, "h", f"have the weight's dtype {checks.dtype_name(dtype)}", checks.dtype_name(h.dtype))
+        if (
+            not isinstance(labels, Tensor)
+            or labels.shape != h.shape[:-1]
+            or labels.dtype not in (torch.int64, torch.int32)
+        ):
+            got = checks.full_name(labels) if isinstance(labels, Tensor) else type(labels).__name__
+            checks.fail(op, "labels", f"be int64 or int32 of shape {list(h.shape[:-1])}, one for each row of h", got)
+        checks.device(op, "h", h, "the layer", self.weight)
+        checks.device(op, "labels", labels, "h", h)
+
     def extra_repr(self) -> str:
         eta = "one per connection" if self.eta.dim() else "one"
-        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, eta: {eta}"
+        shape = f"in_features={self.in_features}, out_features={self.out_features}"
+        return f"{shape}, bias={self.bias is not None}, eta: {eta}"
 
 
-class Moved(torch.autograd.Function):
-    """(h [B, N], labels [B], trace [K, N], η) -> the trace after this batch, as a function of h and η.
+@torch.library.custom_op("hebbkern::as_it_is", mutates_args=())
+def snapshot(trace: Tensor) -> Tensor:
+    """A copy. A compiled backward computes pointwise results anew, from a trace that has moved since; not this one."""
+    return trace.clone()
 
-    The sum is the autograd-free accumulate; of its gradient each sample takes its class's row, divided as its class is.
+
+snapshot.register_fake(torch.empty_like)
+
+
+def as_it_is(trace: Tensor) -> Tensor:
+    """A copy of the trace that stays when the trace moves."""
+    differentiated = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    return snapshot(trace) if differentiated else trace.clone()
+
+
+class Taught(torch.autograd.Function):
+    """(h [..., N], labels [...], trace [K, N], η, θ, α, bias) -> z [..., K] and the trace, after this batch.
+
+    All of it is one node of the graph: on small layers each node costs more than its arithmetic. The gradient to the
+    trace is α∘(that to θ + α∘Hebb); of it each sample takes its class's row, divided as its class is.
     """
 
     @staticmethod
-    def forward(ctx, h: Tensor, labels: Tensor, trace: Tensor, eta: Tensor) -> Tensor:
-        ones = h.new_ones(1, dtype=result_dtype(h.dtype))
-        total, _, count = ops.accumulate(h.detach(), labels[:, None], ones, neurons=len(trace))
+    def forward(ctx, h, labels, trace, eta, weight, alpha, bias):
+        ones = h.new_ones(1, dtype=checks.result_dtype(h.dtype))
+        total, _, count = ops.accumulate(h.reshape(-1, h.shape[-1]), labels.reshape(-1, 1), ones, neurons=len(trace))
         count = count[:, None]
-        there, count = count > 0, count.clamp(min=1)
-        step = torch.where(there, total.div_(count).to(trace.dtype) - trace, 0)
-        ctx.save_for_backward(labels, step, count, eta)
-        ctx.dtype = h.dtype
-        return torch.where(there, torch.addcmul(trace, step, eta), trace)
+        there = count > 0
+        step = torch.where(there, (total / count).to(trace.dtype), trace) - trace
+        moved = torch.addcmul(trace, step, eta)
+        effective = torch.addcmul(weight, alpha, moved)
+        z = F.linear(h, effective, bias)
+        # What overflows, or is not finite where kernels cannot raise, shows in z and never stays in the trace.
+        kept = torch.where((moved.abs() < math.inf) & there, moved, trace)
+        ctx.save_for_backward(h, labels, step, moved, count, eta, effective, alpha)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(kept)
+        return z, kept
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor):
-        labels, step, count, eta = ctx.saved_tensors
-        to_h = to_eta = None
-        if ctx.needs_input_grad[0]:
-            shares = F.pad(gradient * eta / count, (0, 0, 0, 1))  # a row of 0 at the end, where label -1 points
-            to_h = shares.index_select(0, labels.remainder(len(shares))).to(ctx.dtype)
-        if ctx.needs_input_grad[3]:
-            to_eta = (gradient * step).sum_to_size(eta.shape)
-        return to_h, None, None, to_eta
+    def backward(ctx, to_z: Tensor, _):
+        if to_z is None:  # nobody asked
+            return (None,) * 7
+        h, labels, step, moved, count, eta, effective, alpha = ctx.saved_tensors
+        needs, shape = ctx.needs_input_grad, h.shape
+        h, to_z, labels = h.reshape(-1, shape[-1]), to_z.reshape(-1, to_z.shape[-1]), labels.reshape(-1)
+        to_h = to_eta = to_alpha = to_bias = None
+        to_effective = (to_z.t() @ h.to(to_z.dtype)).to(effective.dtype)
+        to_trace = to_effective * alpha
+        if needs[0]:
+            shares = F.pad(to_trace * (eta / count), (0, 0, 0, 1))  # a row of 0 at the end, where label -1 points
+            to_h = shares.index_select(0, labels.remainder(len(shares))).to(to_z.dtype)
+            to_h = to_h.addmm_(to_z, effective.to(to_z.dtype)).to(h.dtype).reshape(shape)
+        if needs[3]:
+            to_eta = (to_trace * step).sum_to_size(eta.shape)
+        if needs[5]:
+            to_alpha = to_effective * moved
+        if needs[6]:
+            to_bias = to_z.sum(0).to(effective.dtype)
+        return to_h, None, None, to_eta, to_effective if needs[4] else None, to_alpha, to_bias
