@@ -131,7 +131,8 @@ def plastic(experiment, name: str, title: str):
     colours = shades(len(run["epochs"]))
     for axes, label, values in zip(panels, PLASTIC, np.transpose(run["plastic"]), strict=True):
         for task, (first, last) in enumerate(pairwise(ends)):
-            epochs, own = np.arange(first * each, last * each) / each, values[first * each : last * each]
+            own = values[first * each : last * each + 1]  # with the next task's first, so that the line goes on
+            epochs = first + np.arange(len(own)) / each
             axes.plot(epochs, own, color=colours[task], linewidth=1.4, label=f"task {task + 1}")
         for end in ends[1:-1]:
             axes.axvline(end, color="0.85", linewidth=0.6, zorder=0)

@@ -212,9 +212,9 @@ def legend(drawn, name):
 def test_the_plastic_part_is_drawn_task_by_task(drawn):
     for index, axes in enumerate(drawn["dhp_softmax_plastic"].axes):
         parts = axes.lines[:3]  # tasks of 1, 2 and 1 epochs, five looks each; lines at their ends follow
-        np.testing.assert_allclose(parts[0].get_xdata(), np.arange(5) / 5)
-        np.testing.assert_allclose(parts[1].get_xdata(), 1 + np.arange(10) / 5)
-        np.testing.assert_allclose(np.concatenate([part.get_ydata() for part in parts]), (index + 1) * np.arange(20))
+        for part, (first, last) in zip(parts, ((0, 5), (5, 15), (15, 19)), strict=True):  # up to the next task's first
+            np.testing.assert_allclose(part.get_xdata(), np.arange(first, last + 1) / 5)
+            np.testing.assert_allclose(part.get_ydata(), (index + 1) * np.arange(first, last + 1))
         assert [line.get_xdata()[0] for line in axes.lines[3:]] == [1, 3]
         assert len({part.get_color() for part in parts}) == 3
 

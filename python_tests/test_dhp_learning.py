@@ -1,4 +1,4 @@
-"""The parts of examples/dhp_softmax.py: heads, losses, what is held out, when a task ends, and who runs beside whom."""
+"""The loop of the DHP examples: what a step is, when a task ends, what stays unopened, and who runs beside whom."""
 
 # ruff: noqa: E402 (the examples are no package)
 
@@ -15,14 +15,12 @@ from torch import nn
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "examples"))
 
-import dhp_benchmarks as benchmarks
 import dhp_recipes as recipes
 import dhp_training as training
 from dhp_networks import Heads, Network, TwiceLinear, perceptron
 from dhp_training import Benchmark, Best, Learner, Settings, learn, side_by_side
-from hebbkern.continual import streams
+from hebbkern.continual.consolidation import Consolidation
 from hebbkern.continual.tasks import Task
-from hebbkern.datasets import Dataset
 from hebbkern.nn import DHPLinear
 
 FAST = Settings(batch=8, epochs=2, lr=0.1)
@@ -53,81 +51,6 @@ def last(run):
     return found
 
 
-@pytest.mark.parametrize(
-    ("kind", "outputs", "first", "readouts"),
-    [
-        ("own", (2, 3, 4), [0, 0, 0], [0, 1, 2]),
-        ("one", (9,), [0, 2, 5], [0, 0, 0]),
-        ("masked", (9,), [0, 2, 5], [0, 0, 0]),
-        ("shared", (4,), [0, 0, 0], [0, 0, 0]),
-    ],
-)
-def test_heads(kind, outputs, first, readouts):
-    heads = Heads(kind, (2, 3, 4))
-    assert heads.outputs == outputs
-    assert [heads.first(t) for t in range(3)] == first
-    assert [heads.readout(t) for t in range(3)] == readouts
-    with pytest.raises(ValueError, match="heads must be one of own, one, masked, shared, got none"):
-        Heads("none", (2, 3))
-
-
-@pytest.mark.parametrize("kind", ["own", "one", "masked", "shared"])
-def test_the_loss_is_over_the_outputs_that_the_head_says(kind):
-    classes, labels = (2, 3), torch.tensor([0, 1, 1, 0])
-    network = Network(nn.Identity(), 5, Heads(kind, classes), lambda n, k: nn.Linear(n, k, bias=False)).double()
-    x = torch.randn(4, 5, generator=GENERATOR, dtype=torch.float64)
-    for t in (0, 1):
-        weight = network.readouts[t if kind == "own" else 0].weight
-        z = x @ weight.T
-        first, own = {"own": (0, classes[t]), "shared": (0, classes[t])}.get(kind, ((0, 2)[t], classes[t]))
-        over = slice(None) if kind == "one" else slice(first, first + own)
-        right = torch.stack([z[i, first + label] for i, label in enumerate(labels.tolist())])
-        wanted = (z[:, over].exp().sum(1).log() - right).mean()
-        torch.testing.assert_close(network.loss(x, labels, t), wanted)
-        torch.testing.assert_close(network(x, t), z[:, first : first + own])
-        torch.testing.assert_close(network.seen(x, t), z[:, over])
-
-
-@pytest.mark.parametrize(("kind", "row"), [("own", 0), ("one", 2), ("masked", 2), ("shared", 0)])
-def test_a_dhp_readout_keeps_the_mean_of_each_class(kind, row):
-    network = Network(nn.Identity(), 5, Heads(kind, (2, 3)), lambda n, k: DHPLinear(n, k, eta=0.25))
-    x, labels = torch.randn(4, 5, generator=GENERATOR), torch.tensor([0, 2, 2, 2])
-    network.loss(x, labels, 1)
-    trace = network.readouts[-1].trace
-    wanted = torch.zeros_like(trace)
-    wanted[row], wanted[row + 2] = 0.25 * x[0], 0.25 * x[1:].mean(0)
-    torch.testing.assert_close(trace, wanted)
-    network(x, 1)
-    network.seen(x, 1)
-    network.eval()
-    network.loss(x, labels, 1)
-    torch.testing.assert_close(trace, wanted)
-
-
-def test_what_is_held_is_all_but_the_plastic_part():
-    def network(readout):
-        return Network(perceptron(6, 4), 4, Heads("own", (2, 2)), readout)
-
-    body = ["body.1.weight", "body.1.bias"]
-    assert network(DHPLinear).slow_weights() == [*body, "readouts.0.weight", "readouts.1.weight"]
-    twice = [f"readouts.{head}.{name}" for head in (0, 1) for name in ("weight", "second")]
-    assert network(TwiceLinear).slow_weights() == [*body, *twice]
-
-
-def test_two_sets_of_weights_count_as_a_dhp_readout_and_answer_as_their_sum():
-    layer, dhp = TwiceLinear(7, 3), DHPLinear(7, 3)
-    assert sum(p.numel() for p in layer.parameters()) == dhp.weight.numel() + dhp.alpha.numel()
-    assert layer.weight.abs().max() < 7**-0.5 and not torch.equal(layer.weight, layer.second)
-    one = nn.Linear(7, 3, bias=False)
-    one.weight.data = (layer.weight + layer.second).detach()
-    x = torch.randn(4, 7, generator=GENERATOR)
-    torch.testing.assert_close(layer(x), one(x))
-    for model in (layer, one):
-        F.cross_entropy(model(x), torch.tensor([0, 1, 2, 0])).backward()
-    torch.testing.assert_close(layer.weight.grad, one.weight.grad)
-    torch.testing.assert_close(layer.second.grad, one.weight.grad)
-
-
 def test_readouts_are_those_of_the_settings():
     make = training.readout(Settings(dhp=True, eta=0.5, per_connection=True))
     layer = make(6, 4)
@@ -140,26 +63,6 @@ def test_readouts_are_those_of_the_settings():
             assert 0.49 < weight.abs().max() < 0.5
     with pytest.raises(ValueError, match="method must be one of Finetune, Scratch, SI, Online EWC, MAS, got EWC"):
         Learner(small(), Settings(method="EWC"), 0, torch.device("cpu"))
-
-
-def test_imbalanced_has_the_counts_of_table_2():
-    of_mnist = torch.tensor([5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949])
-    y = torch.repeat_interleave(torch.arange(10), of_mnist)
-    data = Dataset("mnist", torch.zeros(len(y), 1, 2, 2), y, torch.zeros(20, 1, 2, 2), torch.arange(20) % 10)
-    made = benchmarks.build("imbalanced", {"mnist": data}, 3)
-    totals = [sum(column) for column in zip(*streams.DHP_COUNTS, strict=True)]
-    assert [part.samples for part in made.validation] == [total // 12 for total in totals]
-    assert [part.samples for part in made.train] == [total - total // 12 for total in totals]
-    both = [
-        torch.cat((kept.labels, out.labels)).bincount() for kept, out in zip(made.train, made.validation, strict=True)
-    ]
-    assert torch.equal(torch.stack(both, 1), torch.tensor(streams.DHP_COUNTS))
-    assert both[2][8] == 76 and both[9].tolist() == [3933, 886, 3555, 3749, 927, 1413, 3993, 3650, 1709, 2045]
-    assert all(part.samples == 20 for part in made.test)
-    again = benchmarks.build("imbalanced", {"mnist": data}, 4)  # one choice of samples for all seeds
-    assert all(torch.equal(a.indices, b.indices) for a, b in zip(made.train, again.train, strict=True))
-    with pytest.raises(ValueError, match="must hold mnist, got no mnist"):
-        benchmarks.build("imbalanced", {}, 3)
 
 
 class Scripted:
@@ -242,14 +145,17 @@ def test_the_next_task_starts_from_the_best_epoch(monkeypatch, dhp):
 
 @pytest.mark.parametrize("method", ["Finetune", "SI", "Online EWC", "MAS"])
 def test_a_step_follows_loss_and_penalty_the_plastic_part_the_loss_alone(method):
-    settings = replace(FAST, method=method, strength=3.0, dhp=True, heads="one")
+    """And η by a rate of its own; momenta do not outlast a task."""
+    settings = replace(FAST, method=method, strength=3.0, dhp=True, heads="one", momentum=0.9, eta_lr=0.5)
     learner = Learner(small(), settings, 0, torch.device("cpu"))
+    learner.begin()
     x, labels = task(20)[:]
     for _ in range(5):
         learner.step(x, labels, 0)
     learner.method.after_task(learner.network, [(x, labels)], lambda network, x: network.seen(x, 0))
     x, labels = task(20, 1, seed=1)[:]
     learner.step(x, labels, 1)  # away from where the penalty is 0
+    learner.begin()
     parameters, trace = dict(learner.network.named_parameters()), learner.network.readouts[0].trace
     before = trace.clone()
     loss = learner.network.loss(x, labels, 1)
@@ -261,10 +167,48 @@ def test_a_step_follows_loss_and_penalty_the_plastic_part_the_loss_alone(method)
         dict(zip(held, torch.autograd.grad(penalty, [parameters[name] for name in held]), strict=True)) if held else {}
     )
     assert all(pull.abs().max() > 1e-4 for pull in pulls.values())
-    wanted = {name: p.detach() - 0.1 * (own[name] + pulls.get(name, 0)) for name, p in parameters.items()}
+    rates = {name: 0.05 if name.endswith("eta") else 0.1 for name in parameters}
+    wanted = {name: p.detach() - rates[name] * (own[name] + pulls.get(name, 0)) for name, p in parameters.items()}
     learner.step(x, labels, 1)
     for name, parameter in parameters.items():
         torch.testing.assert_close(parameter.detach(), wanted[name])
+
+
+def test_a_method_is_told_of_the_task_and_of_the_outputs_that_its_loss_was_over(monkeypatch):
+    benchmark, told, seen = small(), [], []
+
+    class Told(Consolidation):
+        def after_task(self, model, data, outputs):
+            ((x, labels),) = data
+            t = len(told)
+            wanted, own = benchmark.train[t][:]
+            told.append(torch.equal(x, wanted) and torch.equal(labels, own))
+            told[-1] &= torch.equal(outputs(model, x), model.seen(x, t)) and not torch.equal(*both(model, x))
+
+    def both(model, x):
+        return model.seen(x, 0), model.seen(x, 1)
+
+    monkeypatch.setattr(training, "consolidation", lambda settings, network, seed: Told())
+    step = Learner.step
+    monkeypatch.setattr(Learner, "step", lambda self, x, labels, t: seen.append((t, x)) or step(self, x, labels, t))
+    for seed in (0, 0, 1):
+        told.clear()
+        last(learn(benchmark, replace(FAST, heads="own"), seed))
+        assert told == [True, True, True]
+    x, passes = [part[:][0] for part in benchmark.train], []
+    for first in range(0, len(seen), 3):  # 8, 8 and 4 of 20 samples
+        t, batches = seen[first][0], torch.cat([batch for _, batch in seen[first : first + 3]])
+        order = [(batch == x[t]).all(1).nonzero().item() for batch in batches]
+        assert sorted(order) == list(range(20))
+        passes.append(order)
+    assert passes[:6] == passes[6:12]  # three tasks, two epochs; the same seed
+    assert len({tuple(order) for order in passes}) == 12  # others with another epoch, task or seed
+
+
+@pytest.mark.parametrize("method", ["SI", "Online EWC", "MAS"])
+def test_methods_hold_the_slow_weights(method):
+    learner = Learner(small(), replace(FAST, method=method, dhp=True, samples=7), 0, torch.device("cpu"))
+    assert list(learner.method.names) == learner.network.slow_weights()
 
 
 class Closed:
