@@ -245,6 +245,16 @@ def test_a_twelfth_is_held_out_the_same_of_all_permutations(command):
     assert there == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
 
 
+def test_each_seed_has_permutations_of_its_own(command, monkeypatch):
+    arguments, _ = command
+    monkeypatch.setattr(dhp_softmax, "learn", lambda benchmark, *rest, on: benchmark)
+    experiment = dhp_softmax.Experiment(dhp_softmax.parse(arguments), [])
+    made = list(experiment.missing(recipes.table1("permuted")[:2], range(2)))
+    orders = [benchmark.train[0].transform.order for benchmark in made]
+    assert torch.equal(orders[0], orders[2]) and torch.equal(orders[1], orders[3])  # of both rows
+    assert not torch.equal(orders[0], orders[1])
+
+
 def test_what_was_learnt_from_scratch_counts_as_known_at_the_end():
     alone = [[90.0, None, None], [None, 70.0, None], [None, None, 50.0]]
     assert dhp_softmax.filled(alone)[-1] == pictures.at_last(alone) == [90.0, 70.0, 50.0]

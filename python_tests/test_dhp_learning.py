@@ -174,6 +174,16 @@ def test_a_step_follows_loss_and_penalty_the_plastic_part_the_loss_alone(method)
         torch.testing.assert_close(parameter.detach(), wanted[name])
 
 
+def test_the_first_step_of_adam_is_its_rate_whatever_the_gradient():
+    learner = Learner(small(), replace(FAST, optimizer="Adam", lr=0.01, dhp=True, eta_lr=0.5), 0, torch.device("cpu"))
+    learner.begin()
+    before = {name: p.detach().clone() for name, p in learner.network.named_parameters()}
+    learner.step(*task(20)[:], 0)
+    for name, parameter in learner.network.named_parameters():
+        rate = 0.005 if name.endswith("eta") else 0.01
+        assert (parameter - before[name]).abs().max().item() == pytest.approx(rate, rel=0.01)
+
+
 def test_a_method_is_told_of_the_task_and_of_the_outputs_that_its_loss_was_over(monkeypatch):
     benchmark, told, seen = small(), [], []
 
@@ -319,8 +329,9 @@ def test_runs_do_not_hang_on_those_beside_them():
         assert beside[found["settings"].method].get("plastic") == found.get("plastic")
 
 
-def test_a_run_that_diverges_says_so_and_the_others_go_on():
-    runs = [learn(small(), replace(FAST, dhp=True, lr=lr), 0) for lr in (1e30, 0.1)]
+@pytest.mark.parametrize("dhp", [False, True])
+def test_a_run_that_diverges_says_so_and_the_others_go_on(dhp):
+    runs = [learn(small(), replace(FAST, dhp=dhp, lr=lr), 0) for lr in (1e30, 0.1)]
     found = {run["settings"].lr: run for run in side_by_side(runs, "cpu", 2)}
     assert found[1e30]["R"] is None and "finite" in found[1e30]["error"] and found[1e30]["seed"] == 0
     assert found[0.1]["R"] and "error" not in found[0.1]

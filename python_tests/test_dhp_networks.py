@@ -3,6 +3,7 @@
 # ruff: noqa: E402 (the examples are no package)
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -113,5 +114,9 @@ def test_imbalanced_has_the_counts_of_table_2():
     assert all(part.samples == 20 for part in made.test)
     again = benchmarks.build("imbalanced", {"mnist": data}, 4)  # one choice of samples for all seeds
     assert all(torch.equal(a.indices, b.indices) for a, b in zip(made.train, again.train, strict=True))
+    few = replace(data, x_train=data.x_train[::10], y_train=y[::10])  # a tenth of the images, a tenth of the counts
+    part = benchmarks.build("imbalanced", {"mnist": few}, 3)
+    for kept, out, total in zip(part.train, part.validation, totals, strict=True):
+        assert abs(kept.samples + out.samples - total / 10) <= 5 + 1  # each of ten rounded, 595 for 595.8 at most
     with pytest.raises(ValueError, match="must hold mnist, got no mnist"):
         benchmarks.build("imbalanced", {}, 3)
