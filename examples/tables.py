@@ -1,10 +1,12 @@
 """Puts what an example found, results/<example>.json, as a table between its marks in a page.
 
 python examples/tables.py krotov_cnn docs/results.md
+python examples/tables.py dhp_softmax docs/results.md "Table*" "Chosen*"       # of these names only
 """
 
 import json
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 from hebbkern.benchmark import report
@@ -41,8 +43,10 @@ def _line(cells) -> str:
 
 
 def main(argv=None) -> None:
-    example, page = sys.argv[1:] if argv is None else argv
-    table = markdown(json.loads((ROOT / "results" / f"{example}.json").read_text()))
+    example, page, *patterns = sys.argv[1:] if argv is None else argv
+    found = json.loads((ROOT / "results" / f"{example}.json").read_text())
+    rows = [row for row in found["rows"] if any(fnmatch(row["table"], pattern) for pattern in patterns or ["*"])]
+    table = markdown(found | {"rows": rows})
     text = report.put_between_marks(Path(page).read_text(), table, f": {example}")
     Path(page).write_text(text)
 

@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT / "examples"))
 import dhp_pictures as pictures
 import dhp_recipes as recipes
 import dhp_softmax
+import tables
 from dhp_training import learn
 from hebbkern.continual import metrics
 
@@ -135,6 +136,11 @@ def test_settings_are_chosen_by_validation_and_then_tested(command, learnt, monk
     chosen = [row for row in report(folder)["rows"] if row["table"].startswith("Chosen")]
     assert len(chosen) == 2 * 4 and {row["chosen_on"] for row in chosen} == {"validation"}
     assert {row["paper"] for row in chosen if row["unit"]} == {90.43, 98.23, 98.24, 98.43}
+    page = folder / "page.md"
+    page.write_text("<!-- hebbkern bench: dhp_softmax -->\n<!-- end of hebbkern bench: dhp_softmax -->\n")
+    monkeypatch.setattr(tables, "ROOT", folder.parent)
+    tables.main(["dhp_softmax", str(page), "Chosen*"])  # not the search
+    assert sum("| average accuracy |" in line for line in page.read_text().splitlines()) == 4
 
 
 def test_pictures_of_the_runs_that_are_there(command, learnt, capsys):
