@@ -10,6 +10,7 @@ by --parts:
     table1 permuted, imbalanced, split, mixture    Finetune, SI, Online EWC and MAS, without and with DHP (appendix A)
     figure8 cifar                                  CIFAR-10, then five times ten classes of CIFAR-100
     eta permuted, imbalanced, split                Table 4: where η starts
+    starts permuted, imbalanced, split             Table 1 with the readouts' slow weights started otherwise
     protocols                                      Split MNIST in the ways in which the text may be read
     search ..., chosen ...                         settings found on held-out training samples, and their table
     pictures                                       Figures 2, 3, 5, 6 and 8, of the runs that are there
@@ -105,10 +106,10 @@ class Experiment:
         """With --fast fewer epochs, of smaller batches."""
         return replace(row.settings, epochs=2, patience=0, batch=16) if self.arguments.fast else row.settings
 
-    def missing(self, rows: list[Row], seeds: range) -> Iterator[Iterator[dict | None]]:
+    def missing(self, rows: list[tuple[Row, range]]) -> Iterator[Iterator[dict | None]]:
         """The runs that these rows need and that are not there."""
         asked = set(self.runs)
-        for row in rows:
+        for row, seeds in rows:
             settings = self.settings(row)
             for seed in seeds:
                 told = self.key(row, seed)
@@ -117,9 +118,9 @@ class Experiment:
                     benchmark = self.benchmark(row.benchmark, settings.inputs, seed)
                     yield learn(benchmark, settings, seed, self.arguments.device, on=row.on)
 
-    def compute(self, rows: list[Row], seeds: range) -> Iterator[dict]:
+    def compute(self, rows: list[tuple[Row, range]]) -> Iterator[dict]:
         """The runs that are missing, as they are done."""
-        for run in side_by_side(self.missing(rows, seeds), self.arguments.device, self.arguments.at_once):
+        for run in side_by_side(self.missing(rows), self.arguments.device, self.arguments.at_once):
             run = run | {"settings": brief(run["settings"])}
             self.runs[key(run)] = run
             yield run
@@ -167,6 +168,7 @@ class Experiment:
         seeds, mnist = range(self.arguments.seeds), ("permuted", "imbalanced", "split")
         parts = {f"table1 {name}": (recipes.table1(name), seeds) for name in (*mnist, "mixture")}
         parts["figure8 cifar"] = recipes.table1("cifar"), seeds
+        parts |= {f"starts {name}": (recipes.table1(name, other=True), seeds) for name in mnist}
         parts |= {f"eta {name}": (recipes.table4(name), seeds) for name in mnist}
         parts["protocols"] = recipes.protocols(), seeds
         parts |= {f"search {name}": (recipes.grid(name), range(1)) for name in mnist}
@@ -255,15 +257,19 @@ def main(argv: list[str] | None = None) -> None:
         "machine": doctor.processor() if given.device == "cpu" else torch.cuda.get_device_name(),
         "torch": torch.__version__,
     }
-    for name in experiment.parts():
-        if any(fnmatch(name, pattern.strip()) for pattern in given.parts.split(",")):
-            begin = time.perf_counter()
-            rows, seeds = experiment.parts()[name]  # anew: what is chosen hangs on the parts before
-            for run in experiment.compute([row for row in rows if fnmatch(row.row, given.rows)], seeds):
-                told = f"{metrics.average_accuracy(filled(run['R'])):.2f}" if run["R"] else "diverged"
-                print(f"{name}: {run['settings']} seed {run['seed']}: {told} in {run['seconds']:.0f} s", flush=True)
-                keep(experiment, path, about)
-            print(f"{name}: {time.perf_counter() - begin:.0f} s")
+    asked = [name for name in experiment.parts() if any(fnmatch(name, one.strip()) for one in given.parts.split(","))]
+    for chosen in (False, True):  # what is chosen hangs on the search
+        begin, parts = time.perf_counter(), experiment.parts()
+        rows = [parts[name] for name in asked if name.startswith("chosen") == chosen]
+        rows = [(row, seeds) for of, seeds in rows for row in of if fnmatch(row.row, given.rows)]
+        for run in experiment.compute(rows):
+            value = f"{metrics.average_accuracy(filled(run['R'])):.2f}" if run["R"] else "diverged"
+            print(
+                f"{run['benchmark']} {run['settings']} seed {run['seed']}: {value} in {run['seconds']:.0f} s",
+                flush=True,
+            )
+            keep(experiment, path, about)
+        print(f"{time.perf_counter() - begin:.0f} s")
     found = keep(experiment, path, about)
     if any(fnmatch("pictures", pattern.strip()) for pattern in given.parts.split(",")):
         pictures.draw(experiment, folder)

@@ -42,6 +42,7 @@ class Settings:
     lr: float = 0.01
     momentum: float = 0.0
     batch: int = 64
+    tasks: int | None = None  # the first so many; None: all
     epochs: int = 10
     patience: int = 0  # epochs without a better validation accuracy, after the first `epochs`, that end a task; 0: none
     most: int = 30  # epochs, where there is patience
@@ -115,12 +116,10 @@ class Learner:
     def begin(self) -> None:
         """A task: momenta start from 0."""
         settings, cuda = self.settings, next(self.network.parameters()).is_cuda
-        rates = [
-            {"params": [parameter], "lr": settings.lr * settings.eta_lr}
-            if name.endswith(".eta")
-            else {"params": [parameter]}
-            for name, parameter in self.network.named_parameters()
-        ]
+        named = list(self.network.named_parameters())
+        rates = [{"params": [parameter for name, parameter in named if not name.endswith(".eta")]}]
+        if etas := [parameter for name, parameter in named if name.endswith(".eta")]:
+            rates.append({"params": etas, "lr": settings.lr * settings.eta_lr})
         if settings.optimizer == "Adam":
             self.optimizer = torch.optim.Adam(rates, settings.lr, fused=True, capturable=cuda)
         else:
@@ -214,7 +213,7 @@ def _learnt(
     """What `learn` says of the learning itself."""
     learner, matrix, epochs, looks = Learner(benchmark, settings, seed, device), [], [], []
     asked = benchmark.test if on == "test" else benchmark.validation
-    for t, task in enumerate(benchmark.train):
+    for t, task in enumerate(benchmark.train[: settings.tasks]):
         if settings.method == "Scratch" and t:
             learner = Learner(benchmark, settings, seed + 1000 * t, device)
         learner.begin()
