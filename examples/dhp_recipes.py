@@ -25,8 +25,8 @@ BASES = {
     "permuted": Settings(),
     "imbalanced": Settings(),
     "split": Settings(heads="own"),
-    "mixture": Settings(heads="own", batch=32, epochs=50, eta=0.0001, per_connection=True, samples=2000),
-    "cifar": Settings(heads="own", batch=256, epochs=60, optimizer="Adam", lr=0.001),
+    "mixture": Settings(heads="own", batch=32, epochs=5, eta=0.0001, per_connection=True, samples=2000),
+    "cifar": Settings(heads="own", batch=256, epochs=15, optimizer="Adam", lr=0.001),
 }
 STRENGTHS = {
     "permuted": {"SI": 0.1, "Online EWC": 100.0, "MAS": 0.1},
