@@ -11,6 +11,7 @@ by --parts:
     figure8 cifar                                  CIFAR-10, then five times ten classes of CIFAR-100
     eta permuted, imbalanced, split                Table 4: where η starts
     starts permuted, imbalanced, split             Table 1 with the readouts' slow weights started otherwise
+    literal permuted, imbalanced, split            Table 1 with η free and importances by sample in all rows
     protocols                                      Split MNIST in the ways in which the text may be read
     search ..., chosen ...                         settings found on held-out training samples, and their table
     pictures                                       Figures 2, 3, 5, 6 and 8, of the runs that are there
@@ -169,6 +170,7 @@ class Experiment:
         parts = {f"table1 {name}": (recipes.table1(name), seeds) for name in (*mnist, "mixture")}
         parts["figure8 cifar"] = recipes.table1("cifar"), seeds
         parts |= {f"starts {name}": (recipes.table1(name, other=True), seeds) for name in mnist}
+        parts |= {f"literal {name}": (recipes.literal(name), seeds) for name in mnist}
         parts |= {f"eta {name}": (recipes.table4(name), seeds) for name in mnist}
         parts["protocols"] = recipes.protocols(), seeds
         parts |= {f"search {name}": (recipes.grid(name), range(1)) for name in mnist}

@@ -38,6 +38,7 @@ class Settings:
     strength: float = 0.0  # λ of the method
     xi: float = 0.1  # ξ of SI
     samples: int | None = None  # of a task that Online EWC and MAS look at; None: all
+    per_sample: bool = True  # whether they look at each sample's gradient, or at the mean gradient of each batch
     optimizer: str = "SGD"
     lr: float = 0.01
     momentum: float = 0.0
@@ -47,6 +48,7 @@ class Settings:
     patience: int = 0  # epochs without a better validation accuracy, after the first `epochs`, that end a task; 0: none
     most: int = 30  # epochs, where there is patience
     eta: float = 0.001
+    bounded: bool = False  # η is kept from 0 to 1 after each step
     eta_lr: float = 1.0  # of η, as a part of lr; 0 leaves it where it starts
     per_connection: bool = False
     heads: str = "shared"
@@ -93,12 +95,13 @@ def readout(settings: Settings) -> Callable[[int, int], nn.Module]:
 def consolidation(settings: Settings, network: Network, seed: int) -> Consolidation:
     """What holds the slow weights. Raises ValueError for a method that is not known."""
     names, strength = network.slow_weights(), settings.strength
+    looked_at = {"samples": settings.samples, "per_sample": settings.per_sample}
     methods = {
         "Finetune": lambda: Consolidation(),
         "Scratch": lambda: Consolidation(),
         "SI": lambda: SynapticIntelligence(names, strength, xi=settings.xi),
-        "Online EWC": lambda: OnlineEWC(names, strength, samples=settings.samples, seed=seed),
-        "MAS": lambda: MAS(names, strength, samples=settings.samples),
+        "Online EWC": lambda: OnlineEWC(names, strength, seed=seed, **looked_at),
+        "MAS": lambda: MAS(names, strength, **looked_at),
     }
     if settings.method not in methods:
         raise ValueError(f"dhp_training: method must be one of {', '.join(methods)}, got {settings.method}")
@@ -131,6 +134,10 @@ class Learner:
         self.method.add_gradient(self.network, x)
         self.optimizer.step()
         self.method.after_step()
+        if self.settings.bounded and self.settings.dhp:
+            with torch.no_grad():
+                for layer in self.network.readouts:
+                    layer.eta.clamp_(0, 1)
 
     def plastic(self, task: int) -> Tensor | None:
         """[3]: mean η, ‖Hebb‖ and ‖α‖ of the readout that learns (Figure 3)."""
@@ -234,7 +241,9 @@ def _learnt(
             raise ValueError(f"dhp_training: weights must be finite, got others after task {t + 1}")
         del steps  # its graph holds memory
         outputs = lambda network, x, t=t: network.seen(x, t)  # noqa: E731
-        learner.method.after_task(learner.network, [(x, labels)], outputs)
+        size = AT_ONCE if settings.per_sample else settings.batch
+        looked_at = zip(x.split(size), labels.split(size), strict=True)
+        learner.method.after_task(learner.network, looked_at, outputs)
         yield None
         there = range(t, t + 1) if settings.method == "Scratch" else range(t + 1)
         matrix.append({j: learner.right(j, *whole(asked[j], device)) for j in there})

@@ -34,6 +34,8 @@ class EWC(Quadratic):
             model's own labels); "data" takes the labels of the data (the "empirical Fisher").
         samples: of each task to look at, the first in its data's order; None: all.
         seed: of the labels drawn, with the number of the task.
+        per_sample: False squares each batch's mean gradient instead (at most 1024 samples), as much code in circulation
+            does: F is then about as many times smaller as a batch has samples.
     """
 
     factor = 0.5
@@ -46,11 +48,13 @@ class EWC(Quadratic):
         labels: str = "model",
         samples: int | None = None,
         seed: int = 0,
+        per_sample: bool = True,
     ):
         super().__init__(parameters, strength)
         if labels not in ("model", "data"):
             raise ValueError(f'hebbkern.continual: labels must be "model" or "data", got {labels!r}')
         self.labels, self.samples, self.seed = labels, _whole("samples", samples), seed
+        self.per_sample = per_sample
 
     def after_task(self, model: nn.Module, data: Iterable | None = None, outputs: Outputs | None = None) -> None:
         self._merge(kept(self._chosen(model)), self._fisher(model, data, outputs))
@@ -75,7 +79,8 @@ class EWC(Quadratic):
         for x, labels in batches_of(data, self.samples):
             if self.labels == "data" and labels is None:
                 raise ValueError('hebbkern.continual: data must have labels for labels="data", got None')
-            fisher.add(x, lambda out, labels=labels: labels if self.labels == "data" else _draw(out, generator))
+            add = fisher.add if self.per_sample else fisher.add_batch
+            add(x, lambda out, labels=labels: labels if self.labels == "data" else _draw(out, generator))
         return fisher.mean()
 
 
@@ -85,7 +90,7 @@ class OnlineEWC(EWC):
     The λ of the DHP paper's appendix A (100, 400) is this strength.
 
     Args:
-        parameters, strength, labels, samples, seed: see `EWC`.
+        parameters, strength, labels, samples, seed, per_sample: see `EWC`.
         decay: γ, from 0 to 1: how much of the Fisher information of earlier tasks stays; 1 forgets nothing.
     """
 
@@ -126,10 +131,8 @@ class MAS(Quadratic):
         anchor = kept(self._chosen(model))
         omega = Sensitivity(model, self.names, outputs, _squared_length, torch.abs)
         for x, _ in batches_of(data, self.samples):
-            if self.per_sample:
-                omega.add(x, lambda out: out[:, 0])
-            else:
-                omega.add_batch(x)
+            add = omega.add if self.per_sample else omega.add_batch
+            add(x, lambda out: out[:, 0])
         self._remember(anchor, _sum(self.importance, omega.mean()))
         self.tasks += 1
 

@@ -108,10 +108,11 @@ class Sensitivity:
             self._general([name for name in self.names if name not in factors], x, target)
         self.samples += len(x)
 
-    def add_batch(self, x: Tensor) -> None:
-        """Counts in measure(mean gradient of these samples), which MAS's batch approximation takes for theirs."""
+    def add_batch(self, x: Tensor, targets: Callable[[Tensor], Tensor]) -> None:
+        """Counts in measure(mean gradient of these samples), which batch approximations take for theirs."""
         with torch.enable_grad(), evaluating(self.call.model):
-            score = self.objective(self.call(x), None).mean()
+            out = self.call(x)
+            score = self.objective(out, targets(out.detach())).mean()
             gradients = torch.autograd.grad(score, list(self.parameters.values()), materialize_grads=True)
         for total, gradient in zip(self.total.values(), gradients, strict=True):
             total += self.measure(gradient) * len(x)
