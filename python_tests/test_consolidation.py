@@ -169,16 +169,21 @@ def test_mas_sums_over_tasks():
     torch.testing.assert_close(method.penalty(model), 0.1 * square(omega, model, anchor), **CLOSE)
 
 
-def test_mas_by_batches_is_the_absolute_mean_gradient():
+@pytest.mark.parametrize("kind", [MAS, EWC, OnlineEWC])
+def test_by_batches_it_is_the_measure_of_the_mean_gradient(kind):
     model, data = mlp(), task(1)
-    method = MAS(model, 1.0, per_sample=False)
+    method = kind(model, 1.0, per_sample=False, **({} if kind is MAS else {"labels": "data"}))
     method.after_task(model, data)
     wanted = [torch.zeros_like(p) for p in model.parameters()]
-    for x, _ in data:
-        gradients = torch.autograd.grad((model(x) ** 2).sum(1).mean(), list(model.parameters()))
-        wanted = [a + g.abs() * len(x) / 11 for a, g in zip(wanted, gradients, strict=True)]
+    for x, labels in data:
+        out = model(x)
+        score = (out**2).sum(1) if kind is MAS else -F.cross_entropy(out, labels, reduction="none")
+        gradients = torch.autograd.grad(score.mean(), list(model.parameters()))
+        measure = torch.abs if kind is MAS else torch.square
+        wanted = [a + measure(g) * len(x) / 11 for a, g in zip(wanted, gradients, strict=True)]
     torch.testing.assert_close(method.importance, wanted, **CLOSE)
-    assert all((a <= b + 1e-12).all() for a, b in zip(wanted, slow_mas(model, data), strict=True))
+    slow = slow_mas(model, data) if kind is MAS else slow_fisher(model, data)
+    assert all((a <= b + 1e-12).all() for a, b in zip(wanted, slow, strict=True))  # Jensen
 
 
 def test_l2_pulls_to_the_last_task():

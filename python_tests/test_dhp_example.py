@@ -124,10 +124,10 @@ def test_runs_of_other_results_join(command, learnt, tmp_path):
 def test_settings_are_chosen_by_validation_and_then_tested(command, learnt, monkeypatch):
     arguments, folder = command
     monkeypatch.setattr(recipes, "METHODS", ("Finetune", "MAS"))
-    monkeypatch.setattr(recipes, "SEARCHED", (1e-9, 0.01))
-    monkeypatch.setattr(recipes, "FACTORS", (1, 3))
+    tried = [(1e-9, 1, 1), (0.01, 1, 1), (0.01, 3, 1)]
+    monkeypatch.setattr(recipes, "TRIED", {"Finetune": tried[:2], "MAS": tried})
     dhp_softmax.main([*arguments, "--parts", "search split,chosen split"])
-    tried, tested = learnt[:12], learnt[12:]
+    tried, tested = learnt[:10], learnt[10:]
     assert {on for *_, on in tried} == {"validation"} and {on for *_, on in tested} == {"test"}
     assert len(tested) == 4 and {settings.row for _, settings, _, _ in tested} == {
         settings.row for _, settings, _, _ in tried
@@ -141,6 +141,13 @@ def test_settings_are_chosen_by_validation_and_then_tested(command, learnt, monk
     monkeypatch.setattr(tables, "ROOT", folder.parent)
     tables.main(["dhp_softmax", str(page), "Chosen*"])  # not the search
     assert sum("| average accuracy |" in line for line in page.read_text().splitlines()) == 4
+
+
+def test_the_letter_is_told_where_the_table_departs_from_it():
+    for benchmark, count in (("permuted", 2), ("imbalanced", 4), ("split", 2)):
+        rows = recipes.literal(benchmark)
+        assert len(rows) == count and all(row.settings.per_sample and not row.settings.bounded for row in rows)
+        assert not {row.settings for row in rows} & {row.settings for row in recipes.table1(benchmark)}
 
 
 def test_pictures_of_the_runs_that_are_there(command, learnt, capsys):
@@ -255,7 +262,7 @@ def test_each_seed_has_permutations_of_its_own(command, monkeypatch):
     arguments, _ = command
     monkeypatch.setattr(dhp_softmax, "learn", lambda benchmark, *rest, on: benchmark)
     experiment = dhp_softmax.Experiment(dhp_softmax.parse(arguments), [])
-    made = list(experiment.missing(recipes.table1("permuted")[:2], range(2)))
+    made = list(experiment.missing([(row, range(2)) for row in recipes.table1("permuted")[:2]]))
     orders = [benchmark.train[0].transform.order for benchmark in made]
     assert torch.equal(orders[0], orders[2]) and torch.equal(orders[1], orders[3])  # of both rows
     assert not torch.equal(orders[0], orders[1])

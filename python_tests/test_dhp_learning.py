@@ -24,6 +24,7 @@ from hebbkern.continual.tasks import Task
 from hebbkern.nn import DHPLinear
 
 FAST = Settings(batch=8, epochs=2, lr=0.1)
+CPU = torch.device("cpu")
 GENERATOR = torch.Generator().manual_seed(0)
 
 
@@ -62,7 +63,7 @@ def test_readouts_are_those_of_the_settings():
         for weight in (layer.weight, getattr(layer, "second", layer.weight)):
             assert 0.49 < weight.abs().max() < 0.5
     with pytest.raises(ValueError, match="method must be one of Finetune, Scratch, SI, Online EWC, MAS, got EWC"):
-        Learner(small(), Settings(method="EWC"), 0, torch.device("cpu"))
+        Learner(small(), Settings(method="EWC"), 0, CPU)
 
 
 class Scripted:
@@ -128,7 +129,7 @@ def test_a_task_ends_after_so_many_epochs_without_gain(monkeypatch, gains, epoch
 def test_the_next_task_starts_from_the_best_epoch(monkeypatch, dhp):
     """Where that is the first one, all is as if there had been one alone."""
     benchmark, settings = small(), replace(FAST, dhp=dhp, epochs=1)
-    closed = [x for x, _ in (training.whole(of, torch.device("cpu")) for of in benchmark.validation)]
+    closed = [x for x, _ in (training.whole(of, CPU) for of in benchmark.validation)]
     right, calls = Learner.right, []
 
     def scripted(self, t, x, labels):
@@ -147,7 +148,7 @@ def test_the_next_task_starts_from_the_best_epoch(monkeypatch, dhp):
 def test_a_step_follows_loss_and_penalty_the_plastic_part_the_loss_alone(method):
     """And η by a rate of its own; momenta do not outlast a task."""
     settings = replace(FAST, method=method, strength=3.0, dhp=True, heads="one", momentum=0.9, eta_lr=0.5)
-    learner = Learner(small(), settings, 0, torch.device("cpu"))
+    learner = Learner(small(), settings, 0, CPU)
     learner.begin()
     x, labels = task(20)[:]
     for _ in range(5):
@@ -175,7 +176,7 @@ def test_a_step_follows_loss_and_penalty_the_plastic_part_the_loss_alone(method)
 
 
 def test_the_first_step_of_adam_is_its_rate_whatever_the_gradient():
-    learner = Learner(small(), replace(FAST, optimizer="Adam", lr=0.01, dhp=True, eta_lr=0.5), 0, torch.device("cpu"))
+    learner = Learner(small(), replace(FAST, optimizer="Adam", lr=0.01, dhp=True, eta_lr=0.5), 0, CPU)
     learner.begin()
     before = {name: p.detach().clone() for name, p in learner.network.named_parameters()}
     learner.step(*task(20)[:], 0)
@@ -215,9 +216,41 @@ def test_a_method_is_told_of_the_task_and_of_the_outputs_that_its_loss_was_over(
     assert len({tuple(order) for order in passes}) == 12  # others with another epoch, task or seed
 
 
+@pytest.mark.parametrize("per_sample, sizes", [(True, [20]), (False, [8, 8, 4])])
+def test_importances_are_of_samples_or_of_batches(monkeypatch, per_sample, sizes):
+    seen = []
+    monkeypatch.setattr(
+        Consolidation, "after_task", lambda self, model, data, outputs: seen.append([len(x) for x, _ in data])
+    )
+    last(learn(small(), replace(FAST, per_sample=per_sample), 0))
+    assert seen == [sizes] * 3
+    method = training.consolidation(
+        replace(FAST, method="MAS", per_sample=per_sample), Learner(small(), FAST, 0, CPU).network, 0
+    )
+    assert method.per_sample == per_sample
+
+
+@pytest.mark.parametrize("bounded, wanted", [(True, (0.0, 1.0)), (False, None)])
+def test_eta_is_kept_within_its_bounds(bounded, wanted):
+    learner = Learner(small(), replace(FAST, dhp=True, bounded=bounded, heads="own"), 0, CPU)
+    learner.begin()
+    below, above = learner.network.readouts[0].eta, learner.network.readouts[1].eta
+    with torch.no_grad():
+        below.fill_(-0.5), above.fill_(1.5)
+    for t in range(2):
+        learner.step(*task(20, t)[:], t)
+    found = below.item(), above.item()
+    assert found == wanted if bounded else found[0] < -0.1 and found[1] > 1.1
+
+
+def test_of_a_stream_the_first_tasks_are_learnt():
+    found, whole = (last(learn(small(), replace(FAST, tasks=count), 0)) for count in (2, None))
+    assert found["R"] == [row[:2] for row in whole["R"][:2]] and len(found["epochs"]) == 2
+
+
 @pytest.mark.parametrize("method", ["SI", "Online EWC", "MAS"])
 def test_methods_hold_the_slow_weights(method):
-    learner = Learner(small(), replace(FAST, method=method, dhp=True, samples=7), 0, torch.device("cpu"))
+    learner = Learner(small(), replace(FAST, method=method, dhp=True, samples=7), 0, CPU)
     assert list(learner.method.names) == learner.network.slow_weights()
 
 
