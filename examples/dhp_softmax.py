@@ -55,7 +55,8 @@ SOURCES = {  # by default classes of torchvision; notMNIST has none there
     "cifar10": "CIFAR10",
     "cifar100": "CIFAR100",
 }
-FAST = {"train": 3000, "test": 1000}  # images of each set
+FAST, FAST_CONVOLUTIONS = (("train", 3000), ("test", 1000)), (("train", 600), ("test", 300))  # images of each set
+FAST_PARTS = "table1 *,figure8 *,eta split,pictures"
 MEASURES = {
     "average accuracy": (metrics.average_accuracy, "%", 0),
     "backward transfer": (lambda matrix: metrics.backward_transfer(matrix) / 100, "", 1),
@@ -67,36 +68,35 @@ class Experiment:
 
     def __init__(self, arguments: argparse.Namespace, runs: list[dict]):
         self.arguments, self.runs = arguments, {key(run): run for run in runs}
-        self.data, self.benchmark = cache(self._data), cache(self._benchmark)
+        self.data, self.sets, self.benchmark = cache(self._data), cache(self._sets), cache(self._benchmark)
 
-    def _data(self, name: str, inputs: str) -> datasets.Dataset:
-        """On the device of the runs; with --fast some images, drawn from all classes."""
+    def _data(self, name: str, inputs: str, images: tuple[tuple[str, int], ...]) -> datasets.Dataset:
+        """On the device of the runs; of so many images, drawn from all classes, or of all."""
         given = self.arguments
-        data = datasets.load(
-            getattr(given, name),
-            root=given.root,
-            download=given.download,
-            preprocess=inputs,
-        )
+        data = datasets.load(getattr(given, name), root=given.root, download=given.download, preprocess=inputs)
         parts = {"x_train": data.x_train, "y_train": data.y_train, "x_test": data.x_test, "y_test": data.y_test}
-        if given.fast:
-            for part, most in FAST.items():
-                count = len(parts[f"y_{part}"])
-                kept = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:most].sort().values
-                parts |= {key: parts[key][kept] for key in (f"x_{part}", f"y_{part}")}
+        for part, most in images:
+            count = len(parts[f"y_{part}"])
+            kept = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:most].sort().values
+            parts |= {key: parts[key][kept] for key in (f"x_{part}", f"y_{part}")}
         return replace(data, name=name, **{key: tensor.to(given.device) for key, tensor in parts.items()})
 
-    def _benchmark(self, name: str, inputs: str, seed: int) -> Benchmark:
-        """The mixture does without the sets that are not there, and says so."""
+    def _sets(self, name: str, inputs: str) -> dict[str, datasets.Dataset]:
+        """Those that a benchmark needs; what is not there is told of once."""
+        images = (FAST if NEEDS[name] == ("mnist",) else FAST_CONVOLUTIONS) if self.arguments.fast else ()
         sets = {}
         for source in filter(partial(getattr, self.arguments), NEEDS[name]):
             try:
-                sets[source] = self.data(source, inputs)
+                sets[source] = self.data(source, inputs, images)
             except FileNotFoundError as error:
-                if name != "mixture":
-                    raise
                 print(f"{name}: without {source}: {error}", flush=True)
-        return build(name, sets, seed)
+        return sets
+
+    def _benchmark(self, name: str, inputs: str, seed: int) -> Benchmark | None:
+        """None where its data are not there; the mixture does with two sets."""
+        sets = self.sets(name, inputs)
+        enough = len(sets) > 1 if name == "mixture" else len(sets) == len(NEEDS[name])
+        return build(name, sets, seed) if enough else None
 
     def there(self, name: str) -> bool:
         """Whether the data of a benchmark are; the mixture does with those that are."""
@@ -117,6 +117,8 @@ class Experiment:
                 if told not in asked:
                     asked.add(told)
                     benchmark = self.benchmark(row.benchmark, settings.inputs, seed)
+                    if benchmark is None:
+                        continue
                     yield learn(benchmark, settings, seed, self.arguments.device, on=row.on)
 
     def compute(self, rows: list[tuple[Row, range]]) -> Iterator[dict]:
@@ -231,7 +233,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.add_argument(f"--{name}", default=source, help=f"{help} (default {source or 'none'})")
     parser.add_argument("--root", default="data", help="where torchvision keeps its files")
     parser.add_argument("--download", action="store_true", help="let torchvision download what is missing")
-    parser.add_argument("--parts", default="*", help="patterns, by commas, e.g. 'table1 split,eta *'; other rows stay")
+    parts = f"patterns, by commas, e.g. 'table1 split,eta *'; other rows stay (default all, with --fast '{FAST_PARTS}')"
+    parser.add_argument("--parts", help=parts)
     parser.add_argument("--rows", default="*", help="a pattern of rows, e.g. 'DHP*'")
     parser.add_argument("--also", type=Path, nargs="*", default=[], help="results of other runs, to join")
     parser.add_argument("--fast", action="store_true", help="few images and epochs, one seed, into runs/dhp_softmax")
@@ -240,6 +243,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--at-once", type=int, default=16, help="runs side by side, on a GPU")
     parser.add_argument("--results", help="folder (default results, with --fast runs/dhp_softmax)")
     given = parser.parse_args(argv)
+    given.parts = given.parts or (FAST_PARTS if given.fast else "*")
     given.seeds = given.seeds or (1 if given.fast else 3)
     given.results = given.results or ("runs/dhp_softmax" if given.fast else "results")
     given.at_once = given.at_once if given.device != "cpu" else 1

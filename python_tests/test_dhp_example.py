@@ -124,7 +124,7 @@ def test_runs_of_other_results_join(command, learnt, tmp_path):
 def test_settings_are_chosen_by_validation_and_then_tested(command, learnt, monkeypatch):
     arguments, folder = command
     monkeypatch.setattr(recipes, "METHODS", ("Finetune", "MAS"))
-    tried = [(1e-9, 1, 1), (0.01, 1, 1), (0.01, 3, 1)]
+    tried = [(1e-9, 1), (0.01, 1), (0.01, 3)]
     monkeypatch.setattr(recipes, "TRIED", {"Finetune": tried[:2], "MAS": tried})
     dhp_softmax.main([*arguments, "--parts", "search split,chosen split"])
     tried, tested = learnt[:7], learnt[7:]
