@@ -125,6 +125,13 @@ def start(benchmark: str, dhp: bool, other: bool = False) -> str:
     return {"inputs": "classes", "classes": "inputs"}[usual] if other else usual
 
 
+def stopped(benchmark: str) -> list[Row]:
+    """Table 1 with early stopping (appendix A.1) after 10 to 30 epochs, readouts started as torch does."""
+    changes = {"patience": 5, "start": "inputs", "per_sample": True, "bounded": False}
+    rows = [replace(row, settings=replace(row.settings, **changes)) for row in table1(benchmark)]
+    return [replace(row, table=f"{row.table}, stopped early", row=f"{row.row}, stopped early") for row in rows]
+
+
 def paper_settings(benchmark: str, method: str, dhp: bool, *, other: bool = False) -> Settings:
     slow = method in BOUNDED
     return replace(
@@ -175,6 +182,7 @@ HEADS = {
 INPUTS = {"none": "raw", "standardise": "standardised"}
 RATES = {
     "SGD 0.01": {"lr": 0.01},
+    "SGD 0.01, early stopping": {"patience": 5},
     "SGD 0.1": {"lr": 0.1},
     "SGD 0.01, momentum 0.9": {"lr": 0.01, "momentum": 0.9},
     "Adam 0.001": {"lr": 0.001, "optimizer": "Adam"},

@@ -12,6 +12,7 @@ by --parts:
     eta permuted, imbalanced, split                Table 4: where η starts
     starts permuted, imbalanced, split             Table 1 with the readouts' slow weights started otherwise
     literal permuted, imbalanced, split            Table 1 with η free and importances by sample in all rows
+    stopped permuted, imbalanced                   Table 1 with early stopping, from 10 to 30 epochs
     protocols                                      Split MNIST in the ways in which the text may be read
     search ..., chosen ...                         settings found on held-out training samples, and their table
     pictures                                       Figures 2, 3, 5, 6 and 8, of the runs that are there
@@ -173,6 +174,7 @@ class Experiment:
         parts["figure8 cifar"] = recipes.table1("cifar"), seeds
         parts |= {f"starts {name}": (recipes.table1(name, other=True), seeds) for name in mnist}
         parts |= {f"literal {name}": (recipes.literal(name), seeds) for name in mnist}
+        parts |= {f"stopped {name}": (recipes.stopped(name), seeds) for name in ("permuted", "imbalanced")}
         parts |= {f"eta {name}": (recipes.table4(name), seeds) for name in mnist}
         parts["protocols"] = recipes.protocols(), seeds
         parts |= {f"search {name}": (recipes.grid(name), range(1)) for name in mnist}
