@@ -157,14 +157,14 @@ class Experiment:
         return lines
 
     def chosen(self, benchmark: str) -> list[Settings]:
-        """For each method, without and with DHP, the settings of the highest accuracy in the search that is there."""
-        best: dict[tuple, tuple[float, Settings]] = {}
+        """For each method the settings of the highest accuracy in the search that is there."""
+        best: dict[str, tuple[float, Settings]] = {}
         for row in recipes.grid(benchmark):
+            method = row.settings.method
             for run in self.of(row, range(1)):
-                settings, value = row.settings, metrics.average_accuracy(run["R"]) if run["R"] else 0.0
-                which = settings.method, settings.dhp
-                if value > best.get(which, (0.0, None))[0]:
-                    best[which] = value, settings
+                value = metrics.average_accuracy(run["R"]) if run["R"] else 0.0
+                if value > best.get(method, (0.0, None))[0]:
+                    best[method] = value, row.settings
         return [settings for _, settings in best.values()]
 
     def parts(self) -> dict[str, tuple[list[Row], range]]:
