@@ -11,8 +11,8 @@ by --parts:
     figure8 cifar                                  CIFAR-10, then five times ten classes of CIFAR-100
     eta permuted, imbalanced, split                Table 4: where η starts
     starts permuted, imbalanced, split             Table 1 with the readouts' slow weights started otherwise
-    literal permuted, imbalanced, split            Table 1 with η free and importances by sample in all rows
-    stopped permuted, imbalanced                   Table 1 with early stopping, from 10 to 30 epochs
+    literal permuted, imbalanced, split            the rows of Table 1 with η bounded or importances by batch, without
+    stopped permuted, imbalanced                   early stopping, from 10 to 30 epochs
     protocols                                      Split MNIST in the ways in which the text may be read
     search ..., chosen ...                         settings found on held-out training samples, and their table
     pictures                                       Figures 2, 3, 5, 6 and 8, of the runs that are there
@@ -25,8 +25,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import shlex
 import statistics
 import sys
 import time
@@ -37,6 +35,7 @@ from functools import cache, partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 import dhp_pictures as pictures
 import dhp_recipes as recipes
@@ -46,7 +45,7 @@ from dhp_recipes import Row
 from dhp_training import Benchmark, Settings, learn, side_by_side
 from hebbkern import datasets, doctor
 from hebbkern.continual import metrics
-from krotov_report import deviation
+from krotov_report import command, deviation
 
 SOURCES = {  # by default classes of torchvision; notMNIST has none there
     "mnist": "MNIST",
@@ -77,8 +76,7 @@ class Experiment:
         data = datasets.load(getattr(given, name), root=given.root, download=given.download, preprocess=inputs)
         parts = {"x_train": data.x_train, "y_train": data.y_train, "x_test": data.x_test, "y_test": data.y_test}
         for part, most in images:
-            count = len(parts[f"y_{part}"])
-            kept = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:most].sort().values
+            kept = some(parts[f"y_{part}"], most)
             parts |= {key: parts[key][kept] for key in (f"x_{part}", f"y_{part}")}
         return replace(data, name=name, **{key: tensor.to(given.device) for key, tensor in parts.items()})
 
@@ -106,7 +104,9 @@ class Experiment:
 
     def settings(self, row: Row) -> Settings:
         """With --fast fewer epochs, of smaller batches."""
-        return replace(row.settings, epochs=2, patience=0, batch=16) if self.arguments.fast else row.settings
+        settings = row.settings
+        fast = {"epochs": 2, "most": 3, "patience": min(settings.patience, 1), "batch": 16}
+        return replace(settings, **fast) if self.arguments.fast else settings
 
     def missing(self, rows: list[tuple[Row, range]]) -> Iterator[Iterator[dict | None]]:
         """The runs that these rows need and that are not there."""
@@ -140,21 +140,19 @@ class Experiment:
         return [self.runs[key] for key in keys if key in self.runs]
 
     def lines(self, row: Row, seeds: range) -> list[dict]:
-        """Of results/*.json, one for each measure; with the standard error beside the deviation."""
-        runs = self.of(row, seeds)
-        named = {", ".join(run["tasks"]) for run in runs if "tasks" in run}
-        told = {"table": " of ".join([row.table, *named]), "row": row.row}
-        lines = []
-        for name, (measure, unit, which) in MEASURES.items() if runs else ():
-            values = [measure(filled(run["R"])) for run in runs if run["R"]]
-            paper = row.paper[which]
-            if values and all(map(math.isfinite, values)):
-                found = {"mean": statistics.fmean(values), "std": deviation(values), "seeds": len(values)}
-                found["error"] = found["std"] / len(values) ** 0.5
-                head = told | {"measure": name, "unit": unit, "paper": paper}
-                lost = {"diverged": len(runs) - len(values)} if len(values) < len(runs) else {}
-                lines.append(head | found | {"chosen_on": row.chosen_on} | lost)
-        return lines
+        """Of results/*.json, one for each measure, with the standard error; of other data apart."""
+        runs, found = self.of(row, seeds), []
+        for sets in sorted({tuple(run.get("tasks", ())) for run in runs}):
+            own = [run for run in runs if tuple(run.get("tasks", ())) == sets]
+            whole = len(sets) in (0, len(NEEDS["mixture"]))
+            table = f"{row.table} of {', '.join(sets)}" if sets else row.table
+            for name, (measure, unit, which) in MEASURES.items():
+                values = [measure(filled(run["R"])) for run in own if run["R"]]
+                paper = row.paper[which] if whole else None
+                about = name if row.on == "test" else f"{name}, validation"
+                head = {"table": table, "row": row.row, "measure": about, "unit": unit, "paper": paper}
+                found.append(head | statistic(values, len(own)) | {"chosen_on": row.chosen_on})
+        return found
 
     def chosen(self, benchmark: str) -> list[Settings]:
         """For each method the settings of the highest accuracy in the search that is there."""
@@ -182,8 +180,25 @@ class Experiment:
         return {name: part for name, part in parts.items() if self.there(name.partition(" ")[2] or "split")}
 
 
+def statistic(values: list[float], runs: int) -> dict:
+    """Mean, deviation and standard error; None where all runs diverged, whose number stands beside."""
+    found = {"mean": None, "std": None, "seeds": len(values), "error": None}
+    if values:
+        found |= {"mean": statistics.fmean(values), "std": deviation(values)}
+        found["error"] = found["std"] / len(values) ** 0.5
+    return found | ({"diverged": runs - len(values)} if len(values) < runs else {})
+
+
+def some(labels: Tensor, most: int) -> Tensor:
+    """Where about `most` samples are, as many of each class, drawn at random: at least one of each."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    each = max(1, most // int(labels.max() + 1))
+    kept = [order[labels[order] == label][:each] for label in labels.unique()]
+    return torch.cat(kept).sort().values
+
+
 def brief(settings: Settings) -> dict:
-    """What is not as in `Settings()`."""
+    """What is not as in `Settings()`: whoever changes a default there gives other meaning to the results there are."""
     usual = asdict(Settings())
     return {name: value for name, value in asdict(settings).items() if value != usual[name]}
 
@@ -203,7 +218,9 @@ def filled(matrix: list[list[float | None]]) -> list[list[float]]:
 def words(row: dict) -> str:
     paper = "" if row["paper"] is None else f"{row['paper']:.2f}"
     name = f"{row['table']:<36} {row['row']:<64} {row['measure']:<18}"
-    return f"{name} {row['mean']:6.2f} ± {row['error']:.2f} {paper:>7}"
+    value = "" if row["mean"] is None else f"{row['mean']:6.2f} ± {row['error']:.2f}"
+    lost = f"  {row['diverged']} diverged" if "diverged" in row else ""
+    return f"{name} {value:>13} {paper:>7}{lost}"
 
 
 def keep(experiment: Experiment, path: Path, about: dict) -> dict:
@@ -245,6 +262,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--at-once", type=int, default=16, help="runs side by side, on a GPU")
     parser.add_argument("--results", help="folder (default results, with --fast runs/dhp_softmax)")
     given = parser.parse_args(argv)
+    if given.seeds is not None and given.seeds < 1:
+        parser.error(f"--seeds must be at least 1, got {given.seeds}")
+    if missing := [str(path) for path in given.also if not path.exists()]:
+        parser.error(f"--also must be files that exist, got {', '.join(missing)}")
     given.parts = given.parts or (FAST_PARTS if given.fast else "*")
     given.seeds = given.seeds or (1 if given.fast else 3)
     given.results = given.results or ("runs/dhp_softmax" if given.fast else "results")
@@ -258,14 +279,17 @@ def main(argv: list[str] | None = None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "dhp_softmax.json"
     experiment = Experiment(given, read([path, *given.also]))
-    words_given = [Path(word).stem if "/" in word else word for word in (sys.argv[1:] if argv is None else argv)]
     about = {
-        "command": shlex.join(["python", "examples/dhp_softmax.py", *words_given]),
+        "command": command("dhp_softmax", argv),
         "version": hk.__version__,
         "machine": doctor.processor() if given.device == "cpu" else torch.cuda.get_device_name(),
         "torch": torch.__version__,
     }
-    asked = [name for name in experiment.parts() if any(fnmatch(name, one.strip()) for one in given.parts.split(","))]
+    wanted = [one.strip() for one in given.parts.split(",")]
+    known = [*experiment.parts(), "pictures"]
+    if strange := [one for one in wanted if not any(fnmatch(name, one) for name in known)]:
+        sys.exit(f"dhp_softmax: --parts must be of {', '.join(known)}, got {', '.join(strange)}")
+    asked = [name for name in known[:-1] if any(fnmatch(name, one) for one in wanted)]
     for chosen in (False, True):  # what is chosen hangs on the search
         begin, parts = time.perf_counter(), experiment.parts()
         rows = [parts[name] for name in asked if name.startswith("chosen") == chosen]
@@ -278,8 +302,10 @@ def main(argv: list[str] | None = None) -> None:
             )
             keep(experiment, path, about)
         print(f"{time.perf_counter() - begin:.0f} s")
+    if asked and not experiment.runs:
+        sys.exit("dhp_softmax: none of the data are there; nothing was run")
     found = keep(experiment, path, about)
-    if any(fnmatch("pictures", pattern.strip()) for pattern in given.parts.split(",")):
+    if any(fnmatch("pictures", one) for one in wanted):
         pictures.draw(experiment, folder)
     for row in found["rows"]:
         print(words(row))

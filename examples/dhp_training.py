@@ -49,7 +49,6 @@ class Settings:
     most: int = 30  # epochs, where there is patience
     eta: float = 0.001
     bounded: bool = False  # η is kept from 0 to 1 after each step
-    eta_lr: float = 1.0  # of η, as a part of lr; 0 leaves it where it starts
     per_connection: bool = False
     heads: str = "shared"
     inputs: str = "none"  # or standardise, centre, zca: see hebbkern.datasets
@@ -119,14 +118,11 @@ class Learner:
     def begin(self) -> None:
         """A task: momenta start from 0."""
         settings, cuda = self.settings, next(self.network.parameters()).is_cuda
-        named = list(self.network.named_parameters())
-        rates = [{"params": [parameter for name, parameter in named if not name.endswith(".eta")]}]
-        if etas := [parameter for name, parameter in named if name.endswith(".eta")]:
-            rates.append({"params": etas, "lr": settings.lr * settings.eta_lr})
+        parameters = self.network.parameters()
         if settings.optimizer == "Adam":
-            self.optimizer = torch.optim.Adam(rates, settings.lr, fused=True, capturable=cuda)
+            self.optimizer = torch.optim.Adam(parameters, settings.lr, fused=True, capturable=cuda)
         else:
-            self.optimizer = torch.optim.SGD(rates, settings.lr, settings.momentum, foreach=True)
+            self.optimizer = torch.optim.SGD(parameters, settings.lr, settings.momentum, foreach=True)
 
     def step(self, x: Tensor, labels: Tensor, task: int) -> None:
         self.optimizer.zero_grad()
@@ -197,15 +193,17 @@ def learn(
 
     Args:
         seed: of the weights and of the orders; that of the benchmark is its own.
+        device: on a GPU the run needs a stream of its own, as `side_by_side` gives it.
         on: "test", or "validation": what the accuracies R are of. The other set stays unopened.
 
     Yields:
         benchmark, settings, seed, on, R: accuracies in percent [learnt][asked], epochs: of each task, seconds,
         device; for DHP Softmax with seed 0 plastic: [looks][η, ‖Hebb‖, ‖α‖], every `TURN` blocks of an epoch.
     """
+    learner = Learner(benchmark, settings, seed, torch.device(device))
     told, begin = {"benchmark": benchmark.name, "settings": settings, "seed": seed, "on": on}, time.perf_counter()
     try:
-        found = yield from _learnt(benchmark, settings, seed, torch.device(device), on)
+        found = yield from _learnt(learner, benchmark, seed, on)
     except (ValueError, RuntimeError) as error:
         if "finite" not in str(error):
             raise
@@ -214,11 +212,10 @@ def learn(
     yield told | found | about
 
 
-def _learnt(
-    benchmark: Benchmark, settings: Settings, seed: int, device: torch.device, on: str
-) -> Generator[None, None, dict]:
+def _learnt(learner: Learner, benchmark: Benchmark, seed: int, on: str) -> Generator[None, None, dict]:
     """What `learn` says of the learning itself."""
-    learner, matrix, epochs, looks = Learner(benchmark, settings, seed, device), [], [], []
+    settings, device = learner.settings, next(learner.network.parameters()).device
+    matrix, epochs, looks = [], [], []
     asked = benchmark.test if on == "test" else benchmark.validation
     for t, task in enumerate(benchmark.train[: settings.tasks]):
         if settings.method == "Scratch" and t:
@@ -258,7 +255,7 @@ def _learnt(
 
 
 class Best:
-    """Early stopping: the weights and traces of the epoch with the highest validation accuracy of a task."""
+    """Early stopping: weights, traces and SI's path of the epoch with the highest validation accuracy of a task."""
 
     def __init__(self, learner: Learner, settings: Settings):
         self.learner, self.settings = learner, settings
@@ -270,12 +267,13 @@ class Best:
         yield None  # others work while this is on its way
         if (accuracy := accuracy.item()) > self.accuracy:
             self.accuracy, self.epoch = accuracy, epoch
-            self.state = deepcopy(self.learner.network.state_dict())
+            self.state = deepcopy((self.learner.network.state_dict(), self.learner.method.state_dict()))
         return epoch + 1 >= self.settings.epochs and epoch - self.epoch >= self.settings.patience
 
     def restore(self) -> None:
         if self.state is not None:
-            self.learner.network.load_state_dict(self.state)
+            self.learner.network.load_state_dict(self.state[0])
+            self.learner.method.load_state_dict(self.state[1])
 
 
 def whole(task: Task, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -288,8 +286,7 @@ def side_by_side(runs: Iterable[Iterator[dict | None]], device: str = "cpu", at_
     waiting, going = iter(runs), []
     while True:
         while len(going) < at_once and (run := next(waiting, None)) is not None:
-            stream = torch.cuda.Stream() if torch.device(device).type == "cuda" else None
-            going.append((run, torch.cuda.stream(stream) if stream else nullcontext()))
+            going.append((run, own_stream() if torch.device(device).type == "cuda" else nullcontext()))
         if not going:
             return
         for one in list(going):
@@ -299,6 +296,13 @@ def side_by_side(runs: Iterable[Iterator[dict | None]], device: str = "cpu", at_
             if found is not None:
                 going.remove(one)
                 yield found
+
+
+def own_stream() -> torch.cuda.StreamContext:
+    """A new stream that comes after what was asked for so far."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    return torch.cuda.stream(stream)
 
 
 def name(device: torch.device) -> str:

@@ -25,9 +25,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -46,7 +44,7 @@ from hebbcl_recipes import RECIPES
 from hebbcl_search import Search
 from hebbcl_unsupervised import Sets, blurred_, pixels, rows_for, unsupervised_rows
 from hebbkern import datasets, doctor
-from krotov_report import deviation, write
+from krotov_report import command, deviation, write
 
 FAST = {"train": 6000, "test": 1000, "seeds": 1, "trials": 4}
 FIRST_TASK = {"cifar10": 20_000}  # training images with --fast: as many as its whitening needs
@@ -255,12 +253,11 @@ def main(argv: list[str] | None = None) -> None:
     folder = Path(arguments.results)
     folder.mkdir(parents=True, exist_ok=True)
     experiment = Experiment(arguments)
-    given = [Path(word).stem if "/" in word else word for word in (sys.argv[1:] if argv is None else argv)]
 
     def told() -> dict:
         """How it was computed, without paths of this machine."""
         return {
-            "command": shlex.join(["python", "examples/hebbcl.py", *given]),
+            "command": command("hebbcl", argv),
             "version": hk.__version__,
             "machine": f"{doctor.processor()}, {torch.get_num_threads()} threads",
             "torch": torch.__version__,

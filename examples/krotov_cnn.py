@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import statistics
 import sys
 import time
@@ -226,9 +225,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def about(experiment: Experiment, arguments: argparse.Namespace, given: list[str], seconds: float) -> dict:
     """How results/*.json say that something was computed, without paths of this machine."""
-    words = [Path(word).stem if "/" in word else word for word in given]
     return {
-        "command": shlex.join(["python", "examples/krotov_cnn.py", *words]),
+        "command": report.command("krotov_cnn", given),
         "version": hk.__version__,
         "machine": torch.cuda.get_device_name() if experiment.sets.x.is_cuda else doctor.processor(),
         "torch": torch.__version__,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 import statistics
+import sys
 from pathlib import Path
 
 from torch import Tensor
@@ -16,6 +18,12 @@ MEASURES = {
     "train": "train accuracy",
     "entropy": "effective rank of the filters, exp of the entropy of the singular values",
 }
+
+
+def command(example: str, argv: list[str] | None) -> str:
+    """How an example was called, without paths of this machine."""
+    words = [Path(word).stem if "/" in word else word for word in (sys.argv[1:] if argv is None else argv)]
+    return shlex.join(["python", f"examples/{example}.py", *words])
 
 
 def known(path: Path, settings: dict) -> dict:

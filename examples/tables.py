@@ -32,9 +32,15 @@ def markdown(found: dict) -> str:
 
 def _cells(row: dict) -> tuple:
     unit = f" {row['unit']}".rstrip()
-    ours = f"{row['mean']:.2f}{unit}" if row["seeds"] == 1 else f"{row['mean']:.2f} ± {row['std']:.2f}{unit}"
-    paper = row.get("paper")
-    beside = ("", "") if paper is None else (f"{paper:.2f}", f"{row['mean'] - paper:+.2f}")
+    paper, mean = row.get("paper"), row["mean"]
+    if mean is None:
+        ours = "diverged"
+    else:
+        ours = f"{mean:.2f}{unit}" if row["seeds"] == 1 else f"{mean:.2f} ± {row['std']:.2f}{unit}"
+    if mean is not None and "diverged" in row:
+        ours += f", {row['diverged']} more diverged"
+    gap = "" if None in (paper, mean) else f"{mean - paper:+.2f}"
+    beside = "" if paper is None else f"{paper:.2f}", gap
     return row["row"], row["measure"], ours, row["seeds"], *beside
 
 

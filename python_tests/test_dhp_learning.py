@@ -71,6 +71,7 @@ class Scripted:
 
     def __init__(self, accuracies):
         self.network, self.accuracies = nn.ModuleList([DHPLinear(3, 2)]), iter(accuracies)
+        self.method = Consolidation()
 
     def right(self, task, x, labels):
         return torch.tensor(next(self.accuracies))
@@ -126,9 +127,17 @@ def test_a_task_ends_after_so_many_epochs_without_gain(monkeypatch, gains, epoch
 
 
 @pytest.mark.parametrize("dhp", [False, True])
-def test_the_next_task_starts_from_the_best_epoch(monkeypatch, dhp):
-    """Where that is the first one, all is as if there had been one alone."""
-    benchmark, settings = small(), replace(FAST, dhp=dhp, epochs=1)
+@pytest.mark.parametrize("method", ["Finetune", "SI", "Online EWC"])
+def test_the_next_task_starts_from_the_best_epoch(monkeypatch, dhp, method):
+    """Where that is the first one, all is as if there had been one alone, SI's path too."""
+    benchmark, settings = small(), replace(FAST, dhp=dhp, epochs=1, method=method, strength=1.0)
+    importances, after = [], training.consolidation
+
+    def kept(*arguments):
+        importances.append(after(*arguments))
+        return importances[-1]
+
+    monkeypatch.setattr(training, "consolidation", kept)
     closed = [x for x, _ in (training.whole(of, CPU) for of in benchmark.validation)]
     right, calls = Learner.right, []
 
@@ -142,12 +151,14 @@ def test_the_next_task_starts_from_the_best_epoch(monkeypatch, dhp):
     monkeypatch.setattr(Learner, "right", scripted)
     found = last(learn(benchmark, replace(settings, patience=2), 0))
     assert found["epochs"] == [3, 3, 3] and found["R"] == wanted["R"]
+    if method != "Finetune":
+        torch.testing.assert_close(importances[1].importance, importances[0].importance, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("method", ["Finetune", "SI", "Online EWC", "MAS"])
 def test_a_step_follows_loss_and_penalty_the_plastic_part_the_loss_alone(method):
-    """And η by a rate of its own; momenta do not outlast a task."""
-    settings = replace(FAST, method=method, strength=3.0, dhp=True, heads="one", momentum=0.9, eta_lr=0.5)
+    """Momenta do not outlast a task."""
+    settings = replace(FAST, method=method, strength=3.0, dhp=True, heads="one", momentum=0.9)
     learner = Learner(small(), settings, 0, CPU)
     learner.begin()
     x, labels = task(20)[:]
@@ -168,21 +179,19 @@ def test_a_step_follows_loss_and_penalty_the_plastic_part_the_loss_alone(method)
         dict(zip(held, torch.autograd.grad(penalty, [parameters[name] for name in held]), strict=True)) if held else {}
     )
     assert all(pull.abs().max() > 1e-4 for pull in pulls.values())
-    rates = {name: 0.05 if name.endswith("eta") else 0.1 for name in parameters}
-    wanted = {name: p.detach() - rates[name] * (own[name] + pulls.get(name, 0)) for name, p in parameters.items()}
+    wanted = {name: p.detach() - 0.1 * (own[name] + pulls.get(name, 0)) for name, p in parameters.items()}
     learner.step(x, labels, 1)
     for name, parameter in parameters.items():
         torch.testing.assert_close(parameter.detach(), wanted[name])
 
 
 def test_the_first_step_of_adam_is_its_rate_whatever_the_gradient():
-    learner = Learner(small(), replace(FAST, optimizer="Adam", lr=0.01, dhp=True, eta_lr=0.5), 0, CPU)
+    learner = Learner(small(), replace(FAST, optimizer="Adam", lr=0.01, dhp=True), 0, CPU)
     learner.begin()
     before = {name: p.detach().clone() for name, p in learner.network.named_parameters()}
     learner.step(*task(20)[:], 0)
     for name, parameter in learner.network.named_parameters():
-        rate = 0.005 if name.endswith("eta") else 0.01
-        assert (parameter - before[name]).abs().max().item() == pytest.approx(rate, rel=0.01)
+        assert (parameter - before[name]).abs().max().item() == pytest.approx(0.01, rel=0.01)
 
 
 def test_a_method_is_told_of_the_task_and_of_the_outputs_that_its_loss_was_over(monkeypatch):
