@@ -10,7 +10,9 @@ by --parts:
     table1 permuted, imbalanced, split, mixture    Finetune, SI, Online EWC and MAS, without and with DHP (appendix A)
     figure8 cifar                                  CIFAR-10, then five times ten classes of CIFAR-100
     eta permuted, imbalanced, split                Table 4: where η starts
-    starts permuted, imbalanced, split             Table 1 with the readouts' slow weights started otherwise
+    alike permuted, imbalanced, split              the rows without DHP, their readouts started as those with DHP are
+    bounded permuted, imbalanced, split            those with DHP and a free η, with η kept from 0 to 1
+    unalike permuted, imbalanced, split            the rows with DHP, their readouts started as torch's are
     literal permuted, imbalanced, split            the rows of Table 1 with η bounded or importances by batch, without
     stopped permuted, imbalanced                   early stopping, from 10 to 30 epochs
     protocols                                      Split MNIST in the ways in which the text may be read
@@ -170,7 +172,9 @@ class Experiment:
         seeds, mnist = range(self.arguments.seeds), ("permuted", "imbalanced", "split")
         parts = {f"table1 {name}": (recipes.table1(name), seeds) for name in (*mnist, "mixture")}
         parts["figure8 cifar"] = recipes.table1("cifar"), seeds
-        parts |= {f"starts {name}": (recipes.table1(name, other=True), seeds) for name in mnist}
+        parts |= {f"alike {name}": (recipes.alike(name), seeds) for name in mnist}
+        parts |= {f"bounded {name}": (recipes.bounded(name), seeds) for name in mnist}
+        parts |= {f"unalike {name}": (recipes.unalike(name), seeds) for name in mnist}
         parts |= {f"literal {name}": (recipes.literal(name), seeds) for name in mnist}
         parts |= {f"stopped {name}": (recipes.stopped(name), seeds) for name in ("permuted", "imbalanced")}
         parts |= {f"eta {name}": (recipes.table4(name), seeds) for name in mnist}

@@ -145,7 +145,7 @@ def test_settings_are_chosen_by_validation_and_then_tested(command, learnt, monk
 
 
 def test_the_letter_is_told_where_the_table_departs_from_it():
-    for benchmark, count in (("permuted", 4), ("imbalanced", 6), ("split", 4)):
+    for benchmark, count in (("permuted", 2), ("imbalanced", 4), ("split", 2)):
         rows = recipes.literal(benchmark)
         assert len(rows) == count and all(row.settings.per_sample and not row.settings.bounded for row in rows)
         assert not {row.settings for row in rows} & {row.settings for row in recipes.table1(benchmark)}
