@@ -142,6 +142,22 @@ def test_settings_are_chosen_by_validation_and_then_tested(command, learnt, monk
     monkeypatch.setattr(tables, "ROOT", folder.parent)
     tables.main(["dhp_softmax", str(page), "Chosen*"])  # not the search
     assert sum("| average accuracy |" in line for line in page.read_text().splitlines()) == 4
+    lost = {
+        "table": "T",
+        "row": "DHP",
+        "measure": "accuracy",
+        "unit": "%",
+        "paper": 88.5,
+        "mean": None,
+        "seeds": 0,
+        "diverged": 3,
+    }
+    rows = [lost, lost | {"row": "MAS", "mean": 87.0, "std": 0.5, "seeds": 2, "diverged": 1}]
+    rows.append(rows[1] | {"measure": "transfer", "unit": "", "paper": None, "mean": -0.05, "std": 0.01})
+    assert tables._wide(rows)[2:] == [
+        "| DHP | diverged (88.50) |  | 3 |",
+        "| MAS | 87.00 ± 0.50 %, 1 diverged (88.50) | -0.05 ± 0.01, 1 diverged | 3 |",
+    ]
 
 
 def test_the_letter_is_told_where_the_table_departs_from_it():
