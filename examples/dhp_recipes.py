@@ -162,7 +162,7 @@ def paper_settings(benchmark: str, method: str, dhp: bool) -> Settings:
         xi=XI.get(benchmark, 0.1) if method == "SI" else 0.1,
         start="classes" if dhp else "inputs",
         per_sample=not (method in ("Online EWC", "MAS") and benchmark in BY_BATCH),
-        bounded=dhp and method in BOUNDED,
+        bounded=dhp and method in BOUNDED and not BASES[benchmark].per_connection,
     )
 
 

@@ -202,6 +202,8 @@ def learn(
     """
     learner = Learner(benchmark, settings, seed, torch.device(device))
     told, begin = {"benchmark": benchmark.name, "settings": settings, "seed": seed, "on": on}, time.perf_counter()
+    if benchmark.name == "mixture":
+        told["tasks"] = [task.name for task in benchmark.train]
     try:
         found = yield from _learnt(learner, benchmark, seed, on)
     except (ValueError, RuntimeError) as error:
@@ -247,8 +249,6 @@ def _learnt(learner: Learner, benchmark: Benchmark, seed: int, on: str) -> Gener
         yield None
     told = {"epochs": epochs}
     told["R"] = [[round(100 * row[j].item(), 3) if j in row else None for j in range(len(matrix))] for row in matrix]
-    if benchmark.name == "mixture":
-        told["tasks"] = [task.name for task in benchmark.train]
     if settings.row == "DHP Softmax" and seed == 0:
         told["plastic"] = [[float(f"{value:.4g}") for value in look.tolist()] for look in looks]
     return told
