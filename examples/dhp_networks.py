@@ -1,9 +1,11 @@
 """The networks of the DHP experiments: hidden layers, and one or several readouts that answer for the tasks.
 
-heads = Heads("own", classes=(2,) * 5)
-network = Network(perceptron(784, 256, 256), 256, heads, lambda inputs, classes: hk.nn.DHPLinear(inputs, classes))
-network.loss(x, labels, task=0)      # to learn by; a DHP readout moves its trace here
-network(x, task=0)                   # [B, classes of the task], to be judged by
+    heads = Heads("own", classes=(2,) * 5)
+    network = Network(perceptron(784, 256, 256), 256, heads, lambda inputs, classes: hk.nn.DHPLinear(inputs, classes))
+    network.loss(x, labels, task=0)      # to learn by; a DHP readout moves its trace here
+    network(x, task=0)                   # [B, classes of the task], to be judged by
+
+Images go in as [B, channels, height, width].
 """
 
 from __future__ import annotations

@@ -159,7 +159,7 @@ def over_seeds(values: Sequence[Sequence[float]]) -> tuple[np.ndarray, np.ndarra
 
 def at_last(matrix: list[list[float | None]]) -> list[float]:
     """What is known of each task after the last, or, where that is gone, after the task itself."""
-    return [matrix[i][i] if value is None else value for i, value in enumerate(matrix[-1])]
+    return [matrix[i][i] if value is None else value for i, value in enumerate(matrix[-1][: len(matrix)])]
 
 
 def shades(count: int) -> list:

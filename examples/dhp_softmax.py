@@ -4,8 +4,8 @@
     python examples/dhp_softmax.py --parts "table1 split"           # one of them
     python examples/dhp_softmax.py --fast                           # small: a minute or two on two cores
 
-Differentiable Hebbian Consolidation for Continual Learning (Table 1, Table 4, Figures 2, 3, 5, 6 and 8). Parts, chosen
-by --parts:
+Differentiable Hebbian Consolidation for Continual Learning (Table 1, Table 4, Figures 2 to 6 and 8). Parts, chosen by
+--parts:
 
     table1 permuted, imbalanced, split, mixture    Finetune, SI, Online EWC and MAS, without and with DHP (appendix A)
     figure8 cifar                                  CIFAR-10, then five times ten classes of CIFAR-100
@@ -17,7 +17,7 @@ by --parts:
     stopped permuted, imbalanced                   early stopping, from 10 to 30 epochs
     protocols                                      Split MNIST in the ways in which the text may be read
     search ..., chosen ...                         settings found on held-out training samples, and their table
-    pictures                                       Figures 2, 3, 5, 6 and 8, of the runs that are there
+    pictures                                       Figures 2 to 6 and 8, of the runs that are there
 
 A run (benchmark, settings, seed) is computed once: those in the results, or in those given by --also, are taken from
 there. On a GPU (--device cuda) many learn side by side. The paper's ten seeds: --seeds 10.
@@ -120,9 +120,8 @@ class Experiment:
                 if told not in asked:
                     asked.add(told)
                     benchmark = self.benchmark(row.benchmark, settings.inputs, seed)
-                    if benchmark is None:
-                        continue
-                    yield learn(benchmark, settings, seed, self.arguments.device, on=row.on)
+                    if benchmark is not None:
+                        yield learn(benchmark, settings, seed, self.arguments.device, on=row.on)
 
     def compute(self, rows: list[tuple[Row, range]]) -> Iterator[dict]:
         """The runs that are missing, as they are done."""
@@ -213,10 +212,8 @@ def key(run: dict) -> tuple:
 
 def filled(matrix: list[list[float | None]]) -> list[list[float]]:
     """R for `metrics`: a network that starts anew for each task knows what it learnt then."""
-    nothing = float("nan")
-    if matrix[-1][0] is None:
-        matrix = [[matrix[j][j] if j <= i else None for j in range(len(matrix))] for i in range(len(matrix))]
-    return [[nothing if value is None else value for value in row] for row in matrix]
+    tasks = len(matrix)
+    return [pictures.at_last(matrix[:learnt]) + [float("nan")] * (tasks - learnt) for learnt in range(1, tasks + 1)]
 
 
 def words(row: dict) -> str:
