@@ -1,0 +1,63 @@
+"""What hebbian_cnn.py computes once and keeps on disk: learnt weights, and the features that readouts are trained on.
+
+    cache = Cache(Path("runs/hebbian_cnn/cache"), gigabytes=30)
+    x = cache.features("CIFAR10 HPCA HH 0", (60000, 18432), fill)       # bfloat16, mapped from the file
+    state = cache.state("CIFAR10 HPCA HH 0", make)
+
+A key must name all that its content depends on. A file appears under its name when it is complete, so that a run that
+was interrupted leaves nothing half done. Features that were not used for longest go when there are more than fit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BYTES = 2  # of bfloat16
+
+
+class Cache:
+    """A folder of files named by a digest of their keys."""
+
+    def __init__(self, folder: Path, gigabytes: float):
+        self.folder, self.limit = folder, int(gigabytes * 1e9)
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def _path(self, key: str, suffix: str) -> Path:
+        return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.{suffix}"
+
+    def features(self, key: str, shape: tuple[int, ...], fill: Callable[[Tensor], Any]) -> Tensor:
+        """[*shape] bfloat16; where there is no file, `fill` writes into what becomes one."""
+        path, count = self._path(key, "bf16"), torch.Size(shape).numel()
+        if not path.exists():
+            self._make_room(count * BYTES)
+            partial = path.with_suffix(f".{os.getpid()}.partial")
+            fill(torch.from_file(str(partial), shared=True, size=count, dtype=torch.bfloat16).view(shape))
+            partial.rename(path)
+        os.utime(path)
+        return torch.from_file(str(path), shared=True, size=count, dtype=torch.bfloat16).view(shape)
+
+    def _make_room(self, wanted: int) -> None:
+        """Features that stay mapped stay readable after their file has gone."""
+        files = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in self.folder.glob("*.bf16"))
+        held = sum(size for _, size, _ in files)
+        for _, size, path in files:
+            if held + wanted <= self.limit:
+                break
+            path.unlink(missing_ok=True)
+            held -= size
+
+    def state(self, key: str, make: Callable[[], dict]) -> dict:
+        """A dict of tensors and plain values; where there is no file, what `make` gives."""
+        path = self._path(key, "pt")
+        if not path.exists():
+            partial = path.with_suffix(f".{os.getpid()}.partial")
+            torch.save(make(), partial)
+            partial.rename(path)
+        return torch.load(path, weights_only=True)
