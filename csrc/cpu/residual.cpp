@@ -18,7 +18,7 @@ Residual<T>::Residual(const char* op, const Tensor& x, const Tensor& weight, con
       rule_(rule),
       source_(op, x, g),
       weight_(weight),
-      entry_(weight_entries(source_, weight)),
+      entry_(weight_entries(source_.g, weight)),
       in_order_(hebbkern::in_order(entry_)),
       patches_(g.patches()),
       neurons_(g.neurons),
