@@ -84,7 +84,7 @@ static inline __attribute__((always_inline)) __m512i rounded(__mmask16 in, const
 static void round(const float* a, const float* b, int64_t n, Pair* out) {
   for (int64_t j = 0; j < n; j += lanes) {
     const __mmask16 in = first_of(n - j);
-    _mm512_mask_storeu_epi32(out + j, in, above(rounded(in, a + j), rounded(in, b + j)));
+    _mm512_mask_storeu_epi32(out + j, in, above(rounded(in, a + j), b ? rounded(in, b + j) : _mm512_setzero_si512()));
   }
 }
 
@@ -104,6 +104,13 @@ static void shorten(float* x, int64_t n) {
   }
 }
 
+static void narrow(const float* x, int64_t n, uint16_t* out) {
+  for (int64_t j = 0; j < n; j += lanes) {
+    const __mmask16 in = first_of(n - j);
+    _mm256_mask_storeu_epi16(out + j, in, (__m256i)_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(in, x + j)));
+  }
+}
+
 // The processor's word for it; whether the system keeps AVX-512 registers is asked with AVX-512.
 static bool available() {
   unsigned a, b, c, d;
@@ -114,7 +121,7 @@ static bool available() {
 
 const PairUnit* avx512bf16_unit() {
   static const PairUnit unit = {"avx512bf16",      avx512bf16::lanes, avx512bf16::rows_of_tile, avx512bf16::tile,
-                                avx512bf16::round, avx512bf16::join,  avx512bf16::shorten};
+                                avx512bf16::round, avx512bf16::join,  avx512bf16::narrow,       avx512bf16::shorten};
   static const bool there = avx512bf16::available();
   return there ? &unit : nullptr;
 }

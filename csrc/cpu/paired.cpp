@@ -16,8 +16,7 @@ constexpr int64_t slots_of_block = block / 2;
 // As many patches as chunks of float32 have, for the same reasons.
 static int64_t chunk_of(int64_t slots, int64_t columns) {
   const int64_t fit = (int64_t(1) << 24) / (columns * int64_t(sizeof(Pair))) / slots_of_block * slots_of_block;
-  return std::min(round_up(std::max<int64_t>(slots, 1), slots_of_block),
-                  std::clamp<int64_t>(fit, slots_of_block, 768));
+  return std::min(round_up(std::max<int64_t>(slots, 1), slots_of_block), std::clamp<int64_t>(fit, slots_of_block, 768));
 }
 
 static int64_t pairs_of_patch(const Source<BFloat16>& source) {
@@ -102,14 +101,13 @@ void Paired::pack_weights() {
   for (const auto& run : source_.runs)
     for (int64_t n = 0; n < run.length; n += 2) in_patch_.push_back(source_.offset[run.first] + n);
   const int64_t steps = in_patch_.size();
-  const std::vector<float> zeros(width_);
   parallel(panels_.count(), [&](int64_t panel) {
     const float* w = panels_[panel];
     Pair* to = weights_.get() + panel * steps * width_;
     for (const auto& run : source_.runs)
       for (int64_t n = 0; n < run.length; n += 2, to += width_) {
         const float* first = w + (run.first + n) * width_;
-        unit_.round(first, n + 1 < run.length ? first + width_ : zeros.data(), width_, to);
+        unit_.round(first, n + 1 < run.length ? first + width_ : nullptr, width_, to);
       }
   });
 }

@@ -20,10 +20,12 @@ struct PairUnit {
   void (*tile)(const uint16_t* const* rows, const int64_t* steps, int64_t n, const Pair* panel, int64_t stride,
                int vectors, float* out, int64_t out_stride, bool add);
 
-  // out[j] = (a[j], b[j]) rounded to bfloat16, ties to even, j < n.
+  // out[j] = (a[j], b[j]) rounded to bfloat16, ties to even, j < n; b null: zeros.
   void (*round)(const float* a, const float* b, int64_t n, Pair* out);
-  // The same of bfloat16 numbers; b null: zeros.
+  // The same of bfloat16 numbers.
   void (*join)(const uint16_t* a, const uint16_t* b, int64_t n, Pair* out);
+  // out[j] = x[j] rounded, j < n.
+  void (*narrow)(const float* x, int64_t n, uint16_t* out);
   // x[j] becomes the nearest bfloat16.
   void (*shorten)(float* x, int64_t n);
 };

@@ -138,8 +138,8 @@ void Sanger<T>::gradient_tile(int64_t panel, int64_t n, int64_t count) {
   for (int r = 0; r < kernel_.rows; ++r)
     rows[r] =
         source_.g.image ? source_.x + source_.offset[std::min(n + r, inputs_ - 1)] : xt_.get() + n * (chunk_ + 2) + r;
-  kernel_.tile(rows, steps_.get(), count, taught(panel), width_, panels_.vectors(panel),
-               to_.sum(panel, n), width_, true);
+  kernel_.tile(rows, steps_.get(), count, taught(panel), width_, panels_.vectors(panel), to_.sum(panel, n), width_,
+               true);
 }
 
 // gram[i][k] += sum of y_i y_k, for the vectors of neurons k that reach i or go past it.
@@ -153,8 +153,8 @@ void Sanger<T>::gram_tile(int64_t panel, int64_t i, int64_t count) {
     rows[r] = response(neuron / width_) + neuron % width_;
   }
   const int64_t at = below * kernel_.lanes;
-  kernel_.tile(rows, along_.data(), count, response(panel) + at, width_, int(vectors - below),
-               to_.gram(panel, i) + at, width_, true);
+  kernel_.tile(rows, along_.data(), count, response(panel) + at, width_, int(vectors - below), to_.gram(panel, i) + at,
+               width_, true);
 }
 
 // What a chunk adds to both: one hand-out, for each tile is the work of some microseconds.

@@ -93,8 +93,7 @@ T Source<T>::largest() const {
         if (column == g.channels || width == 1)
           keep(top, largest_of(line, width * g.channels));
         else
-          for (int64_t j = 0; j < width && !std::isnan(top); ++j)
-            keep(top, largest_of(line + j * column, g.channels));
+          for (int64_t j = 0; j < width && !std::isnan(top); ++j) keep(top, largest_of(line + j * column, g.channels));
       }
     tops[part] = top;
   });

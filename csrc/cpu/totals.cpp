@@ -49,8 +49,8 @@ void Totals<T>::subtract_triangle() {
     for (int v = 0; v < panels.vectors(panel); ++v, first = last) {
       last = std::min(neurons, last + kernel_.lanes);
       const int64_t at = v * kernel_.lanes;
-      kernel_.tile(rows, steps.data() + first, last - first, c + first * width + at, width,
-                   panels.vectors(panel) - v, to + at, width, true);
+      kernel_.tile(rows, steps.data() + first, last - first, c + first * width + at, width, panels.vectors(panel) - v,
+                   to + at, width, true);
     }
   });
 }
