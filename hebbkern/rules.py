@@ -18,8 +18,9 @@ from torch import Tensor
 
 from hebbkern import ops
 from hebbkern.coefficients import constant
-from hebbkern.ops.checks import PATCHES
+from hebbkern.ops.checks import PATCHES, result_dtype
 from hebbkern.ops.checks import layer as check_layer
+from hebbkern.ops.learn_dense import learn_rounded_
 from hebbkern.ops.library import pair
 from hebbkern.settings import Settings
 from hebbkern.update import Update
@@ -84,14 +85,30 @@ class Rule(Settings):
         stride=1,
         padding=0,
         dilation=1,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        """One learning step in place: `apply_` of `update`, bit for bit. Arguments and errors as there."""
-        if self._in_one is not None and not isinstance(lr, Tensor):
-            geometry = {"stride": stride, "padding": padding, "dilation": dilation}
-            self._in_one(weight, x, labels, lr=lr, frozen=frozen, patches=self.patches, **geometry)
+        """One learning step in place: `apply_` of `update`, bit for bit. Arguments and errors as there.
+
+        dtype: the update is that of weight and x rounded to it, applied to weight as it is; None: both have one dtype.
+        """
+        geometry = {"stride": stride, "padding": padding, "dilation": dilation}
+        alone = self._in_one is not None and not isinstance(lr, Tensor)
+        options = {"lr": lr, "frozen": frozen, "patches": self.patches, **geometry}
+        if dtype is None and alone:
+            self._in_one(weight, x, labels, **options)
             return
-        update = self.update(weight, x, labels=labels, frozen=frozen, stride=stride, padding=padding, dilation=dilation)
-        self.apply_(weight, update, lr=lr, frozen=frozen)
+        near = weight
+        if dtype is not None:
+            x = x.to(dtype) if x.is_floating_point() else x
+            if alone and self._in_one_rounded(weight, x, **options):
+                return
+            near = weight.to(dtype)
+        update = self.update(near, x, labels=labels, frozen=frozen, **geometry)
+        self.apply_(weight, update.to(result_dtype(weight.dtype)), lr=lr, frozen=frozen)
+
+    def _in_one_rounded(self, weight, x, **options) -> bool:
+        """Whether the step of weight by what it is in x's dtype was taken in one operator."""
+        return False
 
     _in_one = None  # a method that takes update and apply_ in one operator, in rules that have such
 
@@ -303,6 +320,9 @@ class _Dense(Rule):
 
     def _in_one(self, weight, x, labels, **options) -> None:
         ops.learn_dense_(weight, x, activation=self.activation, decay=self._decay, **options)
+
+    def _in_one_rounded(self, weight, x, **options) -> bool:
+        return learn_rounded_(weight, x, activation=self.activation, decay=self._decay, **options)
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,14 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+import calls
+import cases
 import hebbkern as hk
+import oracle
+import test_sanger_bfloat16 as few
 from cases import random
 from hebbkern.nn import HebbianConv2d, HebbianLinear
+from hebbkern.ops.learn_dense import learn_rounded_
 
 DENSE = [hk.Sanger(), hk.Oja(), hk.Hebb(), hk.SoftWTA()]
 RULES = [*DENSE, hk.WTA(), hk.WTA(average=False), hk.KrotovHopfield(), hk.Teacher()]
@@ -56,6 +61,43 @@ def test_the_step_is_that_of_the_rounded_numbers(own, dtype, rule):
     plain = linear(rule, own)
     plain.learn(x, 0.1, LABELS)
     assert own in (torch.bfloat16, torch.float16) or dtype != torch.bfloat16 or not torch.equal(plain.weight, want)
+
+
+@pytest.mark.parametrize("layout", cases.LAYOUTS)
+@pytest.mark.parametrize("layer", [*few.FEW_PATCHES[1:], few.MANY_PATCHES[2]], ids=str)
+def test_a_step_in_one_has_the_bits_of_its_parts(backend, layer, layout):
+    """float32 weights by bfloat16 products: rounded as they are read, or in memory before."""
+    for rule in (hk.Sanger(), hk.Oja(activation="tanh"), hk.Hebb(patches="centred")):
+        x, weight = few.scaled(layer, torch.float32, backend.device)
+        weight = cases.laid_out(weight, layout)
+        frozen, before, want = cases.some(layer.neurons, backend.device), weight.clone(), weight.clone()
+        rule.step_(weight, x, lr=0.1, frozen=frozen, dtype=torch.bfloat16, **layer.geometry)
+        update = rule.update(want.bfloat16(), x.bfloat16(), frozen=frozen, **layer.geometry)
+        rule.apply_(want, update, lr=0.1, frozen=frozen)
+        assert calls.same_bits([weight.contiguous()], [want]) and calls.same_bits([want[frozen]], [before[frozen]])
+        assert bool((want[~frozen] != before[~frozen]).any()) == bool((~frozen).any())
+
+
+def test_which_steps_are_taken_in_one():
+    if not oracle.rounds_responses(torch.zeros(1, dtype=torch.bfloat16), "raw"):
+        pytest.skip("no processor or no kernels that multiply bfloat16")
+    for layer, taken in [(each, True) for each in few.FEW_PATCHES[:4]] + [(few.MANY_PATCHES[0], False)]:
+        x, weight = few.scaled(layer, torch.float32)
+        before, version = weight.clone(), weight._version
+        assert learn_rounded_(weight, x.bfloat16(), lr=0.1) == taken
+        assert torch.equal(weight, before) != taken and (weight._version > version) == taken
+        assert not learn_rounded_(weight, x, lr=0.1) and not learn_rounded_(weight.double(), x.bfloat16(), lr=0.1)
+
+
+def test_an_overflow_leaves_the_weights():
+    layer = few.FEW_PATCHES[1]
+    for x_size, w_size, lr in ((1e30, 1e30, 0.1), (1e18, 1e18, 0.1), (1.0, 1.0, 1e38)):
+        x, weight = few.scaled(layer, torch.float32)
+        x, weight = x.abs() * x_size, weight.abs() * w_size
+        before = weight.clone()
+        with pytest.raises((ValueError, RuntimeError)):
+            hk.Sanger().step_(weight, x, lr=lr, dtype=torch.bfloat16)
+        assert torch.equal(weight, before)
 
 
 def test_none_is_the_weight_s():

@@ -126,12 +126,10 @@ def test_frozen_neurons_take_part_but_learn_nothing(backend, rule):
         assert not total[frozen].any() and torch.equal(total[~frozen], plain[~frozen])
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
-def test_integers_are_exact(backend, dtype):
-    """In bfloat16 too, as long as no response exceeds 256 and no sum 2^24."""
+def test_integers_are_exact(backend):
     for layer in cases.LAYERS + MANY_PATCHES:
-        x = cases.integers(layer.x, -1, 1, dtype, backend.device)
-        weight = cases.integers(layer.weight, -1, 1, dtype, backend.device, seed=1)
+        x = cases.integers(layer.x, -1, 1, torch.float64, backend.device)
+        weight = cases.integers(layer.weight, -1, 1, torch.float64, backend.device, seed=1)
         for rule in RULES[:6]:
             got, _ = hk.ops.sanger(x, weight, **rule, **layer.geometry)
             want, _ = hk.reference.dense(oracle.exact(x), oracle.exact(weight), **rule, **layer.geometry)

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <limits>
 
-#include "residual.h"
+#include "paired_residual.h"
 
 namespace hebbkern {
 
@@ -196,8 +196,8 @@ Dense check_rule(const char* op, const std::string& activation, const std::strin
 // Sums as a tensor like weight.
 template <class T>
 struct Sums : Sink<T> {
-  Sums(const Residual<T>& order, int64_t inputs, const Mask& frozen, T* sum)
-      : frozen(frozen), inputs(inputs), sum(sum) {
+  template <class Order>
+  Sums(const Order& order, int64_t inputs, const Mask& frozen, T* sum) : frozen(frozen), inputs(inputs), sum(sum) {
     for (int64_t n = 0; n < inputs; ++n) to_weight.push_back(order.in_weight(n));
     as_it_lies = in_order(to_weight);
   }
@@ -221,10 +221,8 @@ struct Sums : Sink<T> {
   bool as_it_lies, adds = false;
 };
 
-template <class T>
-static void by_residual(const char* op, const Tensor& x, const Tensor& weight, const Geometry& g, const Dense& rule,
-                        const Mask& frozen, T* sum) {
-  Residual<T> order(op, x, weight, g, rule);
+template <class T, class Order>
+static void by_residual(const char* op, Order order, const Geometry& g, const Mask& frozen, T* sum) {
   Sums<T> sink(order, g.inputs(), frozen, sum);
   const int64_t size = g.neurons * g.inputs();
   if (order.done()) std::fill_n(sum, size, T(0));
@@ -243,15 +241,15 @@ std::tuple<Tensor, Tensor> dense_sums(const char* op, const Tensor& x, const Ten
   const Mask mask(frozen);
   with_dtype(result, [&](auto, auto tag) {
     using T = decltype(tag);
-    T* to = static_cast<T*>(sum.mutable_data_ptr());
-    const PairUnit* unit = pairs_for(x, rule);
-    if (residual_is_cheaper(rule, g))
-      by_residual<T>(op, x, weight, g, rule, mask, to);
-    else if constexpr (std::is_same_v<T, float>)
-      unit ? paired_sums(op, *unit, x, weight, g, rule, mask, to) : Sanger<T>(op, x, weight, g, rule).run(mask, to);
-    else
-      Sanger<T>(op, x, weight, g, rule).run(mask, to);
     *static_cast<T*>(count.mutable_data_ptr()) = T(g.patches());
+    T* to = static_cast<T*>(sum.mutable_data_ptr());
+    const bool few = residual_is_cheaper(rule, g);
+    if constexpr (std::is_same_v<T, float>)
+      if (const PairUnit* unit = pairs_for(x, rule))
+        return few ? by_residual<T>(op, PairedResidual(op, *unit, x, weight, g, rule), g, mask, to)
+                   : paired_sums(op, *unit, x, weight, g, rule, mask, to);
+    few ? by_residual<T>(op, Residual<T>(op, x, weight, g, rule), g, mask, to)
+        : Sanger<T>(op, x, weight, g, rule).run(mask, to);
   });
   return {sum, count};
 }

@@ -71,7 +71,7 @@ static T largest_of(const T* x, int64_t n) {
 }
 
 // As whole numbers their bits rise with their size, through infinity to NaN.
-static BFloat16 largest_of(const BFloat16* x, int64_t n) {
+BFloat16 largest_of(const BFloat16* x, int64_t n) {
   int16_t top = 0;
   for (int64_t i = 0; i < n; ++i) top = std::max(top, int16_t(x[i].x & 0x7fff));
   return BFloat16(uint16_t(top), BFloat16::from_bits());

@@ -10,6 +10,9 @@ namespace hebbkern {
 // Input n of (row, column, channel) order in a contiguous [channels, kh, kw] row of weights.
 inline int64_t in_weight(const Geometry& g, int64_t n) { return n % g.channels * g.kh * g.kw + n / g.channels; }
 
+// The largest |x[i]|, infinite or NaN if an entry is.
+BFloat16 largest_of(const BFloat16* x, int64_t n);
+
 template <class T>
 class Source {
  public:

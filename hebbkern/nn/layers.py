@@ -94,8 +94,9 @@ class _HebbianLayer(Hebbian):
     def _step(self, x: Tensor, lr: float, labels: Tensor | None, into: str, group, dtype: torch.dtype) -> None:
         x, geometry = self._patches(x)
         options = {"labels": labels, "frozen": self.frozen, **geometry}
-        if into == "weight" and group is None and dtype == self.weight.dtype:
-            self.rule.step_(self.weight, x, lr=lr, **options)
+        if into == "weight" and group is None:
+            own = {} if dtype == self.weight.dtype else {"dtype": dtype}
+            self.rule.step_(self.weight, x, lr=lr, **options, **own)
             return
         update = self.rule.update(self.weight.to(dtype), x, **options).to(result_dtype(self.weight.dtype))
         if group is not None:
