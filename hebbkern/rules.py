@@ -88,29 +88,20 @@ class Rule(Settings):
         dtype: torch.dtype | None = None,
     ) -> None:
         """One learning step in place: `apply_` of `update`, bit for bit. Arguments and errors as there.
-
-        dtype: the update is that of weight and x rounded to it, applied to weight as it is; None: both have one dtype.
+        With a dtype the update is that of weight and x rounded to it, and applied to weight as it is.
         """
         geometry = {"stride": stride, "padding": padding, "dilation": dilation}
-        alone = self._in_one is not None and not isinstance(lr, Tensor)
-        options = {"lr": lr, "frozen": frozen, "patches": self.patches, **geometry}
-        if dtype is None and alone:
-            self._in_one(weight, x, labels, **options)
+        x = x.to(dtype) if dtype is not None and x.is_floating_point() else x
+        step = self._in_one if dtype is None else self._in_one and self._in_one_rounded
+        options = {"frozen": frozen, "patches": self.patches, **geometry}
+        if step and not isinstance(lr, Tensor) and step(weight, x, labels, lr=lr, **options) is not False:
             return
-        near = weight
-        if dtype is not None:
-            x = x.to(dtype) if x.is_floating_point() else x
-            if alone and self._in_one_rounded(weight, x, **options):
-                return
-            near = weight.to(dtype)
+        near = weight if dtype is None else weight.to(dtype)
         update = self.update(near, x, labels=labels, frozen=frozen, **geometry)
         self.apply_(weight, update.to(result_dtype(weight.dtype)), lr=lr, frozen=frozen)
 
-    def _in_one_rounded(self, weight, x, **options) -> bool:
-        """Whether the step of weight by what it is in x's dtype was taken in one operator."""
-        return False
-
     _in_one = None  # a method that takes update and apply_ in one operator, in rules that have such
+    _in_one_rounded = None  # the same of weight by what it is in x's dtype; False where it did not
 
     def __init_subclass__(cls, **settings):
         """A class that changes a part of the step takes it in parts, unless it says anew how they go in one."""
@@ -321,7 +312,7 @@ class _Dense(Rule):
     def _in_one(self, weight, x, labels, **options) -> None:
         ops.learn_dense_(weight, x, activation=self.activation, decay=self._decay, **options)
 
-    def _in_one_rounded(self, weight, x, **options) -> bool:
+    def _in_one_rounded(self, weight, x, labels, **options) -> bool:
         return learn_rounded_(weight, x, activation=self.activation, decay=self._decay, **options)
 
 

@@ -2,8 +2,8 @@
 // loss by pairs of neurons.
 //
 // What it loses besides y' = y (1 + e), |e| <= 2^-8: the residual R = X - Y'W is kept in float32 and rounded to
-// bfloat16 where it is multiplied, and so are a block's products with itself, C. A sum is off by at most 2^-8 more of
-// |Y|ᵀ|R| and of |C||W|, in all less than 2^-7 |Y|ᵀ|X| + 2^-6 tril(|Y|ᵀ|Y|)|W|.
+// bfloat16 where it is multiplied, and so are a block's products with itself, C. A sum is off by 2^-8 |Y|ᵀ|R| and
+// 2^-8 |C||W| more, in all by twice what paired.cpp says: to first order 2^-7 |Y|ᵀ|X| + 2^-6 tril(|Y|ᵀ|Y|)|W|.
 #include "paired_residual.h"
 
 #include <cmath>
