@@ -115,11 +115,15 @@ inline void check_x(const char* op, const Tensor& x) {
   check_floating(op, "x", x);
 }
 
-inline void check_weight(const char* op, const Tensor& x, const Tensor& weight) {
+// dtype: the weight's; none: x's.
+inline void check_weight(const char* op, const Tensor& x, const Tensor& weight,
+                         std::optional<ScalarType> dtype = std::nullopt) {
   if (weight.dim() != x.dim())
     fail(op, "weight must be ", x.dim() == 4 ? "[neurons, channels, height, width]" : "[neurons, inputs]", " like x's ",
          x.dim(), " dimensions, got shape ", list(weight.sizes()));
-  if (weight.scalar_type() != x.scalar_type())
+  if (dtype && weight.scalar_type() != *dtype)
+    fail(op, "weight must be ", name_of(*dtype), ", got ", name_of(weight.scalar_type()));
+  if (!dtype && weight.scalar_type() != x.scalar_type())
     fail(op, "weight must have x's dtype ", name_of(x.scalar_type()), ", got ", name_of(weight.scalar_type()));
   check_device(op, "weight", weight, "x", x);
   if (weight.numel() == 0)
@@ -191,9 +195,9 @@ inline Geometry check_geometry(const char* op, const Tensor& x, int64_t neurons,
 }
 
 inline Geometry check_layer(const char* op, const Tensor& x, const Tensor& weight, const Ints& stride,
-                            const Ints& padding, const Ints& dilation) {
+                            const Ints& padding, const Ints& dilation, std::optional<ScalarType> dtype = std::nullopt) {
   check_x(op, x);
-  check_weight(op, x, weight);
+  check_weight(op, x, weight, dtype);
   const Ints kernel = x.dim() == 4 ? Ints{weight.size(2), weight.size(3)} : Ints{};
   return check_geometry(op, x, weight.size(0), kernel, stride, padding, dilation, "weight");
 }

@@ -18,6 +18,7 @@ from hebbkern import __version__, backends, options
 PREFERENCE = {"cpu": ("cpu", "eager"), "cuda": ("cuda", "triton", "eager")}
 INSTRUCTIONS = {"AVX2": "avx2", "AVX-512": "avx512f", "AVX-512 BF16": "avx512_bf16", "AMX BF16": "amx_bf16"}
 KERNELS = {"baseline": (), "avx2": ("avx2", "fma"), "avx512": ("avx512f", "avx512bw", "avx512dq", "avx512vl")}
+KERNELS["avx512bf16"] = (*KERNELS["avx512"], "avx512_bf16")
 EXTRAS = {  # of pyproject.toml, and torchvision, which none but dev has: what for, and its packages
     "train": ("hebbkern train", ("pytorch-ignite", "tqdm", "safetensors", "jsonargparse")),
     "log": ("--tensorboard", ("tensorboard",)),

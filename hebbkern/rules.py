@@ -18,8 +18,9 @@ from torch import Tensor
 
 from hebbkern import ops
 from hebbkern.coefficients import constant
-from hebbkern.ops.checks import PATCHES
+from hebbkern.ops.checks import PATCHES, result_dtype
 from hebbkern.ops.checks import layer as check_layer
+from hebbkern.ops.learn_dense import learn_rounded_
 from hebbkern.ops.library import pair
 from hebbkern.settings import Settings
 from hebbkern.update import Update
@@ -84,16 +85,23 @@ class Rule(Settings):
         stride=1,
         padding=0,
         dilation=1,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        """One learning step in place: `apply_` of `update`, bit for bit. Arguments and errors as there."""
-        if self._in_one is not None and not isinstance(lr, Tensor):
-            geometry = {"stride": stride, "padding": padding, "dilation": dilation}
-            self._in_one(weight, x, labels, lr=lr, frozen=frozen, patches=self.patches, **geometry)
+        """One learning step in place: `apply_` of `update`, bit for bit. Arguments and errors as there.
+        With a dtype the update is that of weight and x rounded to it, and applied to weight as it is.
+        """
+        geometry = {"stride": stride, "padding": padding, "dilation": dilation}
+        x = x.to(dtype) if dtype is not None and x.is_floating_point() else x
+        step = self._in_one if dtype is None else self._in_one and self._in_one_rounded
+        options = {"frozen": frozen, "patches": self.patches, **geometry}
+        if step and not isinstance(lr, Tensor) and step(weight, x, labels, lr=lr, **options) is not False:
             return
-        update = self.update(weight, x, labels=labels, frozen=frozen, stride=stride, padding=padding, dilation=dilation)
-        self.apply_(weight, update, lr=lr, frozen=frozen)
+        near = weight if dtype is None else weight.to(dtype)
+        update = self.update(near, x, labels=labels, frozen=frozen, **geometry)
+        self.apply_(weight, update.to(result_dtype(weight.dtype)), lr=lr, frozen=frozen)
 
     _in_one = None  # a method that takes update and apply_ in one operator, in rules that have such
+    _in_one_rounded = None  # the same of weight by what it is in x's dtype; False where it did not
 
     def __init_subclass__(cls, **settings):
         """A class that changes a part of the step takes it in parts, unless it says anew how they go in one."""
@@ -303,6 +311,9 @@ class _Dense(Rule):
 
     def _in_one(self, weight, x, labels, **options) -> None:
         ops.learn_dense_(weight, x, activation=self.activation, decay=self._decay, **options)
+
+    def _in_one_rounded(self, weight, x, labels, **options) -> bool:
+        return learn_rounded_(weight, x, activation=self.activation, decay=self._decay, **options)
 
 
 @dataclass(frozen=True)

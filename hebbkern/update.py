@@ -41,6 +41,15 @@ class Update:
         """0 + update, with which `sum` begins."""
         return self if isinstance(other, int) and other == 0 else NotImplemented
 
+    def to(self, dtype: torch.dtype) -> Update:
+        """The same with every part in this dtype; `self` where that changes nothing."""
+        if self.sum.dtype == dtype:
+            return self
+        decay = None if self.decay is None else self.decay.to(dtype)
+        if self.denominator is self.decay:
+            return Update(self.sum.to(dtype), decay, decay)
+        return Update(self.sum.to(dtype), decay, None if self.denominator is None else self.denominator.to(dtype))
+
     def all_reduce(self, group=None) -> Update:
         """The sum of this update over all processes of `group` (one collective; every process must call it).
 

@@ -46,6 +46,7 @@ def test_an_override_is_what_runs(monkeypatch):
 
 AVX2 = "flags : fpu avx2 fma"
 AVX512 = f"{AVX2} avx512f avx512bw avx512dq avx512vl"
+BF16 = f"{AVX512} avx512_bf16"
 
 
 @pytest.mark.parametrize(
@@ -58,6 +59,9 @@ AVX512 = f"{AVX2} avx512f avx512bw avx512dq avx512vl"
         (AVX512, "avx2", "avx2"),
         (AVX512, "baseline", "baseline"),
         (AVX512, "sse", "avx512"),
+        (BF16, None, "avx512bf16"),
+        (BF16, "avx512", "avx512"),
+        (AVX512, "avx512bf16", "avx512"),
     ],
 )
 def test_which_cpu_kernels_run(monkeypatch, flags, asked, runs):
@@ -66,7 +70,7 @@ def test_which_cpu_kernels_run(monkeypatch, flags, asked, runs):
     monkeypatch.setenv("HEBBKERN_CPU", asked or "")
     report = doctor.inspect()
     assert report["found"]["CPU kernels"] == runs
-    unknown = "HEBBKERN_CPU must be baseline or avx2 or avx512 or amx, got sse: it limits nothing."
+    unknown = "HEBBKERN_CPU must be baseline or avx2 or avx512 or avx512bf16 or amx, got sse: it limits nothing."
     assert (unknown in report["advice"]) == (asked == "sse")
 
 

@@ -171,7 +171,7 @@ void add_lists(const Source<T>& source, const Lists<T>& lists, const std::functi
   std::vector<std::atomic<int64_t>> added(plan.first_partial.size());  // pieces of each long list
   const auto store = [&](int64_t list, const T* sum) {
     T* to = row(list);
-    for (int64_t n = 0; n < inputs; ++n) to[source.in_weight(n)] = sum[n];
+    for (int64_t n = 0; n < inputs; ++n) to[in_weight(source.g, n)] = sum[n];
   };
   // Whoever adds a long list's last piece adds the pieces' sums, in their order.
   const auto merge = [&](const Work& w) {

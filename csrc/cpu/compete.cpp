@@ -136,7 +136,7 @@ static bool compete_exactly(const Source<T>& source, const Panels<T>& panels, co
                             const T* offset, int k, T* best, int32_t* who) {
   const int64_t count = patches.size();
   const int64_t block = block_of(count, panels.inputs * sizeof(T), kernels<T>().rows);
-  const bool watch = panels.may_overflow(source);
+  const bool watch = panels.may_overflow(double(source.bound));
   std::atomic<bool> sound{true};
   parallel((count + block - 1) / block, [&](int64_t part) {
     const int64_t from = part * block, size = std::min(block, count - from), first = patches[from];
@@ -178,12 +178,12 @@ void find_winners(const char* op, const Source<T>& source, const Tensor& weight,
       screen.emplace(*unit, source, weight, names, contest.prepare);
   if (screen && !screen->usable()) screen.reset();
   std::optional<Panels<T>> panels;
-  if (!screen) panels.emplace(op, source, weight, names, contest.prepare);
+  if (!screen) panels.emplace(op, source.g, weight, names, contest.prepare);
   const Scales<T> scales(op, source, contest, moments);
   const std::vector<int64_t> left = undecided(screen ? &*screen : nullptr, source, contest, scales, best, who);
   bool sound = true;
   if (!left.empty()) {
-    if (!panels) panels.emplace(op, source, weight, names, contest.prepare);
+    if (!panels) panels.emplace(op, source.g, weight, names, contest.prepare);
     sound = compete_exactly(source, *panels, left, scales.offset, contest.k, best, who);
   }
   if (screen && left.empty() && !scales.scale) return;  // decided ones are as they should be

@@ -3,7 +3,7 @@
 #include <cmath>
 
 #include "apply.h"
-#include "residual.h"
+#include "paired_residual.h"
 
 namespace hebbkern {
 
@@ -38,10 +38,9 @@ struct StepInPlace : Sink<T> {
 };
 
 // False, with the weight as it was, where the step cannot be proven safe beforehand.
-template <class S, class T>
-static bool learn_at_once(const Tensor& x, const Tensor& weight, const Geometry& g, const Dense& rule, double lr,
+template <class S, class T, class Order>
+static bool learn_at_once(Order order, const Tensor& weight, const Geometry& g, double lr,
                           const OptionalTensor& frozen) {
-  Residual<T> order(op, x, weight, g, rule);
   const bool apart = order.in_order() && weight.stride(0) >= g.inputs();  // else apply_ looks closer
   if (!apart || !order.one_chunk() || order.done()) return false;
   order.respond();
@@ -55,26 +54,50 @@ static bool learn_at_once(const Tensor& x, const Tensor& weight, const Geometry&
   return true;
 }
 
-static void learn_dense_(Tensor weight, Tensor x, std::string activation, std::string decay, double lr,
-                         std::string patches, Ints stride, Ints padding, Ints dilation, OptionalTensor frozen) {
-  const Geometry g = check_layer(op, x, weight, stride, padding, dilation);
+static Dense check_arguments(const Tensor& weight, const Tensor& x, const std::string& activation,
+                             const std::string& decay, double lr, const std::string& patches, const Geometry& g,
+                             const OptionalTensor& frozen) {
   if (activation != "linear" && activation != "relu" && activation != "tanh")
     fail(op, "activation must be \"linear\", \"relu\" or \"tanh\", got \"", activation, "\"");
   check_rate(op, lr);
   const Dense rule = check_rule(op, activation, decay, 1, check_patches(op, patches));
   check_mask(op, "frozen", frozen, g.neurons, x);
   check_apart(op, weight);
+  return rule;
+}
+
+static void learn_dense_(Tensor weight, Tensor x, std::string activation, std::string decay, double lr,
+                         std::string patches, Ints stride, Ints padding, Ints dilation, OptionalTensor frozen) {
+  const Geometry g = check_layer(op, x, weight, stride, padding, dilation);
+  const Dense rule = check_arguments(weight, x, activation, decay, lr, patches, g, frozen);
   bool done = false;
   with_dtype(x.scalar_type(), [&](auto stored, auto tag) {
     using S = decltype(stored);
     using T = decltype(tag);
-    if (residual_is_cheaper(rule, g)) done = learn_at_once<S, T>(x, weight, g, rule, lr, frozen);
+    if (!residual_is_cheaper(rule, g)) return;
+    const PairUnit* unit = pairs_for(x, rule);
+    done = unit ? learn_at_once<S, float>(PairedResidual(op, *unit, x, weight, g, rule), weight, g, lr, frozen)
+                : learn_at_once<S, T>(Residual<T>(op, x, weight, g, rule), weight, g, lr, frozen);
   });
   if (done) return;
   const auto [sum, count] = dense_sums(op, x, weight, g, rule, frozen);
   apply_(weight, sum, std::nullopt, count, lr, "none", 0, frozen);
 }
 
-STABLE_TORCH_LIBRARY_IMPL(hebbkern, CPU, m) { m.impl("learn_dense_", TORCH_BOX(&learn_dense_)); }
+// A step of float32 weights by what they are in x's bfloat16. False, with the weight as it was, where sanger of weights
+// that were rounded in memory, and then apply_, are faster or safer.
+static bool learn_rounded_(Tensor weight, Tensor x, std::string activation, std::string decay, double lr,
+                           std::string patches, Ints stride, Ints padding, Ints dilation, OptionalTensor frozen) {
+  const Geometry g = check_layer(op, x, weight, stride, padding, dilation, ScalarType::Float);
+  const Dense rule = check_arguments(weight, x, activation, decay, lr, patches, g, frozen);
+  const PairUnit* unit = pairs_for(x, rule);
+  return unit && residual_is_cheaper(rule, g) &&
+         learn_at_once<float, float>(PairedResidual(op, *unit, x, weight, g, rule), weight, g, lr, frozen);
+}
+
+STABLE_TORCH_LIBRARY_IMPL(hebbkern, CPU, m) {
+  m.impl("learn_dense_", TORCH_BOX(&learn_dense_));
+  m.impl("_learn_rounded_", TORCH_BOX(&learn_rounded_));
+}
 
 }  // namespace hebbkern

@@ -120,7 +120,7 @@ static void measure(const Source<T>& s, const Panels<T>& panels, const Moments<T
                     const Found<T>& found, const Tensor& weight, int32_t* nearest, T* distance) {
   constexpr int64_t share = 16;  // neurons to a hand-out, so that handing out costs little
   const int64_t inputs = s.g.inputs(), columns = panels.names.size();
-  const std::vector<int64_t> entry = weight_entries(s, weight);
+  const std::vector<int64_t> entry = weight_entries(s.g, weight);
   const bool as_it_lies = in_order(entry);
   with_dtype(weight.scalar_type(), [&](auto stored, auto) {
     using S = decltype(stored);
@@ -147,8 +147,8 @@ static void measure(const Source<T>& s, const Panels<T>& panels, const Moments<T
 template <class T>
 static bool match_some(const Source<T>& s, const Moments<T>* m, const Lengths<T>& lengths, const Tensor& weight,
                        const std::vector<int32_t>& names, bool part, int32_t* nearest, T* distance) {
-  const Panels<T> panels("match", s, weight, names, Prepare{2, false, true, part});
-  if (panels.may_overflow(s)) return false;
+  const Panels<T> panels("match", s.g, weight, names, Prepare{2, false, true, part});
+  if (panels.may_overflow(double(s.bound))) return false;
   for (size_t column = 0; column < names.size(); ++column)
     if (!std::isfinite(panels.wnorm[column])) return false;
   measure(s, panels, m, lengths, search_all(s, panels, m, lengths), weight, nearest, distance);

@@ -1,8 +1,9 @@
 // A Python module whose import loads this library, which registers the kernels. `isa` names the instruction set chosen,
-// `matrix_unit` the unit that competitions are screened on ("" for none).
+// `matrix_unit` the unit that competitions are screened on, `pair_unit` that which multiplies bfloat16 ("" for none).
 #include <Python.h>
 
 #include "kernels.h"
+#include "pairs.h"
 #include "screen.h"
 
 using namespace hebbkern;
@@ -29,5 +30,6 @@ extern "C" PyMODINIT_FUNC PyInit__cpu() {
   if (!made) return nullptr;
   PyModule_AddStringConstant(made, "isa", kernels<float>().name);
   PyModule_AddStringConstant(made, "matrix_unit", matrix_unit() ? matrix_unit()->name : "");
+  PyModule_AddStringConstant(made, "pair_unit", pair_unit() ? pair_unit()->name : "");
   return made;
 }

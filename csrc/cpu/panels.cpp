@@ -18,9 +18,7 @@ std::vector<int32_t> chosen_neurons(const OptionalTensor& mask, int64_t neurons)
   return names;
 }
 
-template <class T>
-std::vector<int64_t> weight_entries(const Source<T>& source, const Tensor& weight) {
-  const Geometry& g = source.g;
+std::vector<int64_t> weight_entries(const Geometry& g, const Tensor& weight) {
   std::vector<int64_t> entry;
   entry.reserve(g.inputs());
   const int64_t sc = weight.stride(1), sh = g.image ? weight.stride(2) : 0, sw = g.image ? weight.stride(3) : 0;
@@ -129,16 +127,16 @@ T Panels<T>::fill_with_sums(const S* weight, int64_t panel, const Rows& rows, co
 }
 
 template <class T>
-Panels<T>::Panels(const char* op, const Source<T>& source, const Tensor& weight, std::vector<int32_t> chosen,
+Panels<T>::Panels(const char* op, const Geometry& g, const Tensor& weight, std::vector<int32_t> chosen,
                   const Prepare& prepare)
     : names(std::move(chosen)),
-      inputs(source.g.inputs()),
+      inputs(g.inputs()),
       width(kernels<T>().width),
       wsum(count() * width),
       wnorm(count() * width),
       lanes_(kernels<T>().lanes),
       data_(count() * inputs * width) {
-  const std::vector<int64_t> entry = weight_entries(source, weight);
+  const std::vector<int64_t> entry = weight_entries(g, weight);
   const Rows rows{weight.stride(0), entry, in_order(entry)};
   const int64_t neurons = weight.size(0);
   constexpr int64_t strip = 256;  // inputs of a panel that are a thread's work where no sums over all of them are due
@@ -168,7 +166,5 @@ Panels<T>::Panels(const char* op, const Source<T>& source, const Tensor& weight,
 
 template class Panels<float>;
 template class Panels<double>;
-template std::vector<int64_t> weight_entries(const Source<float>&, const Tensor&);
-template std::vector<int64_t> weight_entries(const Source<double>&, const Tensor&);
 
 }  // namespace hebbkern

@@ -22,8 +22,7 @@ class Panels {
  public:
   // Packs the rows `names` of weight in the source's input order. Raises if any weight, of the rows left out too, is
   // not finite.
-  Panels(const char* op, const Source<T>& source, const Tensor& weight, std::vector<int32_t> names,
-         const Prepare& prepare);
+  Panels(const char* op, const Geometry& g, const Tensor& weight, std::vector<int32_t> names, const Prepare& prepare);
 
   const std::vector<int32_t> names;  // the neuron of each column
   const int64_t inputs;
@@ -37,10 +36,9 @@ class Panels {
 
   T bound = 0;  // the largest prepared |weight|
 
-  // Whether a sum of inputs times weights could leave T's range: then responses have to be looked at.
-  bool may_overflow(const Source<T>& source) const {
-    return std::max(1.0, double(source.bound)) * double(bound) * double(inputs) >
-           double(std::numeric_limits<T>::max()) / 4;
+  // Whether a sum of weights times inputs up to `largest` could leave T's range: then responses have to be looked at.
+  bool may_overflow(double largest) const {
+    return std::max(1.0, largest) * double(bound) * double(inputs) > double(std::numeric_limits<T>::max()) / 4;
   }
 
   // Only where Prepare asks for a cosine or sums:
@@ -76,8 +74,7 @@ template <class S, class T>
 bool prepare_row(const S* row, const std::vector<int64_t>& entry, const Prepare& prepare, T* out, T* sum);
 
 // Entry n of a row of weight, in the source's input order, relative to the row's first.
-template <class T>
-std::vector<int64_t> weight_entries(const Source<T>& source, const Tensor& weight);
+std::vector<int64_t> weight_entries(const Geometry& g, const Tensor& weight);
 bool in_order(const std::vector<int64_t>& entry);  // whether a row lies as the source's inputs do
 
 // Whether all rows are finite in T, those too that nobody asked for. Entries as of weight_entries.

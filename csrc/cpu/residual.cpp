@@ -18,7 +18,7 @@ Residual<T>::Residual(const char* op, const Tensor& x, const Tensor& weight, con
       rule_(rule),
       source_(op, x, g),
       weight_(weight),
-      entry_(weight_entries(source_, weight)),
+      entry_(weight_entries(source_.g, weight)),
       in_order_(hebbkern::in_order(entry_)),
       patches_(g.patches()),
       neurons_(g.neurons),
@@ -83,6 +83,7 @@ template <class S>
 void Residual<T>::respond_rows(const S* weight, int64_t first, int64_t last, T* heaviest, T* strongest) {
   constexpr int64_t depth = 2304;  // inputs at once: 48 patches' fill a quarter of L2
   const bool direct = std::is_same_v<S, T> && in_order_;
+  const int64_t from_row = weight_.stride(0);
   Scratch<T> copy(direct ? 0 : (last - first) * inputs_);
   const auto row = [&](int64_t j) {
     if constexpr (std::is_same_v<S, T>)
@@ -92,8 +93,7 @@ void Residual<T>::respond_rows(const S* weight, int64_t first, int64_t last, T* 
   *heaviest = *strongest = 0;
   for (int64_t j = first; j < last; ++j) {
     if (!direct)
-      for (int64_t n = 0; n < inputs_; ++n)
-        copy[(j - first) * inputs_ + n] = T(weight[j * weight_.stride(0) + entry_[n]]);
+      for (int64_t n = 0; n < inputs_; ++n) copy[(j - first) * inputs_ + n] = T(weight[j * from_row + entry_[n]]);
     const T top = kernel_.bound(row(j), inputs_);
     *heaviest = top <= *heaviest ? *heaviest : top;
     if (std::isnan(top)) return;

@@ -27,7 +27,7 @@ class Residual {
   bool done() const { return first_ >= patches_; }
 
   // Input n in a contiguous [channels, kh, kw] row of weights.
-  int64_t in_weight(int64_t n) const { return source_.in_weight(n); }
+  int64_t in_weight(int64_t n) const { return hebbkern::in_weight(source_.g, n); }
   double heaviest() const { return weight_bound_; }
   // No entry of the sum over the chunks so far, nor any number on the way to it, is larger.
   double largest_sum() const { return sum_bound_; }

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <limits>
 
-#include "residual.h"
+#include "paired_residual.h"
 
 namespace hebbkern {
 
@@ -28,32 +28,21 @@ bool residual_is_cheaper(const Dense& rule, const Geometry& g) {
   return p <= 1200 && p * (rule.decay == Decay::diagonal ? 1 + 8 / n : 1) < 256 + k * n / 1000;
 }
 
-static std::vector<int32_t> everyone(int64_t neurons) { return chosen_neurons(std::nullopt, neurons); }
-
 template <class T>
 Sanger<T>::Sanger(const char* op, const Tensor& x, const Tensor& weight, const Geometry& g, const Dense& rule)
     : op_(op),
       rule_(rule),
       source_(op, x, g),
-      panels_(op, source_, weight, everyone(g.neurons), Prepare{2, false, rule.patches != Patches::raw}),
-      width_(panels_.width),
-      columns_(panels_.count() * panels_.width),
-      inputs_(g.inputs()),
-      rows_of_sum_(round_up(inputs_, kernel_.rows)),
-      rows_of_gram_(round_up(columns_, kernel_.rows)),
+      to_(op, g, weight, rule),
       chunk_(chunk_of(g.patches(), columns_, sizeof(T))),
       scaled_(rule.patches == Patches::standardised),
       y_(columns_ * chunk_),
       ys_(scaled_ ? columns_ * chunk_ : 0),
-      xt_(g.image ? 0 : rows_of_sum_ * (chunk_ + 2)),
+      xt_(g.image ? 0 : to_.rows_of_sum * (chunk_ + 2)),
       bases_(chunk_),
-      steps_(std::max(chunk_, columns_)),
-      sum_(panels_.count() * rows_of_sum_ * width_),
-      gram_(rule.decay == Decay::triangular ? panels_.count() * rows_of_gram_ * width_ : 0),
+      steps_(chunk_),
       part_diagonal_(chunk_ / block * columns_),
       part_shift_(chunk_ / block * columns_),
-      diagonal_(columns_),
-      shift_(columns_),
       along_(chunk_) {
   for (int64_t p = 0; p < chunk_; ++p) along_[p] = p * width_;
   if (rule.patches != Patches::raw) moments_.emplace(op, source_, rule.patches);
@@ -75,7 +64,7 @@ void Sanger<T>::respond_block(int64_t part, int64_t panel, int64_t first, int64_
   const T* scale = moments_ ? &moments_->scale[p] : nullptr;
   if (offset || rule_.activation != Activation::linear)
     kernel_.respond(y, count, width_, offset, scale, &panels_.wsum[column], rule_.activation);
-  if (panels_.may_overflow(source_) && !finite(y, count * width_)) overflow_ = true;
+  if (panels_.may_overflow(double(source_.bound)) && !finite(y, count * width_)) overflow_ = true;
   if (rule_.decay == Decay::diagonal && rule_.activation != Activation::softmax)
     kernel_.columns(y, y, count, width_, &part_diagonal_[part * columns_ + column]);
 }
@@ -122,8 +111,8 @@ void Sanger<T>::respond(int64_t first, int64_t count) {
     });
   for (int64_t part = 0; part < parts; ++part)
     for (int64_t j = 0; j < columns_; ++j) {
-      if (rule_.decay == Decay::diagonal) diagonal_[j] += part_diagonal_[part * columns_ + j];
-      if (moments_) shift_[j] += part_shift_[part * columns_ + j];
+      if (rule_.decay == Decay::diagonal) to_.diagonal[j] += part_diagonal_[part * columns_ + j];
+      if (moments_) to_.shift[j] += part_shift_[part * columns_ + j];
     }
 }
 
@@ -136,7 +125,7 @@ void Sanger<T>::gather_inputs(int64_t count) {
     for (int64_t p = part * block; p < std::min(count, (part + 1) * block); ++p) {
       const T* x = source_.x + bases_[p];
       T* to = xt_.get() + p * rows;
-      for (int64_t n = 0; n < rows_of_sum_; n += rows, to += tile)
+      for (int64_t n = 0; n < to_.rows_of_sum; n += rows, to += tile)
         for (int64_t r = 0; r < rows; ++r) to[r] = n + r < inputs_ ? x[n + r] : T(0);
     }
   });
@@ -149,8 +138,8 @@ void Sanger<T>::gradient_tile(int64_t panel, int64_t n, int64_t count) {
   for (int r = 0; r < kernel_.rows; ++r)
     rows[r] =
         source_.g.image ? source_.x + source_.offset[std::min(n + r, inputs_ - 1)] : xt_.get() + n * (chunk_ + 2) + r;
-  kernel_.tile(rows, steps_.get(), count, taught(panel), width_, panels_.vectors(panel),
-               sum_.get() + (panel * rows_of_sum_ + n) * width_, width_, true);
+  kernel_.tile(rows, steps_.get(), count, taught(panel), width_, panels_.vectors(panel), to_.sum(panel, n), width_,
+               true);
 }
 
 // gram[i][k] += sum of y_i y_k, for the vectors of neurons k that reach i or go past it.
@@ -164,8 +153,8 @@ void Sanger<T>::gram_tile(int64_t panel, int64_t i, int64_t count) {
     rows[r] = response(neuron / width_) + neuron % width_;
   }
   const int64_t at = below * kernel_.lanes;
-  kernel_.tile(rows, along_.data(), count, response(panel) + at, width_, int(vectors - below),
-               gram_.get() + (panel * rows_of_gram_ + i) * width_ + at, width_, true);
+  kernel_.tile(rows, along_.data(), count, response(panel) + at, width_, int(vectors - below), to_.gram(panel, i) + at,
+               width_, true);
 }
 
 // What a chunk adds to both: one hand-out, for each tile is the work of some microseconds.
@@ -174,8 +163,8 @@ void Sanger<T>::add_products(int64_t count) {
   const bool gathered = !source_.g.image;
   if (gathered) gather_inputs(count);
   for (int64_t p = 0; p < count; ++p) steps_[p] = gathered ? p * kernel_.rows : bases_[p];
-  const int64_t rows = kernel_.rows, tiles = rows_of_sum_ / rows, panels = panels_.count();
-  const int64_t square = rule_.decay == Decay::triangular ? rows_of_gram_ / rows * panels : 0;
+  const int64_t rows = kernel_.rows, tiles = to_.rows_of_sum / rows, panels = panels_.count();
+  const int64_t square = rule_.decay == Decay::triangular ? to_.rows_of_gram / rows * panels : 0;
   parallel(tiles * panels + square, [&](int64_t item) {
     if (item < tiles * panels) return gradient_tile(item / tiles, item % tiles * rows, count);
     item -= tiles * panels;
@@ -183,72 +172,15 @@ void Sanger<T>::add_products(int64_t count) {
   });
 }
 
-// sum -= tril(YᵀY) W: the tile's rows are inputs, its steps are neurons.
-template <class T>
-void Sanger<T>::subtract_triangle() {
-  const int64_t neurons = source_.g.neurons, tiles = rows_of_sum_ / kernel_.rows;
-  parallel(panels_.count(), [&](int64_t panel) {
-    T* c = gram_.get() + panel * rows_of_gram_ * width_;
-    for (int64_t i = 0; i < std::min(neurons, (panel + 1) * width_); ++i)
-      for (int64_t j = 0; j < width_; ++j) c[i * width_ + j] = i <= panel * width_ + j ? -c[i * width_ + j] : T(0);
-  });
-  for (int64_t i = 0; i < neurons; ++i) steps_[i] = i / width_ * inputs_ * width_ + i % width_;
-  parallel(tiles * panels_.count(), [&](int64_t item) {
-    const int64_t panel = panels_.count() - 1 - item / tiles, n = item % tiles * kernel_.rows;  // longest first
-    const T* rows[8];
-    for (int r = 0; r < kernel_.rows; ++r) rows[r] = panels_[0] + std::min(n + r, inputs_ - 1) * width_;
-    const T* c = gram_.get() + panel * rows_of_gram_ * width_;
-    T* to = sum_.get() + (panel * rows_of_sum_ + n) * width_;
-    // Up to the diagonal's first vector for all columns, then a vector of neurons for a vector of columns less.
-    int64_t first = 0, last = panel * width_;
-    for (int v = 0; v < panels_.vectors(panel); ++v, first = last) {
-      last = std::min(neurons, last + kernel_.lanes);
-      const int64_t at = v * kernel_.lanes;
-      kernel_.tile(rows, steps_.get() + first, last - first, c + first * width_ + at, width_,
-                   panels_.vectors(panel) - v, to + at, width_, true);
-    }
-  });
-}
-
-template <class T>
-void Sanger<T>::write(const Mask& frozen, T* sum) const {
-  std::vector<int64_t> to_weight(inputs_);
-  for (int64_t n = 0; n < inputs_; ++n) to_weight[n] = source_.in_weight(n);
-  constexpr int64_t strip = 32;  // inputs whose lines of a panel stay in L1 while its neurons are written
-  const int64_t strips = (inputs_ + strip - 1) / strip;
-  const bool decays = rule_.decay == Decay::diagonal;
-  parallel(panels_.count() * strips, [&](int64_t item) {
-    const int64_t panel = item / strips, first = item % strips * strip, last = std::min(inputs_, first + strip);
-    const T* from = sum_.get() + panel * rows_of_sum_ * width_;
-    const T* w = panels_[panel];
-    for (int64_t j = 0; j < panels_.valid(panel); ++j) {
-      const int64_t neuron = panel * width_ + j;
-      const T diagonal = T(diagonal_[neuron]), shift = T(shift_[neuron]);
-      T* to = sum + neuron * inputs_;
-      const bool skip = frozen[neuron];
-      for (int64_t n = first; n < last; ++n)
-        to[to_weight[n]] = skip ? T(0) : from[n * width_ + j] - shift - (decays ? diagonal * w[n * width_ + j] : T(0));
-    }
-  });
-}
-
 template <class T>
 void Sanger<T>::run(const Mask& frozen, T* sum) {
-  const bool triangular = rule_.decay == Decay::triangular;
-  std::fill_n(sum_.get(), panels_.count() * rows_of_sum_ * width_, T(0));
-  if (triangular) std::fill_n(gram_.get(), panels_.count() * rows_of_gram_ * width_, T(0));
   const int64_t patches = source_.g.patches();
   for (int64_t first = 0; first < patches; first += chunk_) {
     const int64_t count = std::min(chunk_, patches - first);
     respond(first, count);
     add_products(count);
   }
-  if (triangular) subtract_triangle();
-  write(frozen, sum);
-  const double x = std::max(1.0, double(source_.bound)), w = std::max(1.0, double(panels_.bound)), y = inputs_ * x * w;
-  if (y * y * w * x * double(patches) * double(columns_) > std::numeric_limits<T>::max() / 4 &&
-      !finite(sum, source_.g.neurons * inputs_))
-    fail_overflow(op_, finite_sums, sizeof(T) == 8);
+  to_.finish(frozen, double(source_.bound), sum);
 }
 
 Dense check_rule(const char* op, const std::string& activation, const std::string& decay, double temperature,
@@ -264,8 +196,8 @@ Dense check_rule(const char* op, const std::string& activation, const std::strin
 // Sums as a tensor like weight.
 template <class T>
 struct Sums : Sink<T> {
-  Sums(const Residual<T>& order, int64_t inputs, const Mask& frozen, T* sum)
-      : frozen(frozen), inputs(inputs), sum(sum) {
+  template <class Order>
+  Sums(const Order& order, int64_t inputs, const Mask& frozen, T* sum) : frozen(frozen), inputs(inputs), sum(sum) {
     for (int64_t n = 0; n < inputs; ++n) to_weight.push_back(order.in_weight(n));
     as_it_lies = in_order(to_weight);
   }
@@ -289,10 +221,8 @@ struct Sums : Sink<T> {
   bool as_it_lies, adds = false;
 };
 
-template <class T>
-static void by_residual(const char* op, const Tensor& x, const Tensor& weight, const Geometry& g, const Dense& rule,
-                        const Mask& frozen, T* sum) {
-  Residual<T> order(op, x, weight, g, rule);
+template <class T, class Order>
+static void by_residual(const char* op, Order order, const Geometry& g, const Mask& frozen, T* sum) {
   Sums<T> sink(order, g.inputs(), frozen, sum);
   const int64_t size = g.neurons * g.inputs();
   if (order.done()) std::fill_n(sum, size, T(0));
@@ -311,12 +241,15 @@ std::tuple<Tensor, Tensor> dense_sums(const char* op, const Tensor& x, const Ten
   const Mask mask(frozen);
   with_dtype(result, [&](auto, auto tag) {
     using T = decltype(tag);
-    T* to = static_cast<T*>(sum.mutable_data_ptr());
-    if (residual_is_cheaper(rule, g))
-      by_residual<T>(op, x, weight, g, rule, mask, to);
-    else
-      Sanger<T>(op, x, weight, g, rule).run(mask, to);
     *static_cast<T*>(count.mutable_data_ptr()) = T(g.patches());
+    T* to = static_cast<T*>(sum.mutable_data_ptr());
+    const bool few = residual_is_cheaper(rule, g);
+    if constexpr (std::is_same_v<T, float>)
+      if (const PairUnit* unit = pairs_for(x, rule))
+        return few ? by_residual<T>(op, PairedResidual(op, *unit, x, weight, g, rule), g, mask, to)
+                   : paired_sums(op, *unit, x, weight, g, rule, mask, to);
+    few ? by_residual<T>(op, Residual<T>(op, x, weight, g, rule), g, mask, to)
+        : Sanger<T>(op, x, weight, g, rule).run(mask, to);
   });
   return {sum, count};
 }

@@ -160,7 +160,7 @@ void Screen::round_images() {
 
 // Where the float32 rows lie; a copy, where they are not what the register tile would multiply by.
 void Screen::prepare_rows(const Tensor& weight, const Prepare& prepare) {
-  const std::vector<int64_t> entry = weight_entries(source_, weight);
+  const std::vector<int64_t> entry = weight_entries(source_.g, weight);
   const int64_t step = weight.stride(0), count = names_.size();
   const bool plain = prepare.p == 2 && !prepare.cosine;
   with_dtype(weight.scalar_type(), [&](auto stored, auto) {

@@ -16,6 +16,10 @@ template <>
 ScalarType dtype_of<double>() {
   return ScalarType::Double;
 }
+template <>
+ScalarType dtype_of<BFloat16>() {
+  return ScalarType::BFloat16;
+}
 
 // Whether pixels, rows and images follow one another without overlap, so that a later patch has a higher base.
 static bool rising(const Tensor& x, const Geometry& g) {
@@ -29,8 +33,8 @@ template <class T>
 Source<T>::Source(const char* op, const Tensor& from, const Geometry& geometry)
     : g(geometry), per_image_(geometry.per_image()) {
   const bool dense_channels = g.channels == 1 || from.stride(1) == 1;
-  const bool padded = g.padding[0] > 0 || g.padding[1] > 0;
-  if (from.scalar_type() == dtype_of<T>() && dense_channels && !padded && rising(from, g)) {
+  const bool padded = g.padding[0] > 0 || g.padding[1] > 0, alone = !std::is_same_v<T, BFloat16>;
+  if (alone && from.scalar_type() == dtype_of<T>() && dense_channels && !padded && rising(from, g)) {
     x = static_cast<const T*>(from.const_data_ptr());
     image = from.stride(0);
     row = g.image ? from.stride(2) : 0;
@@ -41,8 +45,9 @@ Source<T>::Source(const char* op, const Tensor& from, const Geometry& geometry)
     row = g.padded_w() * column;
     image = g.padded_h() * row;
     end = g.batch * image;
-    copied_.emplace(end);
+    copied_.emplace(end + 1);
     x = copied_->get();
+    copied_->get()[end] = T(0);
     copy(from);
   }
   bound = largest();
@@ -61,8 +66,19 @@ Source<T>::Source(const char* op, const Tensor& from, const Geometry& geometry)
 }
 
 template <class T>
+static T largest_of(const T* x, int64_t n) {
+  return kernels<T>().bound(x, n);
+}
+
+// As whole numbers their bits rise with their size, through infinity to NaN.
+BFloat16 largest_of(const BFloat16* x, int64_t n) {
+  int16_t top = 0;
+  for (int64_t i = 0; i < n; ++i) top = std::max(top, int16_t(x[i].x & 0x7fff));
+  return BFloat16(uint16_t(top), BFloat16::from_bits());
+}
+
+template <class T>
 T Source<T>::largest() const {
-  const auto& kernel = kernels<T>();
   const int64_t height = g.padded_h(), width = g.padded_w();
   // Samples of a linear layer in blocks that are worth a thread's wake-up (1 MB of float32).
   const int64_t block = std::max<int64_t>(1, (1 << 18) / std::max<int64_t>(1, height * width * g.channels));
@@ -75,10 +91,9 @@ T Source<T>::largest() const {
       for (int64_t i = 0; i < height && !std::isnan(top); ++i) {
         const T* line = x + b * image + i * row;
         if (column == g.channels || width == 1)
-          keep(top, kernel.bound(line, width * g.channels));
+          keep(top, largest_of(line, width * g.channels));
         else
-          for (int64_t j = 0; j < width && !std::isnan(top); ++j)
-            keep(top, kernel.bound(line + j * column, g.channels));
+          for (int64_t j = 0; j < width && !std::isnan(top); ++j) keep(top, largest_of(line + j * column, g.channels));
       }
     tops[part] = top;
   });
@@ -209,6 +224,7 @@ Moments<T>::Moments(const char* op, const Source<T>& s, Patches patches, bool no
 
 template class Source<float>;
 template class Source<double>;
+template class Source<BFloat16>;
 template struct Moments<float>;
 template struct Moments<double>;
 

@@ -7,11 +7,18 @@
 
 namespace hebbkern {
 
+// Input n of (row, column, channel) order in a contiguous [channels, kh, kw] row of weights.
+inline int64_t in_weight(const Geometry& g, int64_t n) { return n % g.channels * g.kh * g.kw + n / g.channels; }
+
+// The largest |x[i]|, infinite or NaN if an entry is.
+BFloat16 largest_of(const BFloat16* x, int64_t n);
+
 template <class T>
 class Source {
  public:
   // Reads x where it lies if its channels are contiguous, its dtype is T and nothing is padded; else one copy of the
-  // images, padded and channels-last. Never a tensor of patches x inputs. Raises if x is not finite.
+  // images, padded and channels-last. Never a tensor of patches x inputs. Raises if x is not finite. Of bfloat16, read
+  // two at a time, always a copy, with an entry more behind it.
   Source(const char* op, const Tensor& x, const Geometry& geometry);
 
   const Geometry g;
@@ -46,12 +53,6 @@ class Source {
         }
       }
     }
-  }
-
-  // Input n of (row, column, channel) order in a contiguous [channels, kh, kw] row of weights.
-  int64_t in_weight(int64_t n) const {
-    const int64_t c = n % g.channels, k = n / g.channels;
-    return c * g.kh * g.kw + k;
   }
 
  private:

@@ -175,6 +175,8 @@ class HebbCL(Estimator, Settings, Hebbian, nn.Module):
             if lesson.into != "weight" or lesson.group is not None:
                 got = f'into="{lesson.into}"' + ("" if lesson.group is None else " and a group")
                 self._refuse("learning", 'into="weight" and without a group, as neurons are added', got)
+            if lesson.dtype not in (None, self.weight.dtype):
+                self._refuse("learning", "dtype=None, as matching and freezing are of the weight's", f"{lesson.dtype}")
             self.learn(x, lesson.labels, lr=lesson.lr)
             if lesson.then is not None:
                 lesson.then(self)

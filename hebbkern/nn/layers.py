@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hebbkern import ops
-from hebbkern.nn.lesson import Hebbian, check_into, check_linear, check_rate
+from hebbkern.nn.lesson import Hebbian, check_dtype, check_into, check_linear, check_rate
+from hebbkern.ops.checks import result_dtype
 from hebbkern.rules import Rule
 from hebbkern.update import Update
 
@@ -31,17 +32,25 @@ class _HebbianLayer(Hebbian):
         if lesson is not None:
             self._check_dtype(input)
             lr = lesson.lr_tensor if torch.compiler.is_compiling() else lesson.lr
-            self.learn(input, lr, lesson.labels, into=lesson.into, group=lesson.group)
+            self.learn(input, lr, lesson.labels, into=lesson.into, group=lesson.group, dtype=lesson.dtype)
             if lesson.then is not None:
                 lesson.then(self)
         return super().forward(input)
 
     def learn(
-        self, x: Tensor, lr: float | None = None, labels: Tensor | None = None, *, into: str = "weight", group=None
+        self,
+        x: Tensor,
+        lr: float | None = None,
+        labels: Tensor | None = None,
+        *,
+        into: str = "weight",
+        group=None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         """One step of the rule on the batch x, the layer's input. Nothing is recorded for autograd.
 
-        x is cast to the weight's dtype, and autocast is off while learning. Deterministic, as the rules are.
+        x is cast to the weight's dtype, or to `dtype`, and autocast is off while learning. Deterministic, as the rules
+        are.
 
         Args:
             x: what the layer answers: [B, ..., N] or [N], or images [B, C, H, W] or [C, H, W].
@@ -51,20 +60,25 @@ class _HebbianLayer(Hebbian):
             into: "weight", or "grad": the weight stays and −lr·Δ is added to weight.grad, see `hebbkern.learning`.
             group: a torch.distributed group over which the update is summed before it is applied; every process must
                 call, one without samples with an empty x.
+            dtype: of the products, None = the weight's: the update is that of weight and x rounded to it, and is
+                applied to the weight as it is, see `hebbkern.learning`.
 
         Raises ValueError or RuntimeError on wrong shapes and on a NaN, weights as before.
         """
         if lr is None or into != "weight":
             lr = self._rate_into(into, lr)
         x, labels = self._samples(x.detach(), labels)
-        if x.dtype != self.weight.dtype and x.is_floating_point():
-            x = x.to(self.weight.dtype)
+        if dtype is not None:
+            check_dtype(f"{type(self).__name__}.learn", dtype)
+        wanted = self.weight.dtype if dtype is None else dtype
+        if x.dtype != wanted and x.is_floating_point():
+            x = x.to(wanted)
         device = x.device.type
         if torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):
-                self._step(x, lr, labels, into, group)
+                self._step(x, lr, labels, into, group, wanted)
         else:
-            self._step(x, lr, labels, into, group)
+            self._step(x, lr, labels, into, group, wanted)
 
     def _rate_into(self, into: str, lr) -> float:
         """The rate of a step that is not the ordinary one, checked."""
@@ -77,13 +91,14 @@ class _HebbianLayer(Hebbian):
             check_rate(where, lr)
         return lr
 
-    def _step(self, x: Tensor, lr: float, labels: Tensor | None, into: str, group) -> None:
+    def _step(self, x: Tensor, lr: float, labels: Tensor | None, into: str, group, dtype: torch.dtype) -> None:
         x, geometry = self._patches(x)
         options = {"labels": labels, "frozen": self.frozen, **geometry}
         if into == "weight" and group is None:
-            self.rule.step_(self.weight, x, lr=lr, **options)
+            own = {} if dtype == self.weight.dtype else {"dtype": dtype}
+            self.rule.step_(self.weight, x, lr=lr, **options, **own)
             return
-        update = self.rule.update(self.weight, x, **options)
+        update = self.rule.update(self.weight.to(dtype), x, **options).to(result_dtype(self.weight.dtype))
         if group is not None:
             update = update.all_reduce(group)
         if into == "weight":

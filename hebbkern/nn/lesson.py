@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from hebbkern.ops.checks import FLOATS, fail
+
 
 class Lesson(NamedTuple):
     """What a layer is told while it learns."""
@@ -21,6 +23,7 @@ class Lesson(NamedTuple):
     into: str = "weight"
     group: Any = None
     then: Callable[[Hebbian], None] | None = None  # called with the layer between learning and answering
+    dtype: torch.dtype | None = None  # of the products; None: the weight's
 
 
 class Hebbian:
@@ -80,10 +83,13 @@ class learning(Taught):
         into: "weight", or "grad" (not for rules that renormalise: their step is not linear in lr).
         group: a torch.distributed group, whose every process must run the same layers. Updates are summed over it
             before they are applied, so each process takes the step on what all of them saw; a share may be empty.
+        dtype: float32, float64, bfloat16 or float16: the update is computed from weight and input rounded to it, and
+            applied to the weight as it is. None: the weight's. With bfloat16 the dense rules learn about twice as fast
+            on processors that multiply it (see `hebbkern.ops.sanger` for what that rounds).
 
     Raises:
         ValueError: the model has no Hebbian layer, lr is missing or not finite, an entry of lr matches no Hebbian
-            layer, into is neither, or a rule renormalises with into="grad".
+            layer, into or dtype is none of those, or a rule renormalises with into="grad".
     """
 
     def __init__(
@@ -94,10 +100,12 @@ class learning(Taught):
         *,
         into: str = "weight",
         group=None,
+        dtype: torch.dtype | None = None,
     ):
         layers = [module for module in model.modules() if isinstance(module, Hebbian)]
         check_any("learning", model, layers)
         check_into("learning", into)
+        check_dtype("learning", dtype)
         if lr is None and into == "grad":
             lr = 1.0
         if isinstance(lr, Mapping):
@@ -114,7 +122,7 @@ class learning(Taught):
             else:
                 check_rate("learning", rate)
                 scheduled = torch.tensor(rate, dtype=torch.float64, device="cpu")
-                lessons.append(Lesson(float(rate), labels, scheduled, into, group))
+                lessons.append(Lesson(float(rate), labels, scheduled, into, group, dtype=dtype))
             if into == "grad" and lessons[-1] is not None:
                 check_linear("learning", layer.rule)
         super().__init__(layers, lessons)
@@ -148,6 +156,11 @@ def check_any(where: str, model: nn.Module, layers) -> None:
 def check_into(where: str, into: str) -> None:
     if into not in ("weight", "grad"):
         raise ValueError(f'hebbkern.{where}: into must be "weight" or "grad", got {into!r}')
+
+
+def check_dtype(where: str, dtype) -> None:
+    if dtype is not None and dtype not in FLOATS:
+        fail(where, "dtype", "be torch.float32, float64, bfloat16 or float16, or None", repr(dtype))
 
 
 def check_rate(where: str, lr) -> None:

@@ -1,8 +1,10 @@
 """learn_dense_: sanger and apply_ as one operator, for the rules in which every patch teaches every neuron."""
 
+import torch
+
 from hebbkern.ops import checks
 from hebbkern.ops.apply import check_apart
-from hebbkern.ops.library import counted, define, pair, serving
+from hebbkern.ops.library import chosen, counted, define, operator, pair, serving, stage
 
 
 def learn_dense_(
@@ -40,6 +42,35 @@ def learn_dense_(
     counted(weight)
 
 
+def learn_rounded_(
+    weight,
+    x,
+    *,
+    lr,
+    activation="relu",
+    decay="triangular",
+    patches="raw",
+    stride=1,
+    padding=0,
+    dilation=1,
+    frozen=None,
+):
+    """Whether the step of float32 weight by ``sanger`` of weight rounded to x's dtype was taken, all in one.
+
+    Only where the CPU's kernels multiply x's dtype and this is faster than in parts; if not, weight is as it was.
+    Arguments and errors as of ``learn_dense_``.
+    """
+    served = HAS_KERNEL("hebbkern::_learn_rounded_", "CPU") and chosen["learn_dense_"] == operator("learn_dense_")
+    on_cpu = weight.device.type == "cpu" and not torch.compiler.is_compiling()
+    if not (on_cpu and served and (weight.dtype, x.dtype) == (torch.float32, torch.bfloat16)):
+        return False
+    where = patches, pair(stride), pair(padding), pair(dilation), frozen
+    taken = _rounded(weight, x, activation, decay, lr, *where)
+    if taken:
+        counted(weight)
+    return taken
+
+
 def check(weight, x, activation, decay, lr, patches, stride, padding, dilation, frozen):
     """Shapes and settings; the number of patches."""
     op = "learn_dense_"
@@ -56,8 +87,10 @@ def fake(weight, *arguments):
     check(weight, *arguments)
 
 
-define(
-    "learn_dense_(Tensor(a!) weight, Tensor x, str activation, str decay, float lr, str patches, int[] stride, "
-    "int[] padding, int[] dilation, Tensor? frozen) -> ()",
-    fake,
+ARGUMENTS = (
+    "(Tensor(a!) weight, Tensor x, str activation, str decay, float lr, str patches, int[] stride, "
+    "int[] padding, int[] dilation, Tensor? frozen)"
 )
+HAS_KERNEL = torch._C._dispatch_has_kernel_for_dispatch_key
+define(f"learn_dense_{ARGUMENTS} -> ()", fake)
+_rounded = stage(f"_learn_rounded_{ARGUMENTS} -> bool")

@@ -38,6 +38,11 @@ def sanger(
     Returns:
         sum, shaped like weight, and count [1], the number of patches P; float64 for float64 inputs, otherwise float32.
 
+    bfloat16 x and weight of raw patches on a CPU with AVX-512 BF16 (`HEBBKERN_CPU=avx512` asks for less): all products
+    are summed in float32, but Y, or R, is rounded to bfloat16 before it is multiplied, y (1 + e) with |e| ≤ 2⁻⁸. Beside
+    float32's own roundings the sum is off by at most 2⁻⁸ |Y|ᵀ|X| + 2⁻⁷ D(|Y|ᵀ|Y|) |W|, D being what the decay keeps.
+    Few patches, of which X - YW and YᵀY are rounded too, may double that. Numbers below 2⁻¹²⁶ count as 0 there.
+
     Raises ValueError or RuntimeError on arguments that do not fit and on a NaN or an infinity in x or weight.
     Deterministic: the same bits on every run, on compiled backends also for any number of threads.
     """
