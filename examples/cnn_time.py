@@ -3,35 +3,43 @@
     epochs(images, PAPER, steps=20)["HPCA"]["epoch_seconds"]
 
 A batch goes through all layers, each of which learns from it and then answers; an epoch is as many medians as it has
-batches. Beside it stands the bare pass through the same network, which no learning at all could be faster than.
+batches. Answers are multiplied in bfloat16 throughout, updates in float32 or in bfloat16 (`hk.learning(dtype=)`).
+Beside them stands the bare pass through the same network, which no learning could be faster than.
 """
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import cnn_recipes as recipes
 import hebbkern as hk
 from cnn_network import Shape, build, mixed
 
-SIZE, IMAGES = 64, 40_000  # of a batch, of an epoch
+SIZE, IMAGES, RATE = 64, 40_000, 1e-4  # of a batch, of an epoch; low, for weights must stay finite
 
 
 @torch.no_grad()
 def epochs(images: Tensor, shapes: tuple[Shape, ...], steps: int) -> dict[str, dict]:
     """Seconds an epoch by each rule and without one; the ways take turns, so that all see the same noise."""
     networks = {name: build("HHHHH", shapes, images.shape[1:], recipes.HEBBIAN[name].rule) for name in ("HPCA", "HWTA")}
-    ways = {name: (stages, True) for name, stages in networks.items()} | {"pass": (networks["HPCA"], False)}
+    ways = {
+        "HPCA": (networks["HPCA"], hk.learning(networks["HPCA"], lr=RATE)),
+        "HPCA, bfloat16": (networks["HPCA"], hk.learning(networks["HPCA"], lr=RATE, dtype=torch.bfloat16)),
+        "HWTA": (networks["HWTA"], hk.learning(networks["HWTA"], lr=RATE)),
+        "pass": (networks["HPCA"], contextlib.nullcontext()),
+    }
     times: dict[str, list[float]] = {name: [] for name in ways}
     for step in range(steps + 1):
         batch = images[step * SIZE % (len(images) - SIZE) :][:SIZE]
-        for name, (stages, learns) in ways.items():
+        for name, (stages, lesson) in ways.items():
             start = time.perf_counter()
-            _one(stages, batch, learns)
+            with mixed(batch), lesson:
+                stages(batch)
             if images.is_cuda:
                 torch.cuda.synchronize()
             if step:  # the first warms up
@@ -40,13 +48,3 @@ def epochs(images: Tensor, shapes: tuple[Shape, ...], steps: int) -> dict[str, d
         name: {"epoch_seconds": statistics.median(seconds) * IMAGES / SIZE, "seconds": round(sum(seconds), 1)}
         for name, seconds in times.items()
     }
-
-
-def _one(stages: nn.Sequential, batch: Tensor, learns: bool) -> None:
-    stages.train()
-    with mixed(batch):
-        if not learns:
-            stages(batch)
-            return
-        with hk.learning(stages, lr=1e-4):
-            stages(batch)

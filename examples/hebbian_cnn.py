@@ -19,6 +19,7 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -73,8 +74,8 @@ def name(cell: Cell) -> str:
 def compute(arguments: argparse.Namespace, runs: Runs, argv: list[str] | None) -> None:
     """Every figure that is missing."""
     cache, sets = Cache(Path(arguments.cache), arguments.gigabytes), {}
-    settings = Settings(network.FAST if arguments.fast else network.PAPER)
     for data, seed, cells in jobs(arguments):
+        settings = settings_of(data, fast=arguments.fast)
         for cell in cells:
             if known(cell, runs.known.get(Runs.key(data, cell.source, cell.classifier, seed)), settings):
                 continue
@@ -86,6 +87,15 @@ def compute(arguments: argparse.Namespace, runs: Runs, argv: list[str] | None) -
                 numbers = {what: value for what, value in figures.items() if what != "recipe"}
                 print(f"{key:<48} " + "  ".join(f"{what} {value:.2f}" for what, value in numbers.items()), flush=True)
                 runs.add(key, figures, argv)
+
+
+def settings_of(data: str, *, fast: bool = False) -> Settings:
+    """The recipes; digits are not mirrored."""
+    settings = Settings(network.FAST if fast else network.PAPER)
+    if data in recipes.MIRRORED:
+        return settings
+    plans = {name: replace(getattr(settings, name), mirror=False) for name in ("backprop", "readout")}
+    return replace(settings, **plans)
 
 
 def known(cell: Cell, figures: dict | None, settings: Settings) -> bool:

@@ -204,9 +204,15 @@ def test_smaller_images_are_framed_and_become_coloured(tmp_path):
     assert sets.x[:, :, :2].sum() == sets.x[:, :, :, 30:].sum() == 0 and sets.x[:, :, 2, 2:30].min() > 0
 
 
+def test_digits_are_not_mirrored():
+    mirrored = {data: hebbian_cnn.settings_of(data).readout.mirror for data in recipes.DATA}
+    assert mirrored == {"MNIST": False, "CIFAR10": True, "CIFAR100": True}
+    assert not hebbian_cnn.settings_of("MNIST").backprop.mirror
+
+
 def test_times_are_those_of_an_epoch():
     found = cnn_time.epochs(torch.randn(128, 3, 32, 32), cnn_network.FAST, steps=2)
-    assert set(found) == {"HPCA", "HWTA", "pass"}
+    assert set(found) == {"HPCA", "HPCA, bfloat16", "HWTA", "pass"}
     for figures in found.values():
         assert figures["epoch_seconds"] == pytest.approx(figures["seconds"] / 2 * 625, rel=0.5, abs=60)
 
