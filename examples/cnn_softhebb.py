@@ -7,7 +7,9 @@ by the batch. Afterwards batch norm's statistics are taken anew (`settle`), over
 
 What the network says of an image is the same in every epoch of the readout, so it is computed once (`features`), and
 several readouts are trained on it side by side. Features are less their mean and divided by their deviation, one number
-for all: random filters are 25 times as long as learnt ones, to which Adam's steps would otherwise mean something else.
+for all: random filters stay 25 long while learnt ones shrink, and to Adam's steps lengths are not all the same. The
+authors' readout drops half of its inputs in training; on validation images that was worth nothing here (80.10 against
+80.06 %, of 40,000 images) and cost twice the time.
 
 Shapes: images [n, C, H, W] from 0 to 1, H and W divisible by 8. Deterministic in the seed, on one machine.
 """
@@ -64,7 +66,7 @@ class Plan:
     Args:
         batch: images a step, for one epoch. length: of a filter at the start, on average; learning takes it to 1.
         rate_power: see `hebbkern.SoftWTA`. settled: images over which batch norm's statistics are taken.
-        readouts: among which the validation images choose; of the same batch and epochs. dropout: of their inputs.
+        readouts: among which the validation images choose; all of the same batch and epochs.
     """
 
     stages: tuple[Stage, ...] = STAGES
@@ -72,8 +74,7 @@ class Plan:
     length: float = 25.0
     rate_power: float = 0.5
     settled: int = 2000
-    readouts: tuple[Schedule, ...] = (Schedule(rate=1e-4, epochs=20, batch=128),)
-    dropout: float = 0.0
+    readouts: tuple[Schedule, ...] = tuple(Schedule(rate=rate, epochs=20, batch=128) for rate in (5e-5, 1e-4, 2e-4))
 
 
 FAST = Plan(
@@ -92,17 +93,6 @@ class Result:
     validation: float
     test: float
     readout: Schedule
-
-
-class Dropped(Readouts):
-    """`Readouts` which while they learn see some inputs only, drawn anew for each sample, the same for all readouts."""
-
-    def __init__(self, inputs: int, classes: int, count: int = 1, *, dropout: float = 0.0):
-        super().__init__(inputs, classes, count)
-        self.dropout = dropout
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(F.dropout(x, self.dropout, self.training))
 
 
 class Triangle(nn.Module):
@@ -200,11 +190,11 @@ class Trial:
         self.deviation = sum(part.float().square().sum() for part in self.x.split(1000)).div(self.x.numel()).sqrt()
         self.x /= self.deviation
 
-    def fitted(self, readouts: tuple[Schedule, ...], count: int) -> Dropped:
+    def fitted(self, readouts: tuple[Schedule, ...], count: int) -> Readouts:
         """Readouts that learnt from the first `count` images."""
         torch.manual_seed(self.seed)
         classes = int(self.y.max()) + 1
-        model = Dropped(self.x.shape[1], classes, len(readouts), dropout=self.plan.dropout).to(self.x.device)
+        model = Readouts(self.x.shape[1], classes, len(readouts)).to(self.x.device)
         fit(model, self.x[:count], self.y[:count], list(readouts), seed=self.seed)
         return model
 

@@ -152,14 +152,6 @@ def test_two_runs_give_the_same_bits():
     assert one.choose() == other.choose()
 
 
-def test_inputs_are_dropped_in_training_only():
-    torch.manual_seed(0)
-    model, x = softhebb.Dropped(400, 2, 3, dropout=0.5), torch.ones(5, 400)
-    plain = model.eval()(x)
-    assert plain.shape == (5, 3, 2) and torch.equal(plain, super(softhebb.Dropped, model).forward(x))
-    assert not torch.equal(model.train()(x), plain)
-
-
 def test_a_run_chooses_on_validation_images_and_opens_the_test_set_once_a_row(sets, monkeypatch):
     measured, measure = [], softhebb.measure
     monkeypatch.setattr(softhebb, "measure", lambda model, x, y: measured.append(len(y)) or measure(model, x, y))
