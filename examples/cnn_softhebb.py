@@ -64,7 +64,8 @@ class Plan:
     """How the network learns, and what its readouts may be.
 
     Args:
-        batch: images a step, for one epoch. length: of a filter at the start, on average; learning takes it to 1.
+        batch: images a step, for one epoch.
+        length: of a filter at the start, on average; learning takes it towards 1 (to 4.6, 5.1 and 17.8 on CIFAR-10).
         rate_power: see `hebbkern.SoftWTA`. settled: images over which batch norm's statistics are taken.
         readouts: among which the validation images choose; all of the same batch and epochs.
     """
@@ -162,8 +163,10 @@ def settle(model: nn.Sequential, x: Tensor) -> None:
 def features(model: nn.Sequential, x: Tensor) -> Tensor:
     """[n, features] bfloat16: what the network answers, in evaluation mode, computed as bfloat16."""
     model.eval()
-    out = [_answer(model, images).bfloat16() for images in x.split(CHUNK)]
-    return torch.cat(out)
+    out = torch.empty((len(x), _answer(model, x[:1]).shape[1]), dtype=torch.bfloat16, device=x.device)
+    for images, target in zip(x.split(CHUNK), out.split(CHUNK), strict=True):
+        target.copy_(_answer(model, images))
+    return out
 
 
 def _answer(model: nn.Sequential, images: Tensor) -> Tensor:
@@ -175,7 +178,8 @@ def _answer(model: nn.Sequential, images: Tensor) -> Tensor:
 class Trial:
     """A network, learnt or as drawn, and readouts of what it says of the training images, the last fifth to validate.
 
-    Features are kept as bfloat16, 49 kB an image: 2.5 GB for 50,000.
+    Its filters learn from all of these images, without labels. Features are kept as bfloat16, 49 kB an image: 2.5 GB
+    for 50,000.
     """
 
     def __init__(self, plan: Plan, x: Tensor, y: Tensor, *, kind: str, seed: int, progress: bool = False):
@@ -220,6 +224,10 @@ def run(
         sets: x, x_test [n, C, H, W] from 0 to 1, y, y_test; the training images in a random order.
         fast: an eighth of the channels and a fifth of the readout's epochs.
         device: where to compute; by default where the images are.
+        plan: in place of what `fast` asks for.
+
+    With 50,000 images of 32x32, minutes of one processor core (measured, AVX-512 with bf16): learning 21, features of
+    all images 8, readouts 3.
     """
     plan = plan or (FAST if fast else Plan())
     tensors = (sets.x, sets.y, sets.x_test, sets.y_test)

@@ -116,7 +116,8 @@ def test_settled_statistics_are_those_of_the_images():
     torch.testing.assert_close(model.norm1.running_var, x.var(dim=(0, 2, 3)), rtol=1e-4, atol=0)
 
 
-def test_features_are_what_the_network_answers():
+def test_features_are_what_the_network_answers(monkeypatch):
+    monkeypatch.setattr(softhebb, "CHUNK", 3)
     x, _ = images(7)
     model = softhebb.build(SMALL)
     softhebb.settle(model, x)
