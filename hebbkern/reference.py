@@ -66,10 +66,10 @@ def hebb(weight, x, lr, activation="linear", frozen=None, **geometry):
     return apply(weight, sum, denominator=count, lr=lr, frozen=frozen)
 
 
-def soft_wta(weight, x, lr, temperature=1.0, rate_power=0.5, frozen=None, **geometry):
+def soft_wta(weight, x, lr, temperature=1.0, rate_power=0.5, normalise="none", frozen=None, **geometry):
     """SoftHebb (Journé et al. 2023): the softmax share of the winner is Hebbian, that of all others anti-Hebbian."""
     sum, count = dense(x, weight, "softmax", "diagonal", temperature, frozen=frozen, **geometry)
-    return apply(weight, sum, denominator=count, lr=lr, rate_power=rate_power, frozen=frozen)
+    return apply(weight, sum, None, count, lr, normalise, rate_power, frozen)
 
 
 def hebbcl(

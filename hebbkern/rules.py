@@ -367,21 +367,26 @@ class SoftWTA(Rule):
     Δw_j = Σ r_j (x − u_j w_j) / patches, u = w·x, r = softmax(u / temperature) over the neurons, with its sign flipped
     for all but the winner; the rate of each neuron is lr · |‖w_j‖₂ − 1|^rate_power, so that it stops at length 1.
 
-    Journé, Rodriguez, Guo and Moraitis, Hebbian deep learning without feedback (SoftHebb), ICLR 2023, section 3.
+    Journé, Rodriguez, Guo and Moraitis, Hebbian deep learning without feedback (SoftHebb), ICLR 2023, section 3; the
+    authors' released networks learn with normalise="global_max".
 
     Args:
         temperature: of the softmax, above 0; low = close to hard winner takes all.
         rate_power: of the distance to length 1, at least 0; 0 = the same rate for all.
+        normalise: "none", or divide Δ by its largest absolute entry over all neurons that are not frozen
+            ("global_max"), before each neuron's rate: a step is then as long with one patch as with many.
         patches: see `Rule`.
     """
 
     temperature: float = 1.0
     rate_power: float = 0.5
+    normalise: str = "none"
 
     def __post_init__(self):
         super().__post_init__()
         self._number("temperature", " above 0", lambda temperature: temperature > 0)
         self._number("rate_power", " of at least 0", lambda power: power >= 0)
+        self._one_of("normalise", ("none", "global_max"))
 
     def _update(self, weight, x, labels, frozen, geometry) -> Update:
         total, count = ops.sanger(
@@ -396,4 +401,5 @@ class SoftWTA(Rule):
         return Update(total, None, count)
 
     def apply_(self, weight, update, *, lr, frozen=None) -> None:
-        ops.apply_(weight, update.sum, denominator=update.denominator, lr=lr, rate_power=self.rate_power, frozen=frozen)
+        how = {"normalise": self.normalise, "rate_power": self.rate_power, "frozen": frozen}
+        ops.apply_(weight, update.sum, denominator=update.denominator, lr=lr, **how)

@@ -145,6 +145,7 @@ STEPS = [
     (hk.Hebb(), lambda w, x: hk.reference.hebb(w, x, lr=1.0)),
     (hk.Sanger(), lambda w, x: hk.reference.sanger(w, x, lr=1.0)),
     (hk.SoftWTA(), lambda w, x: hk.reference.soft_wta(w, x, lr=1.0)),
+    (hk.SoftWTA(normalise="global_max"), lambda w, x: hk.reference.soft_wta(w, x, lr=1.0, normalise="global_max")),
     (hk.WTA(), lambda w, x: hk.reference.wta(w, x, lr=1.0)),
     (hk.KrotovHopfield(), lambda w, x: hk.reference.krotov_hopfield(w, x, lr=1.0)),
     (hk.Teacher(), lambda w, x: hk.reference.teacher(w, x, LABELS.numpy(), lr=1.0)),

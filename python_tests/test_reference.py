@@ -106,6 +106,17 @@ def test_soft_wta_neuron_by_neuron(temperature):
     assert np.allclose(reference.soft_wta(weight, x, LR, temperature), want, rtol=1e-12)
 
 
+def test_soft_wta_by_the_largest_entry():
+    """By hand: u = 2 ln 3 and ln 3, shares 3/4 and 1/4, the second anti-Hebbian; the largest |Δ| is the first's."""
+    log = np.log(3)
+    weight, x = np.array([[2.0, 0.0], [1.0, 3.0]]), np.array([[log, 0.0]])
+    delta = np.array([[3 / 4 * (log - 4 * log), 0.0], [-1 / 4 * (log - log), -1 / 4 * (0 - 3 * log)]])
+    rates = np.array([[1.0], [np.sqrt(10) - 1]])
+    got = reference.soft_wta(weight, x, LR, rate_power=1.0, normalise="global_max")
+    assert np.allclose(got, weight + LR * rates * delta / (9 / 4 * log), rtol=1e-12)
+    assert np.isclose(got[0, 0], 2 - LR)
+
+
 def patches_by_loops(x, kernel, stride, padding, dilation):
     batch, channels, height, width = x.shape
     found = []

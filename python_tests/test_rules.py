@@ -38,6 +38,7 @@ RULES = [
     (hk.Hebb(activation="relu"), hk.reference.hebb, {"activation": "relu"}),
     (hk.SoftWTA(), hk.reference.soft_wta, {}),
     (hk.SoftWTA(temperature=0.5, rate_power=0), hk.reference.soft_wta, {"temperature": 0.5, "rate_power": 0}),
+    (hk.SoftWTA(normalise="global_max"), hk.reference.soft_wta, {"normalise": "global_max"}),
 ]
 rules = pytest.mark.parametrize(("rule", "reference", "settings"), RULES, ids=[str(case[0]) for case in RULES])
 geometries = pytest.mark.parametrize(("x", "weight", "geometry"), GEOMETRIES.values(), ids=GEOMETRIES)
@@ -125,6 +126,21 @@ def test_a_step_compiles_without_a_break(rule, reference, settings):
     assert torch.equal(weight, eager)
 
 
+@geometries
+def test_soft_wta_by_the_largest_entry(backend, x, weight, geometry):
+    """w += lr · |‖w‖ − 1|^power · Δ / max|Δ|: the longest step, by its neuron's rate, is lr, however many patches."""
+    weight, x = layer(x, weight)
+    rule, rate = hk.SoftWTA(rate_power=0.25, normalise="global_max"), (weight.flatten(1).norm(dim=1) - 1).abs() ** 0.25
+    delta, moved = rule.update(weight, x, **geometry).sum, weight.clone()
+    rule.step_(moved, x, lr=0.1, **geometry)
+    rate = rate.reshape(-1, *[1] * (weight.dim() - 1))
+    torch.testing.assert_close(moved, weight + 0.1 * rate * delta / delta.abs().max(), rtol=1e-11, atol=1e-13)
+    assert math.isclose(((moved - weight) / rate).abs().max().item(), 0.1, rel_tol=1e-9)
+    twice = weight.clone()
+    rule.step_(twice, torch.cat([x, x]), lr=0.1, **geometry)
+    torch.testing.assert_close(twice, moved, rtol=1e-11, atol=1e-13)
+
+
 def test_a_parameter_is_moved_in_place_and_its_version_counts():
     weight = torch.nn.Parameter(random((5, 8)))
     version = weight._version
@@ -168,6 +184,7 @@ REFUSED = [
     (hk.Hebb, {"patches": 3}, 'patches must be "raw", "centred" or "standardised", got 3'),
     (hk.SoftWTA, {"temperature": 0}, "temperature must be a finite number above 0, got 0"),
     (hk.SoftWTA, {"rate_power": -1.0}, "rate_power must be a finite number of at least 0, got -1.0"),
+    (hk.SoftWTA, {"normalise": "row_max"}, 'normalise must be "none" or "global_max", got "row_max"'),
 ]
 
 

@@ -80,7 +80,7 @@ class learning(Taught):
             `model.named_modules()`, patterns have *, ? or []; later entries count, and Hebbian layers that no entry
             matches do not learn inside. With into="grad" 1.0 unless given.
         labels: [B] integers for layers whose rule is Teacher; the other rules ignore them. See `HebbianLinear.learn`.
-        into: "weight", or "grad" (not for rules that renormalise: their step is not linear in lr).
+        into: "weight", or "grad" (not for rules that renormalise rows: their step is not linear in lr).
         group: a torch.distributed group, whose every process must run the same layers. Updates are summed over it
             before they are applied, so each process takes the step on what all of them saw; a share may be empty.
         dtype: float32, float64, bfloat16 or float16: the update is computed from weight and input rounded to it, and
@@ -173,5 +173,5 @@ def check_rate(where: str, lr) -> None:
 
 def check_linear(where: str, rule) -> None:
     """Only of a rule whose step is linear in lr a part can be handed to an optimizer."""
-    if getattr(rule, "normalise", "none") != "none":
+    if getattr(rule, "normalise", "none") in ("row_max", "row_l2"):
         raise ValueError(f'hebbkern.{where}: rule must not renormalise (normalise="none") for into="grad", got {rule}')
