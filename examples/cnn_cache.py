@@ -10,9 +10,11 @@ was interrupted leaves nothing half done. Features that were not used for longes
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,9 @@ class Cache:
     def __init__(self, folder: Path, gigabytes: float):
         self.folder, self.limit = folder, int(gigabytes * 1e9)
         folder.mkdir(parents=True, exist_ok=True)
+        for partial in folder.glob("*.partial"):
+            if time.time() - partial.stat().st_mtime > 86_400:  # of a run that was killed, not of one beside this
+                partial.unlink(missing_ok=True)
 
     def _path(self, key: str, suffix: str) -> Path:
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.{suffix}"
@@ -37,11 +42,20 @@ class Cache:
         path, count = self._path(key, "bf16"), torch.Size(shape).numel()
         if not path.exists():
             self._make_room(count * BYTES)
-            partial = path.with_suffix(f".{os.getpid()}.partial")
-            fill(torch.from_file(str(partial), shared=True, size=count, dtype=torch.bfloat16).view(shape))
-            partial.rename(path)
+            with self._partial(path) as partial:
+                fill(torch.from_file(str(partial), shared=True, size=count, dtype=torch.bfloat16).view(shape))
         os.utime(path)
-        return torch.from_file(str(path), shared=True, size=count, dtype=torch.bfloat16).view(shape)
+        return torch.from_file(str(path), shared=False, size=count, dtype=torch.bfloat16).view(shape)
+
+    @contextlib.contextmanager
+    def _partial(self, path: Path) -> Iterator[Path]:
+        """Where to write what then appears at `path`; on an error nothing stays."""
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        try:
+            yield partial
+            partial.rename(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
     def _make_room(self, wanted: int) -> None:
         """Features that stay mapped stay readable after their file has gone."""
@@ -57,7 +71,6 @@ class Cache:
         """A dict of tensors and plain values; where there is no file, what `make` gives."""
         path = self._path(key, "pt")
         if not path.exists():
-            partial = path.with_suffix(f".{os.getpid()}.partial")
-            torch.save(make(), partial)
-            partial.rename(path)
+            with self._partial(path) as partial:
+                torch.save(make(), partial)
         return torch.load(path, weights_only=True)

@@ -11,6 +11,7 @@ pattern the H's stand together.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 import cnn_recipes as recipes
 import once
 from cnn_cache import Cache
-from cnn_network import Shape, build, outputs, settle
+from cnn_network import PAPER, Shape, build, outputs, settle
 from cnn_recipes import Source
 from cnn_training import Best, Hebbian, Plan, Samples, Taught, accuracy, fit, learn, readout, teach
 from cnn_vae import VAE
@@ -42,6 +43,8 @@ class Sets(once.Sets):
         self.train, self.held_out = slice(0, self.fitted), slice(self.fitted, len(self.x))
         self.tested = slice(len(self.x), len(self.x) + len(self.x_test))
         self.inputs = cache(self._inputs)
+        some = [part[::101].contiguous().numpy().tobytes() for part in (self.x, self.y, self.x_test)]
+        self.digest = hashlib.sha256(repr((self.fitted, self.tested)).encode() + b"".join(some)).hexdigest()[:16]
 
     def labels(self, part: slice) -> Tensor:
         return self.y_test if part == self.tested else self.y[part]
@@ -79,6 +82,15 @@ class Settings:
         return "; ".join(map(repr, (*self.plans(source), *more)))
 
 
+def settings_of(data: str, shapes: tuple[Shape, ...] = PAPER) -> Settings:
+    """The recipes; digits are not mirrored."""
+    settings = Settings(shapes)
+    if data in recipes.MIRRORED:
+        return settings
+    plans = {name: replace(getattr(settings, name), mirror=False) for name in ("backprop", "readout")}
+    return replace(settings, **plans)
+
+
 class Laboratory:
     """Of one data set and one seed."""
 
@@ -86,7 +98,7 @@ class Laboratory:
         self.sets, self.cache, self.settings, self.seed, self.progress = sets, cache, settings, seed, progress
 
     def _key(self, *what) -> str:
-        about = self.sets.name, self.sets.fitted, self.sets.tested.stop, self.seed, self.settings.shapes
+        about = self.sets.name, self.sets.digest, self.seed, self.settings.shapes, self.settings.latent
         return " ".join(map(repr, (*about, *what)))
 
     def features(self, source: Source, mirrored: bool = False) -> Tensor:

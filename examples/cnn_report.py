@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
+import scipy.stats  # noqa: F401 (of evaluation.interval: better missed now than after an hour)
 import torch
 
 import cnn_recipes as recipes
 import hebbkern as hk
+from cnn_laboratory import settings_of
 from cnn_recipes import Cell, Source, Table
 from hebbkern import doctor, evaluation
 from krotov_report import command, deviation, difference
@@ -31,24 +34,29 @@ class Runs:
     def key(data: str, source: Source, classifier: str, seed: int) -> str:
         return f"{data} | {' '.join(source)} | {classifier} | {seed}"
 
+    def get(self, data: str, cell: Cell, seed: int) -> dict | None:
+        """The cell's figures, if they are by the recipes as they stand."""
+        figures = self.known.get(self.key(data, cell.source, cell.classifier, seed))
+        if figures is None or cell.classifier in ("time", "SoftHebb"):
+            return figures
+        wanted = settings_of(data).recipe(cell.source, cell.classifier)
+        return figures if figures.get("recipe") == wanted else None
+
     def of(self, data: str, cell: Cell) -> list[dict]:
         """One a seed, as many as there are in turn."""
-        figures: list[dict] = []
-        while (key := self.key(data, cell.source, cell.classifier, len(figures))) in self.known:
-            figures.append(self.known[key])
-        return figures
+        return list(itertools.takewhile(bool, (self.get(data, cell, seed) for seed in itertools.count())))
 
     def add(self, key: str, figures: dict, argv: list[str] | None) -> None:
         """Writes all there is; what another process has written meanwhile stays."""
         now = Runs(self.path)
-        self.known = now.known | self.known | {key: figures}
+        self.known = self.known | now.known | {key: figures}
         commands = dict.fromkeys(
             [*filter(None, now.found.get("command", "").split(" && ")), command("hebbian_cnn", argv)]
         )
         self.found = now.found | {
             "command": " && ".join(commands),
             "version": hk.__version__,
-            "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else doctor.processor(),
+            "machine": doctor.processor(),
             "torch": torch.__version__,
             "seconds": round(sum(run["seconds"] for run in self.known.values()), 1),
         }
@@ -71,7 +79,7 @@ def rows(runs: Runs) -> Iterator[dict]:
     for table, cell, figures in cells(runs):
         values = [float(run[cell.figure]) for run in figures]
         row = {
-            "table": table.title,
+            "table": table.title + next((f" ({run['note']})" for run in figures if "note" in run), ""),
             "row": cell.row,
             "measure": cell.measure,
             "unit": cell.unit,
@@ -105,12 +113,12 @@ def differences(runs: Runs) -> Iterator[dict]:
 def show(found: dict, tables: list[str]) -> None:
     """The rows of these tables, and what learning gained."""
     for title in (recipes.tables()[name].title for name in tables):
-        print(f"\n{title}\n{'':<34}{'ours':>16} {'paper':>7} {'gap':>7}")
-        for row in (row for row in found.get("rows", []) if row["table"] == title):
+        print(f"\n{title}\n{'':<47}{'ours':>18} {'paper':>7} {'gap':>7}")
+        for row in (row for row in found.get("rows", []) if row["table"].startswith(title)):
             paper = "" if row["paper"] is None else f"{row['paper']:.2f}"
             gap = "" if row["paper"] is None else f"{row['mean'] - row['paper']:+.2f}"
             mean = f"{row['mean']:.2f}" + (f" ± {row['half_interval']:.2f}" if "half_interval" in row else "")
-            print(f"{row['row']:<10}{row['measure']:<20}{mean:>18} {paper:>7} {gap:>7}  seeds {row['seeds']}")
+            print(f"{row['row']:<28} {row['measure']:<17} {mean:>18} {paper:>7} {gap:>7}  seeds {row['seeds']}")
         for gain in (gain for gain in found.get("differences", []) if gain["table"] == title):
             error = gain["standard_error"]
             words = (

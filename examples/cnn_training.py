@@ -105,6 +105,7 @@ def fit(
     progress: bool = False,
 ) -> Best:
     """Trains all of `model` in place, which ends as it was after the epoch whose `validate()` was highest."""
+    torch.manual_seed(seed)  # for dropout, whatever was drawn before
     generator = torch.Generator().manual_seed(seed)
     optimiser, steps = _optimiser(model, plan), plan.epochs * (len(samples.y) // plan.batch)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _share(step, steps, plan.warm))

@@ -9,8 +9,9 @@
 Comparing the Performance of Hebbian against Backpropagation Learning Using Convolutional Neural Networks: Tables 1 to
 4 are on MNIST, 5 to 8 on CIFAR-10, 9 to 12 on CIFAR-100 (top-5): in turn classifiers on each layer, hybrid networks,
 the upper layers trained again, and classifiers by SHC and by SGD. Random filters, the same network with weights as they
-were drawn, stand beside every learnt ones. What is learnt and the features of each layer are kept below runs/ and
-shared by the tables; each figure is computed once and written at once: a run may be interrupted and go on.
+were drawn, stand beside every learnt ones. What is learnt and the features of each layer are kept below runs/ (9 GB a
+method and seed on CIFAR-10; --gigabytes limits them) and shared by the tables, but for SoftHebb's; each figure is
+computed once and written at once: a run may be interrupted and go on.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -31,7 +31,7 @@ import cnn_report as report
 import cnn_softhebb as softhebb
 import cnn_time as timing
 from cnn_cache import Cache
-from cnn_laboratory import Laboratory, Sets, Settings
+from cnn_laboratory import Laboratory, Sets, settings_of
 from cnn_recipes import Cell, Source
 from cnn_report import Runs
 from hebbkern import datasets
@@ -56,7 +56,7 @@ def load(name: str, source: str, arguments: argparse.Namespace) -> Sets:
 
 
 def jobs(arguments: argparse.Namespace) -> Iterator[tuple[str, int, list[Cell]]]:
-    """Data set, seed and cells of every table asked for: what needs little comes before what needs much."""
+    """Data set, seed and cells of every table asked for; all of one seed comes before the next."""
     for seed in range(arguments.seeds):
         for data in recipes.DATA:
             tables = [
@@ -75,9 +75,9 @@ def compute(arguments: argparse.Namespace, runs: Runs, argv: list[str] | None) -
     """Every figure that is missing."""
     cache, sets = Cache(Path(arguments.cache), arguments.gigabytes), {}
     for data, seed, cells in jobs(arguments):
-        settings = settings_of(data, fast=arguments.fast)
+        settings = settings_of(data, network.FAST if arguments.fast else network.PAPER)
         for cell in cells:
-            if known(cell, runs.known.get(Runs.key(data, cell.source, cell.classifier, seed)), settings):
+            if runs.get(data, cell, seed):
                 continue
             if data not in sets:
                 sets[data] = load(data, arguments.data or data, arguments)
@@ -86,23 +86,7 @@ def compute(arguments: argparse.Namespace, runs: Runs, argv: list[str] | None) -
                 key = Runs.key(data, source, cell.classifier, seed)
                 numbers = {what: value for what, value in figures.items() if what != "recipe"}
                 print(f"{key:<48} " + "  ".join(f"{what} {value:.2f}" for what, value in numbers.items()), flush=True)
-                runs.add(key, figures, argv)
-
-
-def settings_of(data: str, *, fast: bool = False) -> Settings:
-    """The recipes; digits are not mirrored."""
-    settings = Settings(network.FAST if fast else network.PAPER)
-    if data in recipes.MIRRORED:
-        return settings
-    plans = {name: replace(getattr(settings, name), mirror=False) for name in ("backprop", "readout")}
-    return replace(settings, **plans)
-
-
-def known(cell: Cell, figures: dict | None, settings: Settings) -> bool:
-    """Whether these are the cell's figures, by these settings."""
-    if figures is None or cell.classifier in ("time", "SoftHebb"):
-        return figures is not None
-    return figures.get("recipe") == settings.recipe(cell.source, cell.classifier)
+                runs.add(key, figures | ({"note": arguments.note} if arguments.note else {}), argv)
 
 
 def measured(cell: Cell, lab: Laboratory, arguments: argparse.Namespace) -> Iterator[tuple[Source, dict]]:
@@ -130,9 +114,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--time", action="store_true", help="seconds an epoch of 40,000 images takes")
     parser.add_argument("--rows", default="*", help='a pattern of "row method pattern of stages", e.g. "*HPCA*"')
     parser.add_argument("--data", help="a .npz file in place of torchvision's data set")
+    parser.add_argument("--note", help="of the data, for the titles of tables")
     parser.add_argument("--root", default="data", help="where torchvision keeps its files")
     parser.add_argument("--download", action="store_true", help="let torchvision download what is missing")
-    parser.add_argument("--seeds", type=int, help="(default 3 for CIFAR-10, 1 otherwise)")
+    parser.add_argument("--seeds", type=int, help="(default 3 where tables of CIFAR-10 are asked for, otherwise 1)")
     parser.add_argument("--fast", action="store_true", help="few images and neurons, one seed, into runs/hebbian_cnn")
     parser.add_argument("--cache", help="folder (default runs/hebbian_cnn/cache)")
     parser.add_argument("--gigabytes", type=float, default=30, help="of features kept there (default 30)")
@@ -140,7 +125,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--progress", action=argparse.BooleanOptionalAction, default=sys.stderr.isatty())
     arguments = parser.parse_args(argv)
     arguments.table += [name for name in ("softhebb", "time") if getattr(arguments, name)]
-    usual = 3 if any(recipes.tables()[name].data == "CIFAR10" for name in arguments.table) else 1
+    asked = {recipes.tables()[name].data for name in arguments.table}
+    if not asked:
+        parser.error("name what to compute: --table, --softhebb or --time")
+    if arguments.data and len(asked) > 1:
+        parser.error(f"--data is one data set's, and these tables are of {', '.join(sorted(asked))}")
+    usual = 3 if "CIFAR10" in asked else 1
     arguments.seeds = arguments.seeds or (1 if arguments.fast else usual)
     arguments.cache = arguments.cache or f"runs/hebbian_cnn/{'fast' if arguments.fast else 'cache'}"
     arguments.results = arguments.results or ("runs/hebbian_cnn" if arguments.fast else "results")
@@ -149,7 +139,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     start, arguments = time.perf_counter(), parse(argv)
-    path = Path(arguments.results) / "hebbian_cnn.json"
+    path = Path(arguments.results) / ("hebbian_cnn_fast.json" if arguments.fast else "hebbian_cnn.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     runs = Runs(path)
     compute(arguments, runs, argv)

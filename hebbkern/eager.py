@@ -88,9 +88,8 @@ def winners_of(op, X, W, k, p, cosine, mask=None, scaled=True):
             x_norms = x_norms.masked_fill(x_norms == 0, 1)
             checks.finite_norms(op, x_norms)
             X = X / x_norms
-        responses = X @ (W / w_norms.masked_fill(w_norms == 0, 1)).T
-    else:
-        responses = X @ W.T
+        W = W / w_norms.masked_fill(w_norms == 0, 1)
+    responses = products(X, W)
     checks.no_overflow(op, checks.RESPONSES, responses if mask is None else responses[:, mask])
     if mask is not None:
         responses = responses.masked_fill(~mask, -torch.inf)
@@ -100,6 +99,11 @@ def winners_of(op, X, W, k, p, cosine, mask=None, scaled=True):
     if mask is not None:
         nobody |= torch.arange(k, device=X.device) >= mask.sum()
     return winners.masked_fill(nobody, -1).int(), responses.masked_fill(nobody, 0)
+
+
+def products(X, W):
+    """X Wᵀ [P, K], by whole vectors of neurons: of the columns left over some BLAS sum in another order: no ties there."""
+    return (X @ F.pad(W, (0, 0, 0, -len(W) % 16)).T)[:, : len(W)]
 
 
 @_plain

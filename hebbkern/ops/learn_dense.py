@@ -61,7 +61,7 @@ def learn_rounded_(
     Arguments and errors as of ``learn_dense_``.
     """
     served = HAS_KERNEL("hebbkern::_learn_rounded_", "CPU") and chosen["learn_dense_"] == operator("learn_dense_")
-    on_cpu = weight.device.type == "cpu" and not torch.compiler.is_compiling()
+    on_cpu = weight.device.type == x.device.type == "cpu" and not torch.compiler.is_compiling()
     if not (on_cpu and served and (weight.dtype, x.dtype) == (torch.float32, torch.bfloat16)):
         return False
     where = patches, pair(stride), pair(padding), pair(dilation), frozen
