@@ -102,7 +102,7 @@ def winners_of(op, X, W, k, p, cosine, mask=None, scaled=True):
 
 
 def products(X, W):
-    """X Wᵀ [P, K], by whole vectors of neurons: of the columns left over some BLAS sum in another order: no ties there."""
+    """X Wᵀ [P, K], by whole vectors of neurons: what is left over some BLAS sum in another order, which breaks ties."""
     return (X @ F.pad(W, (0, 0, 0, -len(W) % 16)).T)[:, : len(W)]
 
 

@@ -100,9 +100,9 @@ def test_lower_layers_stay_as_they_were(tmp_path):
 def test_networks_do_not_depend_on_what_was_cached_before(tmp_path):
     """Dropout draws from torch's generator, from which stages are drawn too."""
     cold, warm = lab(tmp_path / "a"), lab(tmp_path / "b")
-    warm.features(Source("HPCA", "H"))
-    warm.features(Source("HPCA", "H"), mirrored=True)
-    states = [known.network(Source("HPCA", "HBBBB"))[1].state_dict() for known in (cold, warm)]
+    warm.features(Source("HPCA", "HH"))
+    warm.features(Source("HPCA", "HH"), mirrored=True)
+    states = [known.network(Source("HPCA", "HHBBB"))[1].state_dict() for known in (cold, warm)]
     assert torch.equal(states[0]["1.weight"], states[1]["1.weight"])
 
 
