@@ -83,8 +83,8 @@ class Settings:
 
 
 def settings_of(data: str, shapes: tuple[Shape, ...] = PAPER) -> Settings:
-    """The recipes; digits are not mirrored."""
-    settings = Settings(shapes)
+    """The recipes; digits are not mirrored, and learnt at rates of their own."""
+    settings = Settings(shapes, recipes.DIGITS if data == "MNIST" else recipes.HEBBIAN)
     if data in recipes.MIRRORED:
         return settings
     plans = {name: replace(getattr(settings, name), mirror=False) for name in ("backprop", "readout")}

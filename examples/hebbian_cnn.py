@@ -93,7 +93,7 @@ def measured(cell: Cell, lab: Laboratory, arguments: argparse.Namespace) -> Iter
     """What the cell asks for, and what else the same work tells."""
     if cell.classifier == "time":
         images = lab.sets.inputs(False, False)
-        for way, figures in timing.epochs(images, lab.settings.shapes, 3 if arguments.fast else 20).items():
+        for way, figures in timing.epochs(images, lab.settings.shapes, 3 if arguments.fast else 60).items():
             yield cell.source._replace(method=way), figures
     elif cell.classifier == "SoftHebb":
         start = time.perf_counter()
