@@ -222,7 +222,3 @@ class Laboratory:
         }
         figures["seconds"] = round(time.perf_counter() - start, 1)
         return figures | {"recipe": self.settings.recipe(source, kind)}
-
-    def with_settings(self, **changed) -> Laboratory:
-        """The same data and cache by other settings, for a search."""
-        return Laboratory(self.sets, self.cache, replace(self.settings, **changed), self.seed, progress=self.progress)

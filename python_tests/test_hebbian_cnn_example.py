@@ -109,7 +109,8 @@ def test_networks_do_not_depend_on_what_was_cached_before(tmp_path):
 def test_settings_and_seeds_share_nothing(tmp_path):
     known, other = lab(tmp_path), lab(tmp_path, seed=1)
     assert not torch.equal(known.features(Source("random", "H")), other.features(Source("random", "H")))
-    faster = known.with_settings(hebbian=recipes.HEBBIAN | {"HPCA": replace(recipes.HEBBIAN["HPCA"], lr=(0.5,) * 5)})
+    rates = recipes.HEBBIAN | {"HPCA": replace(recipes.HEBBIAN["HPCA"], lr=(0.5,) * 5)}
+    faster = lab(tmp_path, hebbian=rates)
     weights = [one.stage(Source("HPCA", "H")).layer.weight for one in (known, faster)]
     assert not torch.equal(*weights)
 
