@@ -5,7 +5,7 @@ The settings in `STAGES` and `Plan` are those of the authors' released network. 
 epoch over the images, without labels, gradients or augmentation: each on what the layers before it answer, batch norm
 by the batch. Afterwards batch norm's statistics are taken anew (`settle`), over many images and for weights that stay.
 
-What the network says of an image is the same in every epoch of the readout, so it is computed once (`features`), and
+What the network says of an image is the same in every epoch of the readout, so it is computed once (`outputs`), and
 several readouts are trained on it side by side. Features are less their mean and divided by their deviation, one number
 for all: random filters stay 25 long while learnt ones shrink, and to Adam's steps lengths are not all the same. The
 authors' readout drops half of its inputs in training; on validation images that was worth nothing here (80.10 against
@@ -28,9 +28,9 @@ from tqdm import tqdm
 
 import hebbkern as hk
 import once
+from cnn_network import CHUNK, outputs, settle
 from krotov_network import Readouts, Schedule, fit, mean_of, measure
 
-CHUNK = 100  # images that pass through the network at once
 KINDS = ("learnt", "random")
 
 
@@ -146,35 +146,6 @@ def learn(model: nn.Sequential, x: Tensor, plan: Plan, *, seed: int = 0, progres
             model.get_submodule(last).learn(before(images), rate)
 
 
-@torch.no_grad()
-def settle(model: nn.Sequential, x: Tensor) -> None:
-    """Takes batch norm's statistics over the images x, for the present weights."""
-    norms = [module for module in model if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the mean over all batches
-    model.train()
-    for images in x.split(CHUNK):
-        _answer(model, images)
-    model.eval()
-
-
-@torch.no_grad()
-def features(model: nn.Sequential, x: Tensor) -> Tensor:
-    """[n, features] bfloat16: what the network answers, in evaluation mode, computed as bfloat16."""
-    model.eval()
-    out = torch.empty((len(x), _answer(model, x[:1]).shape[1]), dtype=torch.bfloat16, device=x.device)
-    for images, target in zip(x.split(CHUNK), out.split(CHUNK), strict=True):
-        target.copy_(_answer(model, images))
-    return out
-
-
-def _answer(model: nn.Sequential, images: Tensor) -> Tensor:
-    """With channels last, where pools and products in bfloat16 are fastest."""
-    with torch.autocast(images.device.type, dtype=torch.bfloat16):
-        return model(images.contiguous(memory_format=torch.channels_last))
-
-
 class Trial:
     """A network, learnt or as drawn, and readouts of what it says of the training images, the last fifth to validate.
 
@@ -187,8 +158,8 @@ class Trial:
         self.model = build(plan, channels=x.shape[1], seed=seed, device=x.device)
         if kind == "learnt":
             learn(self.model, x, plan, seed=seed, progress=progress)
-        settle(self.model, x[: plan.settled])
-        self.x = features(self.model, x)
+        settle(self.model, x[: plan.settled], CHUNK)
+        self.x = outputs(self.model, x)
         self.mean = mean_of(self.x)
         self.x -= self.mean
         self.deviation = sum(part.float().square().sum() for part in self.x.split(1000)).div(self.x.numel()).sqrt()
@@ -211,7 +182,7 @@ class Trial:
 
     def test(self, readout: Schedule, x: Tensor, y: Tensor) -> float:
         """Accuracy in percent on other images, of a readout that learnt from all training images."""
-        seen = features(self.model, x).sub_(self.mean).div_(self.deviation)
+        seen = outputs(self.model, x).sub_(self.mean).div_(self.deviation)
         return 100 * measure(self.fitted((readout,), len(self.x)), seen, y)[0]
 
 

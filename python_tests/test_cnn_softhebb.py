@@ -14,6 +14,7 @@ pytest.importorskip("tqdm", reason="tqdm is not installed")
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
+import cnn_network
 import cnn_softhebb as softhebb
 import once
 from krotov_network import Schedule
@@ -117,11 +118,11 @@ def test_settled_statistics_are_those_of_the_images():
 
 
 def test_features_are_what_the_network_answers(monkeypatch):
-    monkeypatch.setattr(softhebb, "CHUNK", 3)
+    monkeypatch.setattr(cnn_network, "CHUNK", 3)
     x, _ = images(7)
     model = softhebb.build(SMALL)
     softhebb.settle(model, x)
-    got = softhebb.features(model, x)
+    got = softhebb.outputs(model, x)
     assert got.dtype == torch.bfloat16 and got.shape == (7, 12 * 2 * 2)
     with torch.no_grad():
         want = model(x)
