@@ -11,8 +11,6 @@
 
 namespace hebbkern {
 
-constexpr int64_t longest_chunk = 1536;  // as of residual.cpp
-
 PairedResidual::PairedResidual(const char* op, const PairUnit& unit, const Tensor& x, const Tensor& weight,
                                const Geometry& g, const Dense& rule)
     : op_(op),
@@ -249,9 +247,7 @@ void PairedResidual::walk_strips(const S* weight, int64_t first, int64_t last, S
 
 void PairedResidual::walk(Sink<float>& sink) {
   const int64_t bytes = (3 * chunk_rows_ + block_) / 2 * width_ * int64_t(sizeof(Pair));
-  const int64_t fit = std::max<int64_t>(1, (int64_t(3) << 18) / bytes);  // strips that fill three eighths of L2
-  const int64_t threads = torch::stable::get_num_threads();
-  const int64_t part = std::min({fit, int64_t(12), (strips_ + threads - 1) / threads});
+  const int64_t part = strips_at_once(bytes, strips_);
   with_dtype(weight_.scalar_type(), [&](auto stored, auto) {
     using S = decltype(stored);
     const S* weight = static_cast<const S*>(weight_.const_data_ptr());

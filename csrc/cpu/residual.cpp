@@ -9,8 +9,11 @@
 
 namespace hebbkern {
 
-// Patches at once: 48 inputs' residuals fill a seventh of L2 (1536 x 48 x 4 bytes).
-constexpr int64_t longest_chunk = 1536;
+int64_t strips_at_once(int64_t bytes, int64_t strips) {
+  const int64_t fit = std::max<int64_t>(1, (int64_t(3) << 18) / bytes);
+  const int64_t threads = torch::stable::get_num_threads();
+  return std::min({fit, int64_t(12), (strips + threads - 1) / threads});
+}
 
 template <class T>
 Residual<T>::Residual(const char* op, const Tensor& x, const Tensor& weight, const Geometry& g, const Dense& rule)
@@ -235,9 +238,7 @@ void Residual<T>::walk_strips(const S* weight, int64_t first, int64_t last, Sink
 template <class T>
 void Residual<T>::walk(Sink<T>& sink) {
   const int64_t bytes = (chunk_rows_ + 2 * block_) * width_ * int64_t(sizeof(T));
-  const int64_t fit = std::max<int64_t>(1, (int64_t(3) << 18) / bytes);  // strips that fill three eighths of L2
-  const int64_t threads = torch::stable::get_num_threads();
-  const int64_t part = std::min({fit, int64_t(12), (strips_ + threads - 1) / threads});
+  const int64_t part = strips_at_once(bytes, strips_);
   with_dtype(weight_.scalar_type(), [&](auto stored, auto) {
     using S = decltype(stored);
     const S* weight = static_cast<const S*>(weight_.const_data_ptr());

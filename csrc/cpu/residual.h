@@ -5,6 +5,12 @@
 
 namespace hebbkern {
 
+// Patches at once: 48 inputs' residuals fill a seventh of L2 (1536 x 48 x 4 bytes).
+constexpr int64_t longest_chunk = 1536;
+
+// Strips of inputs, of so many bytes each, that a thread walks down together: three eighths of L2, and no thread idle.
+int64_t strips_at_once(int64_t bytes, int64_t strips);
+
 // Where sums go: inputs [input, input + count) of neurons [first, first + neurons), negated, their rows `step` apart.
 // Called once for each entry and chunk of patches, from several threads.
 template <class T>
