@@ -71,6 +71,11 @@ def test_another_machine_is_not_compared(key, value, said):
     assert len(said) == 1 and f"committed {value}" in said[0] and "passes" in said[0]
 
 
+def test_kernels_of_bfloat16_alone_do_not_make_another_machine():
+    """float32 is what is timed: its kernels are the same with and without AVX-512 BF16."""
+    assert benchmark.about()["kernels"] in ("baseline", "avx2", "avx512")
+
+
 def test_another_torch_is_noted(said):
     assert guard.guard([sleeper(1)], committed(9.0, torch="1.0"), said.append) == 0
     assert "committed 1.0; the floor may have moved" in said[0]
