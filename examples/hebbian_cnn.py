@@ -30,6 +30,7 @@ import cnn_recipes as recipes
 import cnn_report as report
 import cnn_softhebb as softhebb
 import cnn_time as timing
+import memory
 from cnn_cache import Cache
 from cnn_laboratory import Laboratory, Sets, settings_of
 from cnn_recipes import Cell, Source
@@ -139,6 +140,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     start, arguments = time.perf_counter(), parse(argv)
+    memory.keep()
     path = Path(arguments.results) / ("hebbian_cnn_fast.json" if arguments.fast else "hebbian_cnn.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     runs = Runs(path)
