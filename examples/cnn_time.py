@@ -4,8 +4,9 @@
 
 A batch goes through all layers, each of which learns from it and then answers; an epoch is as many medians as it has
 batches. The ways take turns, so that all see the same noise, ten steps each: as in an epoch, weights may stay in the
-processor's cache. Answers are multiplied in bfloat16 throughout, updates in float32 or in bfloat16 (`hk.learning(dtype=)`).
-Beside them stands the bare pass through the same network, which no learning could be faster than.
+processor's cache. Answers are multiplied in bfloat16 throughout, updates in float32 or in bfloat16
+(`hk.learning(dtype=)`). Beside them stands the bare pass through the same network, which no learning could be faster
+than.
 """
 
 from __future__ import annotations
