@@ -19,7 +19,8 @@ from cnn_recipes import Cell, Source, Table
 from hebbkern import doctor, evaluation
 from krotov_report import command, deviation, difference
 
-LEARNT = {"HPCA": "random", "HWTA": "random, whitened"}  # beside which random filters a method's stand
+# Beside which random filters a method's stand.
+LEARNT = {"HPCA": "random", "HPCA, bfloat16": "random", "HWTA": "random, whitened"}
 
 
 class Runs:

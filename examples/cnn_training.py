@@ -29,12 +29,14 @@ class Hebbian:
 
     Args:
         lr: of each stage in the first epoch, falling linearly to 0.
+        dtype: of the products that they learn by; None is the weights' own, float32.
     """
 
     rule: hk.rules.Rule
     lr: tuple[float, ...] = (1e-3,) * 5
     epochs: int = 1
     batch: int = 64
+    dtype: torch.dtype | None = None
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,9 @@ def learn(stage: nn.Module, x: Tensor, plan: Hebbian, *, at: int = 0, seed: int,
     if plan.epochs:
         stages.train()
         batches = training.Batches(x, size=plan.batch, seed=seed)
-        with mixed(x):  # of the answers: rules multiply in float32 all the same
-            training.train(stages, batches, lr=plan.lr[at], epochs=plan.epochs, progress=progress)
+        with mixed(x):  # of the answers: rules multiply as the plan says all the same
+            rates = {"lr": plan.lr[at], "epochs": plan.epochs}
+            training.train(stages, batches, **rates, dtype=plan.dtype, progress=progress)
     settle(stages, x[:5000])
 
 

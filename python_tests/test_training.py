@@ -24,6 +24,17 @@ def test_the_rate_falls_to_zero_by_epochs():
     assert rates == pytest.approx(want) and engine.state.iteration == 24
 
 
+def test_layers_learn_by_products_of_another_dtype():
+    model, twin, other = network(), network(), network()
+    training.train(model, batches(), lr=0.1, epochs=1, dtype=torch.bfloat16)
+    for x, labels in batches():
+        with torch.no_grad(), hk.learning(twin, 0.1, labels, dtype=torch.bfloat16):
+            twin(x)
+    training.train(other, batches(), lr=0.1, epochs=1)
+    assert all(map(torch.equal, model.parameters(), twin.parameters()))
+    assert not any(map(torch.equal, model.parameters(), other.parameters()))
+
+
 def test_the_engine_is_a_step_on_every_batch():
     model, twin = network(), network()
     train(model)
@@ -205,6 +216,7 @@ def test_a_training_of_another_kind_is_not_resumed(tmp_path):
     for options, message in (
         ({"decay": "cosine"}, "must keep decay of checkpoint_24.safetensors, linear, got cosine"),
         ({"lr": 0.2}, r"must keep lr of checkpoint_24.safetensors, \{'0': 0.1, '3': 0.1, '4': 0.1\}, got \{'0': 0.2"),
+        ({"dtype": torch.bfloat16}, "must keep dtype of checkpoint_24.safetensors, None, got torch.bfloat16"),
     ):
         model = network()
         options = {"lr": 0.1, "epochs": EPOCHS, "folder": tmp_path, "resume": True} | options
@@ -271,6 +283,7 @@ REFUSED = [
         {"supervised_from": "4", "optimizer": optimizer_of(nn.Linear(2, 2))},
         'optimizer must hold parameters of "4" or after it, got none',
     ),
+    ({"dtype": 16}, "dtype must be torch.float32, float64, bfloat16 or float16, or None, got 16"),
     (
         {"optimizer": optimizer_of(nn.Linear(2, 2))},
         "supervised_from must name a module for the optimizer, got None",

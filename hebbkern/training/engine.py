@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -26,6 +27,7 @@ def hebbian_trainer(
     optimizer=None,
     loss: Callable = F.cross_entropy,
     group=None,
+    dtype: torch.dtype | None = None,
 ) -> Engine:
     """An ignite Engine whose batches, (x, labels) or x alone, the Hebbian layers of `model` learn from.
 
@@ -57,6 +59,7 @@ def hebbian_trainer(
         optimizer: of torch, over (at least) the parameters of those modules.
         loss: of (model's output, labels), the mean over the samples.
         group: a torch.distributed group; None = this process alone.
+        dtype: of the products that layers learn by, see `hebbkern.learning`; None = each weight's own.
 
     Returns:
         The engine. `engine.state.output` is None, or of a supervised step {"y_pred", "y", "loss"}, as ignite's metrics
@@ -64,9 +67,9 @@ def hebbian_trainer(
 
     Raises:
         ValueError: no Hebbian layer, an entry of rates that matches none or is not finite, no such module, an optimizer
-            that is missing, holds none of its parameters or has nothing to train.
+            that is missing, holds none of its parameters or has nothing to train, or a dtype that is no float.
     """
-    return engine_of(Step(model, rates, supervised_from, optimizer, loss, group))
+    return engine_of(Step(model, rates, supervised_from, optimizer, loss, group, dtype))
 
 
 def engine_of(step: Step) -> Engine:

@@ -37,6 +37,7 @@ class Schedule(StateParamScheduler):
         self.step, self.stages, self.lr, self.decay = step, stages, lr, decay
         rates = {name: step.rates[layer] * lr for name, layer in step.layers.items()}
         self.settings = {"stages": [list(stage) for stage in stages], "lr": rates, "decay": decay}
+        self.settings["dtype"] = None if step.dtype is None else str(step.dtype)
         self._state_attrs = [*self._state_attrs, "settings"]
 
     @property

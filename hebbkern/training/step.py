@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hebbkern.nn.lesson import Hebbian, Lesson, Taught, by_name, check_any, check_rate, hebbian_layers
+from hebbkern.nn.lesson import Hebbian, Lesson, Taught, by_name, check_any, check_dtype, check_rate, hebbian_layers
 
 
 class Step:
@@ -23,13 +23,14 @@ class Step:
         supervises: whether the supervised part takes its steps.
     """
 
-    def __init__(self, model: nn.Module, rates, supervised_from, optimizer, loss, group):
+    def __init__(self, model: nn.Module, rates, supervised_from, optimizer, loss, group, dtype):
         layers = hebbian_layers(model)
         check_any("training", model, layers)
+        check_dtype("training", dtype)
         chosen = dict.fromkeys(layers.values(), 1.0) if rates is None else _rates(rates, layers)
         first = {layer: name for name, layer in reversed(layers.items())}
         self.layers = {name: layer for name, layer in layers.items() if layer in chosen and first[layer] == name}
-        self.model, self.rates, self.loss, self.group = model, chosen, loss, group
+        self.model, self.rates, self.loss, self.group, self.dtype = model, chosen, loss, group, dtype
         self.first = next(iter(layers.values()))  # of the model, whether it learns or not
         self.learns, self.only = True, None
         self.supervised = None if supervised_from is None else Supervised(model, supervised_from, optimizer, group)
@@ -71,7 +72,7 @@ class Step:
             idle = not self.learns or (self.only is not None and layer is not self.only) or self._is_frozen(layer)
             rate *= lr
             scheduled = torch.tensor(rate, dtype=torch.float64, device="cpu") if compiled else None
-            lessons[layer] = None if idle else Lesson(rate, labels, scheduled, group=self.group)
+            lessons[layer] = None if idle else Lesson(rate, labels, scheduled, group=self.group, dtype=self.dtype)
         return lessons
 
     def _is_frozen(self, layer: Hebbian) -> bool:

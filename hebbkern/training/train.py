@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -35,6 +36,7 @@ def train(
     optimizer=None,
     loss: Callable = F.cross_entropy,
     group=None,
+    dtype: torch.dtype | None = None,
     folder: str | Path | None = None,
     resume: bool = False,
     save_every: int | None = None,
@@ -66,8 +68,8 @@ def train(
         decay: how rates fall from epoch to epoch, e of E (with "greedy" of each layer's own): "linear" to
             lr·(1 − e/E), "cosine" to lr·(1 + cos(π e/E))/2, or "constant", which leaves `engine.state.lr` to handlers
             (of ignite's state schedulers say).
-        supervised_from, optimizer, loss, group: see `hebbian_trainer`. All processes of the group read the same folder,
-            and the first one writes.
+        supervised_from, optimizer, loss, group, dtype: see `hebbian_trainer`. All processes of the group read the same
+            folder, and the first one writes.
         folder: where checkpoints are written, after every epoch, as checkpoint_<iterations>.safetensors; the latest two
             stay. None writes none.
         resume: go on from the latest checkpoint in `folder`, or start if there is none. Otherwise `folder` must not
@@ -95,7 +97,7 @@ def train(
         convert(model, dict(rules))
     rates, top = (lr, 1.0) if isinstance(lr, Mapping) else (None, lr)
     check_rate("training", top)
-    step = Step(model, rates, supervised_from, optimizer, loss, group)
+    step = Step(model, rates, supervised_from, optimizer, loss, group, dtype)
     trainer = engine_of(step)
     schedule = Schedule(step, plan(step, batches, order, epochs, supervised_from), lr=top, decay=decay)
     if hasattr(batches, "seek"):
@@ -160,7 +162,7 @@ def _check_same(checkpoint: dict, saved: dict, name: str, length: tuple[int, int
         )
     _check_shapes(checkpoint["model"], saved["model"], name)
     for setting, now in saved["schedule"].settings.items():
-        if (then := checkpoint["schedule"]["settings"][setting]) != now:
+        if (then := checkpoint["schedule"]["settings"].get(setting)) != now:
             raise ValueError(f"hebbkern.training: a resumed training must keep {setting} of {name}, {then}, got {now}")
 
 
