@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
 
@@ -100,6 +101,10 @@ class Laboratory:
     def _key(self, *what) -> str:
         about = self.sets.name, self.sets.digest, self.seed, self.settings.shapes, self.settings.latent
         return " ".join(map(repr, (*about, *what)))
+
+    def state(self, key: str, make: Callable[[], dict]) -> dict:
+        """What is learnt from these images, cached."""
+        return self.cache.state(self._key(key), make)
 
     def features(self, source: Source, mirrored: bool = False) -> Tensor:
         """[images, values] bfloat16 after the source's last stage, cached; of mirrored images those learnt from."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -153,11 +153,17 @@ class Trial:
     for 50,000.
     """
 
-    def __init__(self, plan: Plan, x: Tensor, y: Tensor, *, kind: str, seed: int, progress: bool = False):
+    def __init__(self, plan: Plan, x: Tensor, y: Tensor, *, kind: str, seed: int, keep=None, progress: bool = False):
         self.plan, self.y, self.seed = plan, y, seed
         self.model = build(plan, channels=x.shape[1], seed=seed, device=x.device)
-        if kind == "learnt":
+
+        def make() -> dict:
             learn(self.model, x, plan, seed=seed, progress=progress)
+            return self.model.state_dict()
+
+        if kind == "learnt":
+            about = replace(plan, settled=0, readouts=())  # which learning does not depend on
+            self.model.load_state_dict(make() if keep is None else keep(f"SoftHebb {about} {seed}", make))
         settle(self.model, x[: plan.settled], CHUNK)
         self.x = outputs(self.model, x)
         self.mean = mean_of(self.x)
@@ -187,7 +193,14 @@ class Trial:
 
 
 def run(
-    sets, *, fast: bool = False, seeds: Iterable[int] = range(3), progress: bool = False, device=None, plan=None
+    sets,
+    *,
+    fast: bool = False,
+    seeds: Iterable[int] = range(3),
+    progress: bool = False,
+    device=None,
+    plan: Plan | None = None,
+    keep: Callable[[str, Callable[[], dict]], dict] | None = None,
 ) -> Iterator[Result]:
     """Learnt and random filters with each seed, as they are done; the readout is chosen on validation images.
 
@@ -196,6 +209,8 @@ def run(
         fast: an eighth of the channels and a fifth of the readout's epochs.
         device: where to compute; by default where the images are.
         plan: in place of what `fast` asks for.
+        keep: gives what was learnt once by a key that tells the settings and the seed, not the images, or makes it, as
+            `cnn_cache.Cache.state`.
 
     With 50,000 images of 32x32, minutes of one processor core (measured, AVX-512 with bf16): learning 21, features of
     all images 8, readouts 3.
@@ -205,7 +220,7 @@ def run(
     opened = once.Sets(*(tensor.to(device or tensor.device) for tensor in tensors))
     for seed in seeds:
         for kind in KINDS:
-            trial = Trial(plan, opened.x, opened.y, kind=kind, seed=seed, progress=progress)
+            trial = Trial(plan, opened.x, opened.y, kind=kind, seed=seed, keep=keep, progress=progress)
             readout, validation = trial.choose()
             test = trial.test(readout, *opened.test(kind, seed))
             yield Result(kind, seed, validation, test, readout)

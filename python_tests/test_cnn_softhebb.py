@@ -169,6 +169,23 @@ def test_a_run_chooses_on_validation_images_and_opens_the_test_set_once_a_row(se
         assert result.validation > 100 / CLASSES and result.test > 100 / CLASSES
 
 
+def test_what_is_learnt_is_kept(sets, monkeypatch):
+    kept = {}
+
+    def keep(key, make):
+        if key not in kept:
+            kept[key] = {name: part.clone() for name, part in make().items()}
+        return kept[key]
+
+    first = list(softhebb.run(sets, plan=SMALL, seeds=[0, 1], keep=keep))
+    assert len(kept) == 2, "of a seed what has learnt, not what is drawn"
+    monkeypatch.setattr(softhebb, "learn", lambda *arguments, **options: pytest.fail("it has learnt before"))
+    again = once.Sets(sets.x, sets.y, sets.x_test, sets.y_test)
+    assert list(softhebb.run(again, plan=SMALL, seeds=[0, 1], keep=keep)) == first
+    with pytest.raises(pytest.fail.Exception, match="it has learnt before"):
+        list(softhebb.run(again, plan=replace(SMALL, length=5.0), seeds=[0], keep=keep))
+
+
 def test_a_fast_run(sets):
     (learnt, random) = softhebb.run(sets, fast=True, seeds=[0])
     assert (learnt.kind, random.kind) == softhebb.KINDS and learnt.readout.epochs < 20
