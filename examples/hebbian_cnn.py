@@ -10,8 +10,8 @@ Comparing the Performance of Hebbian against Backpropagation Learning Using Conv
 4 are on MNIST, 5 to 8 on CIFAR-10, 9 to 12 on CIFAR-100 (top-5): in turn classifiers on each layer, hybrid networks,
 the upper layers trained again, and classifiers by SHC and by SGD. Random filters, the same network with weights as they
 were drawn, stand beside every learnt ones. What is learnt and the features of each layer are kept below runs/ (9 GB a
-method and seed on CIFAR-10; --gigabytes limits them) and shared by the tables, of SoftHebb what is learnt; each figure
-is computed once and written at once: a run may be interrupted and go on.
+method and seed on CIFAR-10; --gigabytes limits them) and shared by the tables, of SoftHebb only what is learnt, not its
+features; each figure is computed once and written at once: a run may be interrupted and go on.
 """
 
 from __future__ import annotations

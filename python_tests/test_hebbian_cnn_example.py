@@ -47,8 +47,11 @@ def pictures(path, classes=10):
 
 
 @pytest.fixture(autouse=True)
-def process_as_it_was(monkeypatch):
-    monkeypatch.setattr(memory, "keep", lambda: None)
+def kept(monkeypatch):
+    """How often main asked for memory to be kept; this process stays as it was."""
+    calls = []
+    monkeypatch.setattr(memory, "keep", lambda: calls.append(1))
+    return calls
 
 
 @pytest.fixture
@@ -228,7 +231,7 @@ def test_one_file_is_one_data_set(command, capsys):
         assert reason in capsys.readouterr().err
 
 
-def test_the_command_writes_rows_and_goes_on_where_it_stopped(command, monkeypatch, capsys):
+def test_the_command_writes_rows_and_goes_on_where_it_stopped(command, kept, monkeypatch, capsys):
     given, path = command
     hebbian_cnn.main([*given, "--table", "7", "--rows", "*HPCA*"])
     found = json.loads(path.read_text())
@@ -238,7 +241,7 @@ def test_the_command_writes_rows_and_goes_on_where_it_stopped(command, monkeypat
         for row in found["rows"]
     )
     assert "/" not in found["command"].removeprefix("python examples/hebbian_cnn.py")
-    assert "81.48" in capsys.readouterr().out
+    assert "81.48" in capsys.readouterr().out and kept == [1]
     monkeypatch.setattr(Laboratory, "measure", lambda *_: pytest.fail("it was there"))
     hebbian_cnn.main([*given, "--table", "7", "--rows", "*HPCA*"])
     assert json.loads(path.read_text())["rows"] == found["rows"]

@@ -229,6 +229,31 @@ def test_a_training_of_another_kind_is_not_resumed(tmp_path):
         train(model, tmp_path, resume=True, supervised_from="1", optimizer=optimizer)
 
 
+def test_a_checkpoint_that_tells_no_dtype_is_of_none(tmp_path, monkeypatch):
+    schedule = training.schedules.Schedule
+    init = schedule.__init__
+
+    def older(self, *arguments, **options):
+        init(self, *arguments, **options)
+        del self.settings["dtype"]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(schedule, "__init__", older)
+        train(network(), tmp_path)
+    with pytest.raises(ValueError, match="must keep dtype"):
+        train(network(), tmp_path, resume=True, dtype=torch.bfloat16)
+    train(network(), tmp_path, resume=True)
+
+
+def test_growing_layers_refuse_another_dtype_before_anything_learns():
+    model = nn.Sequential(HebbianLinear(12, 6, rule=hk.Oja()), hk.continual.HebbCL(6, 5, normalise="none"))
+    before = model[0].weight.clone()
+    with pytest.raises(ValueError) as error:
+        training.train(model, [random((4, 12))], lr=0.1, epochs=1, dtype=torch.bfloat16)
+    assert str(error.value) == ('hebbkern.training: dtype must be None for "1", a HebbCL layer, got torch.bfloat16')
+    assert torch.equal(model[0].weight, before)
+
+
 def test_a_checkpoint_of_another_model_changes_nothing(tmp_path):
     train(network(), tmp_path)
     model = network()

@@ -67,7 +67,8 @@ def hebbian_trainer(
 
     Raises:
         ValueError: no Hebbian layer, an entry of rates that matches none or is not finite, no such module, an optimizer
-            that is missing, holds none of its parameters or has nothing to train, or a dtype that is no float.
+            that is missing, holds none of its parameters or has nothing to train, a dtype that is no float or meets
+            a HebbCL layer.
     """
     return engine_of(Step(model, rates, supervised_from, optimizer, loss, group, dtype))
 

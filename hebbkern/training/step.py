@@ -30,6 +30,8 @@ class Step:
         chosen = dict.fromkeys(layers.values(), 1.0) if rates is None else _rates(rates, layers)
         first = {layer: name for name, layer in reversed(layers.items())}
         self.layers = {name: layer for name, layer in layers.items() if layer in chosen and first[layer] == name}
+        if growing := [name for name, layer in self.layers.items() if _grows(layer) and dtype]:
+            raise ValueError(f'hebbkern.training: dtype must be None for "{growing[0]}", a HebbCL layer, got {dtype}')
         self.model, self.rates, self.loss, self.group, self.dtype = model, chosen, loss, group, dtype
         self.first = next(iter(layers.values()))  # of the model, whether it learns or not
         self.learns, self.only = True, None
@@ -77,7 +79,7 @@ class Step:
 
     def _is_frozen(self, layer: Hebbian) -> bool:
         """Whether no neuron of the layer learns; looked up anew, which waits for a GPU, only where the mask changed."""
-        if hasattr(layer, "finished"):  # its neurons are not all there yet
+        if _grows(layer):
             return layer.finished
         mask = layer.frozen
         known = self._frozen.get(layer)
@@ -103,6 +105,11 @@ class Step:
         with Taught(list(lessons), told), contextlib.suppress(_Enough):
             self.model(x)
             self._passes[key] = self._passes.get(key, True) and watch.may_stop()
+
+
+def _grows(layer: Hebbian) -> bool:
+    """Whether its neurons are not all there yet, as HebbCL's."""
+    return hasattr(layer, "finished")
 
 
 def pair(batch) -> tuple:
