@@ -29,13 +29,13 @@ TURN = 10  # steps, after one that warms up
 @torch.no_grad()
 def epochs(images: Tensor, shapes: tuple[Shape, ...], steps: int) -> dict[str, dict]:
     """Seconds an epoch by each rule and without one, from at least so many steps each."""
-    networks = {name: build("HHHHH", shapes, images.shape[1:], recipes.HEBBIAN[name].rule) for name in ("HPCA", "HWTA")}
+    plans = recipes.HEBBIAN
+    hpca, hwta = (build("HHHHH", shapes, images.shape[1:], plans[name].rule) for name in ("HPCA", "HWTA"))
     ways = {
-        "HPCA": (networks["HPCA"], hk.learning(networks["HPCA"], lr=RATE)),
-        "HPCA, bfloat16": (networks["HPCA"], hk.learning(networks["HPCA"], lr=RATE, dtype=torch.bfloat16)),
-        "HWTA": (networks["HWTA"], hk.learning(networks["HWTA"], lr=RATE)),
-        "pass": (networks["HPCA"], contextlib.nullcontext()),
+        name: (stages, hk.learning(stages, lr=RATE, dtype=plans[name].dtype))
+        for name, stages in (("HPCA", hpca), ("HPCA, bfloat16", hpca), ("HWTA", hwta))
     }
+    ways["pass"] = hpca, contextlib.nullcontext()
     times: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(-(-steps // TURN)):
         for name, (stages, lesson) in ways.items():

@@ -92,8 +92,7 @@ def learn(stage: nn.Module, x: Tensor, plan: Hebbian, *, at: int = 0, seed: int,
         stages.train()
         batches = training.Batches(x, size=plan.batch, seed=seed)
         with mixed(x):  # of the answers: rules multiply as the plan says all the same
-            options = {"epochs": plan.epochs, "dtype": plan.dtype, "progress": progress}
-            training.train(stages, batches, lr=plan.lr[at], **options)
+            training.train(stages, batches, lr=plan.lr[at], epochs=plan.epochs, dtype=plan.dtype, progress=progress)
     settle(stages, x[:5000])
 
 
