@@ -29,12 +29,12 @@ test: lint $(BUILT) $(EMULATED)
 
 # The CUDA kernels' tests once more under the address and the thread sanitizer, which find what a wrong sum does not show.
 sanitized: .venv/has-dev $(EMULATED)
-	$(BIN)/python python_tests/cuda_sanitized.py address $(ARGS)
-	$(BIN)/python python_tests/cuda_sanitized.py thread $(ARGS)
+	$(BIN)/python python_tests/helpers/cuda_sanitized.py address $(ARGS)
+	$(BIN)/python python_tests/helpers/cuda_sanitized.py thread $(ARGS)
 
 # The test of one wheel under several torches, failing where make test would skip it for want of a second torch.
 one-wheel: .venv/has-dev
-	$(BIN)/python python_tests/one_wheel_many_torches.py $(ARGS)
+	$(BIN)/python python_tests/helpers/one_wheel_many_torches.py $(ARGS)
 
 lint: .venv/has-dev
 	$(BIN)/ruff check .
@@ -84,6 +84,6 @@ $(BUILT): setup.py $(CSRC) | .venv/has-demo
 	touch $@
 
 # The CUDA kernels compiled for the CPU, to be tested without a GPU; only what has changed is compiled.
-$(EMULATED): python_tests/cuda_host.py $(EMULATION) $(CSRC) | .venv/has-dev
-	$(BIN)/python python_tests/cuda_host.py
+$(EMULATED): python_tests/helpers/cuda_host.py $(EMULATION) $(CSRC) | .venv/has-dev
+	$(BIN)/python python_tests/helpers/cuda_host.py
 	touch $@

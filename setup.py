@@ -85,7 +85,7 @@ def missing_for_cuda():
     import torch
     from torch.utils.cpp_extension import CUDA_HOME
 
-    if not list(Path("csrc/cuda").glob("*.cu")):
+    if not list(Path("csrc/cuda").rglob("*.cu")):
         return "this version has no CUDA sources."
     if not CUDA_HOME or not shutil.which("nvcc", path=str(Path(CUDA_HOME, "bin"))):
         return f"no nvcc was found{f' in {CUDA_HOME}/bin' if CUDA_HOME else ''}; set CUDA_HOME."
@@ -120,7 +120,7 @@ def compiled(with_cuda):
                 raise SystemExit(f"{error}\nhebbkern: {advice}") from error
 
     def extension(make, device, flags):
-        sources = sorted(str(path) for path in Path("csrc", device).iterdir() if path.suffix in (".cpp", ".cu"))
+        sources = sorted(str(path) for path in Path("csrc", device).rglob("*") if path.suffix in (".cpp", ".cu"))
         options = {"include_dirs": [str(Path("csrc").resolve())], "extra_compile_args": flags, "py_limited_api": True}
         return make(f"hebbkern._{device}", sources, **options)
 

@@ -25,9 +25,9 @@ os.environ.pop("HEBBKERN_CUDA_HOST", None)
 import torch
 
 import hebbkern as hk
-from hebbkern import doctor, options
 from hebbkern.benchmark import gpu, report
 from hebbkern.benchmark.workloads import STEPS
+from hebbkern.cli import doctor, options
 
 ROOT = Path(__file__).parent.parent
 

@@ -6,9 +6,9 @@
 
 Every workload of hebbkern.benchmark is run without a GPU as far as its launches. Triton's kernels are compiled for
 sm_80, sm_90 and sm_100. Those of csrc/cuda are read from the library that the build made (hebbkern/_cuda), and what is
-launched of them from the same compiled for the CPU (python_tests/cuda_host.py). It fails on a spill, and of
+launched of them from the same compiled for the CPU (python_tests/helpers/cuda_host.py). It fails on a spill, and of
 Triton's on more shared memory than a block may have and where a product of halves or of tf32 is not on tensor cores;
-for csrc/cuda python_tests/test_kernels.py asks for the promised instructions. The times are
+for csrc/cuda python_tests/benchmark/test_kernels.py asks for the promised instructions. The times are
 predictions of a model (hebbkern/benchmark/roofline.py), not measurements: those are made by bench/gpu.py, on a machine
 with a GPU.
 """

@@ -16,7 +16,8 @@ import cnn_recipes as recipes
 import hebbkern as hk
 from cnn_laboratory import settings_of
 from cnn_recipes import Cell, Source, Table
-from hebbkern import doctor, evaluation
+from hebbkern import evaluation
+from hebbkern.cli import doctor
 from krotov_report import command, deviation, difference
 
 # Beside which random filters a method's stand.

@@ -164,7 +164,7 @@ def readout(inputs: int, classes: int, dropout: float) -> nn.Sequential:
 def teach(x: Tensor, y: Tensor, classes: int, plan: Taught, *, seed: int, validate=None) -> tuple[nn.Module, Best]:
     """The classifier whose neurons moved to the centroids of their classes, at its best epoch if it is validated."""
     torch.manual_seed(seed)
-    layer = hk.nn.HebbianLinear(x.shape[1], classes, rule=hk.Teacher())
+    layer = hk.nn.HebbianLinear(x.shape[1], classes, rule=hk.Supervised())
     batches, step = training.Batches(x, y, size=plan.batch, seed=seed), 0
     steps, best, kept = plan.epochs * len(batches), Best(-math.inf, plan.epochs), None
     model = Nearest(layer, plan.cosine)

@@ -45,7 +45,8 @@ import hebbkern as hk
 from dhp_benchmarks import NEEDS, build
 from dhp_recipes import Row
 from dhp_training import Benchmark, Settings, learn, side_by_side
-from hebbkern import datasets, doctor
+from hebbkern import datasets
+from hebbkern.cli import doctor
 from hebbkern.continual import metrics
 from krotov_report import command, deviation
 

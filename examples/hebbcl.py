@@ -43,7 +43,8 @@ import hebbkern as hk
 from hebbcl_recipes import RECIPES
 from hebbcl_search import Search
 from hebbcl_unsupervised import Sets, blurred_, pixels, rows_for, unsupervised_rows
-from hebbkern import datasets, doctor
+from hebbkern import datasets
+from hebbkern.cli import doctor
 from krotov_report import command, deviation, write
 
 FAST = {"train": 6000, "test": 1000, "seeds": 1, "trials": 4}

@@ -23,9 +23,9 @@ from torch import Tensor
 
 import hebbkern as hk
 from hebbcl_recipes import RECIPES, Recipe
+from hebbkern.cli.doctor import processor
 from hebbkern.continual import HebbCL
 from hebbkern.continual.rows import NORMS, Rows
-from hebbkern.doctor import processor
 from krotov_report import write
 
 ROUNDS = 5

@@ -43,7 +43,8 @@ import hebbkern as hk
 import krotov_recipes as recipes
 import krotov_report as report
 import once
-from hebbkern import datasets, doctor
+from hebbkern import datasets
+from hebbkern.cli import doctor
 from krotov_filters import Moments, Recipe, effective_rank, make, moments
 from krotov_network import Network, Readouts, Schedule, features, fit, mean_of, measure
 

@@ -5,7 +5,7 @@ from importlib import import_module, metadata
 from hebbkern import nn, ops, reference
 from hebbkern.backends import backend, screening, synchronize
 from hebbkern.nn import learning
-from hebbkern.rules import WTA, Hebb, KrotovHopfield, Oja, Rule, Sanger, SoftWTA, Teacher
+from hebbkern.rules import WTA, Hebb, KrotovHopfield, Oja, Rule, Sanger, SoftWTA, Supervised
 from hebbkern.update import Update
 
 try:
@@ -35,7 +35,7 @@ __all__ = [
     "Rule",
     "Sanger",
     "SoftWTA",
-    "Teacher",
+    "Supervised",
     "Update",
     "__version__",
     "backend",

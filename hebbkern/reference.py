@@ -83,7 +83,7 @@ def hebbcl(
         weight = np.where(frozen[:, None], weight, weight / np.abs(weight[~frozen]).max(initial=1e-300))
     else:
         weight = wta(weight, x, lr, normalise=normalise, **rule, **geometry)
-    _, distance = match(x, weight, ~np.asarray(settled), **geometry)
+    _, distance = nearest_patch(x, weight, ~np.asarray(settled), **geometry)
     return weight, settled | (distance < threshold)
 
 
@@ -126,7 +126,7 @@ def responses(x, weight, p=2.0, cosine=False, **geometry):
     return np.where(norms > 0, X @ W.T / np.where(norms > 0, norms, 1.0), 0.0)
 
 
-def match(x, weight, mask=None, **geometry):
+def nearest_patch(x, weight, mask=None, **geometry):
     """HebbCL: per neuron the patch of smallest |w - x|^2 / |x|_1 and that distance; -1 and inf where there is none."""
     D = distances(x, weight, **geometry)
     if mask is not None:

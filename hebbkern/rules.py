@@ -20,7 +20,7 @@ from hebbkern import ops
 from hebbkern.coefficients import constant
 from hebbkern.ops.checks import PATCHES, result_dtype
 from hebbkern.ops.checks import layer as check_layer
-from hebbkern.ops.learn_dense import learn_rounded_
+from hebbkern.ops.dense_step import rounded_dense_step_
 from hebbkern.ops.library import pair
 from hebbkern.settings import Settings
 from hebbkern.update import Update
@@ -53,7 +53,7 @@ class Rule(Settings):
         Args:
             weight: [K, N] or [K, C, kh, kw]; float32, float64, bfloat16 or float16.
             x: [B, N] or [B, C, H, W], dtype and device of weight. An empty batch teaches nothing.
-            labels: [B] integers, used by Teacher only.
+            labels: [B] integers, used by Supervised only.
             frozen: bool [K], True = this neuron competes but never learns.
             stride, padding, dilation: of the convolution, a number or a pair.
 
@@ -159,7 +159,7 @@ class KrotovHopfield(Rule):
 
     def _in_one(self, weight, x, labels, **options) -> None:
         how = {"p": self.p, "decay_by_response": True, "normalise": "global_max"}
-        ops.learn_winners_(weight, x, k=self.k, coefficients=self._coefficients(), **how, **options)
+        ops.winner_step_(weight, x, k=self.k, coefficients=self._coefficients(), **how, **options)
 
     def _coefficients(self) -> tuple[float, ...]:
         return (1.0,) + (0.0,) * (self.k - 2) + (-float(self.delta),)
@@ -223,7 +223,7 @@ class WTA(Rule):
         )
 
     def _in_one(self, weight, x, labels, **options) -> None:
-        ops.learn_winners_(
+        ops.winner_step_(
             weight,
             x,
             k=self.k,
@@ -237,7 +237,7 @@ class WTA(Rule):
 
 
 @dataclass(frozen=True)
-class Teacher(Rule):
+class Supervised(Rule):
     """The label teaches: the neuron of a patch's class moves towards it, to the centroid of the class.
 
     Δw_j = Σ (x − w_j) / count over the patches of class j. Supervised Hebbian classifier (SHC): Comparing the
@@ -259,7 +259,7 @@ class Teacher(Rule):
         self._boolean("average")
 
     def _update(self, weight, x, labels, frozen, geometry) -> Update:
-        patches = check_layer("Teacher", x, weight, **geometry)
+        patches = check_layer("Supervised", x, weight, **geometry)
         self._check_labels(x, labels)
         kernel = weight.shape[2:]
         if kernel:
@@ -277,7 +277,7 @@ class Teacher(Rule):
 
     def _in_one(self, weight, x, labels, **options) -> None:
         self._check_labels(x, labels)
-        ops.learn_winners_(weight, x, labels=labels, average=self.average, **options)
+        ops.winner_step_(weight, x, labels=labels, average=self.average, **options)
 
     def _check_labels(self, x: Tensor, labels: Tensor | None):
         wanted = f"int64 or int32 of shape [{x.shape[0] if x.dim() else 0}], the class of each sample"
@@ -299,7 +299,7 @@ class _Dense(Rule):
         self._one_of("activation", ("linear", "relu", "tanh"))
 
     def _update(self, weight, x, labels, frozen, geometry) -> Update:
-        total, count = ops.sanger(
+        total, count = ops.dense_update(
             x,
             weight,
             activation=self.activation,
@@ -310,10 +310,10 @@ class _Dense(Rule):
         return Update(total, None, count)
 
     def _in_one(self, weight, x, labels, **options) -> None:
-        ops.learn_dense_(weight, x, activation=self.activation, decay=self._decay, **options)
+        ops.dense_step_(weight, x, activation=self.activation, decay=self._decay, **options)
 
     def _in_one_rounded(self, weight, x, labels, **options) -> bool:
-        return learn_rounded_(weight, x, activation=self.activation, decay=self._decay, **options)
+        return rounded_dense_step_(weight, x, activation=self.activation, decay=self._decay, **options)
 
 
 @dataclass(frozen=True)
@@ -389,7 +389,7 @@ class SoftWTA(Rule):
         self._one_of("normalise", ("none", "global_max"))
 
     def _update(self, weight, x, labels, frozen, geometry) -> Update:
-        total, count = ops.sanger(
+        total, count = ops.dense_update(
             x,
             weight,
             activation="softmax",

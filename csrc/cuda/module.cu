@@ -1,8 +1,8 @@
 // A Python module whose import loads this library, which registers the kernels as overload "cuda" of the operators.
 #include <Python.h>
 
-#include "screen.cuh"
-#include "status.cuh"
+#include "cuda/ops/screen.cuh"
+#include "cuda/device/status.cuh"
 
 using namespace hebbkern;
 

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import torch
 
-from hebbkern import __version__, backends, doctor, options
+from hebbkern import __version__, backends
 from hebbkern.benchmark import curves, picture, properties, report
 from hebbkern.benchmark.cases import CASES
 from hebbkern.benchmark.timing import measure, no_compiler
+from hebbkern.cli import doctor, options
 
 
 def about():

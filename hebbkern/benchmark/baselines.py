@@ -129,7 +129,7 @@ def numpy_match(X, W):
     return (squared / np.abs(X).sum(axis=1)).min(axis=1)
 
 
-def eager_match(X, W):
+def eager_nearest_patch(X, W):
     return (torch.cdist(W, X).square() / X.abs().sum(1)).min(1).values
 
 

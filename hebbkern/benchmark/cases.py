@@ -56,7 +56,7 @@ CASES = (
     rule_case(hk.Oja(), "oja", *MNIST, **DENSE),
     rule_case(hk.Hebb(), "hebb", *MNIST, **DENSE),
     rule_case(hk.SoftWTA(), "soft_wta", *MNIST, dense=True, tolerance=1e-2),
-    rule_case(hk.Teacher(), "teacher", (1024, 784), (10, 784)),
+    rule_case(hk.Supervised(), "teacher", (1024, 784), (10, 784)),
     compete_case(*MNIST, k=2),
     compete_case(*CIFAR, k=1),
     match_case(*MNIST),

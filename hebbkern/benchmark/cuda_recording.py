@@ -1,6 +1,6 @@
 """What a workload would run on a GPU by the kernels of csrc/cuda: their launches, and ATen's operators.
 
-``trace(workload)`` runs it with the kernels compiled for the CPU (HEBBKERN_CUDA_HOST, python_tests/cuda_host.py), whose
+``trace(workload)`` runs it with the kernels compiled for the CPU (HEBBKERN_CUDA_HOST, python_tests/helpers/cuda_host.py), whose
 launches are only noted down, as for the 132 multiprocessors of an H100. ATen's operators do run, on whatever is in
 memory. Of a launch nothing is known but its kernel and grid, and the operator's call that it belongs to.
 """
@@ -38,9 +38,7 @@ class Launch:
 def missing():
     """Why nothing can be recorded, or None."""
     if "_cuda_host" not in sys.modules:
-        return (
-            "the emulated kernels are not built (python_tests/cuda_host.py), or HEBBKERN_CUDA_HOST does not name them"
-        )
+        return "the emulated kernels are not built (python_tests/helpers/cuda_host.py), or HEBBKERN_CUDA_HOST does not name them"
     return hk.backends.available()["cuda"]
 
 

@@ -20,7 +20,11 @@ from hebbkern.benchmark.traffic import use as of_aten
 PIECE = 256  # accumulate.cuh: entries of a list that are added in one go
 GROUPS = 1024  # rows.cuh: most groups of rows
 DIGIT = 8  # bits that a pass of CUB's sort takes
-WALKED, MULTIPLIED, SEARCHED = 64, 128, 64  # neurons of a tile in tile.cuh and products.cuh, patches in match.cuh
+WALKED, MULTIPLIED, SEARCHED = (
+    64,
+    128,
+    64,
+)  # neurons of a tile in tile.cuh and products.cuh, patches in nearest_patch.cuh
 CHUNK, RING = 64, 56 << 10  # products.cuh: entries of a patch at once, bytes on chip that hold no patches
 BLOCK, PASS = 16, 64  # residual.cu: neurons of a block, patches of a chunk
 
@@ -327,9 +331,9 @@ TRAFFIC = {
     "kwinners.rows": _kwinners,
     "kwinners.strips": _strips,
     "kwinners.tile": _kwinners,
-    "match.lengths": _lengths,
-    "match.nearest": _nearest,
-    "match.search": _search,
+    "nearest_patch.lengths": _lengths,
+    "nearest_patch.nearest": _nearest,
+    "nearest_patch.search": _search,
     "mma": lambda a: _multiply(a, "weight") | _results(a),
     "mma.merge": _merge,
     "mma.pad": lambda a: {"weight": 2 * a.K * a.N, "rounded": (0, 2 * a.K * a.N)},
@@ -337,7 +341,7 @@ TRAFFIC = {
     "on_chip": _on_chip,
     "residual": _residual,
     "residual.pack": _pack,
-    "sanger.add": _add,
+    "dense_update.add": _add,
     "screen": _screen,
     "screen.decide": _decide,
     "screen.round": _round,

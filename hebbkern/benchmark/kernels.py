@@ -1,4 +1,4 @@
-"""Every kernel of hebbkern.triton, compiled for GPUs that need not be there, and what came of it.
+"""Every kernel of hebbkern.backends.triton, compiled for GPUs that need not be there, and what came of it.
 
 ``builds`` turns the launches that the workloads would make into the distinct compilations that Triton would do at run
 time: argument types, alignment and compile-time settings as its runtime specialises them. ``chosen`` leaves one of each
@@ -21,10 +21,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-import hebbkern.triton
+import hebbkern.backends.triton
+from hebbkern.backends.triton.launch import name_of
 from hebbkern.benchmark import cubin
 from hebbkern.benchmark.report import aligned
-from hebbkern.triton.launch import name_of
 
 TYPES = {
     torch.float32: "fp32",
@@ -91,9 +91,9 @@ class Build:
 
 
 def every_kernel():
-    """The names, as in "compete.compete_kernel", of all kernels that the modules of hebbkern.triton define."""
+    """The names, as in "compete.compete_kernel", of all kernels that the modules of hebbkern.backends.triton define."""
     found = []
-    for module in pkgutil.iter_modules(hebbkern.triton.__path__, "hebbkern.triton."):
+    for module in pkgutil.iter_modules(hebbkern.backends.triton.__path__, "hebbkern.backends.triton."):
         named = vars(importlib.import_module(module.name)).items()
         kernels = [value for name, value in named if name.endswith("_kernel") and hasattr(value, "arg_names")]
         found += [name_of(kernel) for kernel in kernels if kernel.fn.__module__ == module.name]

@@ -29,13 +29,13 @@ def match_case(x_shape, w_shape):
     def build():
         i = Inputs(images(*x_shape), weights(*w_shape))
         return i.contest(
-            lambda: hk.ops.match(i.x, i.w),
+            lambda: hk.ops.nearest_patch(i.x, i.w),
             lambda: baselines.numpy_match(i.X64(), i.W64),
-            lambda: baselines.eager_match(i.X(), i.W),
+            lambda: baselines.eager_nearest_patch(i.X(), i.W),
             result=part(1),
         )
 
-    return Case("match", shapes(x_shape, w_shape), build, "forward")
+    return Case("nearest_patch", shapes(x_shape, w_shape), build, "forward")
 
 
 def accumulate_case(x_shape, w_shape, k):
@@ -58,14 +58,14 @@ def sanger_case(x_shape, w_shape):
     def build():
         i = Inputs(images(*x_shape), weights(*w_shape))
         return i.contest(
-            lambda: hk.ops.sanger(i.x, i.w),
+            lambda: hk.ops.dense_update(i.x, i.w),
             lambda: baselines.numpy_sanger_sum(i.W64, i.X64()),
             lambda: baselines.eager_sanger_sum(i.W, i.X()),
             forward_and_weight_gradient,
             result=part(0),
         )
 
-    return Case("sanger", shapes(x_shape, w_shape), build, "forward + weight gradient")
+    return Case("dense_update", shapes(x_shape, w_shape), build, "forward + weight gradient")
 
 
 def apply_case(neurons, inputs, lr=0.02):

@@ -11,9 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from hebbkern import triton
+from hebbkern.backends.triton.arithmetic import precision
+from hebbkern.backends.triton.launch import recorded
 from hebbkern.benchmark.workloads import laid_out, settings_of
-from hebbkern.triton.arithmetic import precision
-from hebbkern.triton.launch import recorded
 
 
 @dataclass

@@ -10,12 +10,12 @@ each of their tensors once, at full speed.
 
 from dataclasses import replace
 
+from hebbkern.backends.triton.launch import PROCESSORS, name_of
 from hebbkern.benchmark import cuda_traffic
 from hebbkern.benchmark.recording import AtenCall, trace
 from hebbkern.benchmark.report import aligned, duration
 from hebbkern.benchmark.traffic import device_bytes, use
 from hebbkern.benchmark.workloads import floor
-from hebbkern.triton.launch import PROCESSORS, name_of
 
 # NVIDIA H100 SXM5 by its data sheet, dense rates; the rate of the L2 cache is what others have measured.
 MEMORY = 3.35e12  # bytes a second of device memory
@@ -28,9 +28,9 @@ HEAD += ("predicted / floor",)
 BESIDE = ("step", "Triton", "launches", "CUDA", "launches", "least", "floor", "Triton by stage", "CUDA by stage")
 STAGES = {  # of a step, by the modules that hold their kernels
     "competition": ("compete", "screen", "mma", "walk"),
-    "search": ("match",),
+    "search": ("nearest_patch",),
     "lists": ("sort", "accumulate"),
-    "dense": ("responses", "activate", "residual", "on_chip", "finish", "sanger"),
+    "dense": ("responses", "activate", "residual", "on_chip", "finish", "dense_update"),
 }
 LEGEND = (
     "Predictions for an H100 SXM from bytes and flops, not measurements. unavoidable: inputs and results once; moved: "

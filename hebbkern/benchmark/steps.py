@@ -51,7 +51,7 @@ def hebbcl_case(x_shape, w_shape, *, lr=0.02, **settings):
         start, threshold = i.W64.copy(), peers.match(i.plain, i.W).median().item() * 1.0001  # next to no neuron
 
         def step(w):
-            _, distance = hk.ops.match(i.x, w)
+            _, distance = hk.ops.nearest_patch(i.x, w)
             rule.step_(w, i.x, lr=lr, frozen=distance < threshold)
 
         return {

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 
 import torch
 
+from hebbkern.backends.triton.launch import name_of
 from hebbkern.benchmark.recording import AtenCall, place, size
-from hebbkern.triton.launch import name_of
 
 L2 = 50e6  # bytes of an H100
 
@@ -184,9 +184,9 @@ TRAFFIC = {
     "compete.compete_kernel": _compete,
     "finish.finish_kernel": _finish,
     "kwinners.kwinners_long_kernel": _long_rows,
-    "match.lengths_kernel": _lengths,
-    "match.nearest_kernel": _nearest,
-    "match.search_kernel": _search,
+    "nearest_patch.lengths_kernel": _lengths,
+    "nearest_patch.nearest_kernel": _nearest,
+    "nearest_patch.search_kernel": _search,
     "moments.moments_kernel": _moments,
     "on_chip.gather_kernel": _gather,
     "residual.residual_kernel": _residual,

@@ -45,9 +45,9 @@ def competed(layer, k, masked=False, geometry=None, **settings):
 
 def matched(layer, masked=False, geometry=None, **settings):
     def run(x, w, mask=None):
-        return hk.ops.match(x, w, mask=mask, **(geometry or {}))
+        return hk.ops.nearest_patch(x, w, mask=mask, **(geometry or {}))
 
-    return variant(f"match {geometry or ''}", layer, run, masked, **settings)
+    return variant(f"nearest_patch {geometry or ''}", layer, run, masked, **settings)
 
 
 def accumulated(layer, patches, count, masked=False, **settings):

@@ -97,7 +97,7 @@ def hebbcl_step(x, w):
     rule = hk.WTA(k=1, similarity="dot", normalise="row_max")
 
     def run(x, w):
-        _, distance = hk.ops.match(x, w)
+        _, distance = hk.ops.nearest_patch(x, w)
         rule.step_(w, x, lr=0.02, frozen=distance < 0)
 
     name = f"rules: HebbCL step with freezing, {shapes(x, w)}"
@@ -122,11 +122,11 @@ def compete(x, w, k, **settings):
     return operator(name, x, w, run, lambda X, W: baselines.eager_compete(X, W, k), **settings)
 
 
-def match(x, w, **settings):
+def nearest_patch(x, w, **settings):
     def run(x, w):
-        return hk.ops.match(x, w)[1]
+        return hk.ops.nearest_patch(x, w)[1]
 
-    return operator(f"match: {shapes(x, w)}", x, w, run, baselines.eager_match, **settings)
+    return operator(f"nearest_patch: {shapes(x, w)}", x, w, run, baselines.eager_nearest_patch, **settings)
 
 
 def accumulate(x, w, k, **settings):
@@ -145,14 +145,14 @@ def accumulate(x, w, k, **settings):
     return operator(name, x, w, run, eager, extra=taught, **settings)
 
 
-def sanger(x, w, **settings):
+def dense_update(x, w, **settings):
     def run(x, w):
-        return hk.ops.sanger(x, w)[0]
+        return hk.ops.dense_update(x, w)[0]
 
     def eager(X, W):
         return baselines.eager_sanger_sum(W, X)
 
-    return operator(f"sanger: {shapes(x, w)}", x, w, run, eager, dense=True, **settings)
+    return operator(f"dense_update: {shapes(x, w)}", x, w, run, eager, dense=True, **settings)
 
 
 def kwinners(y, k, **settings):
@@ -176,7 +176,7 @@ STEPS = (
     *(step(hk.WTA(), "wta", *layer, **NEAR) for layer in (MNIST, *HPCA)),
     step(hk.WTA(), "wta", *HPCA[1], **HALF),
     step(hk.WTA(), "wta", *HPCA[1], **TF32, **NEAR),
-    step(hk.Teacher(), "teacher", (1024, 784), (10, 784)),
+    step(hk.Supervised(), "teacher", (1024, 784), (10, 784)),
     *(step(hk.Sanger(), "sanger", *layer, **SLOW) for layer in (*HPCA, WIDE, MNIST)),
     step(hk.Sanger(), "sanger", *HPCA[1], **SLOW, **TF32),
     step(hk.Oja(), "oja", *MNIST, **SLOW),
@@ -185,9 +185,9 @@ STEPS = (
     compete(*MNIST, 2),
     compete(*MNIST, 2, screened=True),
     compete(*CIFAR, 1),
-    match(*MNIST),
+    nearest_patch(*MNIST),
     accumulate(*MNIST, 2),
-    sanger(*HPCA[1]),
+    dense_update(*HPCA[1]),
     kwinners((10_000, 500), 50),
     kwinners((64, 96, 14, 14), 5),
 )

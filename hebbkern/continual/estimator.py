@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hebbkern.nn.lesson import check_rate
+from hebbkern.nn.learning import check_rate
 
 CHUNK = 8192  # samples that are answered, or looked through, at a time: what they are converted to stays small
 # With others of these a model begins anew.

@@ -27,7 +27,7 @@ from hebbkern.continual.estimator import Estimator
 from hebbkern.continual.rows import STARTS, Rows
 from hebbkern.continual.samples import as_patches, normalised, seen
 from hebbkern.nn.layers import KWinners
-from hebbkern.nn.lesson import Hebbian, check_rate
+from hebbkern.nn.learning import Hebbian, check_rate
 from hebbkern.ops.checks import PATCHES
 from hebbkern.rules import WTA
 from hebbkern.settings import Settings
@@ -263,7 +263,7 @@ class HebbCL(Estimator, Settings, Hebbian, nn.Module):
 
     def _converge(self, x: Tensor) -> None:
         """Settles the neurons that lie at a sample, and adds as many."""
-        _, distance = ops.match(x, self.weight, patches=self.patches, mask=~self.settled)
+        _, distance = ops.nearest_patch(x, self.weight, patches=self.patches, mask=~self.settled)
         near = distance < self.threshold
         count = int(near.sum())
         if not count:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from hebbkern.nn.lesson import Hebbian, check_any
+from hebbkern.nn.learning import Hebbian, check_any
 
 
 def hebbian_layers(model: nn.Module) -> dict[str, nn.Module]:

@@ -45,7 +45,7 @@ def convert(model: nn.Module, rules: dict[str, Rule]) -> nn.Module:
         layer = modules[name]
         if type(layer) in HEBBIAN:
             layer.__class__ = HEBBIAN[type(layer)]
-            layer.become_hebbian(rule)
+            layer._init_hebbian(rule)
         else:
             layer.rule = rule
     return model

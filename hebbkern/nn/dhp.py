@@ -4,7 +4,7 @@
     loss = F.cross_entropy(head(h, labels), labels)      # the trace moves, and gradients reach what weighs it
 
 The trace is the sparse accumulate of every winner rule, with each sample's label for its winner; only that its rate η
-and its weight α are learnt by gradients asks for more than `hebbkern.Teacher`: the step of a forward pass is in its
+and its weight α are learnt by gradients asks for more than `hebbkern.Supervised`: the step of a forward pass is in its
 graph.
 """
 

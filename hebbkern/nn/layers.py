@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hebbkern import ops
-from hebbkern.nn.lesson import Hebbian, check_dtype, check_into, check_linear, check_rate
+from hebbkern.nn.learning import Hebbian, check_dtype, check_into, check_linear, check_rate
 from hebbkern.ops.checks import result_dtype
 from hebbkern.rules import Rule
 from hebbkern.update import Update
@@ -18,7 +18,7 @@ LONG = 2.0**24
 class _HebbianLayer(Hebbian):
     """What both layers share: the rule, the frozen neurons, and learning before answering."""
 
-    def become_hebbian(self, rule: Rule) -> None:
+    def _init_hebbian(self, rule: Rule) -> None:
         """Turns a torch layer whose class was just set to a Hebbian one into a working Hebbian layer."""
         check_rule(type(self).__name__, rule)
         self.rule = rule
@@ -55,7 +55,7 @@ class _HebbianLayer(Hebbian):
         Args:
             x: what the layer answers: [B, ..., N] or [N], or images [B, C, H, W] or [C, H, W].
             lr: learning rate, finite; may only be left out with into="grad", where it is 1.0.
-            labels: [B] integers, for Teacher; where a linear layer sees x [B, ..., N], a label a sample, which teaches
+            labels: [B] integers, for Supervised; where a linear layer sees x [B, ..., N], a label a sample, which teaches
                 all of it, or labels [B, ...], one a position.
             into: "weight", or "grad": the weight stays and −lr·Δ is added to weight.grad, see `hebbkern.learning`.
             group: a torch.distributed group over which the update is summed before it is applied; every process must
@@ -153,7 +153,7 @@ class HebbianLinear(_HebbianLayer, nn.Linear):
     def __init__(self, in_features, out_features, bias=False, device=None, dtype=None, *, rule: Rule):
         check_rule("HebbianLinear", rule)
         super().__init__(in_features, out_features, bias=bias, device=device, dtype=dtype)
-        self.become_hebbian(rule)
+        self._init_hebbian(rule)
 
     def _samples(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """x as [P, N], and a label for each of its rows."""
@@ -204,7 +204,7 @@ class HebbianConv2d(_HebbianLayer, nn.Conv2d):
             raise ValueError(f"hebbkern.HebbianConv2d: groups must be 1, got {groups}")
         geometry = (kernel_size, stride, padding, dilation, groups, bias, padding_mode)
         super().__init__(in_channels, out_channels, *geometry, device=device, dtype=dtype)
-        self.become_hebbian(rule)
+        self._init_hebbian(rule)
 
     def _samples(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return x if x.dim() == 4 else x.unsqueeze(0), labels

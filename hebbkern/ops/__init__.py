@@ -6,10 +6,19 @@ The kernels are elsewhere: compiled ones in csrc/, plain torch in eager.py. No o
 from hebbkern.ops.accumulate import accumulate
 from hebbkern.ops.apply import apply_
 from hebbkern.ops.compete import compete
+from hebbkern.ops.dense_step import dense_step_
+from hebbkern.ops.dense_update import dense_update
 from hebbkern.ops.kwinners import kwinners
-from hebbkern.ops.learn_dense import learn_dense_
-from hebbkern.ops.learn_winners import learn_winners_
-from hebbkern.ops.match import match
-from hebbkern.ops.sanger import sanger
+from hebbkern.ops.nearest_patch import nearest_patch
+from hebbkern.ops.winner_step import winner_step_
 
-__all__ = ["accumulate", "apply_", "compete", "kwinners", "learn_dense_", "learn_winners_", "match", "sanger"]
+__all__ = [
+    "accumulate",
+    "apply_",
+    "compete",
+    "dense_step_",
+    "dense_update",
+    "kwinners",
+    "nearest_patch",
+    "winner_step_",
+]

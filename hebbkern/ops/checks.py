@@ -111,7 +111,7 @@ def geometry(op, x, argument, kernel, patches, stride, padding, dilation):
 
 
 def layer(op, x, weight, patches, stride, padding, dilation):
-    """Everything that compete, match and sanger share; the number of patches."""
+    """Everything that compete, nearest_patch and dense_update share; the number of patches."""
     inputs(op, x)
     weights(op, x, weight)
     return geometry(op, x, "weight", weight.shape[2:], patches, stride, padding, dilation)

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import re
 
-from hebbkern import options
+from hebbkern.cli import options
 from hebbkern.training.config import Config
 
 DESCRIPTION = """Train layers by local rules. Leaves a run folder with its configuration, metrics, pictures and

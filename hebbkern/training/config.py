@@ -27,7 +27,7 @@ RULES = {  # name -> class, whose settings keep their defaults, and the rate tha
     "oja": (hk.Oja, 0.004),
     "hebb": (hk.Hebb, 0.0001),  # grows without bound, by e in about 500 steps at this rate
     "softwta": (hk.SoftWTA, 0.004),
-    "teacher": (hk.Teacher, 0.04),
+    "teacher": (hk.Supervised, 0.04),
 }
 # What does not change what is learnt, and may differ between a run and its resumption.
 FREE = ("root", "download", "out", "resume", "save_every", "pictures", "tensorboard", "threads", "device")

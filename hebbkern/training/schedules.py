@@ -10,7 +10,7 @@ import torch
 from ignite.handlers.state_param_scheduler import StateParamScheduler
 
 from hebbkern.evaluation.taps import at_rest
-from hebbkern.nn.lesson import by_name
+from hebbkern.nn.learning import by_name
 from hebbkern.training.step import Step, pair
 
 DECAYS = ("linear", "cosine", "constant")

@@ -21,7 +21,7 @@ def lengths(layer: nn.Module) -> Tensor:
 def wins(layer: nn.Module, x: Tensor) -> Tensor:
     """[K] int64: how many patches of x each neuron wins under the similarity and on the patches of its rule.
 
-    With WTA of k winners a patch counts for all k. For rules without a contest (dense ones, Teacher) the winner is the
+    With WTA of k winners a patch counts for all k. For rules without a contest (dense ones, Supervised) the winner is the
     neuron of the largest w·x.
 
     Args:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hebbkern.nn.lesson import Hebbian, Lesson, Taught, by_name, check_any, check_dtype, check_rate, hebbian_layers
+from hebbkern.nn.learning import Hebbian, Lesson, Taught, by_name, check_any, check_dtype, check_rate, hebbian_layers
 
 
 class Step:

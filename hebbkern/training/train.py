@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from hebbkern.nn import convert
-from hebbkern.nn.lesson import check_rate
+from hebbkern.nn.learning import check_rate
 from hebbkern.rules import Rule
 from hebbkern.training.checkpoint import RandomState, Safetensors, last_checkpoint, load
 from hebbkern.training.engine import Engine, Events, engine_of

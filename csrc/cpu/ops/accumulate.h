@@ -1,0 +1,62 @@
+// accumulate, for those who already hold the patches: each taught neuron adds its patches in patch order. No atomics
+// on sums, no sums that depend on the threads.
+#pragma once
+
+#include <functional>
+
+#include "cpu/products/source.h"
+
+namespace hebbkern {
+
+// [P, R] numbers behind any strides; without data each of them is 1.
+template <class T>
+struct Numbers {
+  const T* data = nullptr;
+  int64_t down = 0, right = 0;
+  T operator()(int64_t p, int64_t r) const { return data ? data[p * down + r * right] : T(1); }
+};
+
+// Entry (p, r): patch p teaches neuron who[p * ranks + r], -1 = nobody. Entries whose coefficient is 0 teach nobody.
+template <class T>
+struct Taught {
+  int64_t ranks;
+  const int32_t* who;
+  Numbers<T> coefficients, responses;  // the decay is sum of coefficient * response
+  Mask frozen;                         // these learn nothing
+};
+
+// Patches grouped by the neuron that they teach: list i holds entries [start[i], start[i + 1]), in patch order.
+template <class T>
+struct Lists {
+  Lists(std::vector<int32_t> names, std::vector<int64_t> starts)
+      : neurons(std::move(names)),
+        start(std::move(starts)),
+        base(start.back()),
+        coefficient(start.back()),
+        shift(start.back()),
+        decay(int64_t(neurons.size())) {}
+  int64_t size() const { return int64_t(neurons.size()); }
+
+  const std::vector<int32_t> neurons;  // those that are taught at all, rising
+  const std::vector<int64_t> start;
+  Scratch<int64_t> base;
+  Scratch<T> coefficient;  // coefficient * scale
+  Scratch<T> shift;        // coefficient * scale * offset, where patches have an offset
+  Scratch<T> decay;        // one a list
+};
+
+template <class T>
+Lists<T> group(const Source<T>& source, const Moments<T>* moments, const Taught<T>& taught);
+
+// Adds up every list into row(list), [N] in the order of a contiguous weight, and calls done(list, row) while that row
+// is in cache. Both are called from several threads, once a list.
+template <class T>
+void add_lists(const Source<T>& source, const Lists<T>& lists, const std::function<T*(int64_t)>& row,
+               const std::function<void(int64_t, const T*)>& done);
+
+// Neurons of int32 or int64 tensors [rows, columns], each row `repeat` times, in the order of Taught::who. Raises if
+// one is neither a neuron nor -1.
+Scratch<int32_t> named_neurons(const char* op, const char* argument, const Tensor& tensor, int64_t repeat,
+                               int64_t neurons);
+
+}  // namespace hebbkern

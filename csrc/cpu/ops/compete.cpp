@@ -1,0 +1,226 @@
+// compete: each patch's k best neurons. Responses live in a register tile's worth of scratch and nowhere else.
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "common/compete.h"
+
+#include "cpu/ops/compete.h"
+#include "cpu/products/screen.h"
+
+namespace hebbkern {
+
+constexpr int64_t longest = 256;  // patches of a block
+
+// Patches that a thread takes at once. Every block streams all panels, from beyond L2 where they are many, so it should
+// be long; but its patches must stay in half an L2 (1 MiB), and each thread should get four blocks or more to share
+// evenly, with few patches eight.
+static int64_t block_of(int64_t patches, int64_t bytes, int64_t rows) {
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t even = patches / (4 * threads) >= 64 ? patches / (4 * threads) : patches / (8 * threads);
+  const int64_t fit = std::clamp<int64_t>((int64_t(1) << 20) / bytes, 32, longest);
+  return std::clamp<int64_t>((std::min(even, fit) + rows - 1) / rows * rows, rows, longest);
+}
+
+// Some patches, by their bases, against all panels; best and who [count][k] hold their running k best. With `watch`
+// every response is looked at: false if one overflowed.
+template <class T>
+static bool compete_block(const Source<T>& source, const Panels<T>& panels, const int64_t* bases, const T* offset,
+                          int64_t count, int k, bool watch, T* best, int32_t* who) {
+  const auto& kernel = kernels<T>();
+  alignas(64) T scores[8 * 48];  // the largest tile
+  std::fill(best, best + count * k, -std::numeric_limits<T>::infinity());
+  std::fill(who, who + count * k, -1);
+  for (int64_t panel = 0; panel < panels.count(); ++panel) {
+    const int vectors = panels.vectors(panel);
+    for (int64_t i = 0; i < count; i += kernel.rows) {
+      const T* rows[8];
+      for (int r = 0; r < kernel.rows; ++r)  // past the last patch the tile repeats it
+        rows[r] = source.x + bases[std::min(i + r, count - 1)];
+      kernel.tile(rows, source.offset.data(), panels.inputs, panels[panel], panels.width, vectors, scores, kernel.width,
+                  false);
+      const T* wsum = offset ? &panels.wsum[panel * panels.width] : nullptr;
+      for (int64_t r = 0; watch && r < kernel.rows && i + r < count; ++r)
+        for (int j = 0; j < panels.valid(panel); ++j)
+          if (!std::isfinite(scores[r * kernel.width + j] - (wsum ? offset[i + r] * wsum[j] : T(0)))) return false;
+      kernel.rank(scores, int(std::min<int64_t>(kernel.rows, count - i)), vectors, panels.valid(panel),
+                  offset ? offset + i : nullptr, wsum, &panels.names[panel * panels.width], k, best + i * k,
+                  who + i * k);
+    }
+  }
+  return true;
+}
+
+// Responses from the best dot products; false if one overflowed.
+template <class T>
+static bool finish(const std::vector<int32_t>& names, int64_t count, int k, const T* scale, T* best, int32_t* who) {
+  const int contenders = int(std::min<int64_t>(k, names.size()));
+  for (int64_t i = 0; i < count; ++i, best += k, who += k)
+    for (int r = 0; r < k; ++r) {
+      if (r >= contenders) {
+        best[r] = 0;
+        who[r] = -1;
+      } else if (scale && scale[i] == 0) {  // a patch of zeros: every response is 0, the first neurons win
+        best[r] = 0;
+        who[r] = names[r];
+      } else if (who[r] < 0 || !std::isfinite(best[r])) {
+        return false;
+      } else if (scale) {
+        best[r] *= scale[i];
+        if (!std::isfinite(best[r])) return false;
+      }
+    }
+  return true;
+}
+
+// What centred and standardised patches and cosines need of each patch, [P] or null; fills `moments` where it must.
+template <class T>
+struct Scales {
+  Scales(const char* op, const Source<T>& source, const Contest& contest, std::optional<Moments<T>>& moments)
+      : cosine_(contest.prepare.cosine && contest.responses ? source.g.patches() : 0) {
+    const bool raw = contest.patches == Patches::raw, norms = contest.prepare.cosine && contest.responses;
+    if (raw && !norms) return;
+    moments.emplace(op, source, contest.patches, norms);
+    if (!raw) offset = moments->offset.get();
+    scale = moments->scale.get();
+    if (!norms) return;
+    for (int64_t p = 0; p < source.g.patches(); ++p) {
+      const T size = moments->norm[p];
+      cosine_[p] = size > 0 && scale[p] > 0 ? 1 / size : T(0);
+    }
+    scale = cosine_.get();
+  }
+  const T *offset = nullptr, *scale = nullptr;
+
+ private:
+  Scratch<T> cosine_;
+};
+
+// The patches that screening leaves undecided, rising; all of them where there is no screening.
+template <class T>
+static std::vector<int64_t> undecided(const Screen* screen, const Source<T>& source, const Contest& contest,
+                                      const Scales<T>& scales, T* best, int32_t* who) {
+  const int64_t count = source.g.patches();
+  if constexpr (std::is_same_v<T, float>)
+    if (screen) {
+      // Blocks that share a hand-out, and its scratch, where each thread still gets eight.
+      const int64_t threads = torch::stable::get_num_threads();
+      const int64_t together = std::clamp<int64_t>(count / Screen::block / (8 * threads), 1, 16);
+      const int64_t share = together * Screen::block, parts = (count + share - 1) / share;
+      std::vector<std::vector<int64_t>> left(parts);
+      std::atomic<int64_t> seen{0}, lost{0};
+      parallel(parts, [&](int64_t part) {
+        const int64_t first = part * share, size = std::min(share, count - first);
+        if (lost > 64 && lost > seen / 2) {  // such patches as these are not worth screening
+          for (int64_t i = 0; i < size; ++i) left[part].push_back(first + i);
+          return;
+        }
+        screen->compete(first, size, contest.k, scales.offset, scales.scale, contest.responses,
+                        best + first * contest.k, who + first * contest.k, left[part]);
+        seen += size;
+        lost += left[part].size();
+      });
+      std::vector<int64_t> all;
+      for (const auto& some : left) all.insert(all.end(), some.begin(), some.end());
+      count_screened(source.g, contest.k, all.size());
+      return all;
+    }
+  std::vector<int64_t> all(count);
+  std::iota(all.begin(), all.end(), 0);
+  return all;
+}
+
+// Patches in float32, or whatever T is; false if a response overflowed.
+template <class T>
+static bool compete_exactly(const Source<T>& source, const Panels<T>& panels, const std::vector<int64_t>& patches,
+                            const T* offset, int k, T* best, int32_t* who) {
+  const int64_t count = patches.size();
+  const int64_t block = block_of(count, panels.inputs * sizeof(T), kernels<T>().rows);
+  const bool watch = panels.may_overflow(double(source.bound));
+  std::atomic<bool> sound{true};
+  parallel((count + block - 1) / block, [&](int64_t part) {
+    const int64_t from = part * block, size = std::min(block, count - from), first = patches[from];
+    const bool together = patches[from + size - 1] - first == size - 1;
+    int64_t bases[longest];
+    T offsets[longest];
+    if (together) {
+      source.bases(first, size, bases);
+      const T* theirs = offset ? offset + first : nullptr;
+      if (!compete_block(source, panels, bases, theirs, size, k, watch, best + first * k, who + first * k))
+        sound = false;
+      return;
+    }
+    for (int64_t i = 0; i < size; ++i) {
+      bases[i] = source.base(patches[from + i]);
+      offsets[i] = offset ? offset[patches[from + i]] : T(0);
+    }
+    Scratch<T> their_best(size * k);
+    Scratch<int32_t> their_who(size * k);
+    if (!compete_block(source, panels, bases, offset ? offsets : nullptr, size, k, watch, their_best.get(),
+                       their_who.get()))
+      sound = false;
+    for (int64_t i = 0; i < size; ++i) {
+      std::copy_n(&their_best[i * k], k, best + patches[from + i] * k);
+      std::copy_n(&their_who[i * k], k, who + patches[from + i] * k);
+    }
+  });
+  return sound;
+}
+
+template <class T>
+void find_winners(const char* op, const Source<T>& source, const Tensor& weight, const Contest& contest,
+                  std::optional<Moments<T>>& moments, T* best, int32_t* who) {
+  const int64_t count = source.g.patches();
+  const std::vector<int32_t> names = chosen_neurons(contest.mask, source.g.neurons);
+  std::optional<Screen> screen;
+  if constexpr (std::is_same_v<T, float>)
+    if (const MatrixUnit* unit = worth_screening(source.g, int64_t(names.size()), contest.k))
+      screen.emplace(*unit, source, weight, names, contest.prepare);
+  if (screen && !screen->usable()) screen.reset();
+  std::optional<Panels<T>> panels;
+  if (!screen) panels.emplace(op, source.g, weight, names, contest.prepare);
+  const Scales<T> scales(op, source, contest, moments);
+  const std::vector<int64_t> left = undecided(screen ? &*screen : nullptr, source, contest, scales, best, who);
+  bool sound = true;
+  if (!left.empty()) {
+    if (!panels) panels.emplace(op, source.g, weight, names, contest.prepare);
+    sound = compete_exactly(source, *panels, left, scales.offset, contest.k, best, who);
+  }
+  if (screen && left.empty() && !scales.scale) return;  // decided ones are as they should be
+  const int k = contest.k;
+  std::atomic<bool> finished{sound};
+  constexpr int64_t share = 4096;  // patches to a hand-out
+  parallel((count + share - 1) / share, [&](int64_t part) {
+    const int64_t first = part * share, size = std::min(share, count - first);
+    if (!finish(names, size, k, scales.scale ? scales.scale + first : nullptr, best + first * k, who + first * k))
+      finished = false;
+  });
+  if (!finished) fail_overflow(op, finite_responses, sizeof(T) == 8);
+}
+
+template void find_winners(const char*, const Source<float>&, const Tensor&, const Contest&,
+                           std::optional<Moments<float>>&, float*, int32_t*);
+template void find_winners(const char*, const Source<double>&, const Tensor&, const Contest&,
+                           std::optional<Moments<double>>&, double*, int32_t*);
+
+static std::tuple<Tensor, Tensor> compete(Tensor x, Tensor weight, int64_t k, double p, bool cosine,
+                                          std::string patches, Ints stride, Ints padding, Ints dilation,
+                                          OptionalTensor mask) {
+  const char* op = "compete";
+  const auto [g, kind] = check_compete(op, x, weight, k, p, cosine, patches, stride, padding, dilation, mask);
+  const ScalarType result = result_dtype(x.scalar_type());
+  Tensor winners = empty({g.patches(), k}, ScalarType::Int), responses = empty({g.patches(), k}, result);
+  int32_t* who = static_cast<int32_t*>(winners.mutable_data_ptr());
+  const Contest contest{int(k), {p, cosine, kind != Patches::raw}, kind, mask};
+  with_dtype(result, [&](auto, auto tag) {
+    using T = decltype(tag);
+    const Source<T> source(op, x, g);
+    std::optional<Moments<T>> moments;
+    find_winners(op, source, weight, contest, moments, static_cast<T*>(responses.mutable_data_ptr()), who);
+  });
+  return {winners, responses};
+}
+
+STABLE_TORCH_LIBRARY_IMPL(hebbkern, CPU, m) { m.impl("compete", TORCH_BOX(&compete)); }
+
+}  // namespace hebbkern

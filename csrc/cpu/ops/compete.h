@@ -1,0 +1,22 @@
+// compete, for those who already hold the patches.
+#pragma once
+
+#include "cpu/products/panels.h"
+
+namespace hebbkern {
+
+struct Contest {
+  int k;
+  Prepare prepare;
+  Patches patches;
+  const OptionalTensor& mask;  // neurons that may win
+  bool responses = true;       // false: `best` need not be filled (it is written all the same), only the winners count
+};
+
+// The k winners of every patch and their responses, [patches][k] each. Raises as the operator does, in the name of op.
+// `moments` are filled for patches that are not raw, and where cosines need norms.
+template <class T>
+void find_winners(const char* op, const Source<T>& source, const Tensor& weight, const Contest& contest,
+                  std::optional<Moments<T>>& moments, T* best, int32_t* who);
+
+}  // namespace hebbkern

@@ -1,0 +1,146 @@
+// accumulate: entries get the key of the neuron they teach, are grouped by it and added up; lists that were cut are put
+// together.
+#include "common/accumulate.h"
+
+#include "cuda/device/lists.cuh"
+#include "cuda/ops/moments.cuh"
+#include "cuda/device/values.cuh"
+
+namespace hebbkern {
+namespace {
+
+constexpr int threads = 256;  // eight blocks fill a multiprocessor
+
+struct Named {
+  const void* names;
+  bool long_names;  // int64
+  int64_t down, right;
+  Divisor share, ranks;
+  Mask frozen;
+  int neurons, count;
+};
+
+template <class T>
+__device__ __forceinline__ bool finite(T a) {
+  return (a < 0 ? -a : a) < T(INFINITY);
+}
+
+template <class T>
+__global__ void __launch_bounds__(threads)
+    name_kernel(Named named, const __grid_constant__ Taught<T> taught, int32_t* keys, int32_t* numbers) {
+  const int64_t i = int64_t(blockIdx.x) * threads + threadIdx.x;
+  if (i >= named.count) return;
+  const int entry = int(i), patch = named.ranks.quotient(entry), rank = entry - patch * int(named.ranks.divisor);
+  const int64_t spot = named.share.quotient(patch) * named.down + rank * named.right;
+  const int64_t neuron = named.long_names ? static_cast<const int64_t*>(named.names)[spot]
+                                          : static_cast<const int32_t*>(named.names)[spot];
+  const T c = coefficient_of(taught, patch, rank, entry);
+  int key = int(neuron);
+  if (neuron < -1 || neuron >= named.neurons || !finite(c) || !finite(decay_of(taught, patch, rank)))
+    key = named.neurons + 1;
+  else if (neuron == -1 || c == 0 || named.frozen[neuron])
+    key = named.neurons;
+  keys[entry] = key;
+  numbers[entry] = entry;
+}
+
+// Puts the sums of lists that were cut together, a block a list that begins among `piece` entries and a column tile;
+// the blocks behind those count every list.
+template <class T>
+__global__ void __launch_bounds__(threads) combine_kernel(Sums<T> sums, T* count, int inputs) {
+  const int cut = sums.slots / 2, at = int(threadIdx.x);
+  if (int(blockIdx.x) >= cut) {
+    const int64_t neuron = int64_t(int(blockIdx.x) - cut) * threads + at;
+    if (blockIdx.y == 0 && neuron < sums.neurons) count[neuron] = T(sums.starts[neuron + 1] - sums.starts[neuron]);
+    return;
+  }
+  const List list = piece_in(sums, 2 * int(blockIdx.x) + 1);
+  if (list.size < 0) return;
+  const int end = sums.starts[list.neuron + 1];
+  if (blockIdx.y == 0 && at == 0) sums.decay[list.neuron] = of_pieces(sums.decay_partial, 1, 0, list.first, end);
+#pragma unroll 1
+  for (int64_t column = int64_t(blockIdx.y) * threads + at; column < inputs; column += int64_t(gridDim.y) * threads)
+    sums.total[list.neuron * int64_t(inputs) + column] = of_pieces(sums.partial, inputs, column, list.first, end);
+}
+
+}  // namespace
+
+template <class T>
+void name_entries(const Device& device, const Tensor& named, int64_t share, int64_t ranks, const Taught<T>& taught,
+                  int neurons, const Mask& frozen, const Entries& entries) {
+  Named names{named.const_data_ptr(),
+              named.scalar_type() == ScalarType::Long,
+              named.stride(0),
+              named.dim() == 2 ? named.stride(1) : 0,
+              Divisor(std::max<int64_t>(share, 1)),
+              Divisor(std::max<int64_t>(ranks, 1)),
+              frozen,
+              neurons,
+              int(entries.count)};
+  launch<name_kernel<T>>("accumulate.name", dim3(unsigned(cdiv(entries.count, threads))), threads, 0, device, names,
+                         taught, entries.keys, entries.numbers);
+}
+
+template <class S, class T>
+static void accumulate_typed(const Tensor& x, const Asked& asked, const Tensor& named, const Tensor& coefficients,
+                             const OptionalTensor& responses, const OptionalTensor& frozen, Lists<T> lists, T* count) {
+  const char* op = "accumulate";
+  const Device device(x);
+  const Place<S> place(op, x, asked.g);
+  const Entries entries(op, x, asked.g, named.size(1));
+  const int neurons = int(asked.g.neurons), ranks = int(named.size(1));
+  const Moments<T> known = moments<S, S, T>(op, device, x, place, asked.patches);
+  Taught<T> taught;
+  taught.values = const_pointer<T>(coefficients);
+  taught.down = coefficients.dim() == 2 ? coefficients.stride(0) : 0;
+  taught.right = coefficients.stride(coefficients.dim() - 1);
+  if (responses) {
+    taught.decays = const_pointer<T>(*responses);
+    taught.decays_down = responses->stride(0);
+    taught.decays_right = responses->stride(1);
+  }
+  name_entries(device, named, 1, ranks, taught, neurons, Mask(frozen), entries);
+  lists = grouped(device, x, place, entries, ranks, taught, neurons, known.offset, known.scale, true, lists);
+  const Sums<T> sums = sums_of(lists, entries.count, neurons);
+  const int64_t blocks = sums.slots / 2 + cdiv(neurons, threads);
+  launch<combine_kernel<T>>("accumulate.combine",
+                            dim3(unsigned(blocks), sums.slots ? tiles(place.inputs, threads) : 1u), threads, 0, device,
+                            sums, count, place.inputs);
+}
+
+static std::tuple<Tensor, Tensor, Tensor> accumulate(Tensor x, Tensor taught, Tensor coefficients,
+                                                     OptionalTensor responses, int64_t neurons, Ints kernel,
+                                                     std::string patches, Ints stride, Ints padding, Ints dilation,
+                                                     OptionalTensor frozen) {
+  const char* op = "accumulate";
+  const Asked asked =
+      check_accumulate(x, taught, coefficients, responses, neurons, kernel, patches, stride, padding, dilation, frozen);
+  require_finite(op, "x", x);
+  require_finite(op, "coefficients", coefficients);
+  require_finite(op, "responses", responses);
+  require_named(op, "taught", taught, neurons);
+  const Geometry& g = asked.g;
+  const ScalarType result = result_dtype(x.scalar_type());
+  const Ints shape = g.image ? Ints{neurons, g.channels, g.kh, g.kw} : Ints{neurons, g.channels};
+  Tensor sum = empty_like(x, shape, result), decay = empty_like(x, {neurons}, result);
+  Tensor count = empty_like(x, {neurons}, result);
+  with_dtype(x.scalar_type(), [&](auto stored, auto tag) {
+    using T = decltype(tag);
+    Lists<T> lists;
+    lists.total = pointer<T>(sum);
+    lists.decay = pointer<T>(decay);
+    accumulate_typed<decltype(stored), T>(x, asked, taught, coefficients, responses, frozen, lists, pointer<T>(count));
+  });
+  return {sum, decay, count};
+}
+
+STABLE_TORCH_LIBRARY_IMPL(hebbkern, HEBBKERN_KEY, m) { m.impl("accumulate.cuda", TORCH_BOX(&accumulate)); }
+
+#define NAME_ENTRIES(T)                                                                                             \
+  template void name_entries<T>(const Device&, const Tensor&, int64_t, int64_t, const Taught<T>&, int, const Mask&, \
+                                const Entries&);
+NAME_ENTRIES(float)
+NAME_ENTRIES(double)
+#undef NAME_ENTRIES
+
+}  // namespace hebbkern

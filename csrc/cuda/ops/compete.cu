@@ -1,0 +1,106 @@
+// compete: who is taught by each patch? Powers and moments first, then the walk, on tensor cores where these are exact
+// or can be proved to find the same winners.
+#include "common/compete.h"
+
+#include "cuda/ops/mma.cuh"
+#include "cuda/ops/screen.cuh"
+#include "cuda/device/values.cuh"
+#include "cuda/ops/walk.cuh"
+
+namespace hebbkern {
+namespace {
+
+constexpr int threads = 256;  // 8 warps, a weight a thread
+
+template <class S, class T>
+__global__ void __launch_bounds__(threads) powers_kernel(const S* weights, T* powers, int64_t count, double p) {
+  const int64_t at = int64_t(blockIdx.x) * threads + threadIdx.x;
+  if (at >= count) return;
+  const T weight = T(wide(weights[at]));
+  powers[at] = p == 2 ? weight : powered(weight, p);
+}
+
+// [K, N] in T: sign(w) |w|^(p - 1).
+template <class S, class T>
+Tensor powers(const char* op, const Device& device, const Tensor& rows, double p) {
+  if (std::is_same_v<S, T> && p == 2) return rows;
+  const int64_t count = rows.numel();
+  Tensor raised = empty_like(rows, {count}, result_dtype(rows.scalar_type()));
+  launch<powers_kernel<S, T>>("compete.powers", dim3(unsigned(cdiv(count, threads))), threads, 0, device,
+                              const_pointer<S>(rows), pointer<T>(raised), count, p);
+  require_no_overflow(op, "weight and p must give finite powers", raised);
+  return raised;
+}
+
+// Half types as they are, on tensor cores: these multiply them exactly.
+template <class S>
+Moments<float> contest_of_halves(const char* op, const Device& device, const Tensor& x, const Place<S>& place,
+                                 const Tensor& rows, const Contest& how, const Outcome<float>& outcome) {
+  const Place<S> weights(const_pointer<S>(rows), outcome.neurons, place.inputs);
+  Moments<float> known = moments<S, S, float>(op, device, x, place, how.patches, &weights, how.cosine);
+  half_walk<S>(device, x, place, weights.x, known, how.mask, outcome);
+  return known;
+}
+
+template <class S, class T>
+Moments<T> contest_of_all(const char* op, const Device& device, const Tensor& x, const Place<S>& place,
+                          const Tensor& rows, const Contest& how, const Outcome<T>& outcome) {
+  if constexpr (sizeof(S) == 2)
+    if (how.p == 2 && half_walks(device, how.k)) return contest_of_halves<S>(op, device, x, place, rows, how, outcome);
+  const Tensor raised = powers<S, T>(op, device, rows, how.p);
+  const Place<T> weights(const_pointer<T>(raised), outcome.neurons, place.inputs);
+  Moments<T> known = moments<S, T, T>(op, device, x, place, how.patches, &weights, how.cosine);
+  if constexpr (std::is_same_v<S, float>)
+    if (worth_screening(how.k)) {
+      screened(device, x, place, weights.x, known, how.mask, outcome);
+      return known;
+    }
+  walk<S, T>(device, x, place, weights.x, known, how.mask, outcome);
+  return known;
+}
+
+}  // namespace
+
+template <class S, class T>
+Moments<T> contest(const char* op, const Device& device, const Tensor& x, const Place<S>& place, const Tensor& rows,
+                   const Contest& how, int32_t* winners, T* responses, const Keys& keys) {
+  const Outcome<T> outcome{winners, responses, keys, how.k, int(rows.size(0))};
+  Moments<T> known = contest_of_all<S, T>(op, device, x, place, rows, how, outcome);
+  for (int64_t i = 0; values_known() && i < int64_t(place.patches) * how.k; ++i)
+    if (!std::isfinite(responses[i])) fail_overflow(op, finite_responses, sizeof(T) == 8);
+  return known;
+}
+
+#define CONTEST(S, T)                                                                                          \
+  template Moments<T> contest<S, T>(const char*, const Device&, const Tensor&, const Place<S>&, const Tensor&, \
+                                    const Contest&, int32_t*, T*, const Keys&);
+CONTEST(float, float)
+CONTEST(double, double)
+CONTEST(BFloat16, float)
+CONTEST(Half, float)
+#undef CONTEST
+
+static std::tuple<Tensor, Tensor> compete(Tensor x, Tensor weight, int64_t k, double p, bool cosine,
+                                          std::string patches, Ints stride, Ints padding, Ints dilation,
+                                          OptionalTensor mask) {
+  const char* op = "compete";
+  const auto [g, kind] = check_compete(op, x, weight, k, p, cosine, patches, stride, padding, dilation, mask);
+  require_finite(op, "x", x);
+  require_finite(op, "weight", weight);
+  const Device device(x);
+  const ScalarType result = result_dtype(x.scalar_type());
+  Tensor winners = empty_like(x, {g.patches(), k}, ScalarType::Int);
+  Tensor responses = empty_like(x, {g.patches(), k}, result);
+  const Tensor rows = torch::stable::contiguous(weight);
+  const Contest how{int(k), p, cosine, kind, Mask(mask)};
+  with_dtype(x.scalar_type(), [&, &g = g](auto stored, auto computed) {
+    using S = decltype(stored);
+    using T = decltype(computed);
+    contest<S, T>(op, device, x, Place<S>(op, x, g), rows, how, pointer<int32_t>(winners), pointer<T>(responses), {});
+  });
+  return {winners, responses};
+}
+
+STABLE_TORCH_LIBRARY_IMPL(hebbkern, HEBBKERN_KEY, m) { m.impl("compete.cuda", TORCH_BOX(&compete)); }
+
+}  // namespace hebbkern

@@ -1,0 +1,309 @@
+// walk: a block owns a tile of patches and walks over tiles of neurons; the k strongest stay on chip, and no matrix of
+// patches by neurons is ever written.
+#include "cuda/device/tile.cuh"
+
+namespace hebbkern {
+namespace {
+
+// 8 warps of 128 registers, two blocks of which fill a multiprocessor; sums of doubles take twice as many registers.
+template <class T>
+constexpr int most_warps = sizeof(T) == 8 ? 4 : 8;
+constexpr int merging_warps = 8;   // a patch each; they share nothing
+constexpr int longest = 16;        // winners of a patch for which blocks of 8 warps have room on any GPU
+constexpr int most_merged = 1024;  // candidates of a patch, 32 at a time
+constexpr int most_shares = 64;    // blocks that share the neurons of their patches
+
+// Responses from sums of products; those of neurons that may not win are no numbers, which never rank.
+template <class S, class T>
+__device__ __forceinline__ void respond(const Field<S, T>& field, int patches, int last, int neurons, int end,
+                                        T (&sums)[lane_patches][lane_neurons]) {
+  const Lane lane;
+  Terms<T> patch[lane_patches];
+#pragma unroll
+  for (int i = 0; i < lane_patches; ++i) {
+    const int number = patches + 4 * i;
+    patch[i] = of_patch(field.known, number < last ? number : last);
+  }
+#pragma unroll
+  for (int j = 0; j < lane_neurons; ++j) {
+    const int name = neurons + lane.first() + 8 * j;
+    const bool there = name < end && (!field.mask.given() || field.mask[name]);
+    const Terms<T> neuron = of_neuron(field.known, name < end ? name : end - 1);
+#pragma unroll
+    for (int i = 0; i < lane_patches; ++i) sums[i][j] = there ? settled(sums[i][j], patch[i], neuron) : T(NAN);
+  }
+}
+
+// The strongest so far of a warp's patches. One winner: each lane keeps the best of its own neurons, which it meets in
+// their order. More: lists on chip, and what a neuron of a later tile must exceed to enter them; few do, once these are
+// warm.
+template <class T>
+struct Strongest {
+  T* const response;      // [warp_patches][k], strongest first
+  int32_t* const neuron;  // [warp_patches][k]
+  const int k;
+  const Lane lane{};
+  T bar[lane_patches];         // the best or, of a list, the last
+  int32_t best[lane_patches];  // whose that is, of one winner
+
+  __device__ __forceinline__ Strongest(T* response, int32_t* neuron, int k) : response(response), neuron(neuron), k(k) {
+#pragma unroll
+    for (int i = 0; i < lane_patches; ++i) bar[i] = lowest<T>(), best[i] = nobody;
+    for (int slot = lane.number; k > 1 && slot < warp_patches * k; slot += 32)
+      response[slot] = lowest<T>(), neuron[slot] = nobody;
+    __syncwarp();
+  }
+
+  __device__ __forceinline__ void rank(const T (&responses)[lane_patches][lane_neurons], int first) {
+    unsigned wanted = 0;
+#pragma unroll
+    for (int i = 0; i < lane_patches; ++i)
+#pragma unroll
+      for (int j = 0; j < lane_neurons; ++j) {
+        if (k == 1 && responses[i][j] > bar[i]) bar[i] = responses[i][j], best[i] = first + lane.first() + 8 * j;
+        if (k > 1 && responses[i][j] > bar[i]) wanted |= 1u << i;
+      }
+    if (k == 1) return;
+    for (unsigned all = __reduce_or_sync(~0u, wanted); all; all &= all - 1) {
+      const int i = __ffs(int(all)) - 1;
+      T own[lane_neurons], least = bar[0];
+#pragma unroll
+      for (int j = 0; j < lane_neurons; ++j) own[j] = responses[0][j];
+#pragma unroll
+      for (int other = 1; other < lane_patches; ++other) {
+        if (other == i) least = bar[other];
+#pragma unroll
+        for (int j = 0; j < lane_neurons; ++j) own[j] = other == i ? responses[other][j] : own[j];
+      }
+      const bool wants = wanted >> i & 1;
+      least = k <= 32 ? challenge<1>(i, own, least, wants, first) : challenge<2>(i, own, least, wants, first);
+#pragma unroll
+      for (int other = 0; other < lane_patches; ++other) bar[other] = other == i ? least : bar[other];
+    }
+  }
+
+  // Lets neurons into the lists of the four patches whose turn `i` is; what it takes to enter this lane's from now on.
+  template <int SLOTS>
+  __device__ __forceinline__ T challenge(int i, const T (&own)[lane_neurons], T least, bool wants, int first) {
+    for (unsigned rest = __ballot_sync(~0u, wants); rest;) {
+      const int from = __ffs(int(rest)) - 1, group = from % 2 + from / 16 * 2;
+      rest &= ~(0x5555u << (from % 2 + from / 16 * 16));
+      const int slot = (4 * i + group) * k + lane.number;
+      Ranks<T, SLOTS> ranks;
+#pragma unroll
+      for (int s = 0; s < SLOTS; ++s)
+        if (lane.number + 32 * s < k) {
+          ranks.response[s] = response[slot + 32 * s];
+          ranks.neuron[s] = neuron[slot + 32 * s];
+        }
+      enter(ranks, own, least, lane.group() == group, first);
+#pragma unroll
+      for (int s = 0; s < SLOTS; ++s)
+        if (lane.number + 32 * s < k) {
+          response[slot + 32 * s] = ranks.response[s];
+          neuron[slot + 32 * s] = ranks.neuron[s];
+        }
+      const T worst = ranks.response_of(k - 1);
+      if (lane.group() == group) least = worst;
+    }
+    return least;
+  }
+
+  // The neurons of the lanes that are `here`, one after the other: whoever no longer beats the last is not asked.
+  template <int SLOTS>
+  __device__ __forceinline__ void enter(Ranks<T, SLOTS>& ranks, const T (&own)[lane_neurons], T least, bool here,
+                                        int first) {
+    unsigned left = 0;
+#pragma unroll
+    for (int j = 0; j < lane_neurons; ++j)
+      if (here && own[j] > least) left |= 1u << j;
+    for (unsigned lanes = __ballot_sync(~0u, left != 0); lanes;) {
+      const int from = __ffs(int(lanes)) - 1, next = __ffs(int(left)) - 1;
+      T value = own[0];
+#pragma unroll
+      for (int j = 1; j < lane_neurons; ++j) value = j == next ? own[j] : value;
+      value = __shfl_sync(~0u, value, from);
+      const int chosen = __shfl_sync(~0u, next, from);
+      ranks.insert(value, first + from / 2 % 8 + 8 * chosen);
+      const T worst = ranks.response_of(k - 1);
+      const int32_t last = ranks.neuron_of(k - 1);
+      if (lane.number == from) left &= left - 1;
+#pragma unroll
+      for (int j = 0; j < lane_neurons; ++j)
+        if (!beats(own[j], first + lane.first() + 8 * j, worst, last)) left &= ~(1u << j);
+      lanes = __ballot_sync(~0u, left != 0);
+    }
+  }
+
+  // Patches first to last are the warp's.
+  template <class S>
+  __device__ __forceinline__ void write(const Field<S, T>& field, const Outcome<T>& outcome, int first, int last) {
+    if (k > 1) {
+      __syncwarp();
+      for (int patch = 0; patch < warp_patches && first + patch <= last; ++patch)
+        for (int rank = lane.number; rank < k; rank += 32)
+          outcome.write(first + patch, rank, response[patch * k + rank], neuron[patch * k + rank]);
+      return;
+    }
+#pragma unroll
+    for (int i = 0; i < lane_patches; ++i) {
+#pragma unroll
+      for (int apart = 2; apart < 16; apart *= 2) {  // the lanes that hold neurons of the same patches
+        const T other = __shfl_xor_sync(~0u, bar[i], apart);
+        const int32_t name = __shfl_xor_sync(~0u, best[i], apart);
+        if (beats(other, name, bar[i], best[i])) bar[i] = other, best[i] = name;
+      }
+      const int number = first + 4 * i + lane.group();
+      if (lane.first() == 0 && number <= last) outcome.write(number, 0, bar[i], best[i]);
+    }
+  }
+};
+
+// Shared memory before the lists: taps, then the ring. All of it is dynamic, for beyond 48 KiB a block may have no more
+// than it asked for, static memory included.
+template <class T>
+constexpr size_t tap_bytes = 2 * entries<T> * sizeof(Tap);
+
+template <class T>
+__host__ __device__ constexpr size_t ring_bytes(int warps) {
+  return tap_bytes<T> + sizeof(T) * stages * (warps * warp_patches + tile_neurons) * pitch<T>;
+}
+
+// Block (i, s): tile i of patches, neurons s * share to (s + 1) * share; its winners are list s of all lists.
+template <class S, class T>
+__global__ void __launch_bounds__(32 * most_warps<T>, 2) walk_kernel(Field<S, T> field, Outcome<T> outcome) {
+  HEBBKERN_SHARED(unsigned char, memory);
+  const auto taps = reinterpret_cast<Tap(*)[entries<T>]>(memory);
+  const Lane lane;
+  const int patches = int(blockDim.x) / 2, first = int(blockIdx.x) * patches, last = field.place.patches - 1;
+  if (first > last) return;
+  const int begin = int(blockIdx.y) * field.share, inputs = field.place.inputs;
+  const int end = begin + field.share < outcome.neurons ? begin + field.share : outcome.neurons;
+  outcome.winners += int64_t(blockIdx.y) * field.place.patches * outcome.k;
+  outcome.responses += int64_t(blockIdx.y) * field.place.patches * outcome.k;
+  Copies<S, T> copies(field, reinterpret_cast<T*>(memory + tap_bytes<T>), taps, first, last, begin, end);
+  T* const listed = reinterpret_cast<T*>(memory + ring_bytes<T>(int(blockDim.x) / 32));
+  int32_t* const names = reinterpret_cast<int32_t*>(listed + patches * outcome.k);
+  const int own = lane.warp * warp_patches;
+  Strongest<T> strongest(listed + own * outcome.k, names + own * outcome.k, outcome.k);
+  for (int step = 0; step < stages - 1; ++step) {
+    __syncthreads();
+    copies.start();
+    copies.finish();
+  }
+  for (int neuron = begin; neuron < end; neuron += tile_neurons) {
+    T sums[lane_patches][lane_neurons] = {};
+    for (int entry = 0; entry < inputs; entry += entries<T>) {
+      cp_async_wait<stages - 2>();
+      const int now = copies.stage == stages - 1 ? 0 : copies.stage + 1;
+      if (field.known.unit) copies.scale(now, first, last, neuron);
+      __syncthreads();  // everyone's copies are here, and nobody reads the step before
+      copies.start();
+      multiply(copies.at(now) + (own + lane.group()) * pitch<T>, copies.at(now) + (patches + lane.first()) * pitch<T>,
+               sums);
+      copies.finish();
+    }
+    respond(field, first + own + lane.group(), last, neuron, end, sums);
+    strongest.rank(sums, neuron);
+  }
+  strongest.write(field, outcome, first + own, last);
+}
+
+// The k strongest of the lists [shares, P, k] of each patch, a warp to each.
+template <class T, int SLOTS>
+__device__ __forceinline__ void merge(const Outcome<T>& lists, const Outcome<T>& outcome, int patches, int patch,
+                                      int shares) {
+  const int lane = int(threadIdx.x) % 32, k = outcome.k;
+  Ranks<T, SLOTS> ranks;
+  for (int first = 0; first < shares * k; first += 32) {
+    const int candidate = first + lane, share = candidate / k;
+    const bool there = candidate < shares * k;
+    const int64_t at = (int64_t(share) * patches + patch) * k + (candidate - share * k);
+    const int32_t neuron = there ? lists.winners[at] : -1;
+    const T response = there ? lists.responses[at] : T(0);
+    ranks.offer(response, neuron, neuron >= 0, k);
+  }
+#pragma unroll
+  for (int slot = 0; slot < SLOTS; ++slot)
+    if (lane + 32 * slot < k) outcome.write(patch, lane + 32 * slot, ranks.response[slot], ranks.neuron[slot]);
+}
+
+template <class T>
+__global__ void __launch_bounds__(32 * merging_warps)
+    merge_kernel(Outcome<T> lists, Outcome<T> outcome, int patches, int shares) {
+  const int patch = int(blockIdx.x) * merging_warps + int(threadIdx.x) / 32;
+  if (patch >= patches) return;
+  if (outcome.k <= 32)
+    merge<T, 1>(lists, outcome, patches, patch, shares);
+  else
+    merge<T, 2>(lists, outcome, patches, patch, shares);
+}
+
+// Warps of a block, and how many neurons each of the blocks has that share them for a tile of patches.
+struct Split {
+  int warps, share, shares;
+};
+
+template <class T>
+Split split(const Device& device, int64_t patches, int64_t neurons, int k) {
+  const int64_t tiles = cdiv(neurons, tile_neurons);
+  const auto blocks = [&](int64_t warps) { return std::max<int64_t>(cdiv(patches, warps * warp_patches), 1); };
+  int64_t warps = most_warps<T>;
+  // Large blocks read less, small ones leave no multiprocessor idle.
+  if (k > longest || blocks(warps) * tiles < 2 * device.processors) warps = std::min<int64_t>(warps, 4);
+  while (warps > 1 && blocks(warps / 2) == 1) warps /= 2;
+  const int64_t wanted = cdiv(16 / warps * device.processors, blocks(warps));  // 16 warps hide each other's ranking
+  const int64_t most = std::min<int64_t>({tiles, most_shares, most_merged / k, wanted});
+  const int64_t share = cdiv(tiles, most) * tile_neurons;
+  return {int(warps), int(share), int(cdiv(neurons, share))};
+}
+
+}  // namespace
+
+template <class T>
+void merge(const Device& device, const Outcome<T>& lists, const Outcome<T>& outcome, int patches, int shares) {
+  launch<merge_kernel<T>>("compete.merge", dim3(unsigned(cdiv(patches, merging_warps))), 32 * merging_warps, 0, device,
+                          lists, outcome, patches, shares);
+}
+template void merge<float>(const Device&, const Outcome<float>&, const Outcome<float>&, int, int);
+
+template <class S, class T>
+void walk(const Device& device, const Tensor& like, const Place<S>& place, const T* rows, const Moments<T>& known,
+          const Mask& mask, const Outcome<T>& outcome) {
+  if (!place.patches) return;
+  const Place<T> weights(rows, outcome.neurons, place.inputs);
+  constexpr bool same = std::is_same_v<S, T>;
+  Field<S, T> field{place,
+                    weights,
+                    Known<T>(known, same && known.inverse),
+                    mask,
+                    same && place.in_groups(each<T>),
+                    weights.in_groups(each<T>),
+                    0};
+  const Split parts = split<T>(device, place.patches, outcome.neurons, outcome.k);
+  field.share = parts.share;
+  Outcome<T> heats = outcome;
+  std::optional<Tensor> winners, responses;
+  if (parts.shares > 1) {
+    const Ints sizes{parts.shares, place.patches, outcome.k};
+    winners = empty_like(like, sizes, ScalarType::Int);
+    responses = empty_like(like, sizes, sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float);
+    heats = {pointer<int32_t>(*winners), pointer<T>(*responses), {}, outcome.k, outcome.neurons};
+  }
+  const int patches = parts.warps * warp_patches;
+  const size_t lists = outcome.k > 1 ? patches * outcome.k * (sizeof(T) + sizeof(int32_t)) : 0;
+  launch<walk_kernel<S, T>>("compete", dim3(unsigned(cdiv(place.patches, patches)), unsigned(parts.shares)),
+                            32 * parts.warps, ring_bytes<T>(parts.warps) + lists, device, field, heats);
+  if (parts.shares > 1) merge<T>(device, heats, outcome, place.patches, parts.shares);
+}
+
+#define WALK(S, T)                                                                                                  \
+  template void walk<S, T>(const Device&, const Tensor&, const Place<S>&, const T*, const Moments<T>&, const Mask&, \
+                           const Outcome<T>&);
+WALK(float, float)
+WALK(double, double)
+WALK(BFloat16, float)
+WALK(Half, float)
+#undef WALK
+
+}  // namespace hebbkern

