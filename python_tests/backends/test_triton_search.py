@@ -1,4 +1,4 @@
-"""Triton's kwinners and match: every path, however the work is cut, what they launch, and nothing written beside."""
+"""kwinners and nearest_patch by Triton: every path, however the work is cut, what they launch, and nothing written beside."""
 
 import pytest
 import torch
@@ -103,11 +103,11 @@ def test_exactly_k_of_nans(monkeypatch, short, size):
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
 @pytest.mark.parametrize("patches", cases.PATCHES)
 @pytest.mark.parametrize("layer", cases.FEW, ids=str)
-def test_match_writes_its_results_only(guarded, layer, patches, dtype):
+def test_nearest_patch_writes_its_results_only(guarded, layer, patches, dtype):
     x, weight = cases.tensors(layer, dtype, DEVICE)
     mask = cases.some(layer.neurons, DEVICE)
     geometry = [tuple(torch.tensor(layer.geometry.get(n, v)).expand(2).tolist()) for n, v in GEOMETRY.items()]
-    got = nearest_patch.match(x, weight, patches, *geometry, mask)
+    got = nearest_patch.nearest_patch(x, weight, patches, *geometry, mask)
     oracle.check_nearest_patch(got, x, weight, mask, patches=patches, **layer.geometry)
     assert guarded
 
@@ -124,7 +124,7 @@ def test_ties_across_runs(monkeypatch, programs):
     x = x.repeat(3, 1)
     weight = cases.integers((70, 20), 0, 3, device=DEVICE, seed=6)
     weight[0], weight[1] = x[127], x[128]
-    nearest, distance = nearest_patch.match(x, weight, *LINEAR, None)
+    nearest, distance = nearest_patch.nearest_patch(x, weight, *LINEAR, None)
     want, smallest = hk.reference.nearest_patch(oracle.exact(x), oracle.exact(weight))
     assert nearest.tolist() == want.tolist() and nearest.max() < 300
     torch.testing.assert_close(distance.cpu().double(), torch.from_numpy(smallest), rtol=1e-6, atol=0)
@@ -135,8 +135,8 @@ def test_tiles_of_neurons_that_are_not_asked_for(asked):
     x, weight = cases.random((50, 33), device=DEVICE), cases.random((132, 33), device=DEVICE, seed=1)
     mask = torch.zeros(132, dtype=torch.bool, device=DEVICE)
     mask[asked] = True
-    nearest, distance = nearest_patch.match(x, weight, *LINEAR, mask)
-    everyone = nearest_patch.match(x, weight, *LINEAR, None)
+    nearest, distance = nearest_patch.nearest_patch(x, weight, *LINEAR, mask)
+    everyone = nearest_patch.nearest_patch(x, weight, *LINEAR, None)
     assert torch.equal(nearest[mask], everyone[0][mask]) and torch.equal(distance[mask], everyone[1][mask])
     assert (nearest[~mask] == -1).all() and distance[~mask].isposinf().all()
 
@@ -146,7 +146,7 @@ def test_near_ties_are_decided_by_the_differences():
     weight = cases.random((20, 64), offset=100.0, device=DEVICE)
     x = weight.repeat(2, 1)
     x[:20, 0] += 2e-3
-    nearest, distance = nearest_patch.match(x, weight, *LINEAR, None)
+    nearest, distance = nearest_patch.nearest_patch(x, weight, *LINEAR, None)
     assert nearest.tolist() == list(range(20, 40)) and not distance.any()
 
 
@@ -155,9 +155,9 @@ def test_what_is_not_finite_is_never_nearest(monkeypatch):
     monkeypatch.setattr(nearest_patch, "readable", lambda tensor: False)
     x, weight = cases.random((40, 30), device=DEVICE), cases.random((20, 30), device=DEVICE, seed=1)
     x[7, 3], x[9, 4], weight[5, 2], weight[6, 2] = torch.nan, torch.inf, torch.nan, 1e30
-    nearest, distance = nearest_patch.match(x, weight, *LINEAR, None)
+    nearest, distance = nearest_patch.nearest_patch(x, weight, *LINEAR, None)
     sound, rows = [p for p in range(40) if p not in (7, 9)], [k for k in range(20) if k not in (5, 6)]
-    want = nearest_patch.match(x[sound], weight[rows], *LINEAR, None)
+    want = nearest_patch.nearest_patch(x[sound], weight[rows], *LINEAR, None)
     assert nearest[[5, 6]].tolist() == [-1, -1] and distance[[5, 6]].isposinf().all()
     assert nearest[rows].tolist() == [sound[p] for p in want[0].tolist()] and torch.equal(distance[rows], want[1])
 
@@ -165,7 +165,7 @@ def test_what_is_not_finite_is_never_nearest(monkeypatch):
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
 def test_launches(device, dtype):
-    """Without reading a value: one launch for kwinners, three for match, whatever the patches and the layer."""
+    """Without reading a value: one launch for kwinners, three for nearest_patch, whatever the patches and the layer."""
 
     def empty(*shape, kind=dtype):
         return torch.empty(shape, dtype=kind, device=device)
@@ -176,7 +176,7 @@ def test_launches(device, dtype):
         geometry = (patches, (1, 1), (0, 0), (1, 1))
         for sizes in [((1000, 784), (500, 784)), ((4, 3, 32, 32), (96, 3, 5, 5))]:
             launches = launches_of(
-                lambda sizes=sizes, geometry=geometry: nearest_patch.match(
+                lambda sizes=sizes, geometry=geometry: nearest_patch.nearest_patch(
                     empty(*sizes[0]), empty(*sizes[1]), *geometry, empty(sizes[1][0], kind=torch.bool)
                 )
             )
