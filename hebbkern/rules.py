@@ -1,41 +1,76 @@
-"""The learning rules: small frozen dataclasses that compose compete → accumulate → apply_, or sanger → apply_.
+"""The learning rules: frozen dataclasses, each of which states as data what it computes.
 
     rule = hk.KrotovHopfield(p=2.0, k=2, delta=0.4)
-    rule.step_(weight, x, lr=0.02)                                     # one local update, in place
-    rule.apply_(weight, rule.update(weight, a) + rule.update(weight, b), lr=0.02)     # the same in parts
+    rule.step_(weight, x, lr=0.02)                                                     # one local update, in place
+    rule.apply_(weight, rule.update(weight, a) + rule.update(weight, b), lr=0.02)      # the same in parts
 
-A rule only says who is taught by each patch and how the sums become a step. Shapes, everywhere: weight [K, N] with
-x [B, N], or weight [K, C, kh, kw] with x [B, C, H, W]; a linear layer sees one patch a sample, a convolution B·Ho·Wo.
-Every rule is deterministic: the same inputs give the same bits, with the compiled kernels on any number of CPU threads.
+A rule is a set of settings and its ``specification``: a WinnerSpecification (compete, accumulate, apply_) or a
+DenseSpecification (dense_update, apply_). ``Rule`` executes either. A rule with a ``cli_name`` appears in the command
+line and in the benchmark by itself. Shapes, everywhere: weight [K, N] with x [B, N], or weight [K, C, kh, kw] with
+x [B, C, H, W]; a linear layer sees one patch a sample, a convolution B·Ho·Wo patches.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from hebbkern import ops
-from hebbkern.coefficients import constant
-from hebbkern.ops.checks import PATCHES, result_dtype
-from hebbkern.ops.checks import layer as check_layer
+from hebbkern import checks, ops
+from hebbkern.backends import kernel
+from hebbkern.checks import Settings
 from hebbkern.ops.dense_step import rounded_dense_step_
-from hebbkern.ops.library import pair
-from hebbkern.settings import Settings
+from hebbkern.ops.library import Pair, bump_version, pair
+from hebbkern.specifications import DenseSpecification, WinnerSpecification, constant
 from hebbkern.update import Update
 
-_PARTS = ("update", "_update", "apply_")  # of a step
+RULES: dict[str, type[Rule]] = {}  # cli_name -> rule, in the order of this file
 
 
 @dataclass(frozen=True)
 class Rule(Settings):
-    """What every rule shares. `patches`: "raw", "centred" (each less its mean) or "standardised" (and of norm 1)."""
+    """Base of the rules: executes the specification that a subclass states.
+
+    Deterministic: the same inputs give the same bits, with the compiled kernels on any number of CPU threads. A
+    subclass may override ``update`` or ``apply_``; then ``step_`` calls these two instead of the fused operator.
+
+    Args:
+        patches: "raw", "centred" (each patch less its mean) or "standardised" (and divided by its norm).
+
+    Class attributes:
+        cli_name: the name in the command line and the benchmark; a class that sets none is not listed.
+        default_lr: the learning rate that `hebbkern train` starts from.
+        uses_labels: whether `update` and `step_` need labels, which name the neuron to teach.
+    """
 
     patches: str = field(default="raw", kw_only=True)
 
-    def __post_init__(self):
-        self._one_of("patches", PATCHES)
+    cli_name: ClassVar[str]
+    default_lr: ClassVar[float] = 0.004
+    uses_labels: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        if "cli_name" in vars(cls):
+            RULES[cls.cli_name] = cls
+
+    def __post_init__(self) -> None:
+        self._one_of("patches", checks.PATCHES)
+        self.check()
+        specification = self.specification()
+        in_parts = type(self).update is not Rule.update or type(self).apply_ is not Rule.apply_
+        fused = isinstance(specification, WinnerSpecification) or (specification is not None and specification.fused)
+        object.__setattr__(self, "_specification", specification)
+        object.__setattr__(self, "_fused", specification if fused and not in_parts else None)
+
+    def check(self) -> None:
+        """Raise ValueError for a setting that does not fit; may normalise settings. Called by the constructor."""
+
+    def specification(self) -> WinnerSpecification | DenseSpecification | None:
+        """What the rule computes; None for a rule that overrides ``update``."""
+        return None
 
     def update(
         self,
@@ -44,35 +79,70 @@ class Rule(Settings):
         *,
         labels: Tensor | None = None,
         frozen: Tensor | None = None,
-        stride=1,
-        padding=0,
-        dilation=1,
+        stride: Pair = 1,
+        padding: Pair = 0,
+        dilation: Pair = 1,
     ) -> Update:
-        """What the batch x teaches; nothing is written.
+        """Compute the update that the batch x teaches; nothing is written.
 
         Args:
             weight: [K, N] or [K, C, kh, kw]; float32, float64, bfloat16 or float16.
             x: [B, N] or [B, C, H, W], dtype and device of weight. An empty batch teaches nothing.
             labels: [B] integers, used by Supervised only.
-            frozen: bool [K], True = this neuron competes but never learns.
+            frozen: bool [K], True = the neuron competes but never learns.
             stride, padding, dilation: of the convolution, a number or a pair.
 
         Raises:
-            ValueError or RuntimeError, naming the argument, for a wrong shape, dtype, device or a non-finite input.
+            ValueError: a shape, dtype or device does not fit, or a number is not finite.
         """
-        geometry = {"stride": pair(stride), "padding": pair(padding), "dilation": pair(dilation)}
-        geometry["patches"] = self.patches
-        return self._update(weight, x, labels, frozen, geometry)
-
-    def _update(self, weight, x, labels, frozen, geometry) -> Update:
-        raise NotImplementedError
+        rule = self._specification
+        geometry = {
+            "patches": self.patches,
+            "stride": pair(stride),
+            "padding": pair(padding),
+            "dilation": pair(dilation),
+        }
+        if isinstance(rule, DenseSpecification):
+            settings = {"activation": rule.activation, "decay": rule.decay, "temperature": rule.temperature}
+            total, count = ops.dense_update(x, weight, **settings, frozen=frozen, **geometry)
+            return Update(total, None, count)
+        if rule is None:
+            raise NotImplementedError(f"hebbkern.{type(self).__name__} must define specification() or update()")
+        if self.uses_labels:
+            targets, responses = self._targets(weight, x, labels, geometry), None
+        else:
+            targets, responses = ops.compete(x, weight, rule.k, p=rule.p, cosine=rule.cosine, **geometry)
+        coefficients = constant(rule.coefficients, weight)
+        total, decay, _ = ops.accumulate(
+            x,
+            targets,
+            responses.clamp(min=0) * coefficients if rule.by_response else coefficients,
+            neurons=weight.shape[0],
+            kernel=weight.shape[2:],
+            responses=responses if rule.decay_by_response else None,
+            frozen=frozen,
+            **geometry,
+        )
+        return Update(total, decay, decay if rule.average else None)
 
     def apply_(self, weight: Tensor, update: Update, *, lr: float, frozen: Tensor | None = None) -> None:
-        """Moves weight in place by lr times the averaged update. On any error weight stays as it was, bit for bit.
+        """Move weight in place by lr times the averaged update.
 
-        Rows with frozen = True stay bit-identical. Raises ValueError or RuntimeError for a wrong shape or a NaN.
+        Args:
+            weight: [K, N] or [K, C, kh, kw], the weight that `update` was computed for.
+            update: an update, or a sum of updates, of this rule.
+            lr: learning rate, finite.
+            frozen: bool [K], True = the row keeps its bits.
+
+        Raises:
+            ValueError: a shape does not fit or a number is not finite; weight is as before, bit for bit.
         """
-        ops.apply_(weight, update.sum, decay=update.decay, denominator=update.denominator, lr=lr, frozen=frozen)
+        rule = self._specification
+        settings = {"normalise": rule.normalise} if rule is not None else {}
+        if isinstance(rule, DenseSpecification):
+            settings["rate_power"] = rule.rate_power
+        parts = {"decay": update.decay, "denominator": update.denominator}
+        ops.apply_(weight, update.sum, **parts, lr=lr, **settings, frozen=frozen)
 
     def step_(
         self,
@@ -82,33 +152,63 @@ class Rule(Settings):
         lr: float,
         labels: Tensor | None = None,
         frozen: Tensor | None = None,
-        stride=1,
-        padding=0,
-        dilation=1,
+        stride: Pair = 1,
+        padding: Pair = 0,
+        dilation: Pair = 1,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """One learning step in place: `apply_` of `update`, bit for bit. Arguments and errors as there.
-        With a dtype the update is that of weight and x rounded to it, and applied to weight as it is.
+        """Take one learning step in place: `apply_` of `update`, bit for bit, in one operator where there is one.
+
+        Args:
+            weight, x, labels, frozen, stride, padding, dilation: as for `update`. weight is written.
+            lr: learning rate, finite.
+            dtype: None, or the dtype that weight and x are rounded to for the update; it is applied to weight as it is.
+
+        Raises:
+            ValueError: as for `update` and `apply_`; weight is as before, bit for bit.
         """
-        geometry = {"stride": stride, "padding": padding, "dilation": dilation}
-        x = x.to(dtype) if dtype is not None and x.is_floating_point() else x
-        step = self._in_one if dtype is None else self._in_one and self._in_one_rounded
-        options = {"frozen": frozen, "patches": self.patches, **geometry}
-        if step and not isinstance(lr, Tensor) and step(weight, x, labels, lr=lr, **options) is not False:
+        rule = self._fused
+        if dtype is not None and x.is_floating_point():
+            x = x.to(dtype)
+        if rule is None or isinstance(lr, Tensor) or (dtype is not None and dtype != weight.dtype):
+            geometry = {"stride": stride, "padding": padding, "dilation": dilation}
+            self._step_in_parts_(weight, x, lr, labels, frozen, geometry, dtype)
             return
-        near = weight if dtype is None else weight.to(dtype)
-        update = self.update(near, x, labels=labels, frozen=frozen, **geometry)
-        self.apply_(weight, update.to(result_dtype(weight.dtype)), lr=lr, frozen=frozen)
+        where = self.patches, pair(stride), pair(padding), pair(dilation), frozen
+        if isinstance(rule, DenseSpecification):
+            kernel("dense_step_", weight)(weight, x, rule.activation, rule.decay, lr, *where)
+        else:
+            if self.uses_labels:
+                self._check_labels(x, labels)
+            labels = labels if self.uses_labels else None
+            kernel("winner_step_", weight)(weight, x, labels, *rule, lr, *where)
+        bump_version(weight)
 
-    _in_one = None  # a method that takes update and apply_ in one operator, in rules that have such
-    _in_one_rounded = None  # the same of weight by what it is in x's dtype; False where it did not
+    def _step_in_parts_(self, weight, x, lr, labels, frozen, geometry, dtype) -> None:
+        rule = self._fused
+        if isinstance(rule, DenseSpecification) and not isinstance(lr, Tensor):
+            settings = {"activation": rule.activation, "decay": rule.decay, "patches": self.patches}
+            rounded_dense_step_(weight, x, lr=lr, **settings, frozen=frozen, **geometry)
+            return
+        rounded = weight if dtype is None else weight.to(dtype)
+        update = self.update(rounded, x, labels=labels, frozen=frozen, **geometry)
+        self.apply_(weight, update.to(checks.result_dtype(weight.dtype)), lr=lr, frozen=frozen)
 
-    def __init_subclass__(cls, **settings):
-        """A class that changes a part of the step takes it in parts, unless it says anew how they go in one."""
-        super().__init_subclass__(**settings)
-        order = {name: [name in vars(base) for base in cls.__mro__].index(True) for name in (*_PARTS, "_in_one")}
-        if any(order[part] < order["_in_one"] for part in _PARTS):
-            cls._in_one = None
+    def _targets(self, weight: Tensor, x: Tensor, labels: Tensor | None, geometry: dict) -> Tensor:
+        """[P, 1]: the neuron of each patch, that of its sample's label."""
+        patches = checks.layer(type(self).__name__, x, weight, **geometry)
+        self._check_labels(x, labels)
+        assert labels is not None
+        return (
+            labels.repeat_interleave(patches // max(x.shape[0], 1))[:, None] if weight.dim() == 4 else labels[:, None]
+        )
+
+    def _check_labels(self, x: Tensor, labels: Tensor | None) -> None:
+        wanted = f"int64 or int32 of shape [{x.shape[0] if x.dim() else 0}], the class of each sample"
+        if not isinstance(labels, Tensor):
+            self._refuse("labels", wanted, type(labels).__name__ if labels is not None else None)
+        if labels.dtype not in (torch.int64, torch.int32) or labels.shape != x.shape[:1]:
+            self._refuse("labels", wanted, checks.full_name(labels))
 
 
 @dataclass(frozen=True)
@@ -129,40 +229,22 @@ class KrotovHopfield(Rule):
         patches: see `Rule`; on images take "centred", raw patches collapse to one filter.
     """
 
+    cli_name = "krotov"
+    default_lr = 0.04
+
     p: float = 2.0
     k: int = 2
     delta: float = 0.4
 
-    def __post_init__(self):
-        super().__post_init__()
+    def check(self) -> None:
         self._number("p", " of at least 1", lambda p: p >= 1)
         self._whole("k", 2)
         self._number("delta", "", lambda delta: True)
 
-    def _update(self, weight, x, labels, frozen, geometry) -> Update:
-        winners, responses = ops.compete(x, weight, self.k, p=self.p, **geometry)
-        coefficients = constant(self._coefficients(), responses)
-        total, decay, _ = ops.accumulate(
-            x,
-            winners,
-            coefficients,
-            neurons=weight.shape[0],
-            kernel=weight.shape[2:],
-            responses=responses,
-            frozen=frozen,
-            **geometry,
-        )
-        return Update(total, decay)
-
-    def apply_(self, weight, update, *, lr, frozen=None) -> None:
-        ops.apply_(weight, update.sum, decay=update.decay, lr=lr, normalise="global_max", frozen=frozen)
-
-    def _in_one(self, weight, x, labels, **options) -> None:
-        how = {"p": self.p, "decay_by_response": True, "normalise": "global_max"}
-        ops.winner_step_(weight, x, k=self.k, coefficients=self._coefficients(), **how, **options)
-
-    def _coefficients(self) -> tuple[float, ...]:
-        return (1.0,) + (0.0,) * (self.k - 2) + (-float(self.delta),)
+    def specification(self) -> WinnerSpecification:
+        coefficients = (1.0,) + (0.0,) * (self.k - 2) + (-float(self.delta),)
+        how = {"decay_by_response": True, "normalise": "global_max"}
+        return WinnerSpecification(k=self.k, p=self.p, coefficients=coefficients, **how)
 
 
 @dataclass(frozen=True)
@@ -183,141 +265,35 @@ class WTA(Rule):
         patches: see `Rule`.
     """
 
+    cli_name = "wta"
+    default_lr = 0.04
+
     k: int = 1
     similarity: str = "cosine"
     coefficient: str = "one"
     average: bool = True
     normalise: str = "none"
 
-    def __post_init__(self):
-        super().__post_init__()
+    def check(self) -> None:
         self._whole("k", 1)
         self._one_of("similarity", ("cosine", "dot"))
         self._one_of("coefficient", ("one", "response"))
         self._boolean("average")
         self._one_of("normalise", ("none", "row_max", "row_l2"))
 
-    def _update(self, weight, x, labels, frozen, geometry) -> Update:
-        winners, responses = ops.compete(x, weight, self.k, cosine=self.similarity == "cosine", **geometry)
-        one = self.coefficient == "one"
-        total, decay, _ = ops.accumulate(
-            x,
-            winners,
-            constant((1.0,) * self.k, responses) if one else responses.clamp(min=0),
-            neurons=weight.shape[0],
-            kernel=weight.shape[2:],
-            frozen=frozen,
-            **geometry,
-        )
-        return Update(total, decay, decay if self.average else None)
-
-    def apply_(self, weight, update, *, lr, frozen=None) -> None:
-        ops.apply_(
-            weight,
-            update.sum,
-            decay=update.decay,
-            denominator=update.denominator,
-            lr=lr,
-            normalise=self.normalise,
-            frozen=frozen,
-        )
-
-    def _in_one(self, weight, x, labels, **options) -> None:
-        ops.winner_step_(
-            weight,
-            x,
+    def specification(self) -> WinnerSpecification:
+        return WinnerSpecification(
             k=self.k,
             cosine=self.similarity == "cosine",
             coefficients=(1.0,) * self.k,
             by_response=self.coefficient == "response",
             average=self.average,
             normalise=self.normalise,
-            **options,
         )
 
 
 @dataclass(frozen=True)
-class Supervised(Rule):
-    """The label teaches: the neuron of a patch's class moves towards it, to the centroid of the class.
-
-    Δw_j = Σ (x − w_j) / count over the patches of class j. Supervised Hebbian classifier (SHC): Comparing the
-    Performance of Hebbian against Backpropagation Learning Using CNNs, equation 8; also the trace of Differentiable
-    Hebbian Consolidation, with its η for lr.
-
-    `update` and `step_` need labels, int64 or int32 [B]: sample b teaches neuron labels[b], −1 teaches nobody. In a
-    convolution every patch of an image is taught by the image's label.
-
-    Args:
-        average: divide by the number of patches of the class; False sums.
-        patches: see `Rule`.
-    """
-
-    average: bool = True
-
-    def __post_init__(self):
-        super().__post_init__()
-        self._boolean("average")
-
-    def _update(self, weight, x, labels, frozen, geometry) -> Update:
-        patches = check_layer("Supervised", x, weight, **geometry)
-        self._check_labels(x, labels)
-        kernel = weight.shape[2:]
-        if kernel:
-            labels = labels.repeat_interleave(patches // max(x.shape[0], 1))
-        total, decay, _ = ops.accumulate(
-            x,
-            labels[:, None],
-            constant((1.0,), weight),
-            neurons=weight.shape[0],
-            kernel=kernel,
-            frozen=frozen,
-            **geometry,
-        )
-        return Update(total, decay, decay if self.average else None)
-
-    def _in_one(self, weight, x, labels, **options) -> None:
-        self._check_labels(x, labels)
-        ops.winner_step_(weight, x, labels=labels, average=self.average, **options)
-
-    def _check_labels(self, x: Tensor, labels: Tensor | None):
-        wanted = f"int64 or int32 of shape [{x.shape[0] if x.dim() else 0}], the class of each sample"
-        if not isinstance(labels, Tensor):
-            self._refuse("labels", wanted, type(labels).__name__ if labels is not None else None)
-        if labels.dtype not in (torch.int64, torch.int32) or labels.shape != x.shape[:1]:
-            dtype = str(labels.dtype).removeprefix("torch.")
-            self._refuse("labels", wanted, f"{dtype} of shape {list(labels.shape)}")
-
-
-@dataclass(frozen=True)
-class _Dense(Rule):
-    """A rule that teaches every neuron by its own activity y = f(w·x), averaged over the patches."""
-
-    activation: str = "linear"
-
-    def __post_init__(self):
-        super().__post_init__()
-        self._one_of("activation", ("linear", "relu", "tanh"))
-
-    def _update(self, weight, x, labels, frozen, geometry) -> Update:
-        total, count = ops.dense_update(
-            x,
-            weight,
-            activation=self.activation,
-            decay=self._decay,
-            frozen=frozen,
-            **geometry,
-        )
-        return Update(total, None, count)
-
-    def _in_one(self, weight, x, labels, **options) -> None:
-        ops.dense_step_(weight, x, activation=self.activation, decay=self._decay, **options)
-
-    def _in_one_rounded(self, weight, x, labels, **options) -> bool:
-        return rounded_dense_step_(weight, x, activation=self.activation, decay=self._decay, **options)
-
-
-@dataclass(frozen=True)
-class Sanger(_Dense):
+class Sanger(Rule):
     """Hebbian PCA: each neuron learns what the neurons before it have not explained.
 
     Δw_j = Σ f(y_j) (x − Σ_{i ≤ j} f(y_i) w_i) / patches, y = w·x. HPCA: Comparing the Performance of Hebbian against
@@ -328,12 +304,19 @@ class Sanger(_Dense):
         patches: see `Rule`.
     """
 
+    cli_name = "sanger"
+
     activation: str = "relu"
-    _decay = "triangular"
+
+    def check(self) -> None:
+        self._one_of("activation", ("linear", "relu", "tanh"))
+
+    def specification(self) -> DenseSpecification:
+        return DenseSpecification(self.activation, "triangular")
 
 
 @dataclass(frozen=True)
-class Oja(_Dense):
+class Oja(Rule):
     """Oja's rule: Δw_j = Σ y_j (x − y_j w_j) / patches, y = f(w·x); each neuron finds the first component.
 
     Oja, A simplified neuron model as a principal component analyzer, J. Math. Biology 1982, equation 3.
@@ -343,11 +326,19 @@ class Oja(_Dense):
         patches: see `Rule`.
     """
 
-    _decay = "diagonal"
+    cli_name = "oja"
+
+    activation: str = "linear"
+
+    def check(self) -> None:
+        self._one_of("activation", ("linear", "relu", "tanh"))
+
+    def specification(self) -> DenseSpecification:
+        return DenseSpecification(self.activation, "diagonal")
 
 
 @dataclass(frozen=True)
-class Hebb(_Dense):
+class Hebb(Rule):
     """The plain Hebbian rule: Δw_j = Σ y_j x / patches, y = f(w·x); weights grow without bound.
 
     Comparing the Performance of Hebbian against Backpropagation Learning Using CNNs, equation 2.
@@ -357,7 +348,16 @@ class Hebb(_Dense):
         patches: see `Rule`.
     """
 
-    _decay = "none"
+    cli_name = "hebb"
+    default_lr = 0.0001
+
+    activation: str = "linear"
+
+    def check(self) -> None:
+        self._one_of("activation", ("linear", "relu", "tanh"))
+
+    def specification(self) -> DenseSpecification:
+        return DenseSpecification(self.activation, "none")
 
 
 @dataclass(frozen=True)
@@ -378,28 +378,45 @@ class SoftWTA(Rule):
         patches: see `Rule`.
     """
 
+    cli_name = "softwta"
+
     temperature: float = 1.0
     rate_power: float = 0.5
     normalise: str = "none"
 
-    def __post_init__(self):
-        super().__post_init__()
+    def check(self) -> None:
         self._number("temperature", " above 0", lambda temperature: temperature > 0)
         self._number("rate_power", " of at least 0", lambda power: power >= 0)
         self._one_of("normalise", ("none", "global_max"))
 
-    def _update(self, weight, x, labels, frozen, geometry) -> Update:
-        total, count = ops.dense_update(
-            x,
-            weight,
-            activation="softmax",
-            decay="diagonal",
-            temperature=self.temperature,
-            frozen=frozen,
-            **geometry,
-        )
-        return Update(total, None, count)
+    def specification(self) -> DenseSpecification:
+        return DenseSpecification("softmax", "diagonal", self.temperature, self.normalise, self.rate_power)
 
-    def apply_(self, weight, update, *, lr, frozen=None) -> None:
-        how = {"normalise": self.normalise, "rate_power": self.rate_power, "frozen": frozen}
-        ops.apply_(weight, update.sum, denominator=update.denominator, lr=lr, **how)
+
+@dataclass(frozen=True)
+class Supervised(Rule):
+    """The label teaches: the neuron of a patch's class moves towards it, to the centroid of the class.
+
+    Δw_j = Σ (x − w_j) / count over the patches of class j. Supervised Hebbian classifier (SHC): Comparing the
+    Performance of Hebbian against Backpropagation Learning Using CNNs, equation 8; also the trace of Differentiable
+    Hebbian Consolidation, with its η for lr.
+
+    `update` and `step_` need labels, int64 or int32 [B]: sample b teaches neuron labels[b], −1 teaches no neuron. In a
+    convolution every patch of an image is taught by the image's label.
+
+    Args:
+        average: divide by the number of patches of the class; False sums.
+        patches: see `Rule`.
+    """
+
+    cli_name = "supervised"
+    default_lr = 0.04
+    uses_labels = True
+
+    average: bool = True
+
+    def check(self) -> None:
+        self._boolean("average")
+
+    def specification(self) -> WinnerSpecification:
+        return WinnerSpecification(average=self.average)

@@ -25,9 +25,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from hebbkern.ops import checks
-from hebbkern.ops.dense_step import check as check_dense_step
-from hebbkern.ops.dense_update import check as check_dense_update
+from hebbkern import checks
 
 LARGEST = (
     64  # neurons, and inputs, that fit on chip: weights, G and C of 64 x 64 are 48 numbers for each of 256 threads
@@ -257,7 +255,7 @@ def begin(stages, op, x, weight, count, activation, decay, temperature, patches,
 def dense_update(stages, x, weight, activation, decay, temperature, patches, *where):
     """The operator of that name; where: stride, padding, dilation, frozen."""
     rule = activation, decay, temperature, patches, *where
-    count = check_dense_update(x, weight, *rule)
+    count = checks.layer("dense_update", x, weight, patches, *where[:-1])
     if stages.readable(x):
         checks.finite("dense_update", x=x, weight=weight)
     dtype = checks.result_dtype(x.dtype)
@@ -274,7 +272,7 @@ def dense_update(stages, x, weight, activation, decay, temperature, patches, *wh
 def dense_step_(stages, weight, x, activation, decay, lr, patches, *where):
     """The operator of that name: dense_update's last kernel takes the step, and one launch more writes it if it is sound."""
     op = "dense_step_"
-    count = check_dense_step(weight, x, activation, decay, lr, patches, *where)
+    count = checks.layer(op, x, weight, patches, *where[:-1])
     stages.look(weight)
     if stages.readable(x):
         checks.finite(op, x=x, weight=weight)

@@ -1,6 +1,7 @@
-"""The operators, namespace ``hebbkern::``. Each module here holds one schema, fake kernel and public function.
+"""The operators: each module holds the schema, the check, the fake kernel and the public function of one of them.
 
-The kernels are elsewhere: compiled ones in csrc/, plain torch in eager.py. No operator records gradients.
+The kernels are in hebbkern/backends, the compiled ones in csrc/. No operator records gradients. Functions that read
+take (x, weight), as in torch.nn.functional; functions that write in place take first what they write.
 """
 
 from hebbkern.ops.accumulate import accumulate
@@ -13,12 +14,5 @@ from hebbkern.ops.nearest_patch import nearest_patch
 from hebbkern.ops.winner_step import winner_step_
 
 __all__ = [
-    "accumulate",
-    "apply_",
-    "compete",
-    "dense_step_",
-    "dense_update",
-    "kwinners",
-    "nearest_patch",
-    "winner_step_",
-]
+    "accumulate", "apply_", "compete", "dense_step_", "dense_update", "kwinners", "nearest_patch", "winner_step_"
+]  # fmt: skip

@@ -1,36 +1,44 @@
-"""accumulate: add up, per neuron, the patches that teach it."""
+"""accumulate: the sum, per neuron, of the patches that teach it."""
+
+from __future__ import annotations
+
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from hebbkern.ops import checks
-from hebbkern.ops.library import define, pair, serving
+from hebbkern import backends, checks
+from hebbkern.ops.library import GEOMETRY, Pair, define, pair
+
+OP = "accumulate"
 
 
 def accumulate(
-    x,
-    taught,
-    coefficients,
+    x: Tensor,
+    targets: Tensor,
+    coefficients: Tensor,
     *,
-    neurons,
-    kernel=(),
-    responses=None,
-    patches="raw",
-    stride=1,
-    padding=0,
-    dilation=1,
-    frozen=None,
-):
-    """Sums of coefficient * patch over the patches that teach each neuron: the sparse half of every winner rule.
+    neurons: int,
+    kernel: Pair | tuple[()] = (),
+    responses: Tensor | None = None,
+    patches: str = "raw",
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    frozen: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum coefficient · patch over the patches that teach each neuron: the sparse half of every winner rule.
 
-    Entry (p, r) lets patch p teach neuron taught[p, r] with coefficient c; entries with c = 0 teach nobody. Per neuron
-    sum = Σ c patch, decay = Σ c response (without responses: Σ c), count = number of entries; the update of the
-    rule is then sum - decay * w (papers: HWTA, Krotov-Hopfield, HebbCL, SHC, the DHP trace).
+    Entry (p, r) lets patch p teach neuron targets[p, r] with coefficient c; an entry with c = 0 teaches no neuron. Per
+    neuron sum = Σ c patch, decay = Σ c response (without responses: Σ c), count = number of entries; the update of the
+    rule is then sum − decay · w (papers: HWTA, Krotov-Hopfield, HebbCL, SHC, the DHP trace).
+    Deterministic: two runs give the same bits, the compiled CPU kernels on any number of threads.
 
     Args:
         x: [B, N], or images [B, C, H, W]; float32, float64, bfloat16 or float16, any strides.
-        taught: int32 or int64 [P, R], neurons 0 to neurons - 1, -1 = nobody.
+        targets: int32 or int64 [P, R], neurons 0 to neurons − 1, −1 = none.
         coefficients: [P, R], or [R] for the same in every patch; float64 for float64 x, otherwise float32.
-        neurons: K, how many neurons there are.
+        neurons: K, the number of neurons.
         kernel: () for a linear layer, (kh, kw) or one number for images.
         responses: [P, R], of the coefficients' dtype, or None.
         patches, stride, padding, dilation: as for ``compete``.
@@ -39,46 +47,48 @@ def accumulate(
     Returns:
         sum [K, N] or [K, C, kh, kw], decay [K] and count [K], all of the coefficients' dtype.
 
-    Raises ValueError or RuntimeError on arguments that do not fit, on a NaN or an infinity in x, coefficients or
-    responses, and on a neuron that does not exist. Deterministic: the same bits on every run, on compiled backends
-    also for any number of threads.
+    Raises:
+        ValueError: arguments do not fit, a target is no neuron, or x, coefficients or responses hold a NaN or an
+            infinity (on a GPU no operator looks at values).
     """
-    operator = serving("accumulate", x)
     geometry = pair(kernel), patches, pair(stride), pair(padding), pair(dilation)
-    return operator(x, taught, coefficients, responses, neurons, *geometry, frozen)
+    return backends.kernel(OP, x)(x, targets, coefficients, responses, neurons, *geometry, frozen)
 
 
-def check(x, taught, coefficients, responses, neurons, kernel, patches, stride, padding, dilation, frozen):
-    """Shapes and settings."""
-    op = "accumulate"
-    checks.inputs(op, x)
+def check(x: Tensor, targets: Tensor, coefficients: Tensor, responses: Tensor | None, neurons: int, *where: Any) -> int:
+    """Shapes and settings; the number of patches."""
+    kernel, *geometry, frozen = where
+    checks.inputs(OP, x)
     if neurons < 1:
-        checks.fail(op, "neurons", "be at least 1", neurons)
+        checks.fail(OP, "neurons", "be at least 1", neurons)
     if x.dim() == 2 and len(kernel):
-        checks.fail(op, "kernel", "be empty for x [batch, inputs]", list(kernel))
+        checks.fail(OP, "kernel", "be empty for x [batch, inputs]", list(kernel))
     if x.dim() == 4 and (len(kernel) != 2 or min(kernel) < 1):
-        checks.fail(op, "kernel", "be two numbers of at least 1 for images", list(kernel))
-    count = checks.geometry(op, x, "kernel", kernel, patches, stride, padding, dilation)
-    if taught.dtype not in (torch.int32, torch.int64) or taught.dim() != 2 or taught.shape[0] != count:
+        checks.fail(OP, "kernel", "be two numbers of at least 1 for images", list(kernel))
+    count = checks.geometry(OP, x, "kernel", kernel, *geometry)
+    if targets.dtype not in (torch.int32, torch.int64) or targets.dim() != 2 or targets.shape[0] != count:
         want = f"be int32 or int64 of shape [patches = {count}, ranks]"
-        checks.fail(op, "taught", want, checks.full_name(taught))
-    checks.device(op, "taught", taught, "x", x)
-    dtype, ranks = checks.result_dtype(x.dtype), taught.shape[1]
-    checks.typed(op, "coefficients", coefficients, dtype, ([ranks], [count, ranks]), "x", x)
-    checks.typed(op, "responses", responses, dtype, ([count, ranks],), "x", x)
-    checks.neuron_mask(op, "frozen", frozen, neurons, x)
+        checks.fail(OP, "targets", want, checks.full_name(targets))
+    checks.device(OP, "targets", targets, "x", x)
+    dtype, ranks = checks.result_dtype(x.dtype), targets.shape[1]
+    checks.typed(OP, "coefficients", coefficients, dtype, ([ranks], [count, ranks]), "x", x)
+    checks.typed(OP, "responses", responses, dtype, ([count, ranks],), "x", x)
+    checks.neuron_mask(OP, "frozen", frozen, neurons, x)
+    return count
 
 
-def fake(x, taught, coefficients, responses, neurons, kernel, patches, stride, padding, dilation, frozen):
-    check(x, taught, coefficients, responses, neurons, kernel, patches, stride, padding, dilation, frozen)
+def fake(
+    x: Tensor, targets: Tensor, coefficients: Tensor, responses: Tensor | None, neurons: int, *where: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    kernel, *_ = where
     dtype = checks.result_dtype(x.dtype)
     total = x.new_empty((neurons, x.shape[1], *kernel), dtype=dtype)
     return total, x.new_empty(neurons, dtype=dtype), x.new_empty(neurons, dtype=dtype)
 
 
 define(
-    "accumulate(Tensor x, Tensor taught, Tensor coefficients, Tensor? responses, int neurons, int[] kernel, "
-    "str patches, int[] stride, int[] padding, int[] dilation, Tensor? frozen) "
-    "-> (Tensor sum, Tensor decay, Tensor count)",
+    "accumulate(Tensor x, Tensor targets, Tensor coefficients, Tensor? responses, int neurons, int[] kernel, "
+    f"{GEOMETRY}, Tensor? frozen) -> (Tensor sum, Tensor decay, Tensor count)",
+    check,
     fake,
 )

@@ -1,16 +1,35 @@
-"""apply_: average, skip the frozen, step and renormalise, in place."""
+"""apply_: average, skip the frozen neurons, step and renormalise, in place."""
+
+from __future__ import annotations
+
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from hebbkern.ops import checks
-from hebbkern.ops.library import LIBRARY, counted, define, serving
+from hebbkern import checks
+from hebbkern.backends import kernel
+from hebbkern.ops.library import LIBRARY, bump_version, define
+
+OP = "apply_"
 
 
-def apply_(weight, sum, *, decay=None, denominator=None, lr, normalise="none", rate_power=0.0, frozen=None):
-    """Take one step of the weights, in place: w_j += lr * rho_j * Δ_j.
+def apply_(
+    weight: Tensor,
+    sum: Tensor,
+    *,
+    decay: Tensor | None = None,
+    denominator: Tensor | None = None,
+    lr: float | Tensor,
+    normalise: str = "none",
+    rate_power: float = 0.0,
+    frozen: Tensor | None = None,
+) -> None:
+    """Take one step of the weights, in place: w_j += lr · ρ_j · Δ_j.
 
-    Δ_j = (sum_j - decay_j w_j) / denominator_j, and rho_j = | |w_j| - 1 | ^ rate_power (SoftHebb's adaptive rate; 1 for
-    rate_power = 0). All of it in float32 (float64 for float64 weights), rounded once into the weights.
+    Δ_j = (sum_j − decay_j w_j) / denominator_j and ρ_j = | |w_j| − 1 |^rate_power (SoftHebb's adaptive rate; 1 for
+    rate_power = 0). All of it is computed in float32 (float64 for float64 weights) and rounded once into the weights.
+    Deterministic: two runs give the same bits, the compiled CPU kernels on any number of threads.
 
     Args:
         weight: [K, N] or [K, C, kh, kw]; float32, float64, bfloat16 or float16, any strides. Written in place.
@@ -22,19 +41,19 @@ def apply_(weight, sum, *, decay=None, denominator=None, lr, normalise="none", r
             (at least 1e-30; Krotov and Hopfield's notebook); "row_max", "row_l2": after the step each row that moved is
             divided by its largest absolute weight (HebbCL's φ, by row) or its Euclidean norm.
         rate_power: finite, at least 0.
-        frozen: bool [K], True = this row keeps its bits. So does every row whose step is zero in each entry.
+        frozen: bool [K], True = the row keeps its bits. So does every row whose step is zero in each entry.
 
-    Raises ValueError or RuntimeError, with the weights as before, on arguments that do not fit, on a NaN or an infinity
-    in weight, sum, decay or denominator, and on a step that would leave a weight that is not finite.
-    Deterministic: the same bits on every run, on compiled backends also for any number of threads.
+    Raises:
+        ValueError: arguments do not fit, weight, sum, decay or denominator holds a NaN or an infinity, or the step
+            would leave a weight that is not finite; the weights are as before.
     """
-    scheduled = isinstance(lr, torch.Tensor)
-    operator = torch.ops.hebbkern.apply_scheduled_.default if scheduled else serving("apply_", weight)
+    scheduled = isinstance(lr, Tensor)
+    operator = torch.ops.hebbkern.apply_scheduled_.default if scheduled else kernel(OP, weight)
     operator(weight, sum, decay, denominator, lr, normalise, rate_power, frozen)
-    counted(weight)
+    bump_version(weight)
 
 
-def check_apart(op, weight):
+def check_apart(op: str, weight: Tensor) -> None:
     """No two entries may share memory: a dimension's stride must exceed the reach of those with smaller ones."""
     reach = 0
     for stride, size in sorted(zip(weight.stride(), weight.shape, strict=True)):
@@ -44,50 +63,58 @@ def check_apart(op, weight):
         reach += stride * (size - 1)
 
 
-def check(weight, sum, decay, denominator, lr, normalise, rate_power, frozen):
+def check(
+    weight: Tensor,
+    sum: Tensor,
+    decay: Tensor | None,
+    denominator: Tensor | None,
+    lr: float,
+    normalise: str,
+    rate_power: float,
+    frozen: Tensor | None,
+) -> None:
     """Shapes and settings."""
-    op = "apply_"
     if weight.dim() not in (2, 4):
         want = "be [neurons, inputs] or [neurons, channels, height, width]"
-        checks.fail(op, "weight", want, checks.shape_name(weight))
-    checks.floating(op, "weight", weight)
+        checks.fail(OP, "weight", want, checks.shape_name(weight))
+    checks.floating(OP, "weight", weight)
     if 0 in weight.shape:
-        checks.fail(op, "weight", "have at least one neuron and one input", checks.shape_name(weight))
-    check_apart(op, weight)
+        checks.fail(OP, "weight", "have at least one neuron and one input", checks.shape_name(weight))
+    check_apart(OP, weight)
     dtype, neurons = checks.result_dtype(weight.dtype), weight.shape[0]
-    checks.typed(op, "sum", sum, dtype, (weight.shape,), "weight", weight)
-    checks.typed(op, "decay", decay, dtype, ([neurons],), "weight", weight)
-    checks.typed(op, "denominator", denominator, dtype, ([neurons], [1]), "weight", weight)
-    checks.rate(op, lr)
-    checks.choice(op, "normalise", normalise, checks.NORMALISATIONS)
+    checks.typed(OP, "sum", sum, dtype, (weight.shape,), "weight", weight)
+    checks.typed(OP, "decay", decay, dtype, ([neurons],), "weight", weight)
+    checks.typed(OP, "denominator", denominator, dtype, ([neurons], [1]), "weight", weight)
+    checks.rate(OP, lr)
+    checks.choice(OP, "normalise", normalise, checks.NORMALISATIONS)
     if not (checks.is_finite(rate_power) and rate_power >= 0):
-        checks.fail(op, "rate_power", "be a finite number of at least 0", f"{rate_power:g}")
-    checks.neuron_mask(op, "frozen", frozen, neurons, weight)
+        checks.fail(OP, "rate_power", "be a finite number of at least 0", f"{rate_power:g}")
+    checks.neuron_mask(OP, "frozen", frozen, neurons, weight)
 
 
-define(
-    "apply_(Tensor(a!) weight, Tensor sum, Tensor? decay, Tensor? denominator, float lr, str normalise, "
-    "float rate_power, Tensor? frozen) -> ()",
-    check,
-)
+def fake(*arguments: Any) -> None:
+    """The results of a step: none."""
 
 
-def _scheduled(weight, sum, decay, denominator, lr, normalise, rate_power, frozen):
-    serving("apply_", weight)(weight, sum, decay, denominator, lr.item(), normalise, rate_power, frozen)
+ARGUMENTS = "Tensor(a!) weight, Tensor sum, Tensor? decay, Tensor? denominator"
+SETTINGS = "str normalise, float rate_power, Tensor? frozen"
+define(f"apply_({ARGUMENTS}, float lr, {SETTINGS}) -> ()", check, fake)
 
 
-def _check_scheduled(weight, sum, decay, denominator, lr, normalise, rate_power, frozen):
+def _scheduled(weight: Tensor, *arguments: Any) -> None:
+    *sums, lr, normalise, rate_power, frozen = arguments
+    kernel(OP, weight)(weight, *sums, lr.item(), normalise, rate_power, frozen)
+
+
+def _check_scheduled(weight: Tensor, *arguments: Any) -> None:
+    *sums, lr, normalise, rate_power, frozen = arguments
     if lr.numel() != 1 or lr.device.type not in ("cpu", "meta"):
-        checks.fail("apply_", "lr", "be a number or a CPU tensor of one", f"{checks.shape_name(lr)} on {lr.device}")
-    check(weight, sum, decay, denominator, 0.0, normalise, rate_power, frozen)
+        checks.fail(OP, "lr", "be a number or a CPU tensor of one", f"{checks.shape_name(lr)} on {lr.device}")
+    check(weight, *sums, 0.0, normalise, rate_power, frozen)
 
 
 # A float is a constant to torch.compile: with a falling learning rate each of its values would be compiled anew.
-LIBRARY.define(
-    "apply_scheduled_(Tensor(a!) weight, Tensor sum, Tensor? decay, Tensor? denominator, Tensor lr, str normalise, "
-    "float rate_power, Tensor? frozen) -> ()",
-    tags=torch.Tag.pt2_compliant_tag,
-)
+LIBRARY.define(f"apply_scheduled_({ARGUMENTS}, Tensor lr, {SETTINGS}) -> ()", tags=torch.Tag.pt2_compliant_tag)
 LIBRARY.impl("apply_scheduled_", torch.library.fallthrough_kernel, "Autograd")
 LIBRARY.impl("apply_scheduled_", _scheduled, "CompositeExplicitAutograd")
 torch.library.register_fake("hebbkern::apply_scheduled_", _check_scheduled, lib=LIBRARY)

@@ -1,28 +1,40 @@
 """dense_step_: dense_update and apply_ as one operator, for the rules in which every patch teaches every neuron."""
 
-import torch
+from __future__ import annotations
 
-from hebbkern.ops import checks
-from hebbkern.ops.apply import check_apart
-from hebbkern.ops.library import chosen, counted, define, operator, pair, serving, stage
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hebbkern import backends, checks
+from hebbkern.backends import kernel
+from hebbkern.ops.apply import apply_, check_apart
+from hebbkern.ops.dense_update import dense_update
+from hebbkern.ops.library import GEOMETRY, LIBRARY, Pair, bump_version, define, pair
+from hebbkern.specifications import DenseSpecification, schema_of
+
+OP = "dense_step_"
 
 
 def dense_step_(
-    weight,
-    x,
+    weight: Tensor,
+    x: Tensor,
     *,
-    lr,
-    activation="relu",
-    decay="triangular",
-    patches="raw",
-    stride=1,
-    padding=0,
-    dilation=1,
-    frozen=None,
-):
-    """One step in place of a dense rule: weight += lr * sum / P, sum and P being what ``dense_update`` gives.
+    lr: float,
+    activation: str = "relu",
+    decay: str = "triangular",
+    patches: str = "raw",
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    frozen: Tensor | None = None,
+) -> None:
+    """Take one step in place of a dense rule: weight += lr · sum / P, sum and P being the results of ``dense_update``.
 
-    Bit for bit ``dense_update`` and then ``apply_``; the compiled kernels write no sum in between where patches are few.
+    The weights are bit for bit those after ``dense_update`` and ``apply_``; where patches are few, the compiled kernels
+    make no sum in between. Deterministic: two
+    runs give the same bits, the compiled CPU kernels on any number of threads.
 
     Args:
         weight: [K, N], or [K, C, kh, kw]; float32, float64, bfloat16 or float16, any strides. Written in place.
@@ -31,66 +43,63 @@ def dense_step_(
         activation: "linear", "relu" or "tanh".
         decay: as for ``dense_update``.
         patches, stride, padding, dilation: as for ``compete``.
-        frozen: bool [K], True = this row keeps its bits, while it takes part in the decay of the others.
+        frozen: bool [K], True = the row keeps its bits, while it takes part in the decay of the others.
 
-    Raises ValueError or RuntimeError, with the weights as before, on arguments that do not fit, on a NaN or an infinity
-    in x or weight, on an overflow, and on a step that would leave a weight that is not finite.
-    Deterministic: the same bits on every run, on compiled backends also for any number of threads.
+    Raises:
+        ValueError: arguments do not fit, x or weight holds a NaN or an infinity, or the step would leave a weight that
+            is not finite; the weights are as before.
     """
     where = patches, pair(stride), pair(padding), pair(dilation), frozen
-    serving("dense_step_", weight)(weight, x, activation, decay, lr, *where)
-    counted(weight)
+    kernel(OP, weight)(weight, x, activation, decay, lr, *where)
+    bump_version(weight)
 
 
-def rounded_dense_step_(
-    weight,
-    x,
-    *,
-    lr,
-    activation="relu",
-    decay="triangular",
-    patches="raw",
-    stride=1,
-    padding=0,
-    dilation=1,
-    frozen=None,
-):
-    """Whether the step of float32 weight by ``dense_update`` of weight rounded to x's dtype was taken, all in one.
+def rounded_dense_step_(weight: Tensor, x: Tensor, *, lr: float, activation: str, decay: str, **where: Any) -> None:
+    """Take the step of ``dense_update`` of weight rounded to x's dtype, applied to weight as it is. Arguments as above.
 
-    Only where the CPU's kernels multiply x's dtype and this is faster than in parts; if not, weight is as it was.
-    Arguments and errors as of ``dense_step_``.
+    A backend may have an operator for the whole step, where that is faster (bfloat16 x on CPUs that multiply it).
     """
-    served = HAS_KERNEL("hebbkern::_rounded_dense_step_", "CPU") and chosen["dense_step_"] == operator("dense_step_")
-    on_cpu = weight.device.type == x.device.type == "cpu" and not torch.compiler.is_compiling()
-    if not (on_cpu and served and (weight.dtype, x.dtype) == (torch.float32, torch.bfloat16)):
+    geometry = {
+        name: pair(where.get(name, default)) for name, default in (("stride", 1), ("padding", 0), ("dilation", 1))
+    }
+    patches, frozen = where.get("patches", "raw"), where.get("frozen")
+    if _fuses_rounded(weight, x) and _rounded(weight, x, activation, decay, lr, patches, *geometry.values(), frozen):
+        bump_version(weight)
+        return
+    sum, count = dense_update(x, weight.to(x.dtype), activation=activation, decay=decay, **where)
+    apply_(weight, sum.to(checks.result_dtype(weight.dtype)), denominator=count, lr=lr, frozen=frozen)
+
+
+def _fuses_rounded(weight: Tensor, x: Tensor) -> bool:
+    """Whether the CPU's kernels may take a rounded step whole."""
+    if torch.compiler.is_compiling() or (weight.dtype, x.dtype) != (torch.float32, torch.bfloat16):
         return False
-    where = patches, pair(stride), pair(padding), pair(dilation), frozen
-    taken = _rounded(weight, x, activation, decay, lr, *where)
-    if taken:
-        counted(weight)
-    return taken
+    on_cpu = weight.device.type == x.device.type == "cpu"
+    return on_cpu and backends.serving(OP, weight).name == "cpu"
 
 
-def check(weight, x, activation, decay, lr, patches, stride, padding, dilation, frozen):
+def check(weight: Tensor, x: Tensor, activation: str, decay: str, lr: float, *where: Any) -> int:
     """Shapes and settings; the number of patches."""
-    op = "dense_step_"
-    count = checks.layer(op, x, weight, patches, stride, padding, dilation)
-    checks.choice(op, "activation", activation, checks.ACTIVATIONS[:3])
-    checks.choice(op, "decay", decay, checks.DECAYS)
-    checks.neuron_mask(op, "frozen", frozen, weight.shape[0], x)
-    check_apart(op, weight)
-    checks.rate(op, lr)
+    *geometry, frozen = where
+    count = checks.layer(OP, x, weight, *geometry)
+    checks.choice(OP, "activation", activation, checks.ACTIVATIONS[:3])
+    checks.choice(OP, "decay", decay, checks.DECAYS)
+    checks.neuron_mask(OP, "frozen", frozen, weight.shape[0], x)
+    check_apart(OP, weight)
+    checks.rate(OP, lr)
     return count
 
 
-def fake(weight, *arguments):
-    check(weight, *arguments)
+def fake(*arguments: Any) -> None:
+    """The results of a step: none."""
 
 
 ARGUMENTS = (
-    "(Tensor(a!) weight, Tensor x, str activation, str decay, float lr, str patches, int[] stride, "
-    "int[] padding, int[] dilation, Tensor? frozen)"
+    f"(Tensor(a!) weight, Tensor x, {schema_of(DenseSpecification, 'activation', 'decay')}, float lr, {GEOMETRY}, "
+    "Tensor? frozen)"
 )
-HAS_KERNEL = torch._C._dispatch_has_kernel_for_dispatch_key
-define(f"dense_step_{ARGUMENTS} -> ()", fake)
-_rounded = stage(f"_rounded_dense_step_{ARGUMENTS} -> bool")
+define(f"dense_step_{ARGUMENTS} -> ()", check, fake)
+# Compiled CPU kernels alone have it. Returns whether it took the step of weight rounded to x's dtype.
+LIBRARY.define(f"_rounded_dense_step_{ARGUMENTS} -> bool")
+LIBRARY.impl("_rounded_dense_step_", torch.library.fallthrough_kernel, "Autograd")
+_rounded = torch.ops.hebbkern._rounded_dense_step_.default

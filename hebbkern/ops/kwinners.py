@@ -1,38 +1,49 @@
 """kwinners: the sparse activation that keeps the k highest entries."""
 
-from hebbkern.ops import checks
-from hebbkern.ops.library import define, serving
+from __future__ import annotations
+
+from torch import Tensor
+
+from hebbkern import checks
+from hebbkern.backends import kernel
+from hebbkern.ops.library import define
+
+OP = "kwinners"
 
 
-def kwinners(y, k, dim=-1):
-    """y with all but the k highest entries along ``dim`` set to zero; equal entries go to the lower index.
+def kwinners(y: Tensor, k: int, dim: int = -1) -> Tensor:
+    """Set all but the k highest entries of y along ``dim`` to zero; of equal entries those of lower index stay.
+
+    The representation of HebbCL is k-winners of W x. Deterministic: two runs give the same bits, the compiled CPU
+    kernels on any number of threads.
 
     Args:
         y: any shape with at least one dimension; float32, float64, bfloat16 or float16, any strides.
         k: 1 to y.shape[dim].
         dim: the dimension along which entries compete.
 
-    Returns a contiguous tensor of y's shape and dtype (HebbCL: k-winners of Wx is the representation).
-    Raises ValueError or RuntimeError on arguments that do not fit and on a NaN or an infinity in y.
-    Deterministic: the same bits on every run and for any number of threads.
+    Returns:
+        A contiguous tensor of y's shape and dtype.
+
+    Raises:
+        ValueError: arguments do not fit, or y holds a NaN or an infinity (on a GPU no operator looks at values).
     """
-    return serving("kwinners", y)(y, k, dim)
+    return kernel(OP, y)(y, k, dim)
 
 
-def check(y, k, dim):
+def check(y: Tensor, k: int, dim: int) -> None:
     """Shapes and settings."""
-    checks.floating("kwinners", "y", y)
+    checks.floating(OP, "y", y)
     if y.dim() == 0:
-        checks.fail("kwinners", "y", "have at least one dimension", checks.shape_name(y))
+        checks.fail(OP, "y", "have at least one dimension", checks.shape_name(y))
     if not -y.dim() <= dim < y.dim():
-        checks.fail("kwinners", "dim", f"be between {-y.dim()} and {y.dim() - 1}", dim)
+        checks.fail(OP, "dim", f"be between {-y.dim()} and {y.dim() - 1}", dim)
     if not 1 <= k <= y.shape[dim]:
-        checks.fail("kwinners", "k", f"be between 1 and {y.shape[dim]} entries along dim {dim % y.dim()}", k)
+        checks.fail(OP, "k", f"be between 1 and {y.shape[dim]} entries along dim {dim % y.dim()}", k)
 
 
-def fake(y, k, dim):
-    check(y, k, dim)
+def fake(y: Tensor, k: int, dim: int) -> Tensor:
     return y.new_empty(y.shape)
 
 
-define("kwinners(Tensor y, int k, int dim) -> Tensor", fake)
+define("kwinners(Tensor y, int k, int dim) -> Tensor", check, fake)

@@ -1,81 +1,126 @@
-"""Where operators are defined: one schema, without autograd, in four overloads.
+"""The definition of an operator: one schema, without autograd, in one overload per backend and the overload "default".
 
-``torch.ops.hebbkern.<op>.default`` takes the kernel of the tensors' device; ``.eager`` always the plain torch one,
-``.triton`` the Triton one and ``.cuda`` the one compiled for GPUs where they can run, that of the device elsewhere.
-The public functions call ``serving(<op>, tensor)``, ``chosen[<op>]``: choosing a backend costs one look-up, and
-torch.compile guards on it. On GPUs known to run ``.cuda`` it is that overload: the kernel of ``.default`` asks in
-Python which kernels serve a GPU, and a step of 17 arguments takes some 10 µs of the host to pass through it.
+``torch.ops.hebbkern.<operator>.<backend>`` runs the kernel of that backend, ``.default`` that of the backend which
+hebbkern.backends chooses for the first argument. Kernels written in Python are registered here, behind the operator's
+check; the compiled ones register themselves when their extension is loaded.
 """
 
-from operator import index as operator_index
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import Tensor
+
+from hebbkern import _torch_private, backends
+from hebbkern.backends import AUTO, BACKENDS, Backend, triton
 
 LIBRARY = torch.library.Library("hebbkern", "FRAGMENT")
-# All with the same arguments: torch aborts at exit where another signature follows two that are alike.
-OVERLOADS = ("default", "eager", "triton", "cuda")
+GEOMETRY = "str patches, int[] stride, int[] padding, int[] dilation"  # arguments of every operator that reads patches
+Pair = int | tuple[int, int]  # a number, or (vertical, horizontal)
+# Operators whose Triton launches cannot become nodes of a graph: those in place count skipped steps in memory that no
+# graph knows of, and a graph would compute dense_update's products with whatever precision is set when it runs.
+OPAQUE = ("apply_", "dense_step_", "dense_update", "winner_step_")
 
-chosen = {}  # operator name -> the overload that was chosen for the public functions
-compiled = {}  # operator name -> ``.cuda``
-straight = set()  # GPUs, by number, on which ``.default`` was seen to call ``.cuda``; empty while another is chosen
 
+def define(schema: str, check: Callable, fake: Callable) -> None:
+    """Define the operator ``schema`` ("name(arguments) -> results").
 
-def define(schema, fake):
-    """Define ``schema`` (``name(arguments) -> results``) with its fake kernel, which computes shapes and no values."""
+    Args:
+        schema: of torch.library, with the operator's name.
+        check: takes the operator's arguments and raises ValueError if shapes or settings do not fit; reads no value.
+        fake: takes the same arguments, which were checked, and returns results of the right shapes without values.
+    """
     name, signature = schema.split("(", 1)
-    for overload in OVERLOADS:
-        qualified = name if overload == "default" else f"{name}.{overload}"
+    for backend in (AUTO, *BACKENDS.values()):
+        overload = "default" if backend is AUTO else backend.name
+        qualified = name if backend is AUTO else f"{name}.{overload}"
         LIBRARY.define(f"{qualified}({signature}", tags=torch.Tag.pt2_compliant_tag)
-        # No autograd: outputs never require grad, and a Parameter may be written in place.
+        # No autograd: results never require grad, and a Parameter may be written in place.
         LIBRARY.impl(qualified, torch.library.fallthrough_kernel, "Autograd")
-        torch.library.register_fake(f"hebbkern::{qualified}", fake, lib=LIBRARY)
-    chosen[name], compiled[name] = operator(name), operator(name, "cuda")
+        torch.library.register_fake(f"hebbkern::{qualified}", _checked(check, fake), lib=LIBRARY)
+        run = _chosen(name) if backend is AUTO else _python_kernel(name, backend, check)
+        LIBRARY.impl(qualified, run, "CompositeExplicitAutograd")
+        backend.kernels[name] = getattr(getattr(torch.ops.hebbkern, name), overload)
+    _torch_private.decompose_in_graphs(LIBRARY, f"hebbkern::{name}", _resolve(name))
+    if name not in OPAQUE:
+        _torch_private.decompose_in_graphs(LIBRARY, f"hebbkern::{name}.triton", _trace(name, check))
 
 
-def stage(schema):
-    """Define an operator that only this package calls, to reach compiled kernels; nothing traces it. Returns it."""
-    name = schema.split("(", 1)[0]
-    LIBRARY.define(schema)
-    LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")
-    return operator(name)
+def _checked(check: Callable, run: Callable) -> Callable:
+    @functools.wraps(run)
+    def checked(*arguments: Any) -> Any:
+        check(*arguments)
+        return run(*arguments)
+
+    return checked
 
 
-def operator(name, overload="default"):
-    """The torch operator ``hebbkern::name.overload``."""
-    return getattr(getattr(torch.ops.hebbkern, name), overload)
+def _python_kernel(name: str, backend: Backend, check: Callable) -> Callable:
+    """The kernel of a backend for any device: its Python function, if the operator has one, else a refusal."""
+    function = backend.room.kernels().get(name)
+
+    def run(tensor: Tensor, *arguments: Any) -> Any:
+        if function is None or not backend.supports(tensor):
+            backend.refuse(name, tensor)
+        check(tensor, *arguments)
+        return function(tensor, *arguments)
+
+    return run
 
 
-def serving(name, tensor):
-    """The overload of operator ``name`` that a public function calls, whose first tensor this is."""
-    if torch.compiler.is_compiling() or not straight:  # a graph keeps the overload that takes any device
-        return chosen[name]
-    known = isinstance(tensor, torch.Tensor) and tensor.get_device() in straight
-    return compiled[name] if known else chosen[name]
+def _chosen(name: str) -> Callable:
+    def run(tensor: Tensor, *arguments: Any) -> Any:
+        return backends.serving(name, tensor).kernels[name](tensor, *arguments)
+
+    return run
 
 
-def choose(overload):
-    """Let every public function call this overload from now on."""
-    straight.clear()
-    for name in chosen:
-        chosen[name] = operator(name, overload)
+def _resolve(name: str) -> Callable:
+    """In a graph of torch.compile the overload "default" becomes that of the chosen backend; torch.export keeps it."""
+
+    def rule(mode: Any, operator: Any, types: Any, arguments: tuple, named: dict) -> Any:
+        if named or _torch_private.exporting():
+            return mode.__torch_dispatch__(operator, types, arguments, named)
+        with mode:
+            return backends.serving(name, arguments[0]).kernels[name](*arguments)
+
+    return rule
 
 
-def counted(weight):
-    """Counts a write in place: the operators have no autograd kernel to do so, and saved tensors rely on it."""
+def _trace(name: str, check: Callable) -> Callable:
+    """torch.compile sees into the Triton kernels of an operator, as into those of torch.library.triton_op."""
+
+    def rule(mode: Any, operator: Any, types: Any, arguments: tuple, named: dict) -> Any:
+        if named or arguments[0].device.type != "cuda" or _torch_private.exporting():
+            return mode.__torch_dispatch__(operator, types, arguments, named)
+        check(*arguments)
+        with mode:
+            return triton.trace(name, *arguments)
+
+    return rule
+
+
+def bump_version(weight: Tensor) -> None:
+    """Count a write in place, on which saved tensors rely; the operators have no autograd kernel to do so."""
     if not torch.compiler.is_compiling() and not weight.is_inference():
         torch.autograd.graph.increment_version(weight)
 
 
-def pair(value):
+def pair(value: Any) -> tuple[int, int]:
     """(vertical, horizontal) from one number or a pair, of anything that counts as an integer (NumPy's too)."""
     if isinstance(value, int):
         return value, value
     if isinstance(value, (tuple, list)):
-        return value if all(type(number) is int for number in value) else tuple(map(whole, value))
+        return value if all(type(number) is int for number in value) else tuple(map(whole, value))  # type: ignore[return-value]
     number = whole(value)
     return number, number
 
 
-def whole(number):
-    """An int of what counts as one; the rest (torch's symbols, and what torch refuses) as it is."""
-    return operator_index(number) if hasattr(number, "__index__") and not isinstance(number, torch.SymInt) else number
+def whole(number: Any) -> Any:
+    """An int of what counts as one; the rest (torch's symbols, and what torch refuses) unchanged."""
+    is_integer = hasattr(number, "__index__") and not isinstance(number, torch.SymInt)
+    return operator.index(number) if is_integer else number

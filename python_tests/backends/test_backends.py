@@ -1,4 +1,4 @@
-"""Choosing a backend, and what is said when there is none."""
+"""Choosing a backend: what each name selects, what is said where it cannot run, and that a graph follows the choice."""
 
 import os
 import subprocess
@@ -11,19 +11,24 @@ import torch
 import calls
 import hebbkern as hk
 from hebbkern import backends
-from hebbkern.ops import library
+from hebbkern._torch_private import has_kernel
+from hebbkern.backends import cuda, extensions
 
 HIDE = "import sys; sys.modules['hebbkern._cpu'] = None\n"  # as if it had not been built
 ONCE = """
 import warnings, torch
 import hebbkern as hk
-with warnings.catch_warnings(record=True) as said:
+with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     for _ in range(3):
         hk.ops.kwinners(torch.ones(2, 3), 1)
         hk.ops.compete(torch.ones(2, 3), torch.ones(4, 3))
-print(len(said), *[warning.message for warning in said])
+        torch.ops.hebbkern.kwinners(torch.ones(2, 3), 1, 1)
+        hk.ops.kwinners(torch.ones(2, 3, device="meta"), 1)
+print(len(caught), *[warning.message for warning in caught])
 """
+Y = torch.tensor([[1.0, 3.0, 2.0]])
+KEPT = torch.tensor([[0.0, 3.0, 0.0]])
 
 
 def python(program, **environment):
@@ -32,39 +37,75 @@ def python(program, **environment):
     return done.stdout + done.stderr
 
 
-def test_eager_is_always_there():
-    assert backends.available()["eager"] is None and "cpu" in backends.available()
+def overload(name="kwinners", tensor=Y):
+    return backends.kernel(name, tensor)._overloadname
 
 
-def test_override_is_undone():
-    before = dict(library.chosen)
+def test_eager_is_always_available():
+    assert backends.available()["eager"] is None
+    assert list(backends.available()) == ["cpu", "cuda", "eager", "triton"]
+
+
+def test_each_backend_has_an_overload_of_every_operator():
+    for backend in (backends.AUTO, *backends.BACKENDS.values()):
+        assert sorted(backend.kernels) == sorted(calls.OPERATORS)
+        wanted = "default" if backend is backends.AUTO else backend.name
+        assert {operator._overloadname for operator in backend.kernels.values()} == {wanted}
+
+
+def test_a_choice_selects_what_it_says_and_is_undone():
+    automatic = overload()
     with pytest.raises(KeyError), hk.backend("eager"):
-        assert backends.current() == "eager"
-        assert all(operator._overloadname == "eager" for operator in library.chosen.values())
+        assert backends.current() == "eager" and overload() == "eager"
         with hk.backend("auto"):
-            assert library.chosen == before
-        assert backends.current() == "eager"
+            assert overload() == automatic
+        assert backends.current() == "eager" and overload() == "eager"
         raise KeyError
-    assert library.chosen == before and backends.current() == "auto"
+    assert overload() == automatic and backends.current() == "auto"
 
 
-def test_override_changes_compiled_functions():
+def test_auto_takes_the_compiled_kernels_of_the_cpu():
+    """Emulated and interpreted kernels run on CPU tensors too, but only where they are asked for."""
+    if reason := backends.available()["cpu"]:
+        pytest.skip(reason)
+    assert overload() == "cpu"
+
+
+def test_a_choice_changes_compiled_functions():
     compiled = torch.compile(hk.ops.kwinners, fullgraph=True, backend="aot_eager")
-    y = torch.tensor([[1.0, 3.0, 2.0]])
     for name in ("eager", "auto"):
         with hk.backend(name):
-            assert compiled(y, 1).tolist() == [[0, 3, 0]]
+            assert torch.equal(compiled(Y, 1), KEPT)
+
+
+def graph_of(function, *arguments):
+    """The operators of hebbkern in the graph that torch.compile hands to its backend."""
+    found = []
+
+    def inspect(graph, inputs):
+        found.extend(str(node.target) for node in graph.graph.nodes if "hebbkern" in str(node.target))
+        return graph
+
+    torch.compiler.reset()
+    torch.compile(function, fullgraph=True, backend=torch._dynamo.backends.common.aot_autograd(fw_compiler=inspect))(
+        *arguments
+    )
+    return found
+
+
+def test_a_graph_holds_the_backend_that_was_chosen():
+    """So that no operator in it chooses again when the graph runs."""
+    wanted = overload()
+    assert graph_of(lambda y: hk.ops.kwinners(y * 2, 1), Y) == [f"hebbkern.kwinners.{wanted}"]
+    with hk.backend("eager"):
+        assert graph_of(lambda y: hk.ops.kwinners(y * 2, 1), Y) == ["hebbkern.kwinners.eager"]
 
 
 def test_unknown_names():
-    with (
-        pytest.raises(RuntimeError, match=r"the backend must be one of auto, eager, triton, cpu, cuda, got 'tpu'"),
-        hk.backend("tpu"),
-    ):
+    wanted = "hebbkern.backend: name must be one of auto, cpu, cuda, eager, triton, got 'tpu'"
+    with pytest.raises(ValueError, match=wanted), hk.backend("tpu"):
         pass
-    assert "must be one of auto, eager, triton, cpu, cuda, got 'tpu'" in python(
-        "import hebbkern", HEBBKERN_BACKEND="tpu"
-    )
+    assert wanted in python("import hebbkern", HEBBKERN_BACKEND="tpu")
 
 
 def test_a_missing_backend_says_why():
@@ -80,10 +121,41 @@ def test_environment_variable():
 
 
 def test_without_compiled_kernels_one_warning():
-    said = python(HIDE + ONCE)
-    assert said.startswith("1 hebbkern: no compiled kernels for cpu tensors, plain torch runs instead"), said
-    assert "hebbkern._cpu was not built" in said
+    printed = python(HIDE + ONCE)
+    assert printed.startswith("1 hebbkern: no compiled kernels for cpu tensors, plain torch runs instead"), printed
+    assert "hebbkern._cpu was not built" in printed
     assert python(HIDE + ONCE, HEBBKERN_BACKEND="eager").strip() == "0"
+
+
+ELSEWHERE = """
+import torch, hebbkern as hk
+from hebbkern import backends
+from torch._subclasses.fake_tensor import FakeTensorMode
+with hk.backend("cpu"), FakeTensorMode():
+    for run in (lambda y: hk.ops.kwinners(y, 1), lambda y: backends.BACKENDS["triton"].kernels["kwinners"]):
+        try:
+            run(torch.empty(2, 3, device="cuda"))
+        except ValueError as error:
+            print(error)
+"""
+
+
+def test_a_backend_refuses_tensors_of_other_devices():
+    wanted = "hebbkern.kwinners: backend must be one that takes tensors on cuda:0, got 'cpu'"
+    assert wanted in python(ELSEWHERE), python(ELSEWHERE)
+
+
+@pytest.mark.parametrize("name", ["cuda", "triton"])
+def test_an_overload_refuses_tensors_of_other_devices(name):
+    """Without emulation and without the interpreter no kernel of a GPU takes a CPU tensor."""
+    program = f"import torch, hebbkern; torch.ops.hebbkern.kwinners.{name}(torch.ones(2, 3), 1, 1)"
+    wanted = f"ValueError: hebbkern.kwinners: backend must be one that takes tensors on cpu, got '{name}'"
+    assert wanted in python(program), python(program)
+
+
+def test_what_is_no_tensor_is_refused():
+    with pytest.raises(ValueError, match=r"hebbkern\.kwinners: y must be a tensor, got list"):
+        hk.ops.kwinners([1.0, 2.0], 1)
 
 
 TRACED = """
@@ -106,9 +178,9 @@ def test_torch_compile_sees_into_tritons_kernels(overload):
     """As into torch.library.triton_op's, found without a GPU."""
     pytest.importorskip("triton", reason="triton is not installed")
     if overload == "default" and torch.cuda.is_available() and backends.available()["cuda"] is None:
-        pytest.skip("compiled kernels serve this GPU, into which nobody sees")
-    seen = python(TRACED.replace("OVERLOAD", overload), HOME=os.environ.get("HOME", ""))
-    assert seen.count("triton_kernel_wrapper_functional") == 3 and "hebbkern" not in seen.splitlines()[-1], seen
+        pytest.skip("compiled kernels serve this GPU, and graphs keep them whole")
+    nodes = python(TRACED.replace("OVERLOAD", overload), HOME=os.environ.get("HOME", ""))
+    assert nodes.count("triton_kernel_wrapper_functional") == 3 and "hebbkern" not in nodes.splitlines()[-1], nodes
 
 
 def test_triton_without_a_gpu_says_so():
@@ -121,79 +193,48 @@ def test_triton_without_a_gpu_says_so():
     assert python("import hebbkern", HEBBKERN_BACKEND="triton", TRITON_INTERPRET="1") == ""
 
 
-def test_triton_leaves_the_cpu_its_own_kernels():
-    """Where a GPU is served, CPU tensors take the kernels of the CPU."""
-    pytest.importorskip("triton", reason="triton is not installed")
-    y = torch.tensor([[1.0, 3.0, 2.0]])
-    program = (
-        "import torch, hebbkern as hk; print(torch.ops.hebbkern.kwinners.triton(torch.tensor([[1.0, 3, 2]]), 1, 1))"
-    )
-    assert python(program).strip() == str(hk.ops.kwinners(y, 1))
-
-
 @pytest.mark.parametrize(
     ("capability", "served"), [((7, 5), False), ((8, 0), True), ((8, 6), True), ((9, 0), False), ((12, 1), True)]
 )
 def test_kernels_serve_gpus_that_they_hold_code_for(monkeypatch, capability, served):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
-    monkeypatch.setattr(backends.importlib, "import_module", lambda name: SimpleNamespace(architectures="800,1000"))
-    assert backends._compiled_for.__wrapped__(0) == served
+    monkeypatch.setattr(extensions, "load", lambda name: (SimpleNamespace(architectures="800,1000"), None))
+    assert cuda._has_code_for.__wrapped__(0) == served
 
 
 @pytest.mark.parametrize("operator", calls.OPERATORS)
 def test_the_compiled_kernels_serve_every_operator(operator):
-    """Where they do not, the backend's tests would run the CPU's own kernels."""
-    if reason := backends.available()["cuda"]:
-        pytest.skip(reason)
-    key = "CPU" if backends.emulated() else "CUDA"
-    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"hebbkern::{operator}.cuda", key)
-
-
-def test_tensors_elsewhere_take_the_kernels_of_their_device():
-    """The overload itself serves no device but the one that kernels were compiled for."""
-    y = torch.tensor([[1.0, 3.0, 2.0]])
-    assert torch.equal(torch.ops.hebbkern.kwinners.cuda(y, 1, 1), hk.ops.kwinners(y, 1))
+    """Where one is missing, the overload refuses instead; the dense operators of "cuda" are Python compositions."""
+    for name, key in (("cpu", "CPU"), ("cuda", "CPU" if extensions.emulated() else "CUDA")):
+        if backends.available()[name] is None and operator not in backends.BACKENDS[name].room.kernels():
+            assert has_kernel(f"hebbkern::{operator}.{name}", key)
 
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """A tensor as on GPU 1, and who was called with it, by either kind of kernels, all of which are there."""
-    seen = []
-    monkeypatch.setattr(backends, "_missing", {})
-    monkeypatch.setattr(backends, "emulated", lambda: None)
-    monkeypatch.setattr(backends, "_compiled_for", lambda index: index == 1)
-    monkeypatch.setattr(backends, "_by_triton", lambda name: lambda *arguments: seen.append("triton"))
-    monkeypatch.setitem(library.compiled, "kwinners", lambda *arguments: seen.append("cuda"))
+    """Stand-ins for tensors of GPUs 0 and 1; the compiled kernels hold code for GPU 1 only."""
+    monkeypatch.setattr(extensions, "load", lambda name: (SimpleNamespace(), None))
+    monkeypatch.setattr(extensions, "emulated", lambda: None)
+    monkeypatch.setattr(cuda, "_has_code_for", lambda index: index == 1)
+    monkeypatch.setattr(backends.triton, "_interpreted", lambda: False)
+    monkeypatch.setattr(backends.triton, "_installed", lambda: True)
     with hk.backend("auto"):
-        yield SimpleNamespace(is_cuda=True, get_device=lambda: 1, device=SimpleNamespace(index=1)), seen
+        yield [SimpleNamespace(device=torch.device("cuda", index)) for index in (0, 1)]
 
 
-def test_on_a_gpu_compiled_kernels_run_if_they_are_there_else_tritons(gpu):
-    tensor, seen = gpu
-    run = backends._on_gpu("kwinners")
-    run(tensor, 1, 1)
-    assert seen == ["cuda"] and library.straight == {1}
-    tensor.device.index = 0
-    run(tensor, 1, 1)
-    backends._missing["cuda"] = "was not built"
-    tensor.device.index = 1
-    run(tensor, 1, 1)
-    assert seen == ["cuda", "triton", "triton"] and library.straight == {1}
+def test_a_gpu_takes_compiled_kernels_if_they_have_its_code_else_tritons_else_plain_torch(gpu, monkeypatch):
+    assert [overload(tensor=tensor) for tensor in gpu] == ["triton", "cuda"]
+    backends.select("auto")
+    monkeypatch.setattr(backends.triton, "_installed", lambda: False)
+    backends._warn_once.cache_clear()
+    with pytest.warns(RuntimeWarning, match="no compiled kernels for cuda tensors"):
+        assert overload(tensor=gpu[0]) == "eager"
+    assert overload(tensor=gpu[1]) == "cuda"
 
 
-def test_public_functions_call_compiled_kernels_straight_once_they_served_a_gpu(gpu, monkeypatch):
-    tensor, seen = gpu
-    y = torch.tensor([[1.0, 3.0, 2.0]])
-    monkeypatch.setattr(torch.Tensor, "get_device", lambda self: 1)
-    assert library.serving("kwinners", y) is library.chosen["kwinners"]
-    backends._on_gpu("kwinners")(tensor, 1, 1)
-    hk.ops.kwinners(y, 1)
-    assert seen == ["cuda", "cuda"]
-    compiled = torch.compile(hk.ops.kwinners, fullgraph=True, backend="eager")
-    assert compiled(y, 1).tolist() == [[0, 3, 0]]  # a graph keeps the overload of any device
-    with hk.backend("eager"):
-        assert not library.straight and library.serving("kwinners", y) is library.operator("kwinners", "eager")
-        backends._on_gpu("kwinners")(tensor, 1, 1)  # which torch.ops reaches whatever was chosen
-        assert not library.straight
-    assert not library.straight
+def test_while_kernels_are_interpreted_plain_torch_serves_a_gpu(gpu, monkeypatch):
+    monkeypatch.setattr(backends.triton, "_interpreted", lambda: True)
+    backends._warn_once.cache_clear()
+    with pytest.warns(RuntimeWarning):
+        assert overload(tensor=gpu[0]) == "eager"

@@ -33,9 +33,9 @@ def call(name, layer=LINEAR, dtype=torch.float32, device=None, seed=0):
     mask = cases.some(neurons, device, seed)
     count = len(hk.reference.unfold(np.zeros(layer.x), layer.kernel, **layer.geometry))
     if name == "compete":
-        return {"x": x, "weight": weight, "k": 2, "mask": mask, "patches": "centred", **layer.geometry}
+        return {"x": x, "weight": weight, "k": 2, "eligible": mask, "patches": "centred", **layer.geometry}
     if name == "nearest_patch":
-        return {"x": x, "weight": weight, "mask": mask, "patches": "centred", **layer.geometry}
+        return {"x": x, "weight": weight, "eligible": mask, "patches": "centred", **layer.geometry}
     if name == "dense_update":
         return {"x": x, "weight": weight, "frozen": mask, "patches": "centred", **layer.geometry}
     if name == "apply_":
@@ -51,9 +51,9 @@ def call(name, layer=LINEAR, dtype=torch.float32, device=None, seed=0):
         how = {"k": 2, "coefficients": (1.0, -0.4), "decay_by_response": True, "normalise": "global_max"}
         return {"weight": weight, "x": x, "lr": 0.1, **how, "frozen": mask, "patches": "centred", **layer.geometry}
     responses = cases.random((count, 2), wide, device, seed)
-    taught = torch.arange(2 * count, device=device, dtype=torch.int32).reshape(count, 2) * 7 % (neurons + 1) - 1
-    who = {"x": x, "taught": taught, "coefficients": responses * 2, "responses": responses}
-    return {**who, "neurons": neurons, "kernel": layer.kernel, "frozen": mask, "patches": "centred", **layer.geometry}
+    targets = torch.arange(2 * count, device=device, dtype=torch.int32).reshape(count, 2) * 7 % (neurons + 1) - 1
+    entries = {"x": x, "targets": targets, "coefficients": responses * 2, "responses": responses}
+    return {**entries, "neurons": neurons, "kernel": layer.kernel, "frozen": mask, "patches": "centred", **layer.geometry}
 
 
 def run(name, arguments):

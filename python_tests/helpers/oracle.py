@@ -101,17 +101,17 @@ def response_bound(x, weight, p=2.0, cosine=False, patches="raw", **where):
     return bound + SMALLEST[result_dtype(x.dtype)]
 
 
-def check_compete(got, x, weight, k=1, p=2.0, cosine=False, mask=None, **geometry):
+def check_compete(got, x, weight, k=1, p=2.0, cosine=False, eligible=None, **geometry):
     winners, responses = got
     R = reference.responses(exact(x), exact(weight), p, cosine, **geometry)
     bound = response_bound(x, weight, p, cosine, **geometry)
-    want, best = reference.compete(exact(x), exact(weight), k, p, cosine, exact(mask), **geometry)
+    want, best = reference.compete(exact(x), exact(weight), k, p, cosine, exact(eligible), **geometry)
     assert winners.dtype == torch.int32 and tuple(winners.shape) == want.shape and winners.is_contiguous()
     winners = exact(winners)
     named = np.clip(winners, 0, None)
     assert ((winners == -1) == (want == -1)).all() and (winners < len(weight)).all()
-    if mask is not None:
-        assert exact(mask)[named[winners >= 0]].all()
+    if eligible is not None:
+        assert exact(eligible)[named[winners >= 0]].all()
     ranked = np.sort(named + np.where(winners < 0, -1 - np.arange(k), 0), axis=1)
     assert (np.diff(ranked, axis=1) != 0).all(), "a neuron wins twice"
     # The neuron named at a rank answers as strongly as the one that belongs there, up to rounding of both.
@@ -120,7 +120,7 @@ def check_compete(got, x, weight, k=1, p=2.0, cosine=False, mask=None, **geometr
     close(responses, value, np.where(winners < 0, 0, off), result_dtype(x.dtype))
     theirs = np.take_along_axis(bound, np.clip(want, 0, None), 1)
     assert (np.abs(value - best) <= off + theirs)[want >= 0].all()
-    rivals = R if mask is None else np.where(exact(mask), R, np.inf)
+    rivals = R if eligible is None else np.where(exact(eligible), R, np.inf)
 
     def near(scale):
         """[P, k]: another neuron's response lies so close to the winner's that rounding may swap them."""
@@ -132,10 +132,10 @@ def check_compete(got, x, weight, k=1, p=2.0, cosine=False, mask=None, **geometr
     assert (winners == want)[~near].all()
 
 
-def check_nearest_patch(got, x, weight, mask=None, **geometry):
+def check_nearest_patch(got, x, weight, eligible=None, **geometry):
     nearest, distance = got
     D = reference.distances(exact(x), exact(weight), **geometry)
-    want, smallest = reference.nearest_patch(exact(x), exact(weight), exact(mask), **geometry)
+    want, smallest = reference.nearest_patch(exact(x), exact(weight), exact(eligible), **geometry)
     assert nearest.dtype == torch.int32 and tuple(nearest.shape) == want.shape
     nearest, found = exact(nearest), want >= 0
     assert ((nearest == -1) == ~found).all()
@@ -163,12 +163,12 @@ def distance_bound(x, weight, patches="raw", **where):
 
 
 def check_accumulate(
-    got, x, taught, coefficients, neurons, kernel=(), responses=None, frozen=None, patches="raw", **where
+    got, x, targets, coefficients, neurons, kernel=(), responses=None, frozen=None, patches="raw", **where
 ):
-    arguments = exact(taught), exact(coefficients), neurons, kernel, exact(responses), exact(frozen)
+    arguments = exact(targets), exact(coefficients), neurons, kernel, exact(responses), exact(frozen)
     want = reference.accumulate(exact(x), *arguments, patches=patches, **where)
     c, s = (None if tensor is None else np.abs(exact(tensor)) for tensor in (coefficients, responses))
-    sizes = exact(taught), c, neurons, (), s, exact(frozen)
+    sizes = exact(targets), c, neurons, (), s, exact(frozen)
     M = magnitude(exact(x), kernel, patches, **where)
     total, decay, count = reference.accumulate(M, *sizes)
     u, dtype = unit(x), result_dtype(x.dtype)
@@ -204,6 +204,8 @@ def check_dense_update(
     bound = off_Y.T @ np.abs(X) + terms * (most.T @ M)
     if decay != "none":
         factor, widest = (np.abs(U), np.abs(U) + off) if activation == "softmax" else (Y, most)
+        if decay == "activity":
+            factor = widest = np.ones_like(Y)
         part = np.tril if decay == "triangular" else lambda C: np.diag(np.diag(C))
         slip, whole = (part(C) @ np.abs(W) for C in (most.T @ widest - Y.T @ factor, most.T @ widest))
         bound = bound + slip + terms * whole

@@ -12,13 +12,13 @@ import oracle
 
 
 def entries(layer, dtype, ranks=3, each=True, seed=0, device=None, **geometry):
-    """taught with some nobody, coefficients with some zeros, responses."""
+    """targets with some nobody, coefficients with some zeros, responses."""
     count = len(hk.reference.unfold(np.zeros(layer.x), layer.kernel, **geometry))
-    taught = torch.randint(-1, layer.neurons, (count, ranks), **cases.generator(seed), dtype=torch.int32)
+    targets = torch.randint(-1, layer.neurons, (count, ranks), **cases.generator(seed), dtype=torch.int32)
     shape, dtype = (count, ranks) if each else (ranks,), oracle.result_dtype(dtype)
     coefficients = cases.random(shape, dtype, seed=seed) * cases.some(shape, seed=seed, share=0.8)
     responses = cases.random((count, ranks), dtype, seed=seed + 1)
-    return tuple(tensor.to(cases.here(device)) for tensor in (taught, coefficients, responses))
+    return tuple(tensor.to(cases.here(device)) for tensor in (targets, coefficients, responses))
 
 
 @pytest.mark.parametrize("each", [True, False], ids=["each", "rank"])
@@ -27,9 +27,9 @@ def entries(layer, dtype, ranks=3, each=True, seed=0, device=None, **geometry):
 @pytest.mark.parametrize("layer", cases.LAYERS, ids=str)
 def test_sums(backend, layer, dtype, patches, each):
     x, _ = cases.tensors(layer, dtype, backend.device)
-    taught, coefficients, responses = entries(layer, dtype, each=each, device=backend.device, **layer.geometry)
+    targets, coefficients, responses = entries(layer, dtype, each=each, device=backend.device, **layer.geometry)
     options = {"neurons": layer.neurons, "kernel": layer.kernel, "patches": patches, **layer.geometry}
-    for options["responses"], who in ((responses, taught), (None, taught.long())):
+    for options["responses"], who in ((responses, targets), (None, targets.long())):
         oracle.check_accumulate(hk.ops.accumulate(x, who, coefficients, **options), x, who, coefficients, **options)
 
 
@@ -40,20 +40,20 @@ def test_layouts(backend, layer, of_x):
     for dtype in cases.DTYPES:
         x = cases.laid_out(cases.tensors(layer, dtype, backend.device)[0], of_x)
         given = entries(layer, dtype, device=backend.device, **layer.geometry)
-        taught, coefficients, responses = (cases.laid_out(tensor, of_x) for tensor in given)
+        targets, coefficients, responses = (cases.laid_out(tensor, of_x) for tensor in given)
         options = {"neurons": layer.neurons, "kernel": layer.kernel, "responses": responses, **layer.geometry}
-        got = hk.ops.accumulate(x, taught, coefficients, **options)
-        oracle.check_accumulate(got, x, taught, coefficients, **options)
+        got = hk.ops.accumulate(x, targets, coefficients, **options)
+        oracle.check_accumulate(got, x, targets, coefficients, **options)
 
 
 @pytest.mark.parametrize("layer", cases.LARGE, ids=str)
 def test_large_layers(backend, layer):
     x, _ = cases.tensors(layer, torch.float32, backend.device)
-    taught, c, responses = entries(layer, torch.float32, device=backend.device, **layer.geometry)
+    targets, c, responses = entries(layer, torch.float32, device=backend.device, **layer.geometry)
     options = {"neurons": layer.neurons, "kernel": layer.kernel, "responses": responses, **layer.geometry}
     for patches in cases.PATCHES:
-        got = hk.ops.accumulate(x, taught, c, patches=patches, **options)
-        oracle.check_accumulate(got, x, taught, c, patches=patches, **options)
+        got = hk.ops.accumulate(x, targets, c, patches=patches, **options)
+        oracle.check_accumulate(got, x, targets, c, patches=patches, **options)
 
 
 @given(drawn=cases.drawn(), data=st.data())
@@ -62,12 +62,12 @@ def test_drawn_layers(backend, drawn, data):
     layer, x, _, geometry = drawn
     where = {name: value for name, value in geometry.items() if name != "patches"}
     ranks, each = data.draw(st.integers(0, 5)), data.draw(st.booleans())
-    taught, coefficients, responses = entries(layer, x.dtype, ranks, each, data.draw(st.integers(0, 99)), **where)
+    targets, coefficients, responses = entries(layer, x.dtype, ranks, each, data.draw(st.integers(0, 99)), **where)
     frozen = cases.some(layer.neurons) if data.draw(st.booleans()) else None
     options = {"neurons": layer.neurons, "kernel": layer.kernel, "frozen": frozen, **geometry}
     options["responses"] = responses if data.draw(st.booleans()) else None
-    got = hk.ops.accumulate(x, taught, coefficients, **options)
-    oracle.check_accumulate(got, x, taught, coefficients, **options)
+    got = hk.ops.accumulate(x, targets, coefficients, **options)
+    oracle.check_accumulate(got, x, targets, coefficients, **options)
 
 
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
@@ -75,41 +75,41 @@ def test_one_neuron_takes_everything(backend, dtype):
     """A list longer than any piece it is cut into, beside neurons that nobody teaches."""
     layer = cases.Layer((3000, 33), (5, 33))
     x, _ = cases.tensors(layer, dtype, backend.device)
-    taught = torch.full((3000, 2), 2, dtype=torch.int32)
-    taught[:, 1] = -1
-    taught[1234, 1] = 4
+    targets = torch.full((3000, 2), 2, dtype=torch.int32)
+    targets[:, 1] = -1
+    targets[1234, 1] = 4
     coefficients = torch.tensor([1.0, -0.4], dtype=oracle.result_dtype(dtype))
-    got = hk.ops.accumulate(x, taught, coefficients, neurons=5)
-    oracle.check_accumulate(got, x, taught, coefficients, 5)
+    got = hk.ops.accumulate(x, targets, coefficients, neurons=5)
+    oracle.check_accumulate(got, x, targets, coefficients, 5)
     assert got[2].tolist() == [0, 0, 3000, 0, 1] and not got[0][[0, 1, 3]].any()
 
 
 def test_the_same_neuron_twice_in_a_patch(backend):
-    x, taught = torch.tensor([[1.0, 2.0]]), torch.tensor([[1, 1, 1]])
+    x, targets = torch.tensor([[1.0, 2.0]]), torch.tensor([[1, 1, 1]])
     responses = torch.tensor([[10.0, 100.0, 1000.0]])
     for c in (torch.tensor([1.0, 2.0, 0.0]), torch.tensor([[1.0, 2.0, 0.0]])):
-        total, decay, count = hk.ops.accumulate(x, taught, c, neurons=2, responses=responses)
+        total, decay, count = hk.ops.accumulate(x, targets, c, neurons=2, responses=responses)
         assert total.tolist() == [[0, 0], [3, 6]] and decay.tolist() == [0, 210] and count.tolist() == [0, 2]
 
 
 def test_frozen_rows_are_zero(backend):
     layer = cases.CONVOLUTION[2]
     x, _ = cases.tensors(layer, torch.float32, backend.device)
-    taught, coefficients, responses = entries(layer, torch.float32, device=backend.device, **layer.geometry)
+    targets, coefficients, responses = entries(layer, torch.float32, device=backend.device, **layer.geometry)
     options = {"neurons": layer.neurons, "kernel": layer.kernel, "responses": responses, **layer.geometry}
-    plain = hk.ops.accumulate(x, taught, coefficients, **options)
+    plain = hk.ops.accumulate(x, targets, coefficients, **options)
     frozen = cases.some(layer.neurons, backend.device)
-    for result, other in zip(hk.ops.accumulate(x, taught, coefficients, frozen=frozen, **options), plain, strict=True):
+    for result, other in zip(hk.ops.accumulate(x, targets, coefficients, frozen=frozen, **options), plain, strict=True):
         assert not result[frozen].any() and torch.equal(result[~frozen], other[~frozen])
 
 
 def test_integer_sums_are_exact(backend):
     for layer in cases.LAYERS:
         x = cases.integers(layer.x, -3, 3, device=backend.device)
-        taught, _, _ = entries(layer, torch.float32, device=backend.device, **layer.geometry)
+        targets, _, _ = entries(layer, torch.float32, device=backend.device, **layer.geometry)
         options = {"neurons": layer.neurons, "kernel": layer.kernel, **layer.geometry}
-        got = hk.ops.accumulate(x, taught, torch.tensor([1.0, -2.0, 0.5]), **options)
-        want = hk.reference.accumulate(oracle.exact(x), oracle.exact(taught), [1.0, -2.0, 0.5], **options)
+        got = hk.ops.accumulate(x, targets, torch.tensor([1.0, -2.0, 0.5]), **options)
+        want = hk.reference.accumulate(oracle.exact(x), oracle.exact(targets), [1.0, -2.0, 0.5], **options)
         assert all((oracle.exact(a) == b).all() for a, b in zip(got, want, strict=True))
 
 

@@ -141,7 +141,11 @@ COMPETE = [
     ("linear", {"k": 0}, "k must be between 1 and min(64, 10 neurons), got 0"),
     ("linear", {"k": -3}, "k must be between 1 and min(64, 10 neurons), got -3"),
     ("convolution", {"k": 11}, "k must be between 1 and min(64, 10 neurons), got 11"),
-    ("linear", {"k": 65, "weight": of(99, 20), "mask": None}, "k must be between 1 and min(64, 99 neurons), got 65"),
+    (
+        "linear",
+        {"k": 65, "weight": of(99, 20), "eligible": None},
+        "k must be between 1 and min(64, 99 neurons), got 65",
+    ),
     ("linear", {"p": 0.5}, "p must be a finite number of at least 1, got 0.5"),
     ("linear", {"p": 0.0}, "p must be a finite number of at least 1, got 0"),
     ("linear", {"p": -2.0}, "p must be a finite number of at least 1, got -2"),
@@ -155,19 +159,19 @@ COMPETE = [
         "weight and p must give finite powers, got an overflow of float32",
     ),
 ]
-TAUGHT = "taught must be int32 or int64 of shape [patches = 64, ranks], got "
+TARGETS = "targets must be int32 or int64 of shape [patches = 64, ranks], got "
 ACCUMULATE = [
-    ("linear", {"taught": of(3)}, TAUGHT + "float32 of shape [3]"),
-    ("linear", {"taught": of(64, 2)}, TAUGHT + "float32 of shape [64, 2]"),
-    ("linear", {"taught": of(64, 2, dtype=torch.int16)}, TAUGHT + "int16 of shape [64, 2]"),
-    ("linear", {"taught": of(63, 2, dtype=torch.int32)}, TAUGHT + "int32 of shape [63, 2]"),
-    ("linear", {"taught": of(64, dtype=torch.int64)}, TAUGHT + "int64 of shape [64]"),
-    ("linear", {"taught": of(64, 2, dtype=torch.int32).to("meta")}, "taught must be on x's device cpu, got meta"),
+    ("linear", {"targets": of(3)}, TARGETS + "float32 of shape [3]"),
+    ("linear", {"targets": of(64, 2)}, TARGETS + "float32 of shape [64, 2]"),
+    ("linear", {"targets": of(64, 2, dtype=torch.int16)}, TARGETS + "int16 of shape [64, 2]"),
+    ("linear", {"targets": of(63, 2, dtype=torch.int32)}, TARGETS + "int32 of shape [63, 2]"),
+    ("linear", {"targets": of(64, dtype=torch.int64)}, TARGETS + "int64 of shape [64]"),
+    ("linear", {"targets": of(64, 2, dtype=torch.int32).to("meta")}, "targets must be on x's device cpu, got meta"),
     *(
         (
             kind,
-            {"taught": lambda good, bad=bad, to=to: spoilt(good["taught"].to(to), bad)},
-            f"taught must name neurons 0 to 9, or -1 for nobody, got {bad}",
+            {"targets": lambda good, bad=bad, to=to: spoilt(good["targets"].to(to), bad)},
+            f"targets must name neurons 0 to 9, or -1 for nobody, got {bad}",
         )
         for kind in ("linear", "convolution")
         for bad, to in ((10, torch.int32), (12, torch.int64), (-2, torch.int32), (2**31 + 1, torch.int64))
@@ -224,8 +228,8 @@ APPLY = [
 ]
 LABELLED = {"k": 1, "coefficients": (1.0,), "decay_by_response": False}
 LABELS = "labels must be int64 or int32 of shape [64], the class of each sample, got "
-LEARN_WINNERS = [
-    *((kind, {key: value for key, value in wrong.items() if key != "mask"}, text) for kind, wrong, text in COMPETE),
+WINNER_STEP = [
+    *((kind, {key: value for key, value in wrong.items() if key != "eligible"}, text) for kind, wrong, text in COMPETE),
     *(
         ("linear", {"coefficients": bad}, "coefficients must be k = 2 finite numbers, got " + got)
         for bad, got in (
@@ -281,7 +285,7 @@ KWINNERS = [
         for bad in (NAN, INF, -INF)
     ),
 ]
-LEARN_DENSE = [
+DENSE_STEP = [
     ("linear", {"activation": "softmax"}, 'activation must be "linear", "relu" or "tanh", got "softmax"'),
     ("linear", {"activation": "foo"}, 'activation must be "linear", "relu" or "tanh", got "foo"'),
     ("linear", {"decay": "foo"}, 'decay must be "triangular", "diagonal" or "none", got "foo"'),
@@ -294,14 +298,14 @@ TABLES = {
     "apply_": APPLY,
     "kwinners": KWINNERS,
 }
-TABLES["dense_step_"] = LEARN_DENSE
-TABLES["winner_step_"] = LEARN_WINNERS
+TABLES["dense_step_"] = DENSE_STEP
+TABLES["winner_step_"] = WINNER_STEP
 SEE_BOTH = ("compete", "nearest_patch", "dense_update", "dense_step_", "winner_step_")  # x and weight
 ROWS = [(operator, *row) for operator, table in TABLES.items() for row in table]
 ROWS += [row for operator in SEE_BOTH for row in geometry_rows(operator)]
 ROWS += [row for operator in SEE_BOTH for row in weight_rows(operator)]
 ROWS += geometry_rows("accumulate", "kernel")
-ROWS += mask_rows("compete", "mask") + mask_rows("nearest_patch", "mask")
+ROWS += mask_rows("compete", "eligible") + mask_rows("nearest_patch", "eligible")
 ROWS += [
     row
     for operator in ("accumulate", "dense_update", "apply_", "dense_step_", "winner_step_")

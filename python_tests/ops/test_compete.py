@@ -57,8 +57,8 @@ def test_large_layers(backend, layer, response):
 def test_drawn_layers(backend, drawn, data):
     layer, x, weight, geometry = drawn
     response = data.draw(st.sampled_from(RESPONSES))
-    mask = cases.some(layer.neurons, seed=data.draw(st.integers(0, 99))) if data.draw(st.booleans()) else None
-    options = {"k": data.draw(st.integers(1, most(layer))), "mask": mask, **response, **geometry}
+    eligible = cases.some(layer.neurons, seed=data.draw(st.integers(0, 99))) if data.draw(st.booleans()) else None
+    options = {"k": data.draw(st.integers(1, most(layer))), "eligible": eligible, **response, **geometry}
     oracle.check_compete(hk.ops.compete(x, weight, **options), x, weight, **options)
 
 
@@ -66,20 +66,20 @@ def test_drawn_layers(backend, drawn, data):
 @pytest.mark.parametrize("layer", cases.FEW, ids=str)
 def test_masked_neurons_never_win(backend, layer, share):
     x, weight = cases.tensors(layer, torch.float32, backend.device)
-    mask = cases.some(layer.neurons, backend.device, share=share)
+    eligible = cases.some(layer.neurons, backend.device, share=share)
     for cosine in (False, True):
-        options = {"k": min(layer.neurons, 6), "cosine": cosine, "mask": mask, **layer.geometry}
+        options = {"k": min(layer.neurons, 6), "cosine": cosine, "eligible": eligible, **layer.geometry}
         winners, responses = hk.ops.compete(x, weight, **options)
         oracle.check_compete((winners, responses), x, weight, **options)
-        assert (winners == -1).sum() == len(winners) * max(0, options["k"] - int(mask.sum()))
+        assert (winners == -1).sum() == len(winners) * max(0, options["k"] - int(eligible.sum()))
         assert not responses[winners == -1].any()
 
 
 def test_only_responses_below_zero(backend):
     """A neuron that may not win, or a rank that is empty, is no better than a negative response."""
     x, weight = -torch.ones(3, 8), torch.ones(5, 8) * torch.arange(1, 6)[:, None]
-    mask = torch.tensor([False, True, False, True, True])
-    winners, responses = hk.ops.compete(x, weight, k=4, mask=mask)
+    eligible = torch.tensor([False, True, False, True, True])
+    winners, responses = hk.ops.compete(x, weight, k=4, eligible=eligible)
     assert winners.tolist() == [[1, 3, 4, -1]] * 3
     assert responses.tolist() == [[-16.0, -32.0, -40.0, 0.0]] * 3
 

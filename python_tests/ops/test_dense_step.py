@@ -14,7 +14,7 @@ import hebbkern as hk
 RULES = [
     {"activation": activation, "decay": decay}
     for activation in ("linear", "relu", "tanh")
-    for decay in ("triangular", "diagonal", "none")
+    for decay in ("triangular", "diagonal", "activity", "none")
 ]
 FEW_PATCHES = [  # of a compiled kernel's own order: tails of neurons, inputs and patches
     cases.Layer((64, 257), (700, 257)),

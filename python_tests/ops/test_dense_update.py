@@ -13,8 +13,8 @@ from hebbkern.backends import dense
 RULES = [
     {"activation": activation, "decay": decay}
     for activation in ("linear", "relu", "tanh", "softmax")
-    for decay in ("triangular", "diagonal", "none")
-    if (activation, decay) != ("softmax", "triangular")
+    for decay in ("triangular", "diagonal", "activity", "none")
+    if activation != "softmax" or decay in ("diagonal", "none")
 ]
 MANY_PATCHES = [  # for which the compiled kernels make a matrix of neurons x neurons
     cases.Layer((1300, 37), (53, 37)),
@@ -103,7 +103,7 @@ def test_drawn_layers(backend, drawn, data):
     oracle.check_dense_update(hk.ops.dense_update(x, weight, **options), x, weight, **options)
 
 
-@pytest.mark.parametrize("decay", ["triangular", "diagonal", "none"])
+@pytest.mark.parametrize("decay", ["triangular", "diagonal", "activity", "none"])
 @pytest.mark.parametrize(
     "shape", [(300, 20, 65), (20, 65, 300), (64, 257, 257), (1, 40, 130), (1600, 65, 20), (1600, 20, 130)], ids=str
 )

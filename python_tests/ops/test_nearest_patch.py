@@ -41,8 +41,10 @@ def test_large_layers(backend, layer):
 @settings(max_examples=80)
 def test_drawn_layers(backend, drawn, data):
     layer, x, weight, geometry = drawn
-    mask = cases.some(layer.neurons, seed=data.draw(st.integers(0, 99))) if data.draw(st.booleans()) else None
-    oracle.check_nearest_patch(hk.ops.nearest_patch(x, weight, mask=mask, **geometry), x, weight, mask, **geometry)
+    eligible = cases.some(layer.neurons, seed=data.draw(st.integers(0, 99))) if data.draw(st.booleans()) else None
+    oracle.check_nearest_patch(
+        hk.ops.nearest_patch(x, weight, eligible=eligible, **geometry), x, weight, eligible, **geometry
+    )
 
 
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
@@ -83,12 +85,14 @@ def test_patches_of_zeros_are_never_nearest(backend):
 
 def test_mask(backend):
     x, weight = cases.tensors(cases.FEW[0], torch.float32, backend.device)
-    mask = cases.some(len(weight), backend.device)
-    nearest, distance = hk.ops.nearest_patch(x, weight, mask=mask)
-    oracle.check_nearest_patch((nearest, distance), x, weight, mask)
+    eligible = cases.some(len(weight), backend.device)
+    nearest, distance = hk.ops.nearest_patch(x, weight, eligible=eligible)
+    oracle.check_nearest_patch((nearest, distance), x, weight, eligible)
     everyone = hk.ops.nearest_patch(x, weight)
-    assert torch.equal(nearest[mask], everyone[0][mask]) and torch.equal(distance[mask], everyone[1][mask])
-    assert (nearest[~mask] == -1).all() and distance[~mask].isinf().all()
+    assert torch.equal(nearest[eligible], everyone[0][eligible]) and torch.equal(
+        distance[eligible], everyone[1][eligible]
+    )
+    assert (nearest[~eligible] == -1).all() and distance[~eligible].isinf().all()
 
 
 @pytest.mark.parametrize("neurons", [500, 47])

@@ -8,6 +8,7 @@ import torch
 import calls
 import cases
 import hebbkern as hk
+from hebbkern import backends
 from hebbkern.ops import library
 
 LAYERS = [calls.LINEAR, calls.CONVOLUTION]
@@ -16,7 +17,7 @@ LAYERS = [calls.LINEAR, calls.CONVOLUTION]
 def positional(name, arguments):
     """The arguments as the operator itself takes them, every default filled in."""
     arguments = {key: library.pair(value) if key in GEOMETRY else value for key, value in arguments.items()}
-    schema = library.operator(name)._schema
+    schema = backends.AUTO.kernels[name]._schema
     return tuple(arguments.get(argument.name, DEFAULTS.get(argument.name)) for argument in schema.arguments)
 
 
@@ -33,14 +34,15 @@ DEFAULTS |= {"normalise": "none", "rate_power": 0.0, "patches": "raw", "kernel":
 @pytest.mark.parametrize("name", calls.OPERATORS)
 def test_opcheck(backend, name, layer, dtype):
     arguments = calls.call(name, layer, dtype, backend.device)
-    torch.library.opcheck(library.chosen[name], positional(name, arguments))
+    operator = backends.BACKENDS[backend.choice].kernels[name]
+    torch.library.opcheck(operator, positional(name, arguments))
     without = {
-        key: None if key in ("mask", "frozen", "responses", "denominator") else v for key, v in arguments.items()
+        key: None if key in ("eligible", "frozen", "responses", "denominator") else v for key, v in arguments.items()
     }
     for key in ("x", "weight", "y"):
         if without.get(key) is not None:
             without[key] = cases.laid_out(without[key], "channels_last").requires_grad_()
-    torch.library.opcheck(library.chosen[name], positional(name, without))
+    torch.library.opcheck(operator, positional(name, without))
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=["linear", "convolution"])

@@ -1,6 +1,7 @@
 """Every rule against hebbkern.reference in float64; updates that add up; settings that are refused."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import calls
 import hebbkern as hk
 import oracle
 from cases import random
-from hebbkern.coefficients import KEPT, _kept, constant
+from hebbkern.specifications import KEPT, _kept, constant
 
 GEOMETRIES = {
     "linear": ((60, 20), (12, 20), {}),
@@ -65,7 +66,7 @@ def test_step_is_the_reference(backend, rule, reference, settings, x, weight, ge
         settings["labels"] = labels
     numbers = {key: oracle.exact(v) if isinstance(v, torch.Tensor) else v for key, v in settings.items()}
     want, before = reference(oracle.exact(weight), oracle.exact(x), lr=0.1, **numbers), weight.clone()
-    rule = type(rule)(**{**vars(rule), "patches": patches})
+    rule = replace(rule, patches=patches)
     rule.step_(weight, x, lr=0.1, labels=labels, frozen=frozen, **geometry)
     np.testing.assert_allclose(oracle.exact(weight), want, rtol=1e-10, atol=1e-12)
     assert not torch.equal(weight, before)
@@ -228,7 +229,7 @@ MISMATCHED = [
 
 
 @pytest.mark.parametrize(("weight", "x", "dtype", "message"), MISMATCHED, ids=[row[3] for row in MISMATCHED])
-def test_teacher_compares_x_with_the_weight(weight, x, dtype, message):
+def test_supervised_compares_x_with_the_weight(weight, x, dtype, message):
     """As the other rules do; no operator that it calls sees both."""
     weight, x = torch.ones(weight), torch.ones(x, dtype=getattr(torch, dtype))
     labels = torch.zeros(x.shape[:1], dtype=torch.int64)
@@ -269,13 +270,13 @@ def test_numpy_integers_are_integers():
     weight, x = layer((3, 2, 9, 8), (7, 2, 3, 3))
     for rule in (hk.WTA(k=two), hk.KrotovHopfield(k=np.int32(3), p=three), hk.SoftWTA(temperature=np.float32(0.5))):
         update = rule.update(weight, x, stride=two, padding=(one, 0), dilation=[one, two])
-        same = type(rule)(**vars(rule)).update(weight, x, stride=2, padding=(1, 0), dilation=(1, 2))
+        same = replace(rule).update(weight, x, stride=2, padding=(1, 0), dilation=(1, 2))
         assert torch.equal(update.sum, same.sum)
     assert type(hk.WTA(k=two).k) is int and hk.WTA(k=two) == hk.WTA(k=2)
     assert hk.ops.compete(x, weight, two, stride=two)[0].shape[1] == 2
     assert torch.equal(hk.ops.kwinners(x, two, one), hk.ops.kwinners(x, 2, 1))
-    taught, ones = torch.zeros(3 * 7 * 6, 1, dtype=torch.int32), torch.ones(1, dtype=torch.float64)
-    assert hk.ops.accumulate(x, taught, ones, neurons=three, kernel=three)[0].shape == (3, 2, 3, 3)
+    targets, ones = torch.zeros(3 * 7 * 6, 1, dtype=torch.int32), torch.ones(1, dtype=torch.float64)
+    assert hk.ops.accumulate(x, targets, ones, neurons=three, kernel=three)[0].shape == (3, 2, 3, 3)
 
 
 def test_all_reduce_asks_for_a_group():

@@ -270,13 +270,13 @@ def test_images_that_are_rounded_once():
 
 def test_slices_and_masks():
     x, weight = normal(PATCHES, 120)[:, 10:100], normal(130, 200, seed=1)[:, 50:140]
-    mask = torch.rand(130, generator=generator(3)) < 0.5
-    same(x, weight, 2, mask=mask)
+    eligible = torch.rand(130, generator=generator(3)) < 0.5
+    same(x, weight, 2, eligible=eligible)
     same(x.t().contiguous().t(), weight, 2)
     left_out = weight.clone()
-    left_out[~mask] = torch.nan
+    left_out[~eligible] = torch.nan
     with hk.screening("always"), pytest.raises(RuntimeError, match="weight must be finite"):
-        hk.ops.compete(x, left_out, 1, mask=mask)
+        hk.ops.compete(x, left_out, 1, eligible=eligible)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])

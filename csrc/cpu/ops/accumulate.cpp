@@ -295,6 +295,6 @@ static std::tuple<Tensor, Tensor, Tensor> accumulate(Tensor x, Tensor taught, Te
   return {sum, decay, count};
 }
 
-STABLE_TORCH_LIBRARY_IMPL(hebbkern, CPU, m) { m.impl("accumulate", TORCH_BOX(&accumulate)); }
+STABLE_TORCH_LIBRARY_IMPL(hebbkern, CPU, m) { m.impl("accumulate.cpu", TORCH_BOX(&accumulate)); }
 
 }  // namespace hebbkern

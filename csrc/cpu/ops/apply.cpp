@@ -202,6 +202,6 @@ void apply_(Tensor weight, Tensor sum, OptionalTensor decay, OptionalTensor deno
   });
 }
 
-STABLE_TORCH_LIBRARY_IMPL(hebbkern, CPU, m) { m.impl("apply_", TORCH_BOX(&apply_)); }
+STABLE_TORCH_LIBRARY_IMPL(hebbkern, CPU, m) { m.impl("apply_.cpu", TORCH_BOX(&apply_)); }
 
 }  // namespace hebbkern

@@ -221,6 +221,6 @@ static std::tuple<Tensor, Tensor> compete(Tensor x, Tensor weight, int64_t k, do
   return {winners, responses};
 }
 
-STABLE_TORCH_LIBRARY_IMPL(hebbkern, CPU, m) { m.impl("compete", TORCH_BOX(&compete)); }
+STABLE_TORCH_LIBRARY_IMPL(hebbkern, CPU, m) { m.impl("compete.cpu", TORCH_BOX(&compete)); }
 
 }  // namespace hebbkern

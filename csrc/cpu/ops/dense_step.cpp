@@ -96,7 +96,7 @@ static bool rounded_dense_step_(Tensor weight, Tensor x, std::string activation,
 }
 
 STABLE_TORCH_LIBRARY_IMPL(hebbkern, CPU, m) {
-  m.impl("dense_step_", TORCH_BOX(&dense_step_));
+  m.impl("dense_step_.cpu", TORCH_BOX(&dense_step_));
   m.impl("_rounded_dense_step_", TORCH_BOX(&rounded_dense_step_));
 }
 

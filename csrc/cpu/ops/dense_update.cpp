@@ -264,6 +264,6 @@ static std::tuple<Tensor, Tensor> dense_update(Tensor x, Tensor weight, std::str
   return dense_sums(op, x, weight, g, rule, frozen);
 }
 
-STABLE_TORCH_LIBRARY_IMPL(hebbkern, CPU, m) { m.impl("dense_update", TORCH_BOX(&dense_update)); }
+STABLE_TORCH_LIBRARY_IMPL(hebbkern, CPU, m) { m.impl("dense_update.cpu", TORCH_BOX(&dense_update)); }
 
 }  // namespace hebbkern

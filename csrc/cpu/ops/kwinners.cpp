@@ -68,6 +68,6 @@ static Tensor kwinners(Tensor y, int64_t k, int64_t dim) {
   return out;
 }
 
-STABLE_TORCH_LIBRARY_IMPL(hebbkern, CPU, m) { m.impl("kwinners", TORCH_BOX(&kwinners)); }
+STABLE_TORCH_LIBRARY_IMPL(hebbkern, CPU, m) { m.impl("kwinners.cpu", TORCH_BOX(&kwinners)); }
 
 }  // namespace hebbkern

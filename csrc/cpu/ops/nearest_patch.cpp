@@ -195,6 +195,6 @@ static std::tuple<Tensor, Tensor> nearest_patch(Tensor x, Tensor weight, std::st
   return {nearest, distance};
 }
 
-STABLE_TORCH_LIBRARY_IMPL(hebbkern, CPU, m) { m.impl("nearest_patch", TORCH_BOX(&nearest_patch)); }
+STABLE_TORCH_LIBRARY_IMPL(hebbkern, CPU, m) { m.impl("nearest_patch.cpu", TORCH_BOX(&nearest_patch)); }
 
 }  // namespace hebbkern

@@ -99,6 +99,6 @@ static void winner_step_(Tensor weight, Tensor x, OptionalTensor labels, int64_t
              [&](auto stored, auto tag) { learn<decltype(stored), decltype(tag)>(weight, x, g, lesson); });
 }
 
-STABLE_TORCH_LIBRARY_IMPL(hebbkern, CPU, m) { m.impl("winner_step_", TORCH_BOX(&winner_step_)); }
+STABLE_TORCH_LIBRARY_IMPL(hebbkern, CPU, m) { m.impl("winner_step_.cpu", TORCH_BOX(&winner_step_)); }
 
 }  // namespace hebbkern

@@ -8,31 +8,41 @@ import sys
 import torch
 
 from hebbkern.backends import dense
-from hebbkern.ops import library
 
-_readable = library.stage("_readable(Tensor tensor) -> bool")
-_look = library.stage("_look(Tensor weight) -> ()")
-_moments = library.stage(
+LIBRARY = torch.library.Library("hebbkern", "FRAGMENT")
+
+
+def _stage(schema):
+    """Define an operator that only this package calls, to reach compiled kernels; nothing traces it. Returns it."""
+    name = schema.split("(", 1)[0]
+    LIBRARY.define(schema)
+    LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")
+    return getattr(torch.ops.hebbkern, name).default
+
+
+_readable = _stage("_readable(Tensor tensor) -> bool")
+_look = _stage("_look(Tensor weight) -> ()")
+_moments = _stage(
     "_moments(Tensor x, int[] stride, int[] padding, int[] dilation, Tensor weight, str op, str patches) "
     "-> (Tensor offset, Tensor scale, Tensor total)"
 )
-_activate = library.stage(
+_activate = _stage(
     "_activate(Tensor(a!) u, int[] layout, int images, Tensor? offset, Tensor? scale, Tensor? total, str activation, "
     "float temperature, Tensor(b!)? taught, bool diagonal, bool shift) -> (Tensor diagonal, Tensor shift)"
 )
-_finish = library.stage(
+_finish = _stage(
     "_finish(Tensor gradient, Tensor? gram, Tensor? diagonal, Tensor? shift, Tensor weight, Tensor? frozen, float? lr, "
     "int patches) -> (Tensor out, Tensor sound)"
 )
-_residual = library.stage(
+_residual = _stage(
     "_residual(Tensor x, int[] stride, int[] padding, int[] dilation, Tensor y, int[] layout, Tensor? offset, "
     "Tensor? scale, Tensor weight, Tensor? frozen, float? lr) -> (Tensor out, Tensor sound)"
 )
-_on_chip = library.stage(
+_on_chip = _stage(
     "_on_chip(Tensor x, int[] stride, int[] padding, int[] dilation, Tensor weight, str op, str activation, str decay, "
     "float temperature, str patches, Tensor? frozen, float? lr) -> (Tensor out, Tensor sound)"
 )
-_commit = library.stage("_commit(str op, Tensor(a!) weight, Tensor moved, Tensor sound, Tensor? frozen) -> ()")
+_commit = _stage("_commit(str op, Tensor(a!) weight, Tensor moved, Tensor sound, Tensor? frozen) -> ()")
 
 
 def readable(tensor):

@@ -1,40 +1,44 @@
 """The operators in plain torch: the fallback where nothing is compiled, on any device, and a second oracle.
 
 Written to be read: the matrix X [P, N] of all patches is built whole, so memory grows with patches x inputs. Two runs
-on one device with one number of threads give the same bits; ties go to the lower index; float32 inside for half types.
-Arguments are those of the schemas in ops/.
+on one device with one number of threads give the same bits; ties go to the lower index; half types are computed in
+float32. Each kernel takes the arguments of its operator's schema (hebbkern/ops), whose check has passed.
 """
 
+from __future__ import annotations
+
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from hebbkern.ops import checks
-from hebbkern.ops.accumulate import check as check_accumulate
-from hebbkern.ops.apply import check as check_apply
-from hebbkern.ops.compete import check as check_compete
-from hebbkern.ops.dense_step import check as check_dense_step
-from hebbkern.ops.dense_update import check as check_dense_update
-from hebbkern.ops.kwinners import check as check_kwinners
-from hebbkern.ops.nearest_patch import check as check_nearest_patch
-from hebbkern.ops.winner_step import check as check_winner_step
+from hebbkern import checks
+from hebbkern.specifications import WinnerSpecification
 
 FLAT = 1e-6  # a patch whose centred norm is at most this part of its norm counts as constant
 
 
-def _plain(function):
-    """Without gradients, and in the dtypes that it says, whatever torch.autocast is about."""
+KERNELS: dict[str, Callable] = {}  # operator name -> kernel
+
+
+def _kernel(function: Callable) -> Callable:
+    """The kernel of the operator of this name: without gradients, and with torch.autocast switched off."""
 
     @functools.wraps(function)
-    def run(first, *others):
+    def run(first: Tensor, *others: Any) -> Any:
         with torch.no_grad(), torch.autocast(first.device.type, enabled=False):
             return function(first, *others)
 
+    KERNELS[function.__name__] = run
     return run
 
 
-def patch_matrix(op, x, kernel, patches, stride, padding, dilation):
+def patch_matrix(
+    op: str, x: Tensor, kernel: tuple[int, ...], patches: str, stride: Any, padding: Any, dilation: Any
+) -> Tensor:
     """X [P, N] in the result dtype, centred or standardised."""
     x = x.to(checks.result_dtype(x.dtype))
     if x.dim() == 4:
@@ -51,33 +55,34 @@ def patch_matrix(op, x, kernel, patches, stride, padding, dilation):
     return torch.where(flat, 0, centred / length.masked_fill(flat, 1))
 
 
-def wide(tensor):
+def wide(tensor: Tensor) -> torch.dtype:
     """The dtype in which sums neither cancel nor overflow as soon as in ``tensor``'s."""
     return torch.float32 if tensor.device.type == "mps" else torch.float64
 
 
-def norms(X):
+def norms(X: Tensor) -> Tensor:
     """The length of each row, [P, 1], where no square overflows or vanishes."""
     largest = X.abs().amax(1, keepdim=True)
     largest = largest.masked_fill(largest == 0, 1)
     return (X / largest).norm(dim=1, keepdim=True) * largest
 
 
-def layer_matrices(op, x, weight, *geometry):
+def layer_matrices(op: str, x: Tensor, weight: Tensor, *geometry: Any) -> tuple[Tensor, Tensor]:
     """X [P, N] and W [K, N], both in the result dtype."""
     return patch_matrix(op, x, weight.shape[2:], *geometry), weight.flatten(1).to(checks.result_dtype(weight.dtype))
 
 
-@_plain
-def compete(x, weight, k, p, cosine, patches, stride, padding, dilation, mask):
-    check_compete(x, weight, k, p, cosine, patches, stride, padding, dilation, mask)
+@_kernel
+def compete(x, weight, k, p, cosine, patches, stride, padding, dilation, eligible):
     checks.finite("compete", x=x, weight=weight)
     X, W = layer_matrices("compete", x, weight, patches, stride, padding, dilation)
-    return winners_of("compete", X, W, k, p, cosine, mask)
+    return winners_of("compete", X, W, k, p, cosine, eligible)
 
 
-def winners_of(op, X, W, k, p, cosine, mask=None, scaled=True):
-    """The k winners of each patch, falling, and their responses; of cosines not divided by |x| unless `scaled`."""
+def winners_of(
+    op: str, X: Tensor, W: Tensor, k: int, p: float, cosine: bool, eligible: Tensor | None = None, scaled: bool = True
+) -> tuple[Tensor, Tensor]:
+    """The k winners of each patch and their responses, highest first; cosines are divided by |x| if `scaled`."""
     if p != 2:
         W = W.sign() * W.abs() ** (p - 1)
         checks.no_overflow(op, "weight and p must give finite powers", W)
@@ -90,25 +95,24 @@ def winners_of(op, X, W, k, p, cosine, mask=None, scaled=True):
             X = X / x_norms
         W = W / w_norms.masked_fill(w_norms == 0, 1)
     responses = products(X, W)
-    checks.no_overflow(op, checks.RESPONSES, responses if mask is None else responses[:, mask])
-    if mask is not None:
-        responses = responses.masked_fill(~mask, -torch.inf)
+    checks.no_overflow(op, checks.RESPONSES, responses if eligible is None else responses[:, eligible])
+    if eligible is not None:
+        responses = responses.masked_fill(~eligible, -torch.inf)
     # A stable sort, because topk leaves the order of equal responses open.
     responses, winners = (ranked[:, :k] for ranked in responses.sort(dim=1, descending=True, stable=True))
-    nobody = torch.zeros_like(winners, dtype=torch.bool)
-    if mask is not None:
-        nobody |= torch.arange(k, device=X.device) >= mask.sum()
-    return winners.masked_fill(nobody, -1).int(), responses.masked_fill(nobody, 0)
+    no_winner = torch.zeros_like(winners, dtype=torch.bool)
+    if eligible is not None:
+        no_winner |= torch.arange(k, device=X.device) >= eligible.sum()
+    return winners.masked_fill(no_winner, -1).int(), responses.masked_fill(no_winner, 0)
 
 
-def products(X, W):
-    """X Wᵀ [P, K], by whole vectors of neurons: what is left over some BLAS sum in another order, which breaks ties."""
+def products(X: Tensor, W: Tensor) -> Tensor:
+    """X Wᵀ [P, K]. Padded to a multiple of 16 neurons: some BLAS sum left-over columns in another order."""
     return (X @ F.pad(W, (0, 0, 0, -len(W) % 16)).T)[:, : len(W)]
 
 
-@_plain
-def nearest_patch(x, weight, patches, stride, padding, dilation, mask):
-    check_nearest_patch(x, weight, patches, stride, padding, dilation, mask)
+@_kernel
+def nearest_patch(x, weight, patches, stride, padding, dilation, eligible):
     checks.finite("nearest_patch", x=x, weight=weight)
     X, W = layer_matrices("nearest_patch", x, weight, patches, stride, padding, dilation)
     dtype, neurons = W.dtype, W.shape[0]
@@ -117,34 +121,35 @@ def nearest_patch(x, weight, patches, stride, padding, dilation, mask):
     x_squares, w_squares, length = X.square().sum(1), W.square().sum(1), X.abs().sum(1)
     squared = (w_squares[:, None] - 2 * W @ X.T + x_squares).clamp(min=0)
     distances = torch.where(length > 0, squared / length, torch.inf)
-    asked = distances[:, length > 0] if mask is None else distances[mask][:, length > 0]
-    checks.no_overflow("nearest_patch", checks.RESPONSES, *(part.to(dtype) for part in (x_squares, w_squares, asked)))
+    compared = distances[:, length > 0] if eligible is None else distances[eligible][:, length > 0]
+    checks.no_overflow(
+        "nearest_patch", checks.RESPONSES, *(part.to(dtype) for part in (x_squares, w_squares, compared))
+    )
     distances = torch.cat([distances, distances.new_full((neurons, 1), torch.inf)], dim=1)  # so that min has an entry
     distance, nearest = distances.min(dim=1)
-    nobody = distance.isinf() if mask is None else distance.isinf() | ~mask
-    return nearest.masked_fill(nobody, -1).int(), distance.masked_fill(nobody, torch.inf).to(dtype)
+    none = distance.isinf() if eligible is None else distance.isinf() | ~eligible
+    return nearest.masked_fill(none, -1).int(), distance.masked_fill(none, torch.inf).to(dtype)
 
 
-@_plain
-def accumulate(x, taught, coefficients, responses, neurons, kernel, patches, stride, padding, dilation, frozen):
+@_kernel
+def accumulate(x, targets, coefficients, responses, neurons, kernel, patches, stride, padding, dilation, frozen):
     geometry = kernel, patches, stride, padding, dilation
-    check_accumulate(x, taught, coefficients, responses, neurons, *geometry, frozen)
     checks.finite("accumulate", x=x, coefficients=coefficients, responses=responses)
-    checks.named_range("accumulate", "taught", taught, neurons)
+    checks.named_range("accumulate", "targets", targets, neurons)
     X = patch_matrix("accumulate", x, *geometry)
-    total, decay, count = sums_of(X, taught, coefficients, responses, neurons, frozen)
+    total, decay, count = sums_of(X, targets, coefficients, responses, neurons, frozen)
     return total.reshape(neurons, x.shape[1], *kernel), decay, count
 
 
-def sums_of(X, taught, coefficients, responses, neurons, frozen):
+def sums_of(X, targets, coefficients, responses, neurons, frozen):
     """Per neuron: the sum of coefficient * patch [K, N], its decay and the number of entries."""
-    coefficients = coefficients.expand(taught.shape)
+    coefficients = coefficients.expand(targets.shape)
     decays = coefficients if responses is None else coefficients * responses
     share = X.new_zeros(neurons, X.shape[0])  # [K, P]: by how much each patch teaches each neuron
     decay, count = X.new_zeros(neurons), X.new_zeros(neurons)
     learners = torch.arange(neurons, device=X.device)[:, None]
-    for rank in range(taught.shape[1]):
-        entry = (taught[:, rank] == learners) & (coefficients[:, rank] != 0)
+    for rank in range(targets.shape[1]):
+        entry = (targets[:, rank] == learners) & (coefficients[:, rank] != 0)
         if frozen is not None:
             entry &= ~frozen[:, None]
         share += torch.where(entry, coefficients[:, rank], 0)
@@ -153,10 +158,9 @@ def sums_of(X, taught, coefficients, responses, neurons, frozen):
     return share @ X, decay, count
 
 
-@_plain
+@_kernel
 def dense_update(x, weight, activation, decay, temperature, patches, stride, padding, dilation, frozen):
     geometry = patches, stride, padding, dilation
-    check_dense_update(x, weight, activation, decay, temperature, *geometry, frozen)
     return dense_sums("dense_update", x, weight, activation, decay, temperature, *geometry, frozen)
 
 
@@ -178,15 +182,16 @@ def dense_sums(op, x, weight, activation, decay, temperature, *where):
         total = total - (Y.T @ Y).tril() @ W
     elif decay == "diagonal":
         total = total - (Y * (U if activation == "softmax" else Y)).sum(0)[:, None] * W
+    elif decay == "activity":
+        total = total - Y.sum(0)[:, None] * W
     if frozen is not None:
         total = total.masked_fill(frozen[:, None], 0)
     checks.no_overflow(op, checks.SUMS, total)
     return total.reshape(weight.shape).contiguous(), X.new_full((1,), X.shape[0])
 
 
-@_plain
+@_kernel
 def apply_(weight, sum, decay, denominator, lr, normalise, rate_power, frozen):
-    check_apply(weight, sum, decay, denominator, lr, normalise, rate_power, frozen)
     checks.finite("apply_", weight=weight, sum=sum, decay=decay, denominator=denominator)
     take("apply_", weight, sum, decay, denominator, lr, normalise, rate_power, frozen)
 
@@ -217,35 +222,34 @@ def take(op, weight, sum, decay, denominator, lr, normalise, rate_power, frozen)
     weight.copy_(result)
 
 
-@_plain
+@_kernel
 def dense_step_(weight, x, activation, decay, lr, *geometry):
-    check_dense_step(weight, x, activation, decay, lr, *geometry)
     total, count = dense_sums("dense_step_", x, weight, activation, decay, 1.0, *geometry)
     apply_(weight, total, None, count, lr, "none", 0.0, geometry[-1])
 
 
-@_plain
+@_kernel
 def winner_step_(weight, x, labels, *settings):
-    count = check_winner_step(weight, x, labels, *settings)
-    k, p, cosine, coefficients, by_response, decay_by_response, average, normalise, lr, *geometry, frozen = settings
+    rule, (lr, *geometry, frozen) = WinnerSpecification.of(settings)
     op, neurons = "winner_step_", weight.shape[0]
     checks.finite(op, x=x, weight=weight)
     X, W = layer_matrices(op, x, weight, *geometry)
-    coefficients = X.new_tensor(coefficients)
+    coefficients = X.new_tensor(rule.coefficients)
     if labels is None:
-        taught, responses = winners_of(op, X, W, k, p, cosine, scaled=by_response or decay_by_response)
-        coefficients = responses.clamp(min=0) * coefficients if by_response else coefficients
+        scaled = rule.by_response or rule.decay_by_response
+        targets, responses = winners_of(op, X, W, rule.k, rule.p, rule.cosine, scaled=scaled)
+        coefficients = responses.clamp(min=0) * coefficients if rule.by_response else coefficients
     else:
         checks.named_range(op, "labels", labels, neurons)
-        taught, responses = labels.repeat_interleave(count // max(x.shape[0], 1))[:, None], None
-    total, decay, _ = sums_of(X, taught, coefficients, responses if decay_by_response else None, neurons, frozen)
+        targets, responses = labels.repeat_interleave(len(X) // max(x.shape[0], 1))[:, None], None
+    decays = responses if rule.decay_by_response else None
+    total, decay, _ = sums_of(X, targets, coefficients, decays, neurons, frozen)
     checks.no_overflow(op, checks.SUMS, total, decay)
-    take(op, weight, total, decay, decay if average else None, lr, normalise, 0.0, frozen)
+    take(op, weight, total, decay, decay if rule.average else None, lr, rule.normalise, 0.0, frozen)
 
 
-@_plain
+@_kernel
 def kwinners(y, k, dim):
-    check_kwinners(y, k, dim)
     checks.finite("kwinners", y=y)
     # A stable sort, because topk leaves the order of equal entries open.
     highest = y.sort(dim=dim, descending=True, stable=True).indices.narrow(dim, 0, k)

@@ -17,7 +17,7 @@ from hebbkern.backends.triton.arithmetic import ordered_sum
 from hebbkern.backends.triton.launch import INTERPRETED, block, launch, power_of_2, readable
 from hebbkern.backends.triton.moments import moments
 from hebbkern.backends.triton.patches import corners, load_patches, place, taps
-from hebbkern.ops import checks
+from hebbkern import checks
 from hebbkern.ops.accumulate import check
 
 ENTRIES = 8  # patches of a list that a tile adds up side by side

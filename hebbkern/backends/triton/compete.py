@@ -18,7 +18,7 @@ from hebbkern.backends.triton.patches import place
 from hebbkern.backends.triton.ranks import empty, keep, write
 from hebbkern.backends.triton.tuning import fastest
 from hebbkern.backends.triton.walk import Keys, own_patches, running, shared, tiles_of, walk
-from hebbkern.ops import checks
+from hebbkern import checks
 from hebbkern.ops.compete import check
 
 

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from hebbkern.backends.triton.launch import launch, power_of_2, processors, readable
-from hebbkern.ops import checks
+from hebbkern import checks
 from hebbkern.ops.kwinners import check
 
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes an entry

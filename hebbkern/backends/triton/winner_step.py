@@ -18,7 +18,7 @@ from hebbkern.backends.triton.moments import moments
 from hebbkern.backends.triton.patches import place
 from hebbkern.backends.triton.walk import Keys
 from hebbkern.coefficients import constant
-from hebbkern.ops import checks
+from hebbkern import checks
 from hebbkern.ops.winner_step import check
 
 OP = "winner_step_"

@@ -1,0 +1,47 @@
+"""The private functions of torch that hebbkern uses, each with the public substitute that it waits for.
+
+python_tests/packaging/test_torch_private.py calls each of them and names the one that a new torch has moved.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor  # waits for: a public way to ask whether a tensor has values
+from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
+
+__all__ = ["FakeTensor", "FunctionalTensor", "FunctionalTensorMode", "exporting", "has_kernel", "has_values"]
+
+
+def has_values(tensor: torch.Tensor) -> bool:
+    """Whether `tensor` holds values: it is neither a fake tensor nor one that torch.compile traces.
+
+    Waits for: a public predicate for fake tensors.
+    """
+    return not isinstance(tensor, (FakeTensor, FunctionalTensor))
+
+
+def has_kernel(operator: str, key: str) -> bool:
+    """Whether `operator` ("hebbkern::compete.cpu") has a kernel of its own for a dispatch key ("CPU").
+
+    Waits for: a public form of torch._C._dispatch_has_kernel_for_dispatch_key.
+    """
+    return torch._C._dispatch_has_kernel_for_dispatch_key(operator, key)
+
+
+def exporting() -> bool:
+    """Whether torch.export traces, which keeps operators whole instead of looking into their Triton kernels.
+
+    Waits for: a public form of torch.export's custom_triton_ops_decomposition_disabled. Its module is imported only
+    here, where something is being compiled.
+    """
+    from torch.export._trace import custom_triton_ops_decomposition_disabled
+
+    return custom_triton_ops_decomposition_disabled()
+
+
+def decompose_in_graphs(library: torch.library.Library, operator: str, rule) -> None:
+    """Register `rule(mode, operator, types, args, kwargs)` for `operator` where torch.compile functionalises a graph.
+
+    Waits for: torch.library.triton_op on an overload that is already defined.
+    """
+    torch.library.register_torch_dispatch(operator, FunctionalTensorMode, rule, lib=library)

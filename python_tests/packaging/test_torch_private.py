@@ -1,0 +1,51 @@
+"""What hebbkern uses of torch's private functions: all of it in one file, and each still there in this torch."""
+
+import re
+from pathlib import Path
+
+import torch
+
+import hebbkern
+from hebbkern import _torch_private
+
+PACKAGE = Path(hebbkern.__file__).parent
+PRIVATE = re.compile(r"\btorch\._(?!inductor\.utils\b)\w+|from torch\._\w+|\btorch\.[\w.]+\._\w+")
+# Types in annotations, which nothing calls.
+ANNOTATIONS = re.compile(r"torch\._ops\.OpOverload")
+
+
+def test_private_functions_are_used_in_one_file_only():
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        if path.name != "_torch_private.py":
+            text = ANNOTATIONS.sub("", path.read_text())
+            if uses := PRIVATE.findall(text):
+                found[str(path.relative_to(PACKAGE))] = uses
+    assert not found
+
+
+def test_fake_and_functional_tensors_have_no_values():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    assert _torch_private.has_values(torch.ones(2)), "FakeTensor or FunctionalTensor has moved"
+    with FakeTensorMode():
+        assert not _torch_private.has_values(torch.ones(2)), "FakeTensor has moved"
+    seen = []
+
+    def look(x):
+        seen.append(_torch_private.has_values(x))
+        return x + 1
+
+    torch._dispatch.python.no_python_dispatcher  # noqa: B018  (the module that functionalisation needs)
+    with _torch_private.FunctionalTensorMode():
+        look(_torch_private.FunctionalTensor.to_functional(torch.ones(2)))
+    assert seen == [False], "FunctionalTensor has moved"
+
+
+def test_a_kernel_is_known_by_its_dispatch_key():
+    assert _torch_private.has_kernel("aten::add.Tensor", "CPU"), "_dispatch_has_kernel_for_dispatch_key has changed"
+    assert not _torch_private.has_kernel("hebbkern::kwinners", "CPU")
+
+
+def test_exporting_is_false_outside_an_export():
+    assert _torch_private.exporting() is False, "custom_triton_ops_decomposition_disabled has moved"
