@@ -23,7 +23,7 @@ README, CONTRIBUTING = ROOT / "README.md", ROOT / "CONTRIBUTING.md"
 TRAINING, CONTINUAL, SPEED = (ROOT / "docs" / f"{name}.md" for name in ("training", "continual", "speed"))
 PAGES = [README, CONTRIBUTING, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 LENGTHS = {README: 100, ROOT / "docs" / "design.md": 120}  # of lines, at most
-SMALL = ["--data", "few.npz", "--batch_size", "50", "--epochs", "1"]
+SMALL = ["--data", "few.npz", "--batch-size", "50", "--epochs", "1"]
 
 
 def blocks(kind, page):
