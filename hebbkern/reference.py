@@ -1,94 +1,203 @@
-"""The rules in plain NumPy, to be read beside the papers: the specification, the tests' oracle, the bench's baseline.
+"""The learning rules in plain NumPy: the specification, the oracle of the tests and a baseline of the benchmark.
 
-First one function a rule, each returning the new weight; below them the stages they are made of, with the argument
-names of hebbkern.ops. Everything is float64 inside; patches are the rows of X [P, N], neurons the rows of W [K, N].
-x is [B, N] with weight [K, N], or [B, C, H, W] with [K, C, kh, kw]. ``**geometry`` is patches, stride, padding,
-dilation of ``unfold``. ``frozen`` (bool [K]) marks the neurons that compete but do not learn.
+The first functions are one learning rule each; they return the new weight. The functions below them are the stages of
+a step, with the argument names of `hebbkern.ops`. Every function converts its arguments to float64 and writes to none.
+
+In the code ``X`` [P, N] holds the patches as rows and ``W`` [K, N] the neurons as rows. ``x`` is [B, N] with weight
+[K, N], or [B, C, H, W] with weight [K, C, kh, kw]. ``geometry`` stands for the keyword arguments patches, stride,
+padding and dilation of `unfold`. ``frozen`` (bool [K]) is True for neurons that compete but do not learn.
 """
 
+from typing import Literal, TypedDict, Unpack
+
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
-FLAT = 1e-6  # a patch whose centred norm is at most this part of its norm counts as constant
+FLAT = 1e-6  # a patch is constant when the norm of the centred patch is at most this share of the patch's norm
+
+Floats = NDArray[np.float64]
+Indices = NDArray[np.int32]
+Pair = int | tuple[int, int]
+Patches = Literal["raw", "centred", "standardised"]
+Similarity = Literal["cosine", "dot"]
+Activation = Literal["linear", "relu", "tanh", "softmax"]
+Decay = Literal["triangular", "diagonal", "activity", "none"]
+Normalise = Literal["none", "global_max", "row_max", "row_l2"]
 
 
-def krotov_hopfield(weight, x, lr, p=2.0, k=2, delta=0.4, frozen=None, **geometry):
-    """Krotov and Hopfield 2019, as in their notebook: rank 1 learns, rank k unlearns by delta; k is at least 2."""
+class Geometry(TypedDict, total=False):
+    """The keyword arguments of `unfold` that say how patches are cut from x."""
+
+    patches: Patches
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+
+
+def krotov_hopfield(
+    weight: ArrayLike,
+    x: ArrayLike,
+    lr: float,
+    p: float = 2.0,
+    k: int = 2,
+    delta: float = 0.4,
+    frozen: ArrayLike | None = None,
+    **geometry: Unpack[Geometry],
+) -> Floats:
+    """Returns the weight after one step of Krotov and Hopfield 2019: rank 1 learns, rank k (at least 2) by -delta."""
     if k < 2:
         raise ValueError(f"krotov_hopfield: k must be at least 2, got {k}")
     winners, responses = compete(x, weight, k, p, **geometry)
-    taught, responses = winners[:, [0, k - 1]], responses[:, [0, k - 1]]
-    sum, decay, _ = _accumulate_for(weight, x, taught, [1.0, -delta], responses, frozen, geometry)
+    targets, responses = winners[:, [0, k - 1]], responses[:, [0, k - 1]]
+    sum, decay, _ = _accumulate_for(weight, x, targets, [1.0, -delta], responses, frozen, geometry)
     return apply(weight, sum, decay, lr=lr, normalise="global_max", frozen=frozen)
 
 
 def wta(
-    weight,
-    x,
-    lr,
-    k=1,
-    similarity="cosine",
-    coefficient="one",
-    average=True,
-    normalise="none",
-    frozen=None,
-    **geometry,
-):
-    """HWTA (k = 1, cosine) and k-WTA: the k winners move towards the patch, by 1 or by their positive response."""
+    weight: ArrayLike,
+    x: ArrayLike,
+    lr: float,
+    k: int = 1,
+    similarity: Similarity = "cosine",
+    coefficient: Literal["one", "response"] = "one",
+    average: bool = True,
+    normalise: Normalise = "none",
+    frozen: ArrayLike | None = None,
+    **geometry: Unpack[Geometry],
+) -> Floats:
+    """Returns the weight after one step of winner takes all: the k winners of a patch move towards it.
+
+    HWTA is k = 1 with cosine similarity. The coefficient of a winner is 1, or its response where that is positive.
+    """
     winners, responses = compete(x, weight, k, cosine=similarity == "cosine", **geometry)
     coefficients = np.maximum(responses, 0) if coefficient == "response" else np.ones(k)
     sum, decay, _ = _accumulate_for(weight, x, winners, coefficients, None, frozen, geometry)
     return apply(weight, sum, decay, decay if average else None, lr=lr, normalise=normalise, frozen=frozen)
 
 
-def teacher(weight, x, labels, lr, average=True, frozen=None, **geometry):
-    """Supervised HebbCL, SHC, the DHP trace: neuron labels[b] moves towards the patches of sample b; -1 is nobody."""
-    positions = len(unfold(x, np.shape(weight)[2:], **geometry)) // max(len(x), 1)
-    taught = np.repeat(np.asarray(labels), positions)[:, None]
-    sum, decay, count = _accumulate_for(weight, x, taught, [1.0], None, frozen, geometry)
+def supervised(
+    weight: ArrayLike,
+    x: ArrayLike,
+    labels: ArrayLike,
+    lr: float,
+    average: bool = True,
+    frozen: ArrayLike | None = None,
+    **geometry: Unpack[Geometry],
+) -> Floats:
+    """Returns the weight after one supervised step: neuron labels[b] moves towards the patches of sample b, -1 to none.
+
+    This is the step of supervised HebbCL, of SHC and of the DHP trace.
+    """
+    positions = len(unfold(x, np.shape(weight)[2:], **geometry)) // max(np.shape(x)[0], 1)
+    targets = np.repeat(np.asarray(labels), positions)[:, None]
+    sum, decay, count = _accumulate_for(weight, x, targets, [1.0], None, frozen, geometry)
     return apply(weight, sum, decay, count if average else None, lr=lr, frozen=frozen)
 
 
-def sanger(weight, x, lr, activation="relu", frozen=None, **geometry):
-    """Sanger 1989, eq. 3; with relu HPCA. Neuron j sees the patch less what neurons 0 to j have explained of it."""
+def sanger(
+    weight: ArrayLike,
+    x: ArrayLike,
+    lr: float,
+    activation: Activation = "relu",
+    frozen: ArrayLike | None = None,
+    **geometry: Unpack[Geometry],
+) -> Floats:
+    """Returns the weight after one step of Sanger's rule (Sanger 1989, equation 3); with relu it is HPCA.
+
+    Neuron j learns from the patch minus its reconstruction by the neurons 0 to j.
+    """
     sum, count = dense(x, weight, activation, "triangular", frozen=frozen, **geometry)
     return apply(weight, sum, denominator=count, lr=lr, frozen=frozen)
 
 
-def oja(weight, x, lr, activation="linear", frozen=None, **geometry):
-    """Oja 1982: every neuron alone, y (x - y w)."""
+def oja(
+    weight: ArrayLike,
+    x: ArrayLike,
+    lr: float,
+    activation: Activation = "linear",
+    frozen: ArrayLike | None = None,
+    **geometry: Unpack[Geometry],
+) -> Floats:
+    """Returns the weight after one step of Oja's rule (Oja 1982): each neuron by itself, y (x - y w)."""
     sum, count = dense(x, weight, activation, "diagonal", frozen=frozen, **geometry)
     return apply(weight, sum, denominator=count, lr=lr, frozen=frozen)
 
 
-def hebb(weight, x, lr, activation="linear", frozen=None, **geometry):
-    """Hebb: y x, without decay."""
+def hebb(
+    weight: ArrayLike,
+    x: ArrayLike,
+    lr: float,
+    activation: Activation = "linear",
+    frozen: ArrayLike | None = None,
+    **geometry: Unpack[Geometry],
+) -> Floats:
+    """Returns the weight after one step of the plain Hebbian rule: y x, without decay."""
     sum, count = dense(x, weight, activation, "none", frozen=frozen, **geometry)
     return apply(weight, sum, denominator=count, lr=lr, frozen=frozen)
 
 
-def soft_wta(weight, x, lr, temperature=1.0, rate_power=0.5, normalise="none", frozen=None, **geometry):
-    """SoftHebb (Journé et al. 2023): the softmax share of the winner is Hebbian, that of all others anti-Hebbian."""
+def soft_wta(
+    weight: ArrayLike,
+    x: ArrayLike,
+    lr: float,
+    temperature: float = 1.0,
+    rate_power: float = 0.5,
+    normalise: Normalise = "none",
+    frozen: ArrayLike | None = None,
+    **geometry: Unpack[Geometry],
+) -> Floats:
+    """Returns the weight after one step of SoftHebb (Journé et al. 2023).
+
+    Each neuron learns in proportion to its share of a softmax: the winner towards the patch, all others away from it.
+    """
     sum, count = dense(x, weight, "softmax", "diagonal", temperature, frozen=frozen, **geometry)
     return apply(weight, sum, None, count, lr, normalise, rate_power, frozen)
 
 
 def hebbcl(
-    weight, settled, x, lr, threshold, similarity="dot", average=True, normalise="row_max", freeze=True, **geometry
-):
-    """HebbCL, algorithm 1, one minibatch: (weight, settled). As many rows are to be added as settled has gained."""
-    frozen = np.asarray(settled) & freeze
-    rule = {"similarity": similarity, "average": average, "frozen": frozen}
+    weight: ArrayLike,
+    converged: ArrayLike,
+    x: ArrayLike,
+    lr: float,
+    threshold: float,
+    similarity: Similarity = "dot",
+    average: bool = True,
+    normalise: Normalise | Literal["matrix_max"] = "row_max",
+    freeze: bool = True,
+    **geometry: Unpack[Geometry],
+) -> tuple[Floats, NDArray[np.bool_]]:
+    """Returns weight and converged after one minibatch of HebbCL, algorithm 1.
+
+    A neuron has converged once its distance to a patch is below the threshold. With freeze=True it then stops learning.
+    The caller adds one neuron for each neuron that has newly converged.
+    """
+    converged = np.asarray(converged)
+    frozen = converged & freeze
+    rows = "none" if normalise == "matrix_max" else normalise
+    weight = wta(weight, x, lr, similarity=similarity, average=average, normalise=rows, frozen=frozen, **geometry)
     if normalise == "matrix_max":
-        weight = wta(weight, x, lr, **rule, **geometry)
         weight = np.where(frozen[:, None], weight, weight / np.abs(weight[~frozen]).max(initial=1e-300))
-    else:
-        weight = wta(weight, x, lr, normalise=normalise, **rule, **geometry)
-    _, distance = nearest_patch(x, weight, ~np.asarray(settled), **geometry)
-    return weight, settled | (distance < threshold)
+    _, distance = nearest_patch(x, weight, ~converged, **geometry)
+    return weight, converged | (distance < threshold)
 
 
-def unfold(x, kernel=(), patches="raw", stride=1, padding=0, dilation=1):
-    """X [P, N]: what a neuron sees, sample by sample or (image, row, column) by (image, row, column)."""
+def unfold(
+    x: ArrayLike,
+    kernel: tuple[int, ...] = (),
+    patches: Patches = "raw",
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+) -> Floats:
+    """Returns the patches X [P, N], ordered by sample, then row, then column.
+
+    Args:
+        x: [B, N] or [B, C, H, W].
+        kernel: (kh, kw) of a convolution, or () for a linear layer, whose patches are the samples.
+        patches: "raw", "centred" (minus the mean of the patch) or "standardised" (then divided by the norm; a
+            constant patch becomes 0).
+        stride, padding, dilation: of the convolution, a number or a pair.
+    """
     X = np.asarray(x, dtype=np.float64)
     if len(kernel):
         (top, left), (down, across), (sparse_y, sparse_x) = (np.broadcast_to(v, 2) for v in (padding, stride, dilation))
@@ -103,22 +212,39 @@ def unfold(x, kernel=(), patches="raw", stride=1, padding=0, dilation=1):
     centred = X - X.mean(axis=1, keepdims=True)
     if patches == "centred":
         return centred
-    length, whole = np.linalg.norm(centred, axis=1), np.linalg.norm(X, axis=1)
-    flat = length <= FLAT * whole
-    return np.where(flat[:, None], 0.0, centred / np.where(flat, 1.0, length)[:, None])
+    norm, whole_norm = np.linalg.norm(centred, axis=1), np.linalg.norm(X, axis=1)
+    flat = norm <= FLAT * whole_norm
+    return np.where(flat[:, None], 0.0, centred / np.where(flat, 1.0, norm)[:, None])
 
 
-def compete(x, weight, k=1, p=2.0, cosine=False, mask=None, **geometry):
-    """Per patch the k neurons that respond most, in falling order, equal ones by index; -1 where too few may win."""
+def compete(
+    x: ArrayLike,
+    weight: ArrayLike,
+    k: int = 1,
+    p: float = 2.0,
+    cosine: bool = False,
+    eligible: ArrayLike | None = None,
+    **geometry: Unpack[Geometry],
+) -> tuple[Indices, Floats]:
+    """Returns the k neurons with the highest responses to each patch, winners [P, k], and their responses [P, k].
+
+    Responses fall from left to right; equal responses are ordered by index. ``eligible`` (bool [K]) is True for neurons
+    that may win; where fewer than k may, the remaining winners are -1 and their responses 0.
+    """
     R = responses(x, weight, p, cosine, **geometry)
-    may_win = np.ones(R.shape[1], bool) if mask is None else np.asarray(mask)
+    may_win = np.ones(R.shape[1], bool) if eligible is None else np.asarray(eligible)
     winners = np.argsort(np.where(may_win, -R, np.inf), axis=1, kind="stable")[:, :k]
-    nobody = ~may_win[winners]
-    return np.where(nobody, -1, winners).astype(np.int32), np.where(nobody, 0.0, np.take_along_axis(R, winners, 1))
+    empty = ~may_win[winners]
+    return np.where(empty, -1, winners).astype(np.int32), np.where(empty, 0.0, np.take_along_axis(R, winners, 1))
 
 
-def responses(x, weight, p=2.0, cosine=False, **geometry):
-    """[P, K]: sum_i sign(w_ji) |w_ji|^(p-1) x_i, or the cosine of patch and weight (0 where either is zero)."""
+def responses(
+    x: ArrayLike, weight: ArrayLike, p: float = 2.0, cosine: bool = False, **geometry: Unpack[Geometry]
+) -> Floats:
+    """Returns the response of each neuron to each patch, [P, K].
+
+    It is sum_i sign(w_ji) |w_ji|^(p-1) x_i, or with cosine=True the cosine of patch and weight (0 where either is 0).
+    """
     X, W = unfold(x, np.shape(weight)[2:], **geometry), _rows(weight)
     if not cosine:
         return X @ (np.sign(W) * np.abs(W) ** (p - 1)).T
@@ -126,47 +252,81 @@ def responses(x, weight, p=2.0, cosine=False, **geometry):
     return np.where(norms > 0, X @ W.T / np.where(norms > 0, norms, 1.0), 0.0)
 
 
-def nearest_patch(x, weight, mask=None, **geometry):
-    """HebbCL: per neuron the patch of smallest |w - x|^2 / |x|_1 and that distance; -1 and inf where there is none."""
+def nearest_patch(
+    x: ArrayLike, weight: ArrayLike, eligible: ArrayLike | None = None, **geometry: Unpack[Geometry]
+) -> tuple[Indices, Floats]:
+    """Returns the nearest patch of each neuron, nearest [K], and its distance [K]; see `distances`.
+
+    A neuron with eligible = False (bool [K]), and every neuron where no patch differs from 0, gets -1 and infinity.
+    """
     D = distances(x, weight, **geometry)
-    if mask is not None:
-        D[~np.asarray(mask)] = np.inf
+    if eligible is not None:
+        D[~np.asarray(eligible)] = np.inf
     D = np.concatenate([D, np.full((len(D), 1), np.inf)], axis=1)
     nearest, distance = D.argmin(axis=1), D.min(axis=1)
     return np.where(np.isinf(distance), -1, nearest).astype(np.int32), distance
 
 
-def distances(x, weight, **geometry):
-    """[K, P]: |w - x|^2 / |x|_1, infinite for patches of zeros."""
+def distances(x: ArrayLike, weight: ArrayLike, **geometry: Unpack[Geometry]) -> Floats:
+    """Returns the distance |w - x|^2 / |x|_1 of each neuron to each patch, [K, P]; infinity for patches of zeros."""
     X, W = unfold(x, np.shape(weight)[2:], **geometry), _rows(weight)
     squared = np.array([((X - w) ** 2).sum(axis=1) for w in W])
     length = np.abs(X).sum(axis=1)
     return np.where(length > 0, squared / np.where(length > 0, length, 1.0), np.inf)
 
 
-def accumulate(x, taught, coefficients, neurons, kernel=(), responses=None, frozen=None, **geometry):
-    """sum, decay and count per neuron over the entries (p, r) that teach it, see hebbkern.ops.accumulate."""
-    X, taught = unfold(x, kernel, **geometry), np.asarray(taught)
-    c = np.broadcast_to(np.asarray(coefficients, dtype=np.float64), taught.shape)
-    s = np.ones(taught.shape) if responses is None else np.asarray(responses, dtype=np.float64)
+def accumulate(
+    x: ArrayLike,
+    targets: ArrayLike,
+    coefficients: ArrayLike,
+    neurons: int,
+    kernel: tuple[int, ...] = (),
+    responses: ArrayLike | None = None,
+    frozen: ArrayLike | None = None,
+    **geometry: Unpack[Geometry],
+) -> tuple[Floats, Floats, Floats]:
+    """Returns sum, decay [K] and count [K] of each neuron over the entries of targets [P, R] that name it.
+
+    sum is [K, N] or [K, C, kh, kw]. Entries with coefficient 0 do not count. See `hebbkern.ops.accumulate`.
+    """
+    X, targets = unfold(x, kernel, **geometry), np.asarray(targets)
+    c = np.broadcast_to(np.asarray(coefficients, dtype=np.float64), targets.shape)
+    s = np.ones(targets.shape) if responses is None else np.asarray(responses, dtype=np.float64)
+    skipped = np.zeros(neurons, bool) if frozen is None else np.asarray(frozen)
     sum, decay, count = np.zeros((neurons, X.shape[1])), np.zeros(neurons), np.zeros(neurons)
-    for j in range(neurons):
-        if frozen is not None and frozen[j]:
-            continue
-        p, r = np.nonzero((taught == j) & (c != 0))
+    for j in np.flatnonzero(~skipped):
+        p, r = np.nonzero((targets == j) & (c != 0))
         sum[j], decay[j], count[j] = c[p, r] @ X[p], c[p, r] @ s[p, r], len(p)
     return sum.reshape(neurons, np.shape(x)[1], *kernel), decay, count
 
 
-def dense(x, weight, activation="relu", decay="triangular", temperature=1.0, frozen=None, **geometry):
-    """The summed update of Sanger, Oja, Hebb and soft-WTA, and [P], the number of patches."""
+def dense(
+    x: ArrayLike,
+    weight: ArrayLike,
+    activation: Activation = "relu",
+    decay: Decay = "triangular",
+    temperature: float = 1.0,
+    frozen: ArrayLike | None = None,
+    **geometry: Unpack[Geometry],
+) -> tuple[Floats, Floats]:
+    """Returns the summed update of a dense rule, shaped as weight, and the number of patches [1].
+
+    With u = w·x and y = f(u), the update of neuron j is the sum over the patches of
+
+        "triangular"   y_j (x - sum_{i <= j} y_i w_i)    Sanger
+        "diagonal"     y_j (x - y_j w_j)                 Oja; with softmax y_j (x - u_j w_j), SoftHebb
+        "activity"     y_j (x - w_j)                     instar (Grossberg 1976)
+        "none"         y_j x                             Hebb
+
+    softmax is taken over the neurons; its sign is flipped for all neurons but the winner.
+    """
     X, W = unfold(x, np.shape(weight)[2:], **geometry), _rows(weight)
     U = X @ W.T
     if activation == "softmax":
         Z = np.exp((U - U.max(axis=1, keepdims=True)) / temperature)
         Y = -Z / Z.sum(axis=1, keepdims=True)
-        first = np.arange(len(U)), U.argmax(axis=1)
-        Y[first] = -Y[first]
+        winner = np.arange(len(U)), U.argmax(axis=1)
+        Y[winner] = -Y[winner]
     else:
         Y = {"linear": U, "relu": np.maximum(U, 0), "tanh": np.tanh(U)}[activation]
     sum = Y.T @ X
@@ -174,22 +334,28 @@ def dense(x, weight, activation="relu", decay="triangular", temperature=1.0, fro
         sum -= np.tril(Y.T @ Y) @ W
     elif decay == "diagonal":
         sum -= (Y * (U if activation == "softmax" else Y)).sum(axis=0)[:, None] * W
+    elif decay == "activity":
+        sum -= Y.sum(axis=0)[:, None] * W
     if frozen is not None:
         sum[np.asarray(frozen)] = 0
     return sum.reshape(np.shape(weight)), np.array([float(len(X))])
 
 
 def apply(
-    weight,
-    sum,
-    decay=None,
-    denominator=None,
-    lr=1.0,
-    normalise="none",
-    rate_power=0.0,
-    frozen=None,
-):
-    """The new weight: w + lr rho (sum - decay w) / denominator, then rows renormalised; see hebbkern.ops.apply_."""
+    weight: ArrayLike,
+    sum: ArrayLike,
+    decay: ArrayLike | None = None,
+    denominator: ArrayLike | None = None,
+    lr: float = 1.0,
+    normalise: Normalise = "none",
+    rate_power: float = 0.0,
+    frozen: ArrayLike | None = None,
+) -> Floats:
+    """Returns the new weight: w + lr · rate · (sum - decay w) / denominator, with rows then normalised.
+
+    The rate of a neuron is | |w|_2 - 1 |^rate_power. "global_max" divides the update by its largest absolute entry;
+    "row_max" and "row_l2" divide each row that moved by its largest absolute entry or norm. See `hebbkern.ops.apply_`.
+    """
     W = _rows(weight)
     delta = np.array(sum, dtype=np.float64).reshape(W.shape)
     if decay is not None:
@@ -211,20 +377,21 @@ def apply(
     return result.reshape(np.shape(weight))
 
 
-def kwinners(y, k, dim=-1):
-    """y with all but the k highest along dim set to zero; equal entries go to the lower index."""
+def kwinners(y: ArrayLike, k: int, dim: int = -1) -> Floats:
+    """Returns y with all but the k highest entries along dim set to 0; of equal entries the lower index is kept."""
     y = np.asarray(y, dtype=np.float64)
     kept = np.zeros(y.shape, bool)
     np.put_along_axis(kept, np.argsort(-y, axis=dim, kind="stable").take(range(k), axis=dim), True, axis=dim)
     return np.where(kept, y, 0.0)
 
 
-def _rows(weight):
-    """W [K, N]"""
+def _rows(weight: ArrayLike) -> Floats:
+    """W [K, N]."""
     W = np.asarray(weight, dtype=np.float64)
     return W.reshape(len(W), -1)
 
 
-def _accumulate_for(weight, x, taught, coefficients, responses, frozen, geometry):
-    neurons, kernel = len(weight), np.shape(weight)[2:]
-    return accumulate(x, taught, coefficients, neurons, kernel, responses, frozen, **geometry)
+def _accumulate_for(weight, x, targets, coefficients, responses, frozen, geometry):
+    """`accumulate` with the number of neurons and the kernel of weight."""
+    neurons, kernel = np.shape(weight)[0], np.shape(weight)[2:]
+    return accumulate(x, targets, coefficients, neurons, kernel, responses, frozen, **geometry)

@@ -148,7 +148,7 @@ STEPS = [
     (hk.SoftWTA(normalise="global_max"), lambda w, x: hk.reference.soft_wta(w, x, lr=1.0, normalise="global_max")),
     (hk.WTA(), lambda w, x: hk.reference.wta(w, x, lr=1.0)),
     (hk.KrotovHopfield(), lambda w, x: hk.reference.krotov_hopfield(w, x, lr=1.0)),
-    (hk.Supervised(), lambda w, x: hk.reference.teacher(w, x, LABELS.numpy(), lr=1.0)),
+    (hk.Supervised(), lambda w, x: hk.reference.supervised(w, x, LABELS.numpy(), lr=1.0)),
 ]
 
 

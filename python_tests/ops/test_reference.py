@@ -60,18 +60,29 @@ def test_wta_moves_the_winners_to_their_patches(k, similarity, coefficient, aver
     assert np.allclose(got, weight + LR * moved, rtol=1e-12)
 
 
-def test_teacher_moves_the_class_to_its_samples():
+def test_supervised_moves_the_class_to_its_samples():
     weight, x = linear()
     labels = RNG.integers(-1, 4, len(x))  # some are nobody's, neuron 4 is never taught
     want = weight.copy()
     for j in range(4):
         want[j] += LR * np.mean([patch - weight[j] for patch in x[labels == j]], axis=0)
-    assert np.allclose(reference.teacher(weight, x, labels, LR), want, rtol=1e-12)
-    summed = reference.teacher(weight, x, labels, LR, average=False)
+    assert np.allclose(reference.supervised(weight, x, labels, LR), want, rtol=1e-12)
+    summed = reference.supervised(weight, x, labels, LR, average=False)
     assert np.allclose(summed[2], weight[2] + LR * (x[labels == 2] - weight[2]).sum(axis=0), rtol=1e-12)
 
 
 ACTIVATIONS = {"linear": lambda u: u, "relu": lambda u: max(u, 0.0), "tanh": np.tanh}
+
+
+@pytest.mark.parametrize("activation", ["linear", "relu", "tanh"])
+def test_decay_by_activity_moves_each_neuron_towards_the_patches(activation):
+    weight, x = linear()
+    want = np.zeros_like(weight)
+    for patch in x:
+        for j, w in enumerate(weight):
+            want[j] += ACTIVATIONS[activation](w @ patch) * (patch - w)
+    got, count = reference.dense(x, weight, activation, "activity")
+    assert np.allclose(got, want, rtol=1e-12) and count == len(x)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -167,7 +178,7 @@ def test_flat_patches():
     assert not rows[:2].any() and np.isclose(np.linalg.norm(rows[2]), 1)
 
 
-@pytest.mark.parametrize("rule", ["krotov_hopfield", "wta", "teacher", "sanger", "oja", "hebb", "soft_wta"])
+@pytest.mark.parametrize("rule", ["krotov_hopfield", "wta", "supervised", "sanger", "oja", "hebb", "soft_wta"])
 @pytest.mark.parametrize("patches", ["raw", "centred", "standardised"])
 def test_images_learn_as_their_patches_do(rule, patches):
     """A convolution's step is the linear step on its patches: one geometry, the same rule."""
@@ -175,7 +186,7 @@ def test_images_learn_as_their_patches_do(rule, patches):
     x, weight = RNG.normal(size=(3, 2, 7, 6)), RNG.normal(size=(5, 2, 3, 2))
     rows = patches_by_loops(x, (3, 2), **geometry)
     given, of_rows = {}, {}
-    if rule == "teacher":
+    if rule == "supervised":
         given["labels"] = np.array([3, 0, 3])
         of_rows["labels"] = np.repeat(given["labels"], len(rows) // 3)
     step = getattr(reference, rule)
@@ -195,7 +206,7 @@ def test_frozen_neurons_compete_but_do_not_move(rule):
     assert np.allclose(ratio, ratio[0]) and (rule == "krotov_hopfield" or np.isclose(ratio[0], 1))
 
 
-def test_match_pair_by_pair():
+def test_nearest_patch_pair_by_pair():
     weight, x = linear()
     nearest, distance = reference.nearest_patch(x, weight)
     for j, w in enumerate(weight):
@@ -293,4 +304,4 @@ def test_an_empty_batch_teaches_nothing():
     weight, x = linear(patches=0)
     for rule in (reference.krotov_hopfield, reference.wta, reference.sanger, reference.oja, reference.soft_wta):
         assert np.array_equal(rule(weight, x, LR), weight)
-    assert np.array_equal(reference.teacher(weight, x, np.zeros(0, int), LR), weight)
+    assert np.array_equal(reference.supervised(weight, x, np.zeros(0, int), LR), weight)

