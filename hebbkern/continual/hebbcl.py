@@ -170,7 +170,7 @@ class HebbCL(Estimator, Settings, Hebbian, nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The representation [B, width] of x [B, ...]; inside `hebbkern.learning` x is learnt first."""
-        lesson = self.lesson
+        lesson = self.learning_state
         if lesson is not None:
             if lesson.into != "weight" or lesson.group is not None:
                 got = f'into="{lesson.into}"' + ("" if lesson.group is None else " and a group")
@@ -178,8 +178,8 @@ class HebbCL(Estimator, Settings, Hebbian, nn.Module):
             if lesson.dtype not in (None, self.weight.dtype):
                 self._refuse("learning", "dtype=None, as matching and freezing are of the weight's", f"{lesson.dtype}")
             self.learn(x, lesson.labels, lr=lesson.lr)
-            if lesson.then is not None:
-                lesson.then(self)
+            if state.after_learning is not None:
+                state.after_learning(self)
         return self._represented(x)
 
     @torch.inference_mode(False)
