@@ -28,7 +28,7 @@ def hebbian_layers(model: nn.Module) -> dict[str, nn.Module]:
 def at_rest(model: nn.Module) -> Iterator[None]:
     """Inside, `model` is in evaluation mode, learns nothing, and torch's random numbers are another stream.
 
-    Afterwards every module's mode and learning state and the random state are those from before, after an exception too.
+    Afterwards, also after an exception, each module's mode and learning state and the random state are as before.
     """
     modes = [(module, module.training) for module in model.modules()]
     layers = [layer for layer, _ in modes if isinstance(layer, Hebbian)]

@@ -77,7 +77,7 @@ def revert(model: nn.Module) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"hebbkern.nn.revert: model must be a torch.nn.Module, got {type(model).__name__}")
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, HebbianLayer)}
+    layers: dict[str, Any] = {name: layer for name, layer in model.named_modules() if isinstance(layer, HebbianLayer)}
     for name, layer in layers.items():
         if type(layer) not in PLAIN:
             _refuse("revert", name, "be a HebbianLinear or HebbianConv2d", type(layer).__name__)

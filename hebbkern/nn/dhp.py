@@ -148,10 +148,7 @@ class DHPLinear(nn.Module):
 
 @torch.library.custom_op("hebbkern::snapshot", mutates_args=())
 def _snapshot(trace: Tensor) -> Tensor:
-    """A copy that is opaque to the compiler.
-
-    A compiled backward pass recomputes pointwise results, here from a trace that has changed since, but never an operator.
-    """
+    """A copy by an operator: a compiled backward pass would recompute a plain copy, from a trace that has changed."""
     return trace.clone()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ GRADIENT_LR = 2.0**24
 
 
 class HebbianLayer(Hebbian):
-    """What HebbianLinear and HebbianConv2d share: the rule, the frozen neurons, and the step before the forward pass."""
+    """What HebbianLinear and HebbianConv2d share: rule, frozen neurons, and the step before the forward pass."""
 
     def _init_hebbian(self, rule: Rule, required_grad: bool = True) -> None:
         """Adds what a torch layer lacks whose class has just become a Hebbian one; `required_grad` is for `revert`."""
@@ -105,7 +105,7 @@ class HebbianLayer(Hebbian):
         else:
             self._step(x, lr, labels, into, group, dtype)
 
-    def _default_lr(self, into: str, lr: Any) -> float:
+    def _default_lr(self, into: str, lr: Any) -> Any:
         """lr, or 1.0 where it is None and into="grad"; both are checked."""
         where = f"{type(self).__name__}.learn"
         check_into(where, into)
@@ -241,7 +241,7 @@ class HebbianConv2d(HebbianLayer, nn.Conv2d):
         dilation: int | tuple[int, int] = 1,
         groups: int = 1,
         bias: bool = False,
-        padding_mode: str = "zeros",
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
