@@ -90,8 +90,7 @@ class HebbianLayer(Hebbian):
             ValueError: an argument has a wrong shape, dtype or value, or x has a NaN or an infinity. The weight is
                 unchanged.
         """
-        if lr is None or into != "weight":
-            lr = self._default_lr(into, lr)
+        rate = self._default_lr(into, lr) if lr is None or into != "weight" else lr
         x, labels = self._samples(x.detach(), labels)
         if dtype is not None:
             check_dtype(f"{type(self).__name__}.learn", dtype)
@@ -101,9 +100,9 @@ class HebbianLayer(Hebbian):
         device = x.device.type
         if torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):
-                self._step(x, lr, labels, into, group, dtype)
+                self._step(x, rate, labels, into, group, dtype)
         else:
-            self._step(x, lr, labels, into, group, dtype)
+            self._step(x, rate, labels, into, group, dtype)
 
     def _default_lr(self, into: str, lr: Any) -> Any:
         """lr, or 1.0 where it is None and into="grad"; both are checked."""
