@@ -143,7 +143,7 @@ def learn(model: nn.Sequential, x: Tensor, plan: Plan, *, seed: int = 0, progres
     with hk.learning(model, rates):
         for batch in tqdm(order.split(plan.batch), desc="learning", disable=not progress):
             images = x[batch].contiguous(memory_format=torch.channels_last)  # a tenth faster
-            model.get_submodule(last).learn(before(images), rate)
+            model.get_submodule(last).learn(before(images), lr=rate)
 
 
 class Trial:

@@ -171,7 +171,7 @@ def teach(x: Tensor, y: Tensor, classes: int, plan: Taught, *, seed: int, valida
     for epoch in range(1, plan.epochs + 1):
         batches.seek((epoch - 1) * len(batches))
         for part, labels in batches:
-            layer.learn(part.float(), plan.lr * (1 - step / steps), labels)
+            layer.learn(part.float(), lr=plan.lr * (1 - step / steps), labels=labels)
             step += 1
         if validate is not None and (now := validate(model)) > best.validation:
             best, kept = Best(now, epoch), layer.weight.detach().clone()

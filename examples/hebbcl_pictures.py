@@ -45,7 +45,7 @@ def before_and_after(recipe: Recipe, sets: Sets) -> tuple[Tensor, Tensor]:
     """The weights [COMPARED, inputs] of the first neurons that converged to class 0, then and at the end."""
     model, stream = untrained(recipe, sets.x.shape[1], 0), class_stream(sets.x, sets.y, 0)
     learn(model, stream[:1], recipe.batch)
-    chosen = model.settled.long().argsort(descending=True, stable=True)[:COMPARED]
+    chosen = model.converged.long().argsort(descending=True, stable=True)[:COMPARED]
     chosen, before = chosen.sort().values, model.weight[chosen.sort().values].clone()
     learn(model, stream[1:], recipe.batch)
     return before, model.weight[chosen]

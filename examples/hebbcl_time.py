@@ -25,7 +25,7 @@ import hebbkern as hk
 from hebbcl_recipes import RECIPES, Recipe
 from hebbkern.cli.doctor import processor
 from hebbkern.continual import HebbCL
-from hebbkern.continual.rows import NORMS, Rows
+from hebbkern.continual.growth import NORMS, InitialRows
 from krotov_report import write
 
 ROUNDS = 5
@@ -66,7 +66,7 @@ def vectorised(x: np.ndarray, recipe: Recipe) -> int:
 def streamed(x: np.ndarray, recipe: Recipe, step) -> int:
     """The stream by a step (weight, settled, batch) -> (weight, settled); neurons at the end; starts as HebbCL's."""
     model = HebbCL(x.shape[1], **recipe.settings())
-    rows = Rows(x.shape[1], recipe.neurons, "uniform", recipe.normalise, 0)
+    rows = InitialRows(x.shape[1], recipe.neurons, "uniform", recipe.normalise, 0)
     weight, settled = model.weight.numpy().astype(x.dtype), np.zeros(model.width, bool)
     for begin in range(0, len(x), recipe.batch):
         batch = x[begin : begin + recipe.batch]
@@ -76,7 +76,7 @@ def streamed(x: np.ndarray, recipe: Recipe, step) -> int:
         weight, settled = step(weight, settled, batch)
         more = min(int(settled.sum()) - before, recipe.max_neurons - len(weight))
         if more > 0:
-            weight = np.vstack((weight, rows.among(torch.from_numpy(batch), more, len(weight)).numpy()))
+            weight = np.vstack((weight, rows.from_samples(torch.from_numpy(batch), more, len(weight)).numpy()))
             settled = np.pad(settled, (0, more))
     return len(weight)
 

@@ -1,8 +1,9 @@
-"""Benchmarks of the library Avalanche (ContinualAI) as streams of tasks. Avalanche itself is not imported."""
+"""from_avalanche: streams of the library Avalanche (ContinualAI) as lists of tasks, without importing Avalanche."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,21 +11,24 @@ from torch import Tensor
 from hebbkern.continual.tasks import Task
 
 
-def from_avalanche(experiences: Iterable) -> list[Task]:
-    """A stream of a benchmark, such as `benchmark.train_stream` or `benchmark.test_stream`, as tasks.
+def from_avalanche(experiences: Iterable[Any]) -> list[Task]:
+    """Converts a stream of a benchmark, such as `benchmark.train_stream` or `benchmark.test_stream`, to tasks.
 
-    Samples are read from the benchmark's data sets batch by batch, with the transformations that are in force there:
-    nothing is copied, augmentations are drawn anew each time, and what a sample costs is what it costs in Avalanche.
+    Each batch is read from the benchmark's data set, item by item, with the transformations that are active there.
+    Nothing is copied, augmentations are drawn anew each time, and a sample takes as long to read as in Avalanche.
 
     Args:
-        experiences: each with a `dataset` of items (x, label, ...), x a tensor, and of `targets`, the labels. Its
-            `classes_in_this_experience`, sorted, become the task's classes; without it, the labels that occur do. Task
-            labels are left behind: `zip(experiences, tasks)` has them.
+        experiences: objects with a `dataset`, whose items are (x, label, ...) with a tensor x and whose `targets` are
+            the labels. The classes of a task are the sorted `classes_in_this_experience`, or if there are none the
+            labels that occur. Task labels are dropped; `zip(experiences, tasks)` pairs them with the tasks.
+
+    Returns:
+        One task for each experience.
 
     Raises:
-        ValueError: something else than experiences, an experience without samples, items whose x is no tensor
-            (Avalanche takes `transform=ToTensor()`) or whose label is not the one in `targets` (the first of each
-            class is looked at).
+        ValueError: experiences is not such a stream, an experience has no samples, x is not a tensor (use Avalanche's
+            `transform=ToTensor()`), or a label differs from that in `targets` (the first item of each class is
+            checked).
     """
     if not isinstance(experiences, Iterable):
         kind = type(experiences).__name__
@@ -32,24 +36,26 @@ def from_avalanche(experiences: Iterable) -> list[Task]:
     return [_task(f"experience {position + 1}", experience) for position, experience in enumerate(experiences)]
 
 
-def _task(name: str, experience) -> Task:
-    dataset = getattr(experience, "dataset", None)
+def _task(name: str, experience: Any) -> Task:
+    dataset: Any = getattr(experience, "dataset", None)
     if not hasattr(dataset, "targets"):
         kind = type(experience if dataset is None else dataset).__name__
         raise ValueError(f"hebbkern.continual: {name} must have a dataset with targets, got {kind}")
     labels = torch.tensor([int(label) for label in dataset.targets], dtype=torch.int64)
-    there = labels.unique().tolist()
+    present = labels.unique().tolist()
     task = Task(
         x=dataset,
         labels=labels,
         indices=torch.arange(len(labels), device="cpu"),
-        classes=tuple(sorted(getattr(experience, "classes_in_this_experience", None) or there)),
+        classes=tuple(sorted(getattr(experience, "classes_in_this_experience", None) or present)),
         name=name,
     )
-    for label in there:
-        x, seen, *_ = dataset[int((labels == label).nonzero()[0])]
+    for label in present:
+        x, item_label, *_ = dataset[int((labels == label).nonzero()[0])]
         if not isinstance(x, Tensor):
             raise ValueError(f"hebbkern.continual: samples of {name} must be tensors, got {type(x).__name__}")
-        if int(seen) != label:
-            raise ValueError(f"hebbkern.continual: labels of {name} must be its targets ({label}), got {int(seen)}")
+        if int(item_label) != label:
+            raise ValueError(
+                f"hebbkern.continual: labels of {name} must be its targets ({label}), got {int(item_label)}"
+            )
     return task

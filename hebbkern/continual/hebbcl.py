@@ -1,4 +1,4 @@
-"""HebbCL: one wide layer that learns from a stream, freezes what has converged, and grows by as many neurons.
+"""HebbCL: a wide layer that learns from a stream, freezes neurons that have converged and adds as many new ones.
 
     model = hk.continual.HebbCL(784, neurons=100, max_neurons=500, k=20)
     for x in stream:                       # minibatches [B, 784]: no labels, no task boundaries
@@ -6,7 +6,7 @@
     features = model(images)               # [B, neurons]: the k winners of Wx
 
     model = hk.continual.HebbCL(784, per_class=64, normalise="row_l2", start="samples", k=5)
-    model.partial_fit(x, y, epochs=3)      # classes as they come; those of earlier calls keep their bits
+    model.partial_fit(x, y, epochs=3)      # classes as they come; the neurons of earlier classes keep their bits
     model.predict(images)
 
 Hebbian Continual Representation Learning, algorithms 1 and 2.
@@ -14,73 +14,73 @@ Hebbian Continual Representation Learning, algorithms 1 and 2.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import contextmanager
 from inspect import signature
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from hebbkern import ops
 from hebbkern.continual.estimator import Estimator
-from hebbkern.continual.rows import STARTS, Rows
-from hebbkern.continual.samples import as_patches, normalised, seen
+from hebbkern.continual.growth import STARTS
+from hebbkern.continual.inputs import as_labels, as_patches, as_samples, unit_rows, without_blank
 from hebbkern.nn.layers import KWinners
-from hebbkern.nn.learning import Hebbian, check_rate
+from hebbkern.nn.learning import check_rate
 from hebbkern.ops.checks import PATCHES
 from hebbkern.rules import WTA
-from hebbkern.settings import Settings
-
-WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
-class HebbCL(Estimator, Settings, Hebbian, nn.Module):
-    """A layer of neurons that each converge to a pattern of the stream, are frozen there, and make room for another.
+class HebbCL(Estimator):
+    """A layer whose neurons converge to patterns of the stream; each that has converged is frozen and replaced.
 
-    One minibatch, `learn`: each sample teaches the neuron of the highest response (equation 2) by Δw = x − w
-    (equation 3; winners are those under the weights at the start of the minibatch), and the rows that moved are
-    normalised. A neuron whose distance d²(w, x) / |x|₁ to some sample of the batch is below `threshold` (equation 5)
-    is frozen: it goes on to compete, and keeps its bits for ever after. For each one frozen a new neuron is added. The
-    representation is equation 1, the k winners of Wx.
+    `learn` takes one minibatch. Each sample moves the neuron of the highest response (equation 2) by Δw = x − w
+    (equation 3); the winners are those under the weights at the start of the minibatch. The rows that moved are then
+    normalised. A neuron whose distance d²(w, x) / |x|₁ to a sample of the batch is below `threshold` (equation 5) has
+    converged and is frozen: it still competes, but its row keeps its bits from then on. For each frozen neuron a new
+    one is added. The representation is equation 1, the k winners of Wx.
 
-    Supervised (`per_class`): a class that was never seen before freezes all neurons and adds `per_class` new ones;
-    samples compete among the neurons of their own class only. Classes that are new in the same batch, or in the same
-    call of `partial_fit`, are added together. Samples of a class that was frozen teach nobody. The prediction is the
-    class whose neurons' k-winner activations have the highest sum.
+    Supervised (`per_class`): a new class freezes all neurons and adds `per_class` new ones; samples compete among the
+    neurons of their own class only. Classes that are new in the same batch, or in the same call of `partial_fit`, are
+    added together. Samples of a class that is frozen change nothing. The prediction is the class whose neurons have the
+    highest sum of activations among the k winners.
 
-    Learnt without autograd. Works inside `hebbkern.learning` and `hebbkern.training` as the Hebbian layers do.
-    Deterministic, from the seed and the stream, on compiled backends also for any number of threads. A state dict
-    holds all that was learnt and loads into a model of the same settings of any width.
+    The model learns without autograd, also inside `hebbkern.learning` and `hebbkern.training`, as the other Hebbian
+    layers do. Given the seed and the stream it is deterministic, with compiled backends for any number of threads. A
+    state dict holds all that was learned and loads into a model with the same settings and any width.
 
     Args:
-        in_features: inputs a sample, N; images are flattened.
-        neurons: at the start, unsupervised; 100 by default.
+        in_features: N, the inputs of a sample; images are flattened.
+        neurons: unsupervised neurons at the start; 100 by default.
         lr: learning rate of `learn`.
-        threshold: of the normalised distance below which a neuron is frozen; at least 0 (0: never).
-        k: winners that the representation keeps; with fewer neurons than that, all.
-        max_neurons: no growth beyond. Unsupervised growth stops there (neurons still freeze); supervised it raises.
-        per_class: neurons a class: the supervised variant.
+        threshold: of the normalised distance below which a neuron has converged, at least 0; with 0 none converges.
+        k: number of winners in the representation; all neurons if there are fewer.
+        max_neurons: upper bound of the width, or None. An unsupervised model stops growing there (neurons still
+            freeze); for a supervised one `learn` raises.
+        per_class: neurons of a class, for the supervised variant.
         similarity: "dot" (the paper's) or "cosine", by which neurons compete and answer.
-        average: a neuron moves by the mean over the samples it won, False: by their sum.
+        average: a neuron moves by the mean over the samples that it won; False for their sum.
         normalise: each row that moved is divided by its largest absolute weight ("row_max") or its Euclidean norm
             ("row_l2"); all rows that are not frozen are divided by the largest absolute weight among them
-            ("matrix_max", φ as it is printed); or "none". results/hebbcl.json says which the reported numbers use:
-            row_max unsupervised, row_l2 supervised.
-        patches: "raw", "centred" (each sample less its own mean) or "standardised" (and of norm 1).
-        start: of a new neuron, "uniform" in 0 to 1, "normal", or "samples" (on samples of the batch at hand; the first
-            neurons of an unsupervised model start "uniform" then). Drawn by the seed, then normalised.
-        hebb, freeze, grow, sparse: False leaves out an ingredient (Table 3): nothing is learnt; nothing is frozen
-            (converged neurons still make room for new ones, once); the width stays (unsupervised only); all
-            activations are kept.
-        seed: of where neurons start.
+            ("matrix_max", the paper's φ as printed); or "none". results/hebbcl.json shows which one reaches the
+            paper's numbers: row_max unsupervised, row_l2 supervised.
+        patches: "raw", "centred" (each sample minus its own mean) or "standardised" (and divided by its norm).
+        start: initial value of a neuron, "uniform" in 0 to 1, "normal", or "samples" (samples of the current batch;
+            the first neurons of an unsupervised model are then "uniform"). Drawn from the seed, then normalised.
+        hebb, freeze, grow, sparse: False leaves out one part (table 3). Without hebb nothing is learned. Without freeze
+            neurons that have converged go on learning, and still add a new neuron each. Without grow the width stays
+            (unsupervised only). Without sparse the representation has all activations.
+        seed: of the initial values.
+        device, dtype: as for `torch.nn.Linear`.
 
     Attributes:
-        weight: [width, N], no gradient. settled: bool [width], the neurons that have converged, or whose class is over.
-        classes: int64 [classes], the label of each group of `per_class` rows, in the order of growth.
+        weight: [width, N], without gradient.
+        converged: bool [width], True for a neuron that has converged, or whose class is complete.
+        frozen: bool [width], the neurons that do not learn: `converged`, or all False with freeze=False.
+        classes: int64 [classes], the label of each group of `per_class` rows, in the order in which they were added.
 
     Raises:
-        ValueError: a setting is out of its range, or max_neurons below the width at the start.
+        ValueError: a setting is out of its range, or max_neurons is below the width at the start.
     """
 
     def __init__(
@@ -103,23 +103,21 @@ class HebbCL(Estimator, Settings, Hebbian, nn.Module):
         grow: bool = True,
         sparse: bool = True,
         seed: int = 0,
-        device=None,
-        dtype=None,
-    ):
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
-        if per_class is None and neurons is None:
-            neurons = 100
-        settings = dict(locals())
-        for name in self.SETTINGS:
-            setattr(self, name, settings[name])
+        self.in_features, self.per_class, self.max_neurons = in_features, per_class, max_neurons
+        self.neurons = 100 if neurons is None and per_class is None else neurons
+        self.lr, self.threshold, self.k, self.seed = lr, threshold, k, seed
+        self.similarity, self.average, self.normalise = similarity, average, normalise
+        self.patches, self.start = patches, start
+        self.hebb, self.freeze, self.grow, self.sparse = hebb, freeze, grow, sparse
         self._check()
-        self._room = None
-        self.weight = nn.Parameter(torch.empty((0, in_features), device=device, dtype=dtype), requires_grad=False)
-        self.register_buffer("settled", torch.zeros(0, dtype=torch.bool, device=device))
-        self.register_buffer("classes", torch.zeros(0, dtype=torch.int64, device=device))
-        self.reset()
+        self._init_state(device, dtype)
 
     def _check(self) -> None:
+        """Raises ValueError for a setting that is out of its range."""
         self._whole("in_features", 1)
         self._whole("k", 1)
         self._whole("seed", 0)
@@ -127,12 +125,12 @@ class HebbCL(Estimator, Settings, Hebbian, nn.Module):
         self._number("threshold", " of at least 0", lambda threshold: threshold >= 0)
         if (self.neurons is None) == (self.per_class is None):
             self._refuse("neurons", "left out where per_class is given", self.neurons)
-        least = "per_class" if self.supervised else "neurons"
-        self._whole(least, 1)
+        group = "per_class" if self.supervised else "neurons"
+        self._whole(group, 1)
         if self.max_neurons is not None:
             self._whole("max_neurons", 1)
-            if self.max_neurons < getattr(self, least):
-                self._refuse("max_neurons", f"at least {least} ({getattr(self, least)})", self.max_neurons)
+            if self.max_neurons < self.group_size:
+                self._refuse("max_neurons", f"at least {group} ({self.group_size})", self.max_neurons)
         self._one_of("similarity", ("dot", "cosine"))
         self._one_of("normalise", ("row_max", "row_l2", "matrix_max", "none"))
         self._one_of("patches", PATCHES)
@@ -140,258 +138,134 @@ class HebbCL(Estimator, Settings, Hebbian, nn.Module):
         for name in ("average", "hebb", "freeze", "grow", "sparse"):
             self._boolean(name)
         if self.supervised and not self.grow:
-            self._refuse("grow", "True with per_class, whose classes bring their neurons", self.grow)
-
-    @property
-    def supervised(self) -> bool:
-        return self.per_class is not None
-
-    @property
-    def width(self) -> int:
-        """Neurons now."""
-        return len(self.weight)
-
-    @property
-    def frozen(self) -> Tensor:
-        """bool [width], the neurons that do not learn any more."""
-        return self.settled if self.freeze else torch.zeros_like(self.settled)
-
-    @property
-    def finished(self) -> bool:
-        """Whether nothing that may come is learnt any more: all neurons are frozen, and there are no classes to add."""
-        return not self.supervised and bool(self.frozen.all())
+            self._refuse("grow", "True with per_class, which adds neurons for each class", self.grow)
 
     @property
     def rule(self) -> WTA:
-        """By what the neurons learn."""
+        """The rule by which the neurons learn."""
         normalise = "none" if self.normalise == "matrix_max" else self.normalise
-        how = {"similarity": self.similarity, "average": self.average, "patches": self.patches}
-        return WTA(normalise=normalise, **how)
+        return WTA(similarity=self.similarity, average=self.average, normalise=normalise, patches=self.patches)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The representation [B, width] of x [B, ...]; inside `hebbkern.learning` x is learnt first."""
-        lesson = self.lesson
-        if lesson is not None:
-            if lesson.into != "weight" or lesson.group is not None:
-                got = f'into="{lesson.into}"' + ("" if lesson.group is None else " and a group")
+        """The representation [B, width] of x [B, ...]; inside `hebbkern.learning` the model first learns x.
+
+        Raises:
+            ValueError: as `learn`, or `hebbkern.learning` has into="grad", a group, or another dtype than the weight's.
+        """
+        state = self.learning_state
+        if state is not None:
+            if state.into != "weight" or state.group is not None:
+                got = f'into="{state.into}"' + ("" if state.group is None else " and a group")
                 self._refuse("learning", 'into="weight" and without a group, as neurons are added', got)
-            if lesson.dtype not in (None, self.weight.dtype):
-                self._refuse("learning", "dtype=None, as matching and freezing are of the weight's", f"{lesson.dtype}")
-            self.learn(x, lesson.labels, lr=lesson.lr)
-            if lesson.then is not None:
-                lesson.then(self)
-        return self._represented(x)
+            if state.dtype not in (None, self.weight.dtype):
+                self._refuse("learning", "dtype=None, as distances are computed in the weight's dtype", state.dtype)
+            self.learn(x, lr=state.lr, labels=state.labels)
+            if state.after_learning is not None:
+                state.after_learning(self)
+        return self._representation(x)
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def learn(self, x: Tensor, labels: Tensor | None = None, *, lr: float | None = None) -> None:
-        """Learns one minibatch: winner update, normalisation, freezing, growth. Nothing is recorded for autograd.
+    def learn(self, x: Tensor, *, lr: float | None = None, labels: Tensor | None = None) -> None:
+        """Learns one minibatch: step of the winners, normalisation, freezing, growth. Autograd records nothing.
 
         Args:
-            x: [B, N] or [B, ...] of N inputs; uint8 counts as 0 to 1. Blank samples (all zeros, or flat where patches
-                are centred) teach nobody, an empty batch nothing.
-            labels: [B] integers, the class of each sample, of the supervised variant; −1 = teaches nobody. Without
-                per_class they are not looked at.
-            lr: in place of the model's own.
+            x: [B, N] or [B, ...] of N inputs a sample; uint8 is scaled to 0 to 1. Blank samples (all zeros, or flat
+                where patches are centred) and empty batches change nothing.
+            lr: learning rate; None for the model's own.
+            labels: [B] integers, the class of each sample, for the supervised variant; a sample of label −1 changes
+                nothing. Ignored without per_class.
 
-        Raises ValueError or RuntimeError on another number of inputs, a NaN or an infinity, labels that do not fit, or
-        a new class for which max_neurons leaves no room; all that was learnt stays as it was.
+        Raises:
+            ValueError: x has another number of inputs, a NaN or an infinity, labels do not fit, or max_neurons leaves
+                no room for a new class. The model is unchanged.
         """
-        lr = self.lr if lr is None else lr
-        check_rate("HebbCL.learn", lr)
+        lr = check_rate("HebbCL.learn", self.lr if lr is None else lr)
         x, _ = self._samples(x.detach() if isinstance(x, Tensor) else x)
         if self.supervised:
-            labels = self._labels(x, labels)
+            labels = as_labels(x, labels)
             with self._all_or_nothing():
-                self._meet(x, labels)
+                self._add_classes(x, labels)
                 for label in labels.unique().tolist():
                     self._learn_class(label, x[labels == label], lr)
-        elif self.hebb and not self.finished and len(x := seen(x, self.patches)):
+        elif self.hebb and not self.finished and len(x := without_blank(x, self.patches)):
             with self._all_or_nothing():
                 self.rule.step_(self.weight, x, lr=lr, frozen=self.frozen)
-                self._divide(self.weight, self.frozen)
-                self._converge(x)
-
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def reset(self) -> None:
-        """Forgets all: the model as it was made."""
-        start = self.start if self.start != "samples" else "uniform"
-        self._rows = Rows(self.in_features, self.per_class or self.neurons, start, self.normalise, self.seed)
-        self._take_width(0 if self.supervised else self.neurons, keep=False)
-        self.settled, self.classes = self.settled.new_zeros(self.width), self.classes[:0]
-
-    @contextmanager
-    def _all_or_nothing(self):
-        """On an error within, also an interrupt, the model is as before: only rows that learn are kept a copy of."""
-        width, settled, classes, learning = self.width, self.settled.clone(), self.classes, ~self.frozen
-        kept = self.weight.detach()[learning]
-        try:
-            yield
-        except BaseException:
-            self._room = None  # new rows were written to
-            self._take_width(width)
-            self.weight.detach()[learning] = kept
-            self.settled, self.classes = settled, classes
-            raise
+                self._normalise_matrix(self.weight, self.frozen)
+                self._freeze_and_grow(x)
 
     def _learn_class(self, label: int, x: Tensor, lr: float) -> None:
-        """Samples of one class teach the rows of that class."""
-        if label == -1 or not self.hebb or not len(x := seen(x, self.patches)):
+        """One step of the rows of one class on samples of this class."""
+        if label == -1 or not self.hebb or not len(x := without_blank(x, self.patches)):
             return
-        begin = int((self.classes == label).nonzero()) * self.per_class
-        own = slice(begin, begin + self.per_class)
-        if not self.frozen[own].any():
-            self.rule.step_(self.weight[own], x, lr=lr)
-            self._divide(self.weight[own], self.frozen[own])
+        begin = int((self.classes == label).nonzero()) * self.group_size
+        rows = slice(begin, begin + self.group_size)
+        if not self.frozen[rows].any():
+            self.rule.step_(self.weight[rows], x, lr=lr)
+            self._normalise_matrix(self.weight[rows], self.frozen[rows])
 
-    def _meet(self, x: Tensor, labels: Tensor) -> None:
-        """Adds the classes that were never seen, after freezing all others."""
-        new = [label for label in labels.unique().tolist() if label != -1 and label not in self.classes.tolist()]
+    def _add_classes(self, x: Tensor, labels: Tensor) -> None:
+        """Adds neurons for the labels that are new, after freezing all others."""
+        known = {-1, *self.classes.tolist()}
+        new = [label for label in labels.unique().tolist() if label not in known]
         if not new:
             return
-        if self.max_neurons is not None and self.width + len(new) * self.per_class > self.max_neurons:
-            wanted = f"at least {self.width + len(new) * self.per_class} for the new classes {new}"
-            self._refuse("max_neurons", wanted, self.max_neurons)
-        starts = [self._starts(x[labels == label]) for label in new] if self.start == "samples" else []
-        self.settled.fill_(True)
+        width = self.width + len(new) * self.group_size
+        if self.max_neurons is not None and width > self.max_neurons:
+            self._refuse("max_neurons", f"at least {width} for the new classes {new}", self.max_neurons)
+        samples = [self._rows_of_class(x[labels == label]) for label in new] if self.start == "samples" else []
+        self.converged.fill_(True)
         for index, label in enumerate(new):
-            rows = self._grow(self.per_class)
-            if starts:
-                rows.copy_(starts[index])
+            rows = self._add_rows(self.group_size)
+            if samples:
+                rows.copy_(samples[index])
             self.classes = torch.cat((self.classes, self.classes.new_tensor([label])))
 
-    def _converge(self, x: Tensor) -> None:
-        """Settles the neurons that lie at a sample, and adds as many."""
-        _, distance = ops.nearest_patch(x, self.weight, patches=self.patches, mask=~self.settled)
+    def _rows_of_class(self, x: Tensor) -> Tensor:
+        """[per_class, N], initial rows from samples x of one class."""
+        x, _ = self._samples(x)
+        informative = without_blank(x, self.patches)
+        x = as_patches(informative if len(informative) else x, self.patches)
+        return self._rows.from_samples(x, self.group_size, self.width)
+
+    def _freeze_and_grow(self, x: Tensor) -> None:
+        """Marks the neurons that have converged to a sample of x, and adds as many new ones."""
+        _, distance = ops.nearest_patch(x, self.weight, patches=self.patches, mask=~self.converged)
         near = distance < self.threshold
         count = int(near.sum())
         if not count:
             return
-        self.settled |= near
-        room = count if self.max_neurons is None else min(count, self.max_neurons - self.width)
-        if self.grow and room:
-            starts = (
-                self._rows.among(as_patches(x, self.patches), room, self.width) if self.start == "samples" else None
-            )
-            rows = self._grow(room)
-            if starts is not None:
-                rows.copy_(starts)
+        self.converged |= near
+        count = count if self.max_neurons is None else min(count, self.max_neurons - self.width)
+        if not self.grow or not count:
+            return
+        if self.start == "samples":
+            samples = self._rows.from_samples(as_patches(x, self.patches), count, self.width)
+            self._add_rows(count).copy_(samples)
+        else:
+            self._add_rows(count)
 
-    def _divide(self, weight: Tensor, frozen: Tensor) -> None:
-        """Of "matrix_max": rows that are not frozen by the largest absolute weight among them."""
+    def _normalise_matrix(self, weight: Tensor, frozen: Tensor) -> None:
+        """For "matrix_max": divides the rows that are not frozen by the largest absolute weight among them."""
         if self.normalise == "matrix_max":
             weight = weight.detach()
             largest = weight.abs().amax(1).masked_fill(frozen, 0).amax()
             weight.div_(torch.where(frozen | (largest == 0), 1, largest)[:, None])
 
-    def _grow(self, count: int) -> Tensor:
-        """The rows of `count` new neurons, which lie in the room already."""
-        begin = self.width
-        self._take_width(begin + count)
-        self.settled = F.pad(self.settled, (0, count))
-        return self.weight.detach()[begin:]
-
-    def _take_width(self, width: int, keep: bool = True) -> None:
-        """A weight of so many rows: a longer view of the room, or of more room where that is full or was left."""
-        weight, room = self.weight.detach(), self._room
-        lives = room is not None and room.data_ptr() == weight.data_ptr() and room.dtype == weight.dtype
-        if not keep or not lives or width > len(room):
-            old = weight[:width] if keep else weight.new_empty((0, self.in_features))
-            self._room = self._rows.laid_out(old, width, self.max_neurons)
-        self.weight.data = self._room[:width]
-
-    def _starts(self, x: Tensor) -> Tensor:
-        """[per_class, N], on samples of x."""
-        x, _ = self._samples(x)
-        shown = seen(x, self.patches)
-        return self._rows.among(as_patches(shown if len(shown) else x, self.patches), self.per_class, self.width)
-
-    def _check_shape(self, x) -> None:
-        if not isinstance(x, Tensor):
-            self._refuse("x", "a tensor", type(x).__name__)
-        if x.dim() < 2 or x.shape[1:].numel() != self.in_features:
-            self._refuse("x", f"[B, ...] of {self.in_features} inputs a sample", f"shape {list(x.shape)}")
-        if x.dtype != torch.uint8 and not x.is_floating_point():
-            self._refuse("x", "floating or uint8", str(x.dtype).removeprefix("torch."))
-
     def _samples(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """x as [B, N] of the weight's dtype, finite; and labels, as they are."""
-        self._check_shape(x)
-        if x.device != self.weight.device:
-            self._refuse("x", f"on {self.weight.device}, as the weight is", x.device)
-        images, x = x.dtype == torch.uint8, x.flatten(1).to(self.weight.dtype)
-        x = x / 255 if images else x
-        wide = torch.promote_types(x.dtype, torch.float32)
-        if not torch.linalg.vector_norm(x, dtype=wide).isfinite():  # so that no response or distance overflows
-            if x.isfinite().all():
-                self._refuse("x", "small enough to be squared and added", f"up to {x.abs().max():g}")
-            self._refuse("x", "finite", "a NaN or an infinity")
-        return x, labels
+        return as_samples(x, self.in_features, self.weight), labels
 
-    def _patches(self, x: Tensor) -> tuple[Tensor, dict]:
+    def _patches(self, x: Tensor) -> tuple[Tensor, dict[str, Any]]:
         return x, {}
 
-    def _labels(self, x: Tensor, labels) -> Tensor:
-        wanted = f"[{len(x)}] integers, the class of each sample"
-        if not isinstance(labels, Tensor):
-            self._refuse("labels", wanted, "None" if labels is None else type(labels).__name__)
-        if labels.dtype not in WHOLE or labels.shape != x.shape[:1]:
-            dtype = str(labels.dtype).removeprefix("torch.")
-            self._refuse("labels", wanted, f"{dtype} of shape {list(labels.shape)}")
-        return labels.to(torch.int64)
-
-    def _represented(self, x: Tensor, sparse: bool | None = None) -> Tensor:
-        """Equation 1; all responses where not sparse."""
-        y = self._responses(self._samples(x)[0])
+    def _representation(self, x: Tensor, sparse: bool | None = None) -> Tensor:
+        """Equation 1, or all responses if not sparse; None for the setting `sparse`."""
+        x, weight = as_patches(self._samples(x)[0], self.patches), self.weight
+        if self.similarity == "cosine":
+            x, weight = unit_rows(x), unit_rows(weight)
+        y = F.linear(x, weight)
         sparse = self.sparse if sparse is None else sparse
         return KWinners(min(self.k, self.width))(y) if sparse and self.width else y
-
-    def _responses(self, x: Tensor) -> Tensor:
-        x, weight = as_patches(x, self.patches), self.weight
-        if self.similarity == "cosine":
-            x, weight = normalised(x), normalised(weight)
-        return F.linear(x, weight)
-
-    def __getstate__(self) -> dict:
-        """Copies and pickles leave the spare room behind."""
-        weight = nn.Parameter(self.weight.detach().clone(), requires_grad=False)
-        return {**self.__dict__, "_room": None, "_parameters": {**self._parameters, "weight": weight}}
-
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors) -> None:
-        """Takes on the width of the state, if all of it fits; otherwise nothing changes."""
-        if not any(prefix + name in state_dict for name in ("weight", "settled", "classes")):
-            missing += [prefix + name for name in ("weight", "settled", "classes")]
-            return
-        if problem := self.misfit(state_dict, prefix):
-            errors.append(problem)
-            return
-        self._take_width(len(state_dict[prefix + "weight"]), keep=False)
-        for name in ("settled", "classes"):
-            old = getattr(self, name)
-            setattr(self, name, old.new_zeros(state_dict[prefix + name].shape))
-        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
-
-    def misfit(self, state: Mapping, prefix: str = "") -> str | None:
-        """Why a state dict, where names begin with `prefix`, cannot be loaded into this model; None: it can."""
-        weight, settled, classes = (state.get(prefix + name) for name in ("weight", "settled", "classes"))
-        if not all(isinstance(value, Tensor) for value in (weight, settled, classes)):
-            return f"HebbCL's state must hold {prefix}weight, {prefix}settled and {prefix}classes"
-        if weight.dim() != 2 or weight.shape[1] != self.in_features or not (len(weight) or self.supervised):
-            return f"weight must be [width, {self.in_features}], got shape {list(weight.shape)}"
-        if settled.shape != weight.shape[:1]:
-            return f"settled must be one a neuron ({len(weight)}), got shape {list(settled.shape)}"
-        if classes.dim() != 1 or divmod(len(weight), self.per_class or len(weight) + 1) != (
-            len(classes),
-            0 if self.supervised else len(weight),
-        ):
-            wanted = f"one for each {self.per_class} of {len(weight)} neurons" if self.supervised else "none"
-            return f"classes must be {wanted}, got shape {list(classes.shape)}"
-        if self.max_neurons is not None and len(weight) > self.max_neurons:
-            return f"max_neurons must be at least the {len(weight)} neurons of the state, got {self.max_neurons}"
-        return None
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in self.SETTINGS if getattr(self, name) is not None)

@@ -1,30 +1,34 @@
-"""What a learner of tasks in a row has kept: numbers from its accuracies, R[i][j] on task j after learning task i.
+"""Metrics of forgetting, computed from the accuracies R[i][j] on task j after learning task i.
 
     R = []
     for task in stream:
         learn(task)
-        R.append([accuracy(test) for test in tests])    # or of the tasks learnt so far
+        R.append([accuracy(test) for test in tests])    # of all tasks, or of those learned so far
     metrics.average_accuracy(R), metrics.backward_transfer(R), metrics.forgetting(R)
 
-R is a square array, or rows: row i, at least i + 1 long, ends where nothing was measured. NaN is "not measured" too.
-Accuracies may be fractions or per cent; what comes out is of the same unit. Any other measure that is better the
-higher it is serves as well.
+R is a square array, or a list of rows of which row i has at least i + 1 entries; missing entries and NaN were not
+measured. Accuracies can be fractions or per cent, and results have the same unit. Any other measure works too if higher
+values are better.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 
-def accuracy_matrix(rows: Sequence[Sequence[float]]) -> np.ndarray:
-    """[T, T] float64 from T rows, row i of at least i + 1 and at most T accuracies; NaN where nothing was measured.
+def accuracy_matrix(R: Any) -> np.ndarray:
+    """R as a float64 array [T, T], with NaN where nothing was measured.
+
+    Args:
+        R: T rows, row i with at least i + 1 and at most T accuracies.
 
     Raises:
-        ValueError: no rows, a row that is too short or too long, or no accuracy for a task that was learnt by then.
+        ValueError: R has no rows, a row is too short or too long, or the accuracy on a task that was learned before is
+            missing.
     """
-    rows = [np.asarray(row, dtype=np.float64) for row in rows]
+    rows = [np.asarray(row, dtype=np.float64) for row in R]
     if not rows:
         raise ValueError("hebbkern.continual: R must have at least one row, got none")
     matrix = np.full((len(rows), len(rows)), np.nan)
@@ -40,61 +44,72 @@ def accuracy_matrix(rows: Sequence[Sequence[float]]) -> np.ndarray:
     return matrix
 
 
-def average_accuracies(R: Sequence[Sequence[float]]) -> np.ndarray:
-    """[T]: after each task i, the mean over the tasks learnt so far, R[i, 0] to R[i, i] (DHP, figure 2)."""
+def average_accuracies(R: Any) -> np.ndarray:
+    """[T]: for each task i, the mean of R[i, 0] to R[i, i], the tasks learned so far (DHP, figure 2).
+
+    Raises:
+        ValueError: as `accuracy_matrix`.
+    """
     matrix = accuracy_matrix(R)
     return np.array([row[: i + 1].mean() for i, row in enumerate(matrix)])
 
 
-def average_accuracy(R: Sequence[Sequence[float]]) -> float:
-    """ACC: the mean over all tasks after the last one (Lopez-Paz and Ranzato 2017, equation 2)."""
+def average_accuracy(R: Any) -> float:
+    """ACC: the mean over all tasks after the last one (Lopez-Paz and Ranzato 2017, equation 2).
+
+    Raises:
+        ValueError: as `accuracy_matrix`.
+    """
     return float(average_accuracies(R)[-1])
 
 
-def backward_transfer(R: Sequence[Sequence[float]]) -> float:
-    """BWT: mean over i < T of R[T, i] − R[i, i], below 0 where tasks are forgotten (Lopez-Paz and Ranzato, equation 3).
+def backward_transfer(R: Any) -> float:
+    """BWT: mean over i < T of R[T, i] − R[i, i], negative if tasks are forgotten (Lopez-Paz and Ranzato, equation 3).
 
     Raises:
-        ValueError: of `accuracy_matrix`, or fewer than two tasks.
+        ValueError: as `accuracy_matrix`, or R has fewer than two tasks.
     """
-    matrix = _of_two(R)
+    matrix = _two_tasks(R)
     return float((matrix[-1] - matrix.diagonal())[:-1].mean())
 
 
-def forgetting(R: Sequence[Sequence[float]]) -> float:
-    """F: mean over j < T of the best accuracy on j after any task before the last, less that after the last.
+def forgetting(R: Any) -> float:
+    """F: mean over tasks j < T of the best accuracy on j after any earlier task minus that after the last task.
 
-    Chaudhry et al. 2018, section 4.1. The best counts from before task j was learnt too, where it was measured.
+    Chaudhry et al. 2018, section 4.1. Accuracies on task j from before it was learned count if they were measured.
 
     Raises:
-        ValueError: of `accuracy_matrix`, or fewer than two tasks.
+        ValueError: as `accuracy_matrix`, or R has fewer than two tasks.
     """
-    matrix = _of_two(R)[:, :-1]
+    matrix = _two_tasks(R)[:, :-1]
     return float((np.fmax.reduce(matrix[:-1]) - matrix[-1]).mean())
 
 
-def forward_transfer(R: Sequence[Sequence[float]], baseline: Sequence[float]) -> float:
+def forward_transfer(R: Any, baseline: Any) -> float:
     """FWT: mean over i > 1 of R[i − 1, i] − b_i (Lopez-Paz and Ranzato 2017, equation 4).
 
     Args:
-        R: measured on the next task after each.
-        baseline: b [T], the accuracy on each task at random initialisation; that of the first is not looked at.
+        R: accuracies that include R[i − 1, i], on each task before it is learned.
+        baseline: b [T], the accuracy on each task at random initialisation; the first is ignored.
 
     Raises:
-        ValueError: of `accuracy_matrix`, fewer than two tasks, a baseline of another length, or what is not measured.
+        ValueError: as `accuracy_matrix`, R has fewer than two tasks, or baseline has another length, or an accuracy is
+            missing.
     """
-    matrix, baseline = _of_two(R), np.asarray(baseline, dtype=np.float64)
-    if baseline.shape != (len(matrix),):
+    matrix, reference = _two_tasks(R), np.asarray(baseline, dtype=np.float64)
+    if reference.shape != (len(matrix),):
         raise ValueError(
-            f"hebbkern.continual: baseline must be one a task ({len(matrix)}), got shape {list(baseline.shape)}"
+            f"hebbkern.continual: baseline must have one accuracy for each of {len(matrix)} tasks, "
+            f"got shape {list(reference.shape)}"
         )
-    ahead = matrix.diagonal(1) - baseline[1:]
+    ahead = matrix.diagonal(1) - reference[1:]
     if not np.isfinite(ahead).all():
         raise ValueError("hebbkern.continual: R and baseline must be finite for each task before it is learnt, got NaN")
     return float(ahead.mean())
 
 
-def _of_two(R: Sequence[Sequence[float]]) -> np.ndarray:
+def _two_tasks(R: Any) -> np.ndarray:
+    """`accuracy_matrix(R)`, of at least two tasks."""
     matrix = accuracy_matrix(R)
     if len(matrix) < 2:
         raise ValueError("hebbkern.continual: R must be of at least two tasks, got one")

@@ -1,8 +1,8 @@
-"""Task: some samples of a data set that is kept by reference, and what is done to each batch of them.
+"""Task: some samples of a data set, which is not copied, and a transformation of each batch of them.
 
-A task costs 16 bytes a sample, its place in the data set and its label, whatever the samples are: ten permutations of
-MNIST take the memory of one. Batches of neighbouring samples are views of the data set, others gather their own
-samples alone.
+A task takes 16 bytes of memory for each sample, its index and its label, whatever the size of the samples: ten
+permutations of MNIST take the memory of one MNIST. A batch of neighbouring samples is a view of the data set; only
+other batches are gathered.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SIZE = 100  # samples a batch, where none is asked for
-ORDER, PERMUTATION, REMOVAL = range(3)  # what is drawn from a seed
+BATCH_SIZE = 100
+ORDER, PERMUTATION, REMOVAL = range(3)  # the purposes for which numbers are drawn from a seed
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """Labelled samples, in an order of their own. Iterating gives them in batches of 100, as pairs (x, labels).
+    """Labelled samples of a data set, in their own order; iterating yields batches (x, labels) of 100.
 
-    `batches` cuts them otherwise and shuffles; `task[3:7]` or `task[positions]` (int64 [m]) gives the samples at these
-    positions as one pair, `task[:]` all of them. Samples of uint8 are taken for images and become float32 from 0 to 1,
-    batch by batch. Where samples are neighbours in the data set and nothing is done to them, the batch is a view: to be
-    read, not changed in place. There is no length, which would be samples to one reader and batches to another:
-    `task.samples` and `len(task.batches(size))`.
+    `batches` yields batches of another size or order. `task[3:7]` or `task[positions]` (int64 [m]) are the samples at
+    these positions as one pair, `task[:]` all of them. Samples of dtype uint8 are images and become float32 from 0 to
+    1, batch by batch. If the samples of a batch are neighbours in the data set and there is no transform, the batch is
+    a view, which must not be changed in place. A task has no `len`, which could mean samples or batches; use
+    `task.samples` or `len(task.batches(batch_size))`.
 
     Args:
-        x: the whole data set, [n, ...] on any device; or a map-style data set whose items begin with the sample, a
-            tensor, as those of torch.utils.data do. Those are read item by item, each time anew.
+        x: the whole data set, [n, ...] on any device; or a map-style data set, as for torch.utils.data, whose items
+            are sequences that begin with the sample, a tensor. Its items are read anew for each batch.
         labels: int64 [samples], one for each of `indices`.
-        indices: int64 [samples] on the CPU, where in x the samples are, in the order of the task.
-        classes: the labels that the task is about, in their order. Samples of each may be few, or missing.
-        transform: function of a batch, None for none.
+        indices: int64 [samples] on the CPU, the samples of x in the order of the task.
+        classes: the labels of the task, in their order. A class may have few samples or none.
+        transform: a function of a batch, or None.
         name: for tables and messages.
 
     Raises:
-        ValueError: labels that are not one an index, indices outside of x, no samples.
+        ValueError: labels and indices differ in length, an index is outside of x, or there are no samples.
     """
 
     x: Tensor | Any
@@ -49,7 +49,7 @@ class Task:
     transform: Callable[[Tensor], Tensor] | None = None
     name: str = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         indices = self.indices
         if not isinstance(indices, Tensor):
             raise ValueError(f"hebbkern.continual: indices must be a tensor, got {type(indices).__name__}")
@@ -67,12 +67,12 @@ class Task:
 
     @property
     def samples(self) -> int:
+        """The number of samples."""
         return len(self.indices)
 
     def __getitem__(self, positions: slice | Tensor) -> tuple[Tensor, Tensor]:
         """(x, labels) of the samples at these positions of the task: a slice, or int64 [m] on the CPU."""
-        rows = self.indices[positions]
-        x = _rows(self.x, rows)
+        x = _gather(self.x, self.indices[positions])
         if x.dtype == torch.uint8:
             x = x.float().div_(255)
         labels = self.labels[positions if isinstance(positions, slice) else positions.to(self.labels.device)]
@@ -81,64 +81,67 @@ class Task:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return iter(self.batches())
 
-    def batches(self, size: int = SIZE, *, seed: int | None = None, epoch: int = 0, partial: bool = True) -> Batches:
-        """The task cut into batches, which can be iterated as often as wanted.
+    def batches(
+        self, batch_size: int = BATCH_SIZE, *, seed: int | None = None, epoch: int = 0, partial: bool = True
+    ) -> Batches:
+        """The batches of the task, which can be iterated repeatedly.
 
         Args:
-            size: samples a batch; at most as many as there are count.
-            seed: None leaves the samples in their order; a number shuffles them, from (seed, epoch) alone.
+            batch_size: samples in a batch; values above the number of samples mean all of them.
+            seed: None keeps the order of the samples; a number shuffles them, by (seed, epoch) alone.
             epoch: see seed.
-            partial: what is left over after the last whole batch is one too.
+            partial: whether a last batch with fewer samples is included.
 
         Raises:
-            ValueError: size below 1, seed or epoch below 0.
+            ValueError: batch_size is below 1, or seed or epoch below 0.
         """
-        return Batches(self, size, seed, epoch, partial)
+        return Batches(self, batch_size, seed, epoch, partial)
 
 
 class Batches:
-    """What `Task.batches` gives: pairs (x, labels); its length is the number of batches.
+    """The batches (x, labels) of a task, see `Task.batches`; `len` is their number.
 
-    `hebbkern.training.train` takes it too, and shuffles each epoch anew by `seek`.
+    `hebbkern.training.train` accepts them, and selects the order of each epoch by `seek`.
     """
 
-    def __init__(self, task: Task, size: int, seed: int | None, epoch: int, partial: bool):
-        check_whole("size", size, 1)
+    def __init__(self, task: Task, batch_size: int, seed: int | None, epoch: int, partial: bool) -> None:
+        check_whole("batch_size", batch_size, 1)
         if seed is not None:
             check_whole("seed", seed, 0)
         check_whole("epoch", epoch, 0)
         self.task, self.seed, self.epoch, self.first = task, seed, epoch, 0
-        self.size, self.partial = min(size, task.samples), partial
+        self.batch_size, self.partial = min(batch_size, task.samples), partial
 
     def __len__(self) -> int:
-        return (self.task.samples + (self.size - 1 if self.partial else 0)) // self.size
+        return (self.task.samples + (self.batch_size - 1 if self.partial else 0)) // self.batch_size
 
     def seek(self, iteration: int) -> None:
-        """Lets iterators start after so many batches, counted from the beginning of epoch 0, until the next seek."""
+        """Makes later iterators start after `iteration` batches, counted from the beginning of epoch 0."""
         self.epoch, self.first = divmod(iteration, len(self))
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        order = (
-            None
-            if self.seed is None
-            else torch.randperm(self.task.samples, generator=drawn(self.seed, ORDER, self.epoch), device="cpu")
-        )
+        order = None
+        if self.seed is not None:
+            generator = generator_for(self.seed, ORDER, self.epoch)
+            order = torch.randperm(self.task.samples, generator=generator, device="cpu")
         for batch in range(self.first, len(self)):
-            positions = slice(batch * self.size, (batch + 1) * self.size)
+            positions = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
             yield self.task[positions if order is None else order[positions]]
 
 
-def _rows(x, rows: Tensor) -> Tensor:
-    """The samples at `rows`: a view where they are neighbours in a tensor, otherwise a copy."""
+def _gather(x: Tensor | Any, indices: Tensor) -> Tensor:
+    """The samples at `indices`: a view if they are neighbours in a tensor, otherwise a copy."""
     if not isinstance(x, Tensor):
-        return torch.stack([x[row][0] for row in rows.tolist()])
-    if len(rows) and torch.equal(rows, torch.arange(rows[0], rows[0] + len(rows), device="cpu")):
-        return x[rows[0] : rows[0] + len(rows)]
-    return x.index_select(0, rows.to(x.device))
+        return torch.stack([x[index][0] for index in indices.tolist()])
+    if len(indices):
+        first = int(indices[0])
+        if torch.equal(indices, torch.arange(first, first + len(indices), device="cpu")):
+            return x[first : first + len(indices)]
+    return x.index_select(0, indices.to(x.device))
 
 
-def drawn(seed: int, *purpose: int) -> torch.Generator:
-    """A generator that hangs on these numbers alone, each at least 0; other numbers give unrelated draws."""
+def generator_for(seed: int, *purpose: int) -> torch.Generator:
+    """A generator seeded by these numbers alone, each at least 0; other numbers give independent draws."""
     state = np.random.SeedSequence(int(seed), spawn_key=purpose).generate_state(1, np.uint64)
     return torch.Generator("cpu").manual_seed(int(state[0]))
 
@@ -147,23 +150,25 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def check_whole(name: str, value, least: int) -> None:
+def check_whole(name: str, value: object, least: int) -> None:
+    """Raises ValueError unless value is an integer of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise ValueError(f"hebbkern.continual: {name} must be a whole number, got {value!r}")
     if value < least:
         raise ValueError(f"hebbkern.continual: {name} must be at least {least}, got {value}")
 
 
-def check_labels(labels, samples: int) -> None:
+def check_labels(labels: object, samples: int) -> None:
+    """Raises ValueError unless labels are int64 [samples]."""
     if not isinstance(labels, Tensor):
         raise ValueError(f"hebbkern.continual: labels must be a tensor, got {type(labels).__name__}")
     if labels.dtype != torch.int64 or labels.shape != (samples,):
         got = f"{_name(labels.dtype)} {list(labels.shape)}"
-        raise ValueError(f"hebbkern.continual: labels must be int64, one a sample ([{samples}]), got {got}")
+        raise ValueError(f"hebbkern.continual: labels must be int64 [{samples}], one for each sample, got {got}")
 
 
-def check_data(x, labels) -> None:
-    """A tensor with at least one sample, and int64 labels that fit: what all streams of tensors ask for."""
+def check_data(x: object, labels: object) -> None:
+    """Raises ValueError unless x is a tensor [n, ...] of at least one sample and labels are int64 [n]."""
     if not isinstance(x, Tensor):
         raise ValueError(f"hebbkern.continual: x must be a tensor, got {type(x).__name__}")
     if x.ndim < 2 or len(x) == 0:
@@ -171,14 +176,14 @@ def check_data(x, labels) -> None:
     check_labels(labels, len(x))
 
 
-def check_classes(classes: Sequence[int], labels: Tensor) -> tuple[int, ...]:
-    """`classes` as a tuple, each once and each among the labels; by default all labels there are, sorted."""
-    there = labels.unique().tolist()
+def check_classes(classes: Sequence[int] | None, labels: Tensor) -> tuple[int, ...]:
+    """`classes`, by default all labels in order. Raises ValueError for a repeated class or one without samples."""
+    present = labels.unique().tolist()
     if classes is None:
-        return tuple(there)
-    given = tuple(int(label) for label in classes)
-    if len(set(given)) != len(given) or not set(given) <= set(there):
+        return tuple(present)
+    result = tuple(int(label) for label in classes)
+    if len(set(result)) != len(result) or not set(result) <= set(present):
         raise ValueError(
-            f"hebbkern.continual: classes must be labels that occur ({there}), each once, got {list(given)}"
+            f"hebbkern.continual: classes must be labels that occur ({present}), each once, got {list(result)}"
         )
-    return given
+    return result

@@ -28,22 +28,23 @@ def hebbian_layers(model: nn.Module) -> dict[str, nn.Module]:
 def at_rest(model: nn.Module) -> Iterator[None]:
     """Inside, `model` is in evaluation mode, learns nothing, and torch's random numbers are another stream.
 
-    Afterwards every module's mode and lesson and the random state are those from before, after an exception too.
+    Afterwards, also after an exception, each module's mode and learning state and the random state are as before.
     """
     modes = [(module, module.training) for module in model.modules()]
-    lessons = [(layer, layer.lesson) for layer, _ in modes if isinstance(layer, Hebbian) and layer.lesson is not None]
+    layers = [layer for layer, _ in modes if isinstance(layer, Hebbian)]
+    states = [(layer, layer.learning_state) for layer in layers if layer.learning_state is not None]
     devices = {tensor.device.index for tensor in model.parameters() if tensor.is_cuda}
     try:
-        for layer, _ in lessons:
-            layer.lesson = None
+        for layer, _ in states:
+            layer.learning_state = None
         model.eval()
         with torch.random.fork_rng(sorted(devices)):
             yield
     finally:
         for module, mode in modes:
             module.training = mode
-        for layer, lesson in lessons:
-            layer.lesson = lesson
+        for layer, state in states:
+            layer.learning_state = state
 
 
 @contextmanager

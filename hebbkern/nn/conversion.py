@@ -1,82 +1,125 @@
-"""convert: let layers of an existing model learn locally."""
+"""convert and revert: turn layers of an existing model into Hebbian ones, in place, and back."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
+from typing import Any, NoReturn
 
 from torch import nn
 
-from hebbkern.nn.layers import HebbianConv2d, HebbianLinear, check_rule
+from hebbkern.nn.layers import HebbianConv2d, HebbianLayer, HebbianLinear, check_rule
 from hebbkern.rules import Rule
 
-HEBBIAN = {nn.Linear: HebbianLinear, nn.Conv2d: HebbianConv2d}
+HEBBIAN: dict[type[nn.Module], type[HebbianLayer]] = {nn.Linear: HebbianLinear, nn.Conv2d: HebbianConv2d}
+PLAIN: dict[type[nn.Module], type[nn.Module]] = {hebbian: plain for plain, hebbian in HEBBIAN.items()}
 
 
-def convert(model: nn.Module, rules: dict[str, Rule]) -> nn.Module:
-    """Swaps Linear and Conv2d layers of `model`, in place, for Hebbian ones; the forward pass stays the same.
+def convert(model: nn.Module, rules: Mapping[str, Rule]) -> nn.Module:
+    """Turns Linear and Conv2d layers of `model` into Hebbian layers, in place; the forward pass stays the same.
 
         hk.nn.convert(resnet, {"conv1": hk.WTA(), "layer1.*": hk.Sanger()})
 
-    Each layer stays the same object with the same parameters (values, dtype, device), hooks and training flag; its
+    Each layer stays the same object with the same parameters (values, dtype, device), hooks and training flag. Its
     class changes, it gets `.rule`, `.frozen` and `.learn`, and its weight no longer requires a gradient. A layer that
-    is Hebbian already only gets the new rule.
+    is Hebbian already only gets the new rule. `revert` undoes the conversion.
 
     Args:
         model: any module.
-        rules: from the name of a layer, as in `model.named_modules()`, to its rule. A name with *, ? or [] is a
-            pattern for every Linear and Conv2d that it matches. Where two entries match a layer the later one counts.
+        rules: {name or pattern of layers: rule}. Names are those of `model.named_modules()`; a name with *, ? or [] is
+            a pattern for every Linear and Conv2d that it matches. Later entries override earlier ones.
 
     Returns:
         model.
 
     Raises:
-        ValueError, and nothing has changed: a name that does not exist, a pattern without any Linear or Conv2d, a
-        layer of another type (subclasses of Linear and Conv2d included), groups other than 1, a weight that is computed
-        from others (weight_norm, parametrizations, pruning), or not a rule.
+        ValueError: a name does not exist, a pattern matches no Linear or Conv2d, a layer has another type (subclasses
+            of Linear and Conv2d included) or groups other than 1, a weight is computed from other tensors (weight_norm,
+            parametrizations, pruning), or a value is not a rule. The model is unchanged.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
-    chosen: dict[str, Rule] = {}
+    assigned: dict[Any, Rule] = {}  # by layer
     for name, rule in rules.items():
         if not isinstance(name, str):
             raise ValueError(f"hebbkern.nn.convert: name must be the name of a layer, a string, got {name!r}")
         check_rule("nn.convert", rule)
-        chosen.update(dict.fromkeys(_matches(name, modules), rule))
-    for name, rule in chosen.items():
-        layer = modules[name]
+        assigned.update(dict.fromkeys((modules[match] for match in _matches(name, modules)), rule))
+    # Read before the first layer changes: layers may share a weight.
+    required_grad = {layer: layer.weight.requires_grad for layer in assigned if type(layer) in HEBBIAN}
+    for layer, rule in assigned.items():
         if type(layer) in HEBBIAN:
             layer.__class__ = HEBBIAN[type(layer)]
-            layer._init_hebbian(rule)
+            layer._init_hebbian(rule, required_grad[layer])
         else:
             layer.rule = rule
     return model
 
 
-def _matches(name: str, modules: dict[str, nn.Module]) -> list[str]:
-    """The convertible layers that `name` stands for."""
+def revert(model: nn.Module) -> nn.Module:
+    """Turns every HebbianLinear and HebbianConv2d of `model` into a plain torch layer, in place: undoes `convert`.
+
+        hk.nn.revert(model)
+
+    Each layer stays the same object with the same parameters, hooks and training flag, and its forward pass stays the
+    same. `.rule` and `.frozen` are removed, also from the state dict, and weight.requires_grad is what it was before
+    the conversion: True for layers that were constructed as Hebbian layers. A gradient in weight.grad is dropped.
+    Other layers, `hebbkern.continual.HebbCL` and `DHPLinear` included, stay as they are.
+
+    Args:
+        model: any module; one without Hebbian layers is returned unchanged.
+
+    Returns:
+        model.
+
+    Raises:
+        ValueError: a layer is a subclass of HebbianLinear or HebbianConv2d, its weight is computed from other tensors
+            (weight_norm, parametrizations, pruning), or it is inside `hebbkern.learning`. The model is unchanged.
+    """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"hebbkern.nn.revert: model must be a torch.nn.Module, got {type(model).__name__}")
+    layers: dict[str, Any] = {name: layer for name, layer in model.named_modules() if isinstance(layer, HebbianLayer)}
+    for name, layer in layers.items():
+        if type(layer) not in PLAIN:
+            _refuse("revert", name, "be a HebbianLinear or HebbianConv2d", type(layer).__name__)
+        _check_own_weight("revert", name, layer)
+        if layer.learning_state is not None:
+            _refuse("revert", name, "not be inside hebbkern.learning", "a layer that is learning")
+    for layer in layers.values():
+        layer._remove_hebbian()
+        layer.__class__ = PLAIN[type(layer)]
+    return model
+
+
+def _matches(name: str, modules: Mapping[str, nn.Module]) -> list[str]:
+    """The names of the layers that `name`, an exact name or a pattern, selects; each can be converted."""
     if name in modules:
         matches = [name]
     elif any(sign in name for sign in "*?["):
-        matches = [other for other, layer in modules.items() if fnmatchcase(other, name) and _convertible(layer)]
+        matches = [other for other, layer in modules.items() if fnmatchcase(other, name) and _is_convertible(layer)]
         if not matches:
-            raise ValueError(f'hebbkern.nn.convert: "{name}" must match a Linear or Conv2d layer, got none')
+            _refuse("convert", name, "match a Linear or Conv2d layer", "none")
     else:
-        known = ", ".join(f'"{other}"' for other, layer in modules.items() if _convertible(layer)) or "none"
+        known = ", ".join(f'"{other}"' for other, layer in modules.items() if _is_convertible(layer)) or "none"
         raise ValueError(f'hebbkern.nn.convert: name must be a layer of the model ({known}), got "{name}"')
     for match in matches:
         layer = modules[match]
-        if not _convertible(layer):
-            raise ValueError(
-                f'hebbkern.nn.convert: "{match}" must be a torch.nn.Linear or Conv2d, got {type(layer).__name__}'
-            )
+        if not _is_convertible(layer):
+            _refuse("convert", match, "be a torch.nn.Linear or Conv2d", type(layer).__name__)
         if getattr(layer, "groups", 1) != 1:
-            raise ValueError(f'hebbkern.nn.convert: "{match}" must have groups = 1, got {layer.groups}')
-        # weight_norm, parametrizations and pruning compute the weight anew from others: a step on it would be lost.
-        if not isinstance(layer._parameters.get("weight"), nn.Parameter):
-            raise ValueError(
-                f'hebbkern.nn.convert: "{match}" must have a parameter "weight" of its own, got a computed one'
-            )
+            _refuse("convert", match, "have groups = 1", layer.groups)
+        _check_own_weight("convert", match, layer)
     return matches
 
 
-def _convertible(layer: nn.Module) -> bool:
-    return type(layer) in HEBBIAN or isinstance(layer, (HebbianLinear, HebbianConv2d))
+def _is_convertible(layer: nn.Module) -> bool:
+    return type(layer) in HEBBIAN or isinstance(layer, HebbianLayer)
+
+
+def _check_own_weight(function: str, name: str, layer: nn.Module) -> None:
+    """weight_norm, parametrizations and pruning recompute the weight, so that a step on it would be lost."""
+    if "weight" not in dict(layer.named_parameters(recurse=False, remove_duplicate=False)):
+        _refuse(function, name, 'have a parameter "weight" of its own', "a computed one")
+
+
+def _refuse(function: str, name: str, wanted: str, got: object) -> NoReturn:
+    raise ValueError(f'hebbkern.nn.{function}: "{name}" must {wanted}, got {got}')

@@ -1,16 +1,17 @@
-"""DHPLinear: a readout with slow weights, and beside them a Hebbian trace of the class means it has seen.
+"""DHPLinear: a linear readout with slow weights and a Hebbian trace, the running mean of the inputs of each class.
 
     head = hk.nn.DHPLinear(400, 10)
-    loss = F.cross_entropy(head(h, labels), labels)      # the trace moves, and gradients reach what weighs it
+    loss = F.cross_entropy(head(h, labels), labels)      # updates the trace; gradients reach θ, α, η and h
 
-The trace is the sparse accumulate of every winner rule, with each sample's label for its winner; only that its rate η
-and its weight α are learnt by gradients asks for more than `hebbkern.Supervised`: the step of a forward pass is in its
-graph.
+The trace is updated by the sparse accumulate of the winner rules, with the label of a sample as its winner. In contrast
+to `hebbkern.Supervised` its rate η and its weight α are learned by backpropagation, so that the update is part of the
+autograd graph.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,35 +27,47 @@ ALPHA = 0.01  # α starts from U(0, 0.01)
 class DHPLinear(nn.Module):
     """The softmax layer of Differentiable Hebbian Consolidation (equations 2, 3, listing 1): z = h (θ + α∘Hebb)ᵀ.
 
-    A forward pass with labels, in training mode, first moves the trace: for each class c among the labels,
-    Hebb_c ← (1 − η) Hebb_c + η · (mean of h over the samples of c); classes that are not there keep theirs to the bit.
-    The answer is given with the trace moved, and backward reaches θ, α, η and h through this step too, but not through
-    those before it. In evaluation mode, or without labels, the trace stays and the layer is a linear one.
+    In training mode a forward pass with labels first updates the trace. For each class c among the labels,
+    Hebb_c ← (1 − η) Hebb_c + η · (mean of h over the samples of c); the rows of other classes keep their bits. The
+    output is computed with the updated trace, and backward reaches θ, α, η and h through this update, but not through
+    earlier ones. In evaluation mode, or without labels, the trace stays and the layer is linear.
 
-    Several heads are several layers, each given the labels of its own samples; label −1 teaches nobody, so that a head
-    may also be given a batch of which only some samples are its own. Under autocast the product is of low precision,
-    while trace, α and η keep the parameters' dtype; a layer turned to bfloat16 as a whole would round away steps as
-    small as η. Deterministic, as `hebbkern.ops.accumulate` is, for any number of threads, except for the products,
-    which are torch's own.
+    For several heads use several layers and pass each the labels of its own samples, with −1 for all others: a sample
+    of label −1 does not change the trace. Under autocast the product has low precision, while trace, α and η keep the
+    dtype of the parameters; a layer converted to bfloat16 as a whole would round away steps as small as η. The trace is
+    deterministic for any number of threads, as `hebbkern.ops.accumulate` is; the products are torch's own.
 
     Args:
-        in_features: N, units of the last hidden layer. out_features: K, classes of this head.
+        in_features: N, the units of the last hidden layer.
+        out_features: K, the classes of this head.
         bias: as for `torch.nn.Linear`, but False by default, as in the listing.
         device, dtype: as for `torch.nn.Linear`.
-        eta: where η starts, finite (0.001 in the paper).
-        per_connection: one η for each connection, as in the paper's Vision Datasets Mixture (from 0.0001).
+        eta: initial value of η, finite (0.001 in the paper).
+        per_connection: one η for each connection, as for the paper's Vision Datasets Mixture (from 0.0001).
 
     Attributes:
-        weight: θ [K, N], the slow weights, started as `torch.nn.Linear`'s. alpha: α [K, N], from U(0, 0.01).
-        eta: η, [] or [K, N]; nothing holds it within (0, 1). All three are parameters.
-        trace: Hebb [K, N], a buffer, 0 at first.
+        weight: θ [K, N], the slow weights, initialised as those of `torch.nn.Linear`.
+        alpha: α [K, N], a parameter, initialised from U(0, 0.01).
+        eta: η, a parameter [] or [K, N]; it is not clamped to (0, 1).
+        trace: Hebb [K, N], a buffer, initially 0.
 
-    Raises ValueError for a dimension below 1 or an eta that is not finite.
+    Raises:
+        ValueError: a dimension is below 1, or eta is not finite.
     """
 
+    trace: Tensor
+
     def __init__(
-        self, in_features, out_features, bias=False, device=None, dtype=None, *, eta=0.001, per_connection=False
-    ):
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        eta: float = 0.001,
+        per_connection: bool = False,
+    ) -> None:
         super().__init__()
         for name, value in {"in_features": in_features, "out_features": out_features}.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -62,7 +75,7 @@ class DHPLinear(nn.Module):
         if isinstance(eta, bool) or not isinstance(eta, (int, float)) or not math.isfinite(eta):
             raise ValueError(f"hebbkern.DHPLinear: eta must be a finite number, got {eta!r}")
         shape, options = (out_features, in_features), {"device": device, "dtype": dtype}
-        self.in_features, self.out_features, self.start = in_features, out_features, float(eta)
+        self.in_features, self.out_features, self.initial_eta = in_features, out_features, float(eta)
         self.weight = nn.Parameter(torch.empty(shape, **options))
         self.alpha = nn.Parameter(torch.empty(shape, **options))
         self.eta = nn.Parameter(torch.empty(shape if per_connection else (), **options))
@@ -71,40 +84,46 @@ class DHPLinear(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws θ and α anew, sets η to where it starts and the trace to 0."""
+        """Draws θ and α anew and sets η to its initial value and the trace to 0."""
         bound = 1 / math.sqrt(self.in_features)
         nn.init.uniform_(self.weight, -bound, bound)
         nn.init.uniform_(self.alpha, 0.0, ALPHA)
-        nn.init.constant_(self.eta, self.start)
+        nn.init.constant_(self.eta, self.initial_eta)
         if self.bias is not None:
             nn.init.uniform_(self.bias, -bound, bound)
         nn.init.zeros_(self.trace)
 
     def forward(self, h: Tensor, labels: Tensor | None = None) -> Tensor:
-        """z [..., K] for h [..., N].
+        """The logits z [..., K] of h [..., N]; in training mode with labels, after an update of the trace.
+
+        On a GPU values are not checked, as that would wait for the device: what is not finite shows in z, and the
+        entries of the trace that it would reach keep their values. The same happens on every device where a sum
+        overflows or η is not finite.
 
         Args:
             h: activations of the last hidden layer, of the parameters' dtype, or any floating dtype under autocast.
-            labels: [...] integers from 0 to K − 1, or −1 for a sample of no class; not looked at in evaluation mode.
+            labels: [...] integers from 0 to K − 1, or −1 for a sample without a class; ignored in evaluation mode.
 
-        Raises ValueError on shapes, dtypes and devices that do not fit, ValueError or RuntimeError on a label that does
-        not exist and on a NaN or an infinity in h; the trace is as before. On a GPU nobody waits to look at numbers:
-        what is not finite shows in z, and entries of the trace that it would reach stay as before, as they do where a
-        sum overflows or η is not finite.
+        Returns:
+            z, of h's dtype, or of autocast's.
+
+        Raises:
+            ValueError: a shape, dtype or device does not fit, a label is out of range, or h has a NaN or an infinity.
+                The trace is unchanged.
         """
         if labels is None or not self.training:
-            # A forward pass with labels may move the trace before this one's backward: autograd keeps a copy.
-            trace = as_it_is(self.trace) if self.alpha.requires_grad and torch.is_grad_enabled() else self.trace
+            # A later forward pass may update the trace before the backward pass of this one: autograd needs a copy.
+            trace = snapshot(self.trace) if self.alpha.requires_grad and torch.is_grad_enabled() else self.trace
             return F.linear(h, self.weight + self.alpha * trace, self.bias)
         self._check(h, labels)
-        before = as_it_is(self.trace) if torch.compiler.is_compiling() else self.trace
-        z, trace = Taught.apply(h, labels, before, self.eta, self.weight, self.alpha, self.bias)
+        before = snapshot(self.trace) if torch.compiler.is_compiling() else self.trace
+        z, trace = HebbianTrace.apply(h, labels, before, self.eta, self.weight, self.alpha, self.bias)
         with torch.no_grad():
             self.trace.copy_(trace)
         return z
 
     def _check(self, h: Tensor, labels: Tensor) -> None:
-        """Shapes, dtypes and devices; the values are the operator's to look at."""
+        """Raises ValueError for shapes, dtypes and devices that do not fit; the operator checks the values."""
         op, dtype, device = "DHPLinear", self.weight.dtype, self.weight.device
         if h.dim() < 1 or h.shape[-1] != self.in_features:
             checks.fail(op, "h", f"be [..., {self.in_features}]", checks.shape_name(h))
@@ -127,64 +146,73 @@ class DHPLinear(nn.Module):
         return f"{shape}, bias={self.bias is not None}, eta: {eta}"
 
 
-@torch.library.custom_op("hebbkern::as_it_is", mutates_args=())
-def snapshot(trace: Tensor) -> Tensor:
-    """A copy. A compiled backward computes pointwise results anew, from a trace that has moved since; not this one."""
+@torch.library.custom_op("hebbkern::snapshot", mutates_args=())
+def _snapshot(trace: Tensor) -> Tensor:
+    """A copy by an operator: a compiled backward pass would recompute a plain copy, from a trace that has changed."""
     return trace.clone()
 
 
-snapshot.register_fake(torch.empty_like)
+_snapshot.register_fake(torch.empty_like)
 
 
-def as_it_is(trace: Tensor) -> Tensor:
-    """A copy of the trace that stays when the trace moves."""
+def snapshot(trace: Tensor) -> Tensor:
+    """A copy of the trace that later updates do not change."""
     differentiated = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
-    return snapshot(trace) if differentiated else trace.clone()
+    return _snapshot(trace) if differentiated else trace.clone()
 
 
-class Taught(torch.autograd.Function):
-    """(h [..., N], labels [...], trace [K, N], η, θ, α, bias) -> z [..., K] and the trace, after this batch.
+class HebbianTrace(torch.autograd.Function):
+    """(h [..., N], labels [...], trace [K, N], η, θ, α, bias) -> z [..., K] and the updated trace [K, N].
 
-    All of it is one node of the graph: on small layers each node costs more than its arithmetic. The gradient to the
-    trace is α∘(that to θ + α∘Hebb); of it each sample takes its class's row, divided as its class is.
+    One node of the autograd graph: on small layers each node costs more than its arithmetic. The gradient of the trace
+    is α∘(the gradient of θ + α∘Hebb); a sample receives the row of its class, divided by the size of the class.
     """
 
     @staticmethod
-    def forward(ctx, h, labels, trace, eta, weight, alpha, bias):
+    def forward(
+        ctx: Any,
+        h: Tensor,
+        labels: Tensor,
+        trace: Tensor,
+        eta: Tensor,
+        weight: Tensor,
+        alpha: Tensor,
+        bias: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
         ones = h.new_ones(1, dtype=checks.result_dtype(h.dtype))
         total, _, count = ops.accumulate(h.reshape(-1, h.shape[-1]), labels.reshape(-1, 1), ones, neurons=len(trace))
         count = count[:, None]
-        there = count > 0
-        step = torch.where(there, (total / count).to(trace.dtype), trace) - trace
-        moved = torch.addcmul(trace, step, eta)
-        effective = torch.addcmul(weight, alpha, moved)
+        present = count > 0
+        step = torch.where(present, (total / count).to(trace.dtype), trace) - trace
+        updated = torch.addcmul(trace, step, eta)
+        effective = torch.addcmul(weight, alpha, updated)
         z = F.linear(h, effective, bias)
-        # What overflows, or is not finite where kernels cannot raise, shows in z and never stays in the trace.
-        kept = torch.where((moved.abs() < math.inf) & there, moved, trace)
-        ctx.save_for_backward(h, labels, step, moved, count, eta, effective, alpha)
+        # An overflow, or on a GPU a NaN or infinity in h, shows in z but is not stored in the trace.
+        kept = torch.where((updated.abs() < math.inf) & present, updated, trace)
+        ctx.save_for_backward(h, labels, step, updated, count, eta, effective, alpha)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(kept)
         return z, kept
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, to_z: Tensor, _):
-        if to_z is None:  # nobody asked
+    def backward(ctx: Any, grad_z: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+        if grad_z is None:
             return (None,) * 7
-        h, labels, step, moved, count, eta, effective, alpha = ctx.saved_tensors
+        h, labels, step, updated, count, eta, effective, alpha = ctx.saved_tensors
         needs, shape = ctx.needs_input_grad, h.shape
-        h, to_z, labels = h.reshape(-1, shape[-1]), to_z.reshape(-1, to_z.shape[-1]), labels.reshape(-1)
-        to_h = to_eta = to_alpha = to_bias = None
-        to_effective = (to_z.t() @ h.to(to_z.dtype)).to(effective.dtype)
-        to_trace = to_effective * alpha
+        h, grad_z, labels = h.reshape(-1, shape[-1]), grad_z.reshape(-1, grad_z.shape[-1]), labels.reshape(-1)
+        grad_h = grad_eta = grad_alpha = grad_bias = None
+        grad_effective = (grad_z.t() @ h.to(grad_z.dtype)).to(effective.dtype)
+        grad_trace = grad_effective * alpha
         if needs[0]:
-            shares = F.pad(to_trace * (eta / count), (0, 0, 0, 1))  # a row of 0 at the end, where label -1 points
-            to_h = shares.index_select(0, labels.remainder(len(shares))).to(to_z.dtype)
-            to_h = to_h.addmm_(to_z, effective.to(to_z.dtype)).to(h.dtype).reshape(shape)
+            shares = F.pad(grad_trace * (eta / count), (0, 0, 0, 1))  # the row of zeros at the end is for label -1
+            grad_h = shares.index_select(0, labels.remainder(len(shares))).to(grad_z.dtype)
+            grad_h = grad_h.addmm_(grad_z, effective.to(grad_z.dtype)).to(h.dtype).reshape(shape)
         if needs[3]:
-            to_eta = (to_trace * step).sum_to_size(eta.shape)
+            grad_eta = (grad_trace * step).sum_to_size(eta.shape)
         if needs[5]:
-            to_alpha = to_effective * moved
+            grad_alpha = grad_effective * updated
         if needs[6]:
-            to_bias = to_z.sum(0).to(effective.dtype)
-        return to_h, None, None, to_eta, to_effective if needs[4] else None, to_alpha, to_bias
+            grad_bias = grad_z.sum(0).to(effective.dtype)
+        return grad_h, None, None, grad_eta, grad_effective if needs[4] else None, grad_alpha, grad_bias

@@ -1,6 +1,9 @@
-"""HebbianLinear, HebbianConv2d and KWinners: torch's own layers, with a rule by which they learn."""
+"""HebbianLinear, HebbianConv2d and KWinners: torch's own layers with a local learning rule."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,91 +15,111 @@ from hebbkern.ops.checks import result_dtype
 from hebbkern.rules import Rule
 from hebbkern.update import Update
 
-LONG = 2.0**24
+# The rate of the step from which a gradient is computed: a power of two, large, so that what is added to the weight is
+# not rounded as coarsely as the weight.
+GRADIENT_LR = 2.0**24
 
 
-class _HebbianLayer(Hebbian):
-    """What both layers share: the rule, the frozen neurons, and learning before answering."""
+class HebbianLayer(Hebbian):
+    """What HebbianLinear and HebbianConv2d share: rule, frozen neurons, and the step before the forward pass."""
 
-    def _init_hebbian(self, rule: Rule) -> None:
-        """Turns a torch layer whose class was just set to a Hebbian one into a working Hebbian layer."""
+    def _init_hebbian(self, rule: Rule, required_grad: bool = True) -> None:
+        """Adds what a torch layer lacks whose class has just become a Hebbian one; `required_grad` is for `revert`."""
         check_rule(type(self).__name__, rule)
         self.rule = rule
+        self._weight_required_grad = required_grad
         self.weight.requires_grad_(False)
-        self.weight.grad = None  # an optimiser would step along a gradient that stayed behind
+        self.weight.grad = None  # otherwise an optimizer would step along a gradient from before
         frozen = torch.zeros(self.weight.shape[0], dtype=torch.bool, device=self.weight.device)
         self.register_buffer("frozen", frozen)
 
+    def _remove_hebbian(self) -> None:
+        """Removes what `_init_hebbian` added, before the class becomes torch's again."""
+        self.weight.requires_grad_(self._weight_required_grad)
+        self.weight.grad = None
+        del self.rule, self.frozen, self._weight_required_grad
+        vars(self).pop("learning_state", None)
+
     def forward(self, input: Tensor) -> Tensor:
-        lesson = self.lesson
-        if lesson is not None:
+        """The output of the torch layer, after a step of the rule inside `hebbkern.learning`.
+
+        Args:
+            input: as for the torch layer.
+
+        Returns:
+            As the torch layer.
+
+        Raises:
+            ValueError: the layer learns and the input does not fit it; the weight is unchanged.
+        """
+        state = self.learning_state
+        if state is not None:
             self._check_dtype(input)
-            lr = lesson.lr_tensor if torch.compiler.is_compiling() else lesson.lr
-            self.learn(input, lr, lesson.labels, into=lesson.into, group=lesson.group, dtype=lesson.dtype)
-            if lesson.then is not None:
-                lesson.then(self)
+            lr: Any = state.lr_tensor if torch.compiler.is_compiling() else state.lr
+            self.learn(input, lr=lr, labels=state.labels, into=state.into, group=state.group, dtype=state.dtype)
+            if state.after_learning is not None:
+                state.after_learning(self)
         return super().forward(input)
 
     def learn(
         self,
         x: Tensor,
+        *,
         lr: float | None = None,
         labels: Tensor | None = None,
-        *,
         into: str = "weight",
-        group=None,
+        group: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """One step of the rule on the batch x, the layer's input. Nothing is recorded for autograd.
+        """Takes one step of the rule on a batch of inputs. Autograd records nothing.
 
-        x is cast to the weight's dtype, or to `dtype`, and autocast is off while learning. Deterministic, as the rules
+        x is cast to the weight's dtype, or to `dtype`, and autocast is off during the step. Deterministic, as the rules
         are.
 
         Args:
-            x: what the layer answers: [B, ..., N] or [N], or images [B, C, H, W] or [C, H, W].
-            lr: learning rate, finite; may only be left out with into="grad", where it is 1.0.
-            labels: [B] integers, for Supervised; where a linear layer sees x [B, ..., N], a label a sample, which teaches
-                all of it, or labels [B, ...], one a position.
+            x: an input of the layer: [B, ..., N] or [N], or images [B, C, H, W] or [C, H, W].
+            lr: learning rate, finite. Required, except with into="grad", where the default is 1.0.
+            labels: [B] integers, for Supervised. Where a linear layer gets x [B, ..., N], labels are [B], one for all
+                positions of a sample, or [B, ...], one for each position.
             into: "weight", or "grad": the weight stays and −lr·Δ is added to weight.grad, see `hebbkern.learning`.
-            group: a torch.distributed group over which the update is summed before it is applied; every process must
-                call, one without samples with an empty x.
-            dtype: of the products, None = the weight's: the update is that of weight and x rounded to it, and is
-                applied to the weight as it is, see `hebbkern.learning`.
+            group: a torch.distributed group over which the update is summed before it is applied. Every process must
+                call this method, one without samples with an empty x.
+            dtype: of the products, see `hebbkern.learning`; None for the weight's dtype.
 
-        Raises ValueError or RuntimeError on wrong shapes and on a NaN, weights as before.
+        Raises:
+            ValueError: an argument has a wrong shape, dtype or value, or x has a NaN or an infinity. The weight is
+                unchanged.
         """
-        if lr is None or into != "weight":
-            lr = self._rate_into(into, lr)
+        rate = self._default_lr(into, lr) if lr is None or into != "weight" else lr
         x, labels = self._samples(x.detach(), labels)
         if dtype is not None:
             check_dtype(f"{type(self).__name__}.learn", dtype)
-        wanted = self.weight.dtype if dtype is None else dtype
-        if x.dtype != wanted and x.is_floating_point():
-            x = x.to(wanted)
+        dtype = self.weight.dtype if dtype is None else dtype
+        if x.dtype != dtype and x.is_floating_point():
+            x = x.to(dtype)
         device = x.device.type
         if torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):
-                self._step(x, lr, labels, into, group, wanted)
+                self._step(x, rate, labels, into, group, dtype)
         else:
-            self._step(x, lr, labels, into, group, wanted)
+            self._step(x, rate, labels, into, group, dtype)
 
-    def _rate_into(self, into: str, lr) -> float:
-        """The rate of a step that is not the ordinary one, checked."""
+    def _default_lr(self, into: str, lr: Any) -> Any:
+        """lr, or 1.0 where it is None and into="grad"; both are checked."""
         where = f"{type(self).__name__}.learn"
         check_into(where, into)
         if into == "grad":
             check_linear(where, self.rule)
             lr = 1.0 if lr is None else lr
-        if not isinstance(lr, Tensor):  # a compiled model's, checked by `learning`
-            check_rate(where, lr)
-        return lr
+        return (
+            lr if isinstance(lr, Tensor) else check_rate(where, lr)
+        )  # `learning` has checked that of a compiled model
 
-    def _step(self, x: Tensor, lr: float, labels: Tensor | None, into: str, group, dtype: torch.dtype) -> None:
+    def _step(self, x: Tensor, lr: float, labels: Tensor | None, into: str, group: Any, dtype: torch.dtype) -> None:
         x, geometry = self._patches(x)
         options = {"labels": labels, "frozen": self.frozen, **geometry}
         if into == "weight" and group is None:
-            own = {} if dtype == self.weight.dtype else {"dtype": dtype}
-            self.rule.step_(self.weight, x, lr=lr, **options, **own)
+            self.rule.step_(self.weight, x, lr=lr, dtype=None if dtype == self.weight.dtype else dtype, **options)
             return
         update = self.rule.update(self.weight.to(dtype), x, **options).to(result_dtype(self.weight.dtype))
         if group is not None:
@@ -107,26 +130,35 @@ class _HebbianLayer(Hebbian):
             self._add_gradient(update, lr)
 
     def _add_gradient(self, update: Update, lr: float) -> None:
-        """weight.grad −= lr · the step that the rule would take at lr = 1."""
+        """weight.grad −= lr · the step of the rule at lr = 1."""
         weight = self.weight.detach()
         before = weight if weight.dtype == torch.float64 else weight.float()
         after = before.clone(memory_format=torch.contiguous_format)
-        # A long step, by a power of two, so that what is added to the weight is not rounded as coarsely as the weight.
-        self.rule.apply_(after, update, lr=LONG, frozen=self.frozen)
-        gradient = after.sub_(before).mul_(-lr / LONG).to(weight.dtype)
+        self.rule.apply_(after, update, lr=GRADIENT_LR, frozen=self.frozen)
+        gradient = after.sub_(before).mul_(-lr / GRADIENT_LR).to(weight.dtype)
         if self.weight.grad is None:
             self.weight.grad = gradient
         else:
             self.weight.grad += gradient
 
+    def _samples(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """x with a batch dimension, and a label for each of its samples."""
+        raise NotImplementedError
+
+    def _patches(self, x: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        """x as the rule takes it, and the geometry of the layer."""
+        raise NotImplementedError
+
     def _check_dtype(self, input: Tensor) -> None:
-        """Refuses what the forward pass would refuse after the weights have moved."""
+        """Raises ValueError for an input that the forward pass would refuse after the weight has changed."""
         if input.dtype != self.weight.dtype and not torch.is_autocast_enabled(input.device.type):
             wanted, got = (str(tensor.dtype).removeprefix("torch.") for tensor in (self.weight, input))
             raise ValueError(f"hebbkern.{type(self).__name__}: input must have the weight's dtype {wanted}, got {got}")
 
-    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing_keys, *rest) -> None:
-        """A checkpoint of the plain torch layer has no `frozen`: it leaves the mask as it is."""
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, metadata: Any, strict: bool, missing_keys: list, *rest: Any
+    ) -> None:
+        """A checkpoint of the plain torch layer lacks `frozen`; the buffer then keeps its values."""
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing_keys, *rest)
         if prefix + "frozen" in missing_keys and prefix + "weight" in state_dict:
             missing_keys.remove(prefix + "frozen")
@@ -135,28 +167,40 @@ class _HebbianLayer(Hebbian):
         return f"{super().extra_repr()}, rule={self.rule}"
 
 
-class HebbianLinear(_HebbianLayer, nn.Linear):
-    """A `torch.nn.Linear` that learns by a local rule: inside `hebbkern.learning`, or when `learn` is called.
+class HebbianLinear(HebbianLayer, nn.Linear):
+    """A `torch.nn.Linear` that learns by a local rule: inside `hebbkern.learning`, or by its method `learn`.
 
-    The weight belongs to the rule and has requires_grad=False, so that optimisers leave it alone; gradients still flow
-    through to the input. A bias is an ordinary parameter, which no rule moves.
+    Only the rule changes the weight, which has requires_grad=False so that optimizers skip it; gradients still pass
+    through the layer to its input. A bias is an ordinary parameter, which no rule changes.
 
     Args:
         in_features, out_features, bias, device, dtype: as for `torch.nn.Linear`, but bias is False by default.
-        rule: how it learns, e.g. `hebbkern.KrotovHopfield()` (for which weights should start from N(0, 1)).
+        rule: a learning rule, e.g. `hebbkern.KrotovHopfield()` (for which weights should start from N(0, 1)).
 
     Attributes:
-        rule: may be replaced at any time.
-        frozen: bool [out_features], a buffer in the state dict; True = this neuron competes but does not learn.
+        rule: the learning rule, which can be replaced at any time.
+        frozen: bool [out_features], a buffer in the state dict: True for a neuron that competes but does not learn.
+
+    Raises:
+        ValueError: rule is not a hebbkern rule.
     """
 
-    def __init__(self, in_features, out_features, bias=False, device=None, dtype=None, *, rule: Rule):
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        rule: Rule,
+    ) -> None:
         check_rule("HebbianLinear", rule)
         super().__init__(in_features, out_features, bias=bias, device=device, dtype=dtype)
         self._init_hebbian(rule)
 
     def _samples(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """x as [P, N], and a label for each of its rows."""
+        """x as [B, N], and a label for each of its rows."""
         if x.dim() == 2:
             return x, labels
         rows = x.reshape(-1, x.shape[-1])
@@ -167,50 +211,54 @@ class HebbianLinear(_HebbianLayer, nn.Linear):
                 labels = labels.repeat_interleave(x.shape[1:-1].numel())
         return rows, labels
 
-    def _patches(self, x: Tensor) -> tuple[Tensor, dict]:
+    def _patches(self, x: Tensor) -> tuple[Tensor, dict[str, Any]]:
         return x, {}
 
 
-class HebbianConv2d(_HebbianLayer, nn.Conv2d):
-    """A `torch.nn.Conv2d` that learns by a local rule: inside `hebbkern.learning`, or when `learn` is called.
+class HebbianConv2d(HebbianLayer, nn.Conv2d):
+    """A `torch.nn.Conv2d` that learns by a local rule: inside `hebbkern.learning`, or by its method `learn`.
 
     Each filter is a neuron, each receptive field of the batch a patch. Gradients, bias, rule and frozen are as for
     `HebbianLinear`.
 
     Args:
-        in_channels ... padding_mode, device, dtype: as for `torch.nn.Conv2d`, but bias is False by default; groups
-            must be 1.
-        rule: how it learns, e.g. `hebbkern.WTA()`.
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype: as
+            for `torch.nn.Conv2d`, but bias is False by default and groups must be 1.
+        rule: a learning rule, e.g. `hebbkern.WTA()`.
+
+    Raises:
+        ValueError: rule is not a hebbkern rule, or groups is not 1.
     """
 
     def __init__(
         self,
-        in_channels,
-        out_channels,
-        kernel_size,
-        stride=1,
-        padding=0,
-        dilation=1,
-        groups=1,
-        bias=False,
-        padding_mode="zeros",
-        device=None,
-        dtype=None,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = False,
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         *,
         rule: Rule,
-    ):
+    ) -> None:
         check_rule("HebbianConv2d", rule)
         if groups != 1:
             raise ValueError(f"hebbkern.HebbianConv2d: groups must be 1, got {groups}")
-        geometry = (kernel_size, stride, padding, dilation, groups, bias, padding_mode)
-        super().__init__(in_channels, out_channels, *geometry, device=device, dtype=dtype)
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
+        )
         self._init_hebbian(rule)
 
     def _samples(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return x if x.dim() == 4 else x.unsqueeze(0), labels
 
-    def _patches(self, x: Tensor) -> tuple[Tensor, dict]:
-        """x as the rule takes it, padded where the rule cannot, and the rest of the geometry."""
+    def _patches(self, x: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        """x, padded if the rule has no such padding, and the geometry that the rule applies."""
         padding = self.padding
         if isinstance(padding, str) or self.padding_mode != "zeros":
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
@@ -219,23 +267,27 @@ class HebbianConv2d(_HebbianLayer, nn.Conv2d):
 
 
 class KWinners(nn.Module):
-    """Keeps the k highest entries along `dim` and sets the others to zero, ties to the lower index.
+    """Keeps the k highest entries along `dim` and sets the others to zero; of equal entries the lower index wins.
 
-    The representation of HebbCL (equation 1). The gradient reaches the winners (one of exactly zero passes none).
-    Deterministic. Raises ValueError when k exceeds the size of the dimension.
+    The sparse representation of HebbCL (equation 1). Gradients pass to the winners only, and not to a winner of exactly
+    zero. Deterministic.
 
     Args:
-        k: how many entries stay, at least 1.
-        dim: along which they compete; 1 = over neurons or channels.
+        k: number of entries to keep, at least 1.
+        dim: the dimension along which entries compete; 1 is that of neurons or channels.
+
+    Raises:
+        ValueError: k is below 1, or in the forward pass larger than the dimension.
     """
 
-    def __init__(self, k: int, dim: int = 1):
+    def __init__(self, k: int, dim: int = 1) -> None:
         super().__init__()
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             raise ValueError(f"hebbkern.KWinners: k must be a whole number of at least 1, got {k}")
         self.k, self.dim = k, dim
 
     def forward(self, y: Tensor) -> Tensor:
+        """y with all but the k highest entries along `dim` set to zero, of y's shape and dtype."""
         kept = ops.kwinners(y.detach(), self.k, self.dim)
         return torch.where(kept != 0, y, 0) if y.requires_grad else kept
 
@@ -243,6 +295,7 @@ class KWinners(nn.Module):
         return f"k={self.k}, dim={self.dim}"
 
 
-def check_rule(name: str, rule) -> None:
+def check_rule(where: str, rule: object) -> None:
+    """Raises ValueError unless rule is a hebbkern rule."""
     if not isinstance(rule, Rule):
-        raise ValueError(f"hebbkern.{name}: rule must be a hebbkern rule such as hebbkern.WTA(), got {rule!r}")
+        raise ValueError(f"hebbkern.{where}: rule must be a hebbkern rule such as hebbkern.WTA(), got {rule!r}")

@@ -10,7 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hebbkern.nn.learning import Hebbian, Lesson, Taught, by_name, check_any, check_dtype, check_rate, hebbian_layers
+from hebbkern.nn.learning import (
+    Hebbian,
+    LearningState,
+    by_name,
+    check_any,
+    check_dtype,
+    check_rate,
+    hebbian_layers,
+    learning_scope,
+)
 
 
 class Step:
@@ -50,7 +59,7 @@ class Step:
         compiled = _is_compiled(self.model)
         lessons = self._lessons(engine.state.lr, labels, compiled)
         if self.supervises:
-            with Taught(list(lessons), list(lessons.values())):
+            with learning_scope(list(lessons), list(lessons.values())):
                 return self.supervised.step(self.model, x, labels, self.loss)
         if any(lesson is not None for lesson in lessons.values()):
             with torch.no_grad():
@@ -67,14 +76,16 @@ class Step:
         device = self.first.weight.device
         return part.to(device, non_blocking=True) if isinstance(part, Tensor) else part
 
-    def _lessons(self, lr: float, labels: Tensor | None, compiled: bool) -> dict[Hebbian, Lesson | None]:
+    def _lessons(self, lr: float, labels: Tensor | None, compiled: bool) -> dict[Hebbian, LearningState | None]:
         """Of each Hebbian layer with a rate; None for those that do not learn now."""
         lessons = {}
         for layer, rate in self.rates.items():
             idle = not self.learns or (self.only is not None and layer is not self.only) or self._is_frozen(layer)
             rate *= lr
             scheduled = torch.tensor(rate, dtype=torch.float64, device="cpu") if compiled else None
-            lessons[layer] = None if idle else Lesson(rate, labels, scheduled, group=self.group, dtype=self.dtype)
+            lessons[layer] = (
+                None if idle else LearningState(rate, labels, scheduled, group=self.group, dtype=self.dtype)
+            )
         return lessons
 
     def _is_frozen(self, layer: Hebbian) -> bool:
@@ -87,7 +98,7 @@ class Step:
             known = self._frozen[layer] = (mask, mask._version, bool(mask.all()))
         return known[2]
 
-    def _pass(self, x, lessons: dict[Hebbian, Lesson | None], compiled: bool) -> None:
+    def _pass(self, x, lessons: dict[Hebbian, LearningState | None], compiled: bool) -> None:
         """A forward pass that ends once the last layer has learnt, where that changes nothing else.
 
         It changes nothing where the modules say so, or where a whole pass of this shape has shown it: each layer learnt
@@ -99,10 +110,10 @@ class Step:
         if key not in self._passes and _is_chain(self.model, learners):
             self._passes[key] = True
         watch = _Watch(self.model, learners, stop=self._passes.get(key, False) and not _is_watched(self.model))
-        told = [lesson and lesson._replace(then=watch) for lesson in lessons.values()]
+        told = [lesson and lesson._replace(after_learning=watch) for lesson in lessons.values()]
         if compiled or not self._passes.get(key, True):
             told = list(lessons.values())
-        with Taught(list(lessons), told), contextlib.suppress(_Enough):
+        with learning_scope(list(lessons), told), contextlib.suppress(_Enough):
             self.model(x)
             self._passes[key] = self._passes.get(key, True) and watch.may_stop()
 

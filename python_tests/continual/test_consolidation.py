@@ -47,9 +47,9 @@ def test_linear_layers_take_no_gradient_a_sample(monkeypatch):
     from hebbkern.continual.consolidation.sensitivity import Sensitivity
 
     asked = []
-    general = Sensitivity._general
+    general = Sensitivity._add_per_sample
     monkeypatch.setattr(
-        Sensitivity, "_general", lambda self, names, *rest: (asked.extend(names), general(self, names, *rest))
+        Sensitivity, "_add_per_sample", lambda self, names, *rest: (asked.extend(names), general(self, names, *rest))
     )
     EWC(mlp(), 1.0).after_task(mlp(), task(1))
     assert asked == []
@@ -365,8 +365,8 @@ def test_the_first_samples_count(samples):
 
 
 def test_batches_of_any_size_give_the_same(monkeypatch):
-    monkeypatch.setattr("hebbkern.continual.consolidation.sensitivity._SAMPLES", 3)
-    monkeypatch.setattr("hebbkern.continual.consolidation.sensitivity._NUMBERS", 1)
+    monkeypatch.setattr("hebbkern.continual.consolidation.sensitivity.MAX_SAMPLES", 3)
+    monkeypatch.setattr("hebbkern.continual.consolidation.sensitivity.MAX_ENTRIES", 1)
     model, found = mixed(), []
     for size in (1, 4, 11):
         method = EWC(model, 1.0, seed=2)

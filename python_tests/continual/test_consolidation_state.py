@@ -84,7 +84,7 @@ def test_an_error_in_after_task_changes_nothing(name):
         (None, "data must be given to after_task, got None"),
         ([], "data must hold at least one sample, got none"),
         ([data[0][0]], r"data must give pairs \(x, labels\) of tensors, labels or None, got Tensor"),
-        ([(data[0][0], data[0][1][:2])], r"labels must be one a sample \(4\), got 2"),
+        ([(data[0][0], data[0][1][:2])], r"labels must be one for each of 4 samples, got 2"),
     ]:
         with pytest.raises(ValueError, match=message):
             method.after_task(model, given)

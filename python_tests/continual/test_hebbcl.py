@@ -6,7 +6,7 @@ import torch
 
 import hebbkern as hk
 from cases import random
-from hebbcl_models import N, rows_of, same, stream, taught
+from hebbcl_models import N, rows_of, same, stream, train_on
 from hebbkern.continual import HebbCL
 
 FOLLOWED = [
@@ -28,15 +28,15 @@ def test_every_minibatch_is_the_reference_s(backend, options):
     how = {"similarity": model.similarity, "average": model.average, "normalise": model.normalise}
     how |= {"patches": model.patches, "freeze": model.freeze}
     for x in stream(dtype=dtype, device=backend.device):
-        before, settled = rows_of(model), np.array(model.settled.tolist())
+        before, converged = rows_of(model), np.array(model.converged.tolist())
         model.learn(x)
-        want, now = hk.reference.hebbcl(before.double(), settled, x.cpu().double(), model.lr, model.threshold, **how)
+        want, now = hk.reference.hebbcl(before.double(), converged, x.cpu().double(), model.lr, model.threshold, **how)
         width = len(before)
         np.testing.assert_allclose(rows_of(model)[:width], want, rtol=0, atol=1e-12 if dtype == torch.float64 else 1e-5)
-        assert model.settled[:width].tolist() == now.tolist() and not model.settled[width:].any()
-        added = int(now.sum() - settled.sum()) if model.grow else 0
+        assert model.converged[:width].tolist() == now.tolist() and not model.converged[width:].any()
+        added = int(now.sum() - converged.sum()) if model.grow else 0
         assert model.width == min(width + added, model.max_neurons or 99)
-    assert model.settled.sum() >= 2
+    assert model.converged.sum() >= 2
     assert model.width == (6 if not model.grow else model.max_neurons or model.width)
 
 
@@ -51,8 +51,8 @@ def test_frozen_rows_keep_their_bits(backend):
 
 
 def test_neurons_that_are_not_frozen_go_on_learning_and_make_room_once():
-    model = taught(HebbCL(N, 6, lr=0.3, threshold=0.15, freeze=False), stream(30, dtype=torch.float32))
-    assert model.width == 6 + int(model.settled.sum()) > 8 and not model.frozen.any()
+    model = train_on(HebbCL(N, 6, lr=0.3, threshold=0.15, freeze=False), stream(30, dtype=torch.float32))
+    assert model.width == 6 + int(model.converged.sum()) > 8 and not model.frozen.any()
     before = rows_of(model)
     winner = int(model(before[:1]).argmax())
     model.learn(before[winner : winner + 1] + 0.1)
@@ -63,7 +63,7 @@ def test_growth_does_not_copy_the_weights():
     """Eight times six neurons more: the room doubles four times, every other growth is a longer view."""
     model, places = HebbCL(4, 6, threshold=1e9), []
     parameter = model.weight
-    for _ in range(8):  # all that have not settled do so in each minibatch
+    for _ in range(8):  # all that have not converged do so in each minibatch
         places.append(model.weight.data_ptr())
         model.learn(random((3, 4)).abs())
     moves = [a != b for a, b in zip(places, [*places[1:], model.weight.data_ptr()], strict=True)]
@@ -135,11 +135,11 @@ def test_the_representation_is_the_k_winners_of_all_responses(backend):
 def test_without_hebb_nothing_is_learnt():
     model = HebbCL(N, 6, threshold=1e9, hebb=False)
     before = rows_of(model)
-    taught(model, stream(3))
-    assert torch.equal(rows_of(model), before) and not model.settled.any()
+    train_on(model, stream(3))
+    assert torch.equal(rows_of(model), before) and not model.converged.any()
     model, other = HebbCL(N, per_class=3, hebb=False), HebbCL(N, per_class=3, hebb=False)
-    model.learn(random((4, N)), torch.tensor([5, 5, 6, 6]))
-    other.learn(random((4, N), seed=1), torch.tensor([5, 5, 6, 6]))
+    model.learn(random((4, N)), labels=torch.tensor([5, 5, 6, 6]))
+    other.learn(random((4, N), seed=1), labels=torch.tensor([5, 5, 6, 6]))
     assert model.width == 6 and torch.equal(model.weight, other.weight)
 
 
@@ -147,7 +147,7 @@ def test_a_neuron_a_class_learns_the_mean_of_its_class(backend):
     """Whole steps without normalisation: each class's only neuron is the mean of the samples of the class."""
     x, y = random((30, N), device=backend.device), torch.arange(30, device=backend.device) % 3 * 10
     model = HebbCL(N, per_class=1, lr=1.0, normalise="none", device=backend.device)
-    model.learn(x, y)
+    model.learn(x, labels=y)
     assert model.classes.tolist() == [0, 10, 20]
     means = torch.stack([x[y == label].mean(0) for label in (0, 10, 20)])
     torch.testing.assert_close(model.weight.detach(), means)
@@ -162,12 +162,12 @@ def test_neurons_of_other_classes_keep_their_bits():
             assert torch.equal(model.weight[place], rows), old
         place = slice(model.width - 4, model.width)
         kept[label] = model.weight[place].detach().clone(), place
-        assert model.settled.tolist() == [True] * (model.width - 4) + [False] * 4
+        assert model.converged.tolist() == [True] * (model.width - 4) + [False] * 4
     assert model.classes.tolist() == [3, 1, 7]
     before = rows_of(model)
-    model.learn(x[:20], torch.full((20,), 3))  # its time is over
+    model.learn(x[:20], labels=torch.full((20,), 3))  # its time is over
     assert torch.equal(before, rows_of(model))
-    model.learn(x[:20], torch.full((20,), 7))
+    model.learn(x[:20], labels=torch.full((20,), 7))
     assert torch.equal(before[:8], rows_of(model)[:8]) and not torch.equal(before[8:], rows_of(model)[8:])
 
 
@@ -175,13 +175,13 @@ def test_classes_that_come_together_learn_together():
     x, y = random((40, N)).abs(), torch.arange(40) % 2
     mixed = HebbCL(N, per_class=3, lr=0.2).partial_fit(x, y, batch_size=10)
     apart = HebbCL(N, per_class=3, lr=0.2, freeze=False)
-    apart.learn(x[:0], y[:0])
+    apart.learn(x[:0], labels=y[:0])
     for begin in range(0, 40, 10):  # class by class, freezing left out
         for label in (0, 1):
             part = slice(begin, begin + 10)
-            apart.learn(x[part][y[part] == label], y[part][y[part] == label])
+            apart.learn(x[part][y[part] == label], labels=y[part][y[part] == label])
     assert torch.equal(mixed.weight, apart.weight) and mixed.width == 6
-    assert not mixed.settled.any()
+    assert not mixed.converged.any()
 
 
 def test_the_prediction_is_the_class_of_the_highest_sum_of_winners():
@@ -208,11 +208,11 @@ def test_a_class_without_a_winner_is_never_predicted():
 
 def test_samples_without_a_class_teach_nobody():
     model = HebbCL(N, per_class=2, lr=0.2)
-    model.learn(random((4, N)), torch.tensor([-1, -1, -1, -1]))
+    model.learn(random((4, N)), labels=torch.tensor([-1, -1, -1, -1]))
     assert model.width == 0
-    model.learn(random((4, N)), torch.tensor([0, 0, 1, -1]))
+    model.learn(random((4, N)), labels=torch.tensor([0, 0, 1, -1]))
     other = HebbCL(N, per_class=2, lr=0.2)
-    other.learn(random((4, N))[:3], torch.tensor([0, 0, 1]))
+    other.learn(random((4, N))[:3], labels=torch.tensor([0, 0, 1]))
     assert torch.equal(model.weight, other.weight)
 
 
@@ -223,7 +223,7 @@ def test_two_runs_and_any_number_of_threads_give_the_same_bits(backend, threads)
             continue
         threads(count)
         model = HebbCL(N, 6, lr=0.3, threshold=0.15, device=backend.device)
-        states.append(taught(model, stream(12, dtype=torch.float32, device=backend.device)))
+        states.append(train_on(model, stream(12, dtype=torch.float32, device=backend.device)))
     assert len(states) > 1 and all(same(states[0], other) for other in states)
 
 

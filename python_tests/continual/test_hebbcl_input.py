@@ -38,7 +38,7 @@ def test_blank_samples_teach_nobody(patches):
     without.learn(x[:0])
     assert same(before, without)
     supervised = HebbCL(N, per_class=2, patches=patches, start="samples")
-    supervised.learn(blank, torch.tensor([4]))
+    supervised.learn(blank, labels=torch.tensor([4]))
     assert supervised.classes.tolist() == [4] and supervised.weight.isfinite().all()
 
 
@@ -58,20 +58,20 @@ def test_a_halt_in_mid_stream_loses_nothing():
         ]
         for x, message in cases:
             with pytest.raises(ValueError) as error:
-                model.learn(x, labels)
+                model.learn(x, labels=labels)
             assert str(error.value).startswith("hebbkern.HebbCL: ") and message in str(error.value)
             assert same(before, model)
         with pytest.raises(ValueError, match=r"lr must be finite, got nan"):
-            model.learn(good, labels, lr=float("nan"))
+            model.learn(good, labels=labels, lr=float("nan"))
     labels = [None, torch.zeros(4), torch.zeros(3, dtype=torch.int64), [0, 0, 0, 0]]
     for wrong, got in zip(labels, ("None", "float32 of shape [4]", "int64 of shape [3]", "list"), strict=True):
         with pytest.raises(ValueError) as error:
-            model.learn(good, wrong)
+            model.learn(good, labels=wrong)
         assert f"labels must be [4] integers, the class of each sample, got {got}" in str(error.value)
         assert same(before, model)
     model.max_neurons = 8
     with pytest.raises(ValueError, match=r"max_neurons must be at least 9 for the new classes \[9\], got 8"):
-        model.learn(good, torch.tensor([0, 9, 0, 1]))
+        model.learn(good, labels=torch.tensor([0, 9, 0, 1]))
     assert same(before, model)
 
 
@@ -79,7 +79,7 @@ def test_a_step_that_fails_half_way_changes_nothing(monkeypatch):
     """Whatever raises after the winners have moved, after classes were added, or between two classes."""
     for model, labels in ((both(False)[0], None), (both(True)[0], torch.tensor([1, 0, 7, 8] * 5))):
         before, x = copy.deepcopy(model), stream(2, 20, dtype=torch.float32)[1]
-        calls, divide = [], model._divide
+        calls, divide = [], model._normalise_matrix
 
         def fails(*arguments, calls=calls, divide=divide, allowed=int(model.supervised)):
             calls.append(arguments)
@@ -87,14 +87,14 @@ def test_a_step_that_fails_half_way_changes_nothing(monkeypatch):
                 raise RuntimeError("half way")
             return divide(*arguments)
 
-        monkeypatch.setattr(model, "_divide", fails)
+        monkeypatch.setattr(model, "_normalise_matrix", fails)
         with pytest.raises(RuntimeError, match="half way"):
-            model.learn(x, labels)
+            model.learn(x, labels=labels)
         assert calls and same(before, model)
         monkeypatch.undo()
-        model.learn(x, labels)
-        before.learn(x, labels)
-        assert same(before, model) and len(model.weight) == len(model.settled)
+        model.learn(x, labels=labels)
+        before.learn(x, labels=labels)
+        assert same(before, model) and len(model.weight) == len(model.converged)
 
 
 def test_bad_data_is_found_before_anything_is_learnt():
@@ -120,7 +120,7 @@ def test_numbers_too_large_to_be_squared_are_refused():
     for model in (HebbCL(N, 6), HebbCL(N, per_class=2)):
         before = copy.deepcopy(model)
         with pytest.raises(ValueError, match="x must be small enough to be squared and added, got up to 1e\\+20"):
-            model.learn(torch.full((3, N), 1e20), torch.tensor([0, 1, 2]))
+            model.learn(torch.full((3, N), 1e20), labels=torch.tensor([0, 1, 2]))
         assert same(before, model)
 
 
@@ -140,7 +140,7 @@ def test_half_precision_with_blank_samples(options, dtype):
 
 
 SETTINGS = [
-    ({"per_class": 3, "grow": False}, "grow must be True with per_class, whose classes bring their neurons, got False"),
+    ({"per_class": 3, "grow": False}, "grow must be True with per_class, which adds neurons for each class, got False"),
     ({"in_features": 0}, "in_features must be at least 1, got 0"),
     ({"neurons": 0}, "neurons must be at least 1, got 0"),
     ({"neurons": 6, "per_class": 3}, "neurons must be left out where per_class is given, got 6"),

@@ -9,7 +9,7 @@ import torch
 
 import hebbkern as hk
 from cases import random
-from hebbcl_models import N, both, rows_of, same, stream, taught
+from hebbcl_models import N, both, rows_of, same, stream, train_on
 from hebbkern.continual import HebbCL
 
 
@@ -35,18 +35,21 @@ def test_a_narrower_state_is_taken_on_as_well():
     model.load_state_dict(HebbCL(N, 6).state_dict())
     assert same(model, HebbCL(N, 6))
     assert same(
-        taught(model, stream(3, dtype=torch.float32)),
-        taught(HebbCL(N, 6, lr=0.3, threshold=0.15), stream(3, dtype=torch.float32)),
+        train_on(model, stream(3, dtype=torch.float32)),
+        train_on(HebbCL(N, 6, lr=0.3, threshold=0.15), stream(3, dtype=torch.float32)),
     )
 
 
 MISFITS = [
-    ({"settled": None}, "HebbCL's state must hold weight, settled and classes"),
+    ({"converged": None}, "HebbCL's state must hold weight, converged and classes"),
     ({"weight": torch.zeros(8, N + 1)}, "weight must be [width, 12], got shape [8, 13]"),
-    ({"settled": torch.zeros(7, dtype=torch.bool)}, "settled must be one a neuron (8), got shape [7]"),
-    ({"classes": torch.zeros(1, dtype=torch.int64)}, "classes must be none, got shape [1]"),
     (
-        {"weight": torch.zeros(11, N), "settled": torch.zeros(11, dtype=torch.bool)},
+        {"converged": torch.zeros(7, dtype=torch.bool)},
+        "converged must have one entry for each of 8 neurons, got shape [7]",
+    ),
+    ({"classes": torch.zeros(1, dtype=torch.int64)}, "classes must be empty, got shape [1]"),
+    (
+        {"weight": torch.zeros(11, N), "converged": torch.zeros(11, dtype=torch.bool)},
         "max_neurons must be at least the 11",
     ),
 ]
@@ -54,11 +57,11 @@ MISFITS = [
 
 @pytest.mark.parametrize(("changed", "message"), MISFITS, ids=[message for _, message in MISFITS])
 def test_a_state_that_does_not_fit_changes_nothing(changed, message):
-    model = taught(HebbCL(N, 6, max_neurons=10, threshold=0.15, lr=0.3), stream(5, dtype=torch.float32))
+    model = train_on(HebbCL(N, 6, max_neurons=10, threshold=0.15, lr=0.3), stream(5, dtype=torch.float32))
     before = copy.deepcopy(model)
     state = {
         "weight": torch.zeros(8, N),
-        "settled": torch.ones(8, dtype=torch.bool),
+        "converged": torch.ones(8, dtype=torch.bool),
         "classes": torch.zeros(0),
     } | changed
     with pytest.raises(RuntimeError) as error:
@@ -95,8 +98,8 @@ def test_room_follows_a_cap_that_is_raised():
     assert model.width == 9
     model.set_params(max_neurons=40)
     model.learn(random((3, N)).abs())
-    assert model.width == len(model.settled) == 12
-    assert torch.equal(model.weight, taught(HebbCL(N, 6, threshold=1e9, lr=0.0), [random((3, N)).abs()]).weight[:12])
+    assert model.width == len(model.converged) == 12
+    assert torch.equal(model.weight, train_on(HebbCL(N, 6, threshold=1e9, lr=0.0), [random((3, N)).abs()]).weight[:12])
 
 
 def test_it_learns_inside_learning():
@@ -151,7 +154,7 @@ def test_the_trainer_trains_it_and_resumes_it(tmp_path):
     want, by_hand = HebbCL(N, 6, threshold=0.15, lr=0.3), Batches(torch.cat(stream(dtype=torch.float32)), size=16)
     for epoch in range(2):
         by_hand.seek(epoch * len(by_hand))
-        taught(want, (x for x, _ in by_hand))
+        train_on(want, (x for x, _ in by_hand))
     model, _ = trained(2, handlers=[Figures(torch.nn.Sequential(want))])
     assert same(model, want) and want.width > 6
 
@@ -199,13 +202,13 @@ def test_a_part_of_a_state_is_loaded_where_torch_loads_it():
     state = {name: value + 1 for name, value in model.state_dict().items() if name.startswith("0.")}
     before = copy.deepcopy(model[1])
     missing, unexpected = model.load_state_dict(state, strict=False)
-    assert missing == ["1.weight", "1.settled", "1.classes"] and not unexpected and same(model[1], before)
+    assert missing == ["1.weight", "1.converged", "1.classes"] and not unexpected and same(model[1], before)
     with pytest.raises(RuntimeError, match=r"weight must be \[width, 12\], got shape \[0, 12\]"):
         model[1].load_state_dict(HebbCL(N, per_class=3).state_dict())
 
 
 def test_a_pickle_leaves_the_spare_room_behind():
-    model = taught(HebbCL(400, 6, threshold=1e9), [torch.rand(3, 400)])
+    model = train_on(HebbCL(400, 6, threshold=1e9), [torch.rand(3, 400)])
     model.learn(torch.rand(3, 400))
     model.learn(torch.rand(3, 400))  # 24 rows of which 24 - the next 6 need 48
     model.learn(torch.rand(3, 400))
@@ -223,8 +226,8 @@ def test_figures_tell_of_neurons_that_were_there_when_the_epoch_began():
     engine.state.lr = 1.0
     Figures(model).attach(engine)
     engine.run([x], max_epochs=1)
-    assert model.width == 4 and model.settled.tolist() == [True, True, False, False]
-    assert engine.state.metrics["dead"] == 0 and engine.state.metrics["change"] == 0  # both have settled since
+    assert model.width == 4 and model.converged.tolist() == [True, True, False, False]
+    assert engine.state.metrics["dead"] == 0 and engine.state.metrics["change"] == 0  # both have converged since
     model = HebbCL(N, 2, threshold=1e9, max_neurons=4, normalise="none", freeze=False)
     engine = hebbian_trainer(model)
     engine.state.lr = 1.0

@@ -65,5 +65,5 @@ def test_what_is_no_accuracy_matrix_is_refused(rows, message):
 
 
 def test_a_baseline_of_another_length_is_refused():
-    with pytest.raises(ValueError, match=r"baseline must be one a task \(3\), got shape \[2\]"):
+    with pytest.raises(ValueError, match=r"baseline must have one accuracy for each of 3 tasks, got shape \[2\]"):
         metrics.forward_transfer(R, [0.1, 0.1])

@@ -426,10 +426,10 @@ def test_trainings_take_the_batches_of_a_task(data):
         (lambda x, y: streams.split(x[:0], y[:0]), r"x must be \[n, ...\] with at least one sample, got \[0, 6, 4\]"),
         (lambda x, y: streams.permuted(x[:, 0, 0], y), r"x must be \[n, ...\] with at least one sample, got \[200\]"),
         (lambda x, y: streams.split(x, y.tolist()), "labels must be a tensor, got list"),
-        (lambda x, y: streams.split(x, y[:4]), r"labels must be int64, one a sample \(\[200\]\), got int64 \[4\]"),
+        (lambda x, y: streams.split(x, y[:4]), r"labels must be int64 \[200\], one for each sample, got int64 \[4\]"),
         (
             lambda x, y: streams.permuted(x, y.int()),
-            r"labels must be int64, one a sample \(\[200\]\), got int32 \[200\]",
+            r"labels must be int64 \[200\], one for each sample, got int32 \[200\]",
         ),
         (lambda x, y: streams.split(x, y, 20), r"tasks must divide the number of classes \(10\), got 20"),
         (lambda x, y: streams.split(x, y, 3), r"tasks must divide the number of classes \(10\), got 3"),
@@ -447,16 +447,16 @@ def test_trainings_take_the_batches_of_a_task(data):
             r"images of 'a' must be .*with H and W at most 5, got \[200, 6, 4\]",
         ),
         (lambda x, y: streams.mixture([("a", x.flatten(1), y)]), r"images of 'a' must be .*got \[200, 24\]"),
-        (lambda x, y: task(x, y).batches(0), "size must be at least 1, got 0"),
+        (lambda x, y: task(x, y).batches(0), "batch_size must be at least 1, got 0"),
         (lambda x, y: task(x, y).batches(5, seed=-1), "seed must be at least 0, got -1"),
         (lambda x, y: task(x, y).batches(5, epoch=-1), "epoch must be at least 0, got -1"),
-        (lambda x, y: streams.unbounded([task(x, y)], 0), "size must be at least 1, got 0"),
+        (lambda x, y: streams.unbounded([task(x, y)], 0), "batch_size must be at least 1, got 0"),
         (lambda x, y: task(x, y, torch.tensor([], dtype=torch.int64), name="a"), "task 'a' must hold at least one"),
         (lambda x, y: Task(x, y[:1], torch.tensor([200]), ()), "indices must be from 0 to 199, got 200 to 200"),
         (lambda x, y: Task(x, y[:1], torch.tensor([-1]), ()), "indices must be from 0 to 199, got -1 to -1"),
         (lambda x, y: Task(x, y[:1], torch.tensor([1.0]), ()), r"indices must be int64 .*got float32 \[1\] on cpu"),
         (lambda x, y: Task(x, y[:1], [1], ()), "indices must be a tensor, got list"),
-        (lambda x, y: Task(x, y, torch.tensor([1]), ()), r"labels must be int64, one a sample \(\[1\]\)"),
+        (lambda x, y: Task(x, y, torch.tensor([1]), ()), r"labels must be int64 \[1\], one for each sample"),
     ],
 )
 def test_what_cannot_be_a_stream_is_refused(data, make, message):
@@ -469,7 +469,7 @@ def test_what_cannot_be_a_stream_is_refused(data, make, message):
     [
         (
             {"counts": [[1, 21]] * 10},
-            "counts of class 0 in 'permutation 2' must be at most 20, as many as there are, got 21",
+            "counts of class 0 in 'permutation 2' must be at most 20, the number of its samples, got 21",
         ),
         ({"counts": [[1, -1]] * 10}, "counts must be whole numbers of at least 0"),
         ({"counts": [[1, 0.5]] * 10}, "counts must be whole numbers of at least 0"),

@@ -15,7 +15,7 @@ def stream(batches=15, size=16, seed=0, dtype=torch.float64, device=None):
     return [patterns[index * 5 // batches] + part for index, part in enumerate(noise)]
 
 
-def taught(model, batches):
+def train_on(model, batches):
     for x in batches:
         model.learn(x)
     return model
@@ -30,8 +30,8 @@ def both(supervised):
     if supervised:
         model = HebbCL(N, per_class=3, lr=0.2, start="samples").partial_fit(random((30, N)).abs(), torch.arange(30) % 2)
         return model, lambda other: other.partial_fit(random((30, N), seed=2).abs(), torch.arange(30) % 2 + 1)
-    model = taught(HebbCL(N, 6, lr=0.3, threshold=0.15), stream(10, dtype=torch.float32))
-    return model, lambda other: taught(other, stream(10, seed=4, dtype=torch.float32))
+    model = train_on(HebbCL(N, 6, lr=0.3, threshold=0.15), stream(10, dtype=torch.float32))
+    return model, lambda other: train_on(other, stream(10, seed=4, dtype=torch.float32))
 
 
 def same(model, other):

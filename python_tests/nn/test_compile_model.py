@@ -90,7 +90,7 @@ def test_learning_inside_the_compiled_function():
 
     y = torch.compile(step, fullgraph=True, backend="aot_eager")(model, images(), LABELS)
     torch.testing.assert_close(y, step(twin, images(), LABELS))
-    assert torch.equal(model[5].weight, twin[5].weight) and model[0].lesson is None
+    assert torch.equal(model[5].weight, twin[5].weight) and model[0].learning_state is None
 
 
 def test_models_export():

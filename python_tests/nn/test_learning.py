@@ -52,32 +52,32 @@ def test_contexts_nest_and_the_innermost_counts():
     first, last = model[0], model[3]
     with hk.learning(model, lr=0.1):
         with hk.learning(last, lr=0.5):
-            assert (first.lesson.lr, last.lesson.lr) == (0.1, 0.5)
-        assert (first.lesson.lr, last.lesson.lr) == (0.1, 0.1)
-    assert first.lesson is None and last.lesson is None
+            assert (first.learning_state.lr, last.learning_state.lr) == (0.1, 0.5)
+        assert (first.learning_state.lr, last.learning_state.lr) == (0.1, 0.1)
+    assert first.learning_state is None and last.learning_state is None
 
 
 def test_a_context_can_be_entered_again():
     model = network()
-    lesson = hk.learning(model, lr=0.1)
+    context = hk.learning(model, lr=0.1)
     for _ in range(2):
-        with lesson as same:
-            assert same is lesson
-            with lesson:
-                assert model[0].lesson.lr == 0.1
-            assert model[0].lesson.lr == 0.1
-        assert model[0].lesson is None
+        with context as same:
+            assert same is context
+            with context:
+                assert model[0].learning_state.lr == 0.1
+            assert model[0].learning_state.lr == 0.1
+        assert model[0].learning_state is None
 
 
 def test_an_exception_ends_learning():
     model = network()
     with pytest.raises(KeyError), hk.learning(model, lr=0.1):
         raise KeyError
-    assert model[0].lesson is None
+    assert model[0].learning_state is None
     before = model[0].weight.clone()
     with pytest.raises((ValueError, RuntimeError), match="finite"), hk.learning(model, lr=0.1):
         model(images() * math.nan)
-    assert model[3].lesson is None and torch.equal(model[0].weight, before)
+    assert model[3].learning_state is None and torch.equal(model[0].weight, before)
 
 
 def test_learning_works_under_no_grad_and_inference_mode():
@@ -105,7 +105,7 @@ def rates_of(**options):
     """The rates at which the layers of a network learn."""
     model = network()
     with hk.learning(model, **options):
-        return [layer.lesson and layer.lesson.lr for layer in (model[0], model[3])]
+        return [layer.learning_state and layer.learning_state.lr for layer in (model[0], model[3])]
 
 
 def test_rates_are_chosen_by_name_and_pattern():
@@ -123,7 +123,7 @@ def test_rates_are_chosen_by_name_and_pattern():
 def test_an_inner_context_silences_the_layers_without_a_rate():
     model = network()
     with hk.learning(model, lr=0.1), hk.learning(model, lr={"3": 0.2}):
-        assert model[0].lesson is None and model[3].lesson.lr == 0.2
+        assert model[0].learning_state is None and model[3].learning_state.lr == 0.2
 
 
 @pytest.mark.parametrize("name", ["1", "4", "conv*", ""])
@@ -175,7 +175,7 @@ def test_the_gradient_is_the_step_back(rule, stepped, dtype):
 def test_gradients_add_up_and_lr_scales_them():
     layer, x = layer_of(hk.Hebb()), random((9, 12), seed=2)
     for lr, part in ((None, x[:4]), (3.0, x[4:])):
-        layer.learn(part, lr, into="grad")
+        layer.learn(part, lr=lr, into="grad")
     y = x @ layer.weight.T
     want = -(y[:4].T @ x[:4] / 4 + 3 * (y[4:].T @ x[4:] / 5))
     torch.testing.assert_close(layer.weight.grad, want, rtol=1e-5, atol=1e-5)
@@ -236,14 +236,14 @@ def test_what_has_no_gradient_is_refused():
             ValueError, match=r'rule must not renormalise \(normalise="none"\) for into="grad", got WTA'
         ):
             refused()
-    for refused in (lambda: hk.learning(layer, 0.1, into="w"), lambda: layer.learn(random((9, 12)), 0.1, into="w")):
+    for refused in (lambda: hk.learning(layer, 0.1, into="w"), lambda: layer.learn(random((9, 12)), lr=0.1, into="w")):
         with pytest.raises(ValueError, match='into must be "weight" or "grad", got \'w\''):
             refused()
     with pytest.raises(ValueError, match="lr must be finite, got nan"):
-        layer_of(hk.WTA()).learn(random((9, 12)), math.nan, into="grad")
+        layer_of(hk.WTA()).learn(random((9, 12)), lr=math.nan, into="grad")
     assert layer.weight.grad is None
     with hk.learning(nn.Sequential(layer, layer_of(hk.Hebb())), lr={"1": 1.0}, into="grad"):
-        assert layer.lesson is None
+        assert layer.learning_state is None
 
 
 def test_compiled_models_have_the_same_gradients():

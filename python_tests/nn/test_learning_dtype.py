@@ -55,11 +55,11 @@ def by_hand(layer, x, dtype, lr, **options):
 def test_the_step_is_that_of_the_rounded_numbers(own, dtype, rule):
     layer, x = linear(rule, own), random((40, 12), own, seed=2)
     before, want = layer.weight.clone(), by_hand(layer, x, dtype, 0.1, labels=LABELS)
-    layer.learn(x, 0.1, LABELS, dtype=dtype)
+    layer.learn(x, lr=0.1, labels=LABELS, dtype=dtype)
     assert layer.weight.dtype == own and torch.equal(layer.weight, want) and not torch.equal(want, before)
     assert torch.equal(layer.weight[2], before[2])
     plain = linear(rule, own)
-    plain.learn(x, 0.1, LABELS)
+    plain.learn(x, lr=0.1, labels=LABELS)
     assert own in (torch.bfloat16, torch.float16) or dtype != torch.bfloat16 or not torch.equal(plain.weight, want)
 
 
@@ -105,7 +105,7 @@ def test_an_overflow_leaves_the_weights():
 def test_none_is_the_weight_s():
     for dtype in (None, torch.float32):
         layer, want, x = linear(hk.Sanger()), linear(hk.Sanger()), random((40, 12), seed=2)
-        layer.learn(x, 0.1, dtype=dtype)
+        layer.learn(x, lr=0.1, dtype=dtype)
         want.rule.step_(want.weight, x, lr=0.1, frozen=want.frozen)
         assert torch.equal(layer.weight, want.weight)
 
@@ -134,7 +134,7 @@ def test_small_steps_add_up():
     layer = HebbianLinear(1, 1, rule=hk.Hebb())
     layer.weight.fill_(1.0)
     for _ in range(8):
-        layer.learn(torch.ones(1, 1), 2.0**-12, dtype=torch.bfloat16)
+        layer.learn(torch.ones(1, 1), lr=2.0**-12, dtype=torch.bfloat16)
     assert layer.weight.item() == 1 + 2.0**-9
 
 
@@ -183,7 +183,7 @@ def test_other_dtypes_are_refused(bad):
         hk.learning(layer, lr=0.1, dtype=bad)
     assert str(error.value) == f"hebbkern.learning: {wanted}{bad!r}"
     with pytest.raises(ValueError) as error:
-        layer.learn(random((4, 12)), 0.1, dtype=bad)
+        layer.learn(random((4, 12)), lr=0.1, dtype=bad)
     assert str(error.value) == f"hebbkern.HebbianLinear.learn: {wanted}{bad!r}" and torch.equal(layer.weight, before)
 
 
@@ -192,11 +192,11 @@ def test_bad_numbers_leave_the_weights():
     layer, x = linear(hk.Sanger()), random((40, 12), seed=2)
     before = copy.deepcopy(layer)
     with pytest.raises((ValueError, RuntimeError), match="x must be finite"):
-        layer.learn(x * float("nan"), 0.1, dtype=torch.bfloat16)
+        layer.learn(x * float("nan"), lr=0.1, dtype=torch.bfloat16)
     assert torch.equal(layer.weight, before.weight)
     layer.weight[1, 1] = 1e5
     with pytest.raises((ValueError, RuntimeError), match="weight must be finite"):
-        layer.learn(x, 0.1, dtype=torch.float16)
+        layer.learn(x, lr=0.1, dtype=torch.float16)
     assert layer.weight[1, 1] == 1e5 and torch.equal(layer.weight[0], before.weight[0])
 
 

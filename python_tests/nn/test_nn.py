@@ -158,7 +158,7 @@ def test_state_travels():
     buffer.seek(0)
     for copied in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), torch.load(buffer, weights_only=False)):
         assert torch.equal(copied.weight, layer.weight) and torch.equal(copied.frozen, layer.frozen)
-        assert copied.rule == layer.rule and copied.lesson is None
+        assert copied.rule == layer.rule and copied.learning_state is None
     half = copy.deepcopy(layer).bfloat16()
     assert half.frozen.dtype == torch.bool
     half.learn(random((2, 3, 8, 8), torch.bfloat16), lr=0.1)
@@ -220,18 +220,18 @@ def test_labels_of_sequences():
     hk.Supervised().step_(want, x.reshape(12, 8), lr=0.1, labels=torch.tensor([0, 0, 0, 2, 2, 2, 1, 1, 1, -1, -1, -1]))
     for labels in (of_sample, of_sample[:, None].expand(4, 3)):
         layer.weight.copy_(start)
-        layer.learn(x, 0.1, labels)
+        layer.learn(x, lr=0.1, labels=labels)
         assert torch.equal(layer.weight, want)
     layer.weight.copy_(start)
     with hk.learning(layer, lr=0.1, labels=of_sample):
         layer(x)
     assert torch.equal(layer.weight, want)
     with pytest.raises(ValueError, match=r"labels must be int64 or int32 of shape \[12\].* got int64 of shape \[3\]"):
-        layer.learn(x, 0.1, of_sample[:3])
+        layer.learn(x, lr=0.1, labels=of_sample[:3])
 
 
 def test_one_sample_and_its_label():
     layer = HebbianLinear(8, 3, rule=hk.Supervised())
     before = layer.weight.clone()
-    layer.learn(torch.ones(8), 0.5, torch.tensor(1))
+    layer.learn(torch.ones(8), lr=0.5, labels=torch.tensor(1))
     assert (layer.weight != before).any(1).tolist() == [False, True, False]

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 import cnn_network
 import cnn_softhebb as softhebb
 import once
+from hebbkern.nn.learning import hebbian_layers
 from krotov_network import Schedule
 
 CLASSES, TEST_IMAGES = 3, 24
@@ -44,7 +45,7 @@ def sets():
 
 
 def lengths(model):
-    return {name: layer.weight.flatten(1).norm(dim=1) for name, layer in hk.nn.lesson.hebbian_layers(model).items()}
+    return {name: layer.weight.flatten(1).norm(dim=1) for name, layer in hebbian_layers(model).items()}
 
 
 @pytest.mark.parametrize("power", [0.7, 1.0, 1.4])
@@ -60,7 +61,7 @@ def test_the_triangle_is_its_formula(power):
 def test_the_network_is_the_papers():
     """The authors' network: 96, 384, 1536 filters of sides 5, 3, 3; 24576 features of 32x32 images."""
     model = softhebb.build(softhebb.Plan())
-    convs = list(hk.nn.lesson.hebbian_layers(model).values())
+    convs = list(hebbian_layers(model).values())
     assert [tuple(conv.weight.shape) for conv in convs] == [(96, 3, 5, 5), (384, 96, 3, 3), (1536, 384, 3, 3)]
     assert [conv.padding_mode for conv in convs] == ["reflect"] * 3
     assert [1 / conv.rule.temperature for conv in convs] == pytest.approx([1.0, 0.65, 0.25])

@@ -90,7 +90,7 @@ def learn_by_hand(group=None, rank=0, ranks=1):
         layer = HebbianLinear(12, 5, rule=rule)
         layer.weight.copy_(random((5, 12), seed=1))
         layer.frozen[3] = True
-        layer.learn(x[own], 0.1, labels[own], group=group)
+        layer.learn(x[own], lr=0.1, labels=labels[own], group=group)
         with hk.learning(layer, lr=0.1, labels=labels[own], group=group):
             layer(x[own])
         with hk.learning(layer, labels=labels[own], into="grad", group=group):

@@ -50,12 +50,12 @@ def test_any_module_learns_in_the_order_of_its_data():
     training.train(model, batches(), lr=0.01, epochs=1)
     for x, _ in batches():
         x = x.flatten(1)
-        twin.left.learn(x, 0.01)
-        twin.right.learn(x, 0.01)
+        twin.left.learn(x, lr=0.01)
+        twin.right.learn(x, lr=0.01)
         hidden = twin.right(x)
-        twin.twice.learn(hidden, 0.01)
+        twin.twice.learn(hidden, lr=0.01)
         hidden = twin.twice(hidden).relu()
-        twin.twice.learn(hidden, 0.01)
+        twin.twice.learn(hidden, lr=0.01)
     assert all(map(torch.equal, model.parameters(), twin.parameters()))
     assert model.spy.passes == 6  # what learns twice may learn a third time
 
@@ -93,7 +93,7 @@ def test_a_pass_ends_after_the_last_layer_has_learnt():
 def test_a_chain_ends_at_once():
     layer, spy = hk.nn.HebbianLinear(36, 5, rule=hk.WTA()), Spy()
     for model in (nn.Sequential(nn.Flatten(), nn.Sequential(layer, nn.ReLU()), spy), layer):
-        training.train(model, batches(), lr=0.1, epochs=1) if model is not layer else layer.learn(random((2, 36)), 0.1)
+        training.train(model, batches(), lr=0.1, epochs=1) if model is not layer else layer.learn(random((2, 36)), lr=0.1)
     assert spy.passes == 0
     normed = nn.Sequential(nn.Flatten(), layer, nn.BatchNorm1d(5), spy)
     training.train(normed, batches(), lr=0.1, epochs=1)
@@ -198,7 +198,7 @@ def test_supervised_modules_learn_by_their_loss():
     for epoch in range(EPOCHS):
         data.seek(epoch * len(data))
         for x, labels in data:
-            twin[1].learn(x.flatten(1), 0.1 * (1 - epoch / EPOCHS))
+            twin[1].learn(x.flatten(1), lr=0.1 * (1 - epoch / EPOCHS))
             loss = nn.functional.cross_entropy(twin[3:](twin[:3](x).detach()), labels)
             optimizer.zero_grad()
             loss.backward()

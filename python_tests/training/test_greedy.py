@@ -73,15 +73,15 @@ def test_greedy_training_by_hand():
         for i, (x, _) in enumerate(data):
             x = x.flatten(1)
             if epoch < 2:
-                twin.first.learn(x, lr)
+                twin.first.learn(x, lr=lr)
                 # One whole pass shows that the norm comes after, which makes all of them whole.
                 twin.norm(twin.first(x))
                 continue
             x = twin.norm(twin.first(x)).relu()
             if epoch < 4:
-                twin.middle.learn(x, lr)
+                twin.middle.learn(x, lr=lr)
                 continue
-            twin.last.learn(twin.middle(x).relu(), lr)
+            twin.last.learn(twin.middle(x).relu(), lr=lr)
             assert i < 6
     for name, value in twin.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], value, rtol=1e-4, atol=1e-5)

@@ -96,7 +96,7 @@ def test_a_run_is_its_rule_on_its_batches(bars, tmp_path):
     for epoch in range(3):
         batches.seek(epoch * len(batches))
         for batch, _ in batches:
-            layer.learn(batch, 0.2 * (1 - epoch / 3))
+            layer.learn(batch, lr=0.2 * (1 - epoch / 3))
     torch.testing.assert_close(weights(tmp_path)["layer1.weight"], layer.weight.data)
 
 

@@ -1,6 +1,6 @@
-"""Consolidation: what holds a network to the tasks it has learnt while it learns the next (EWC, SI, MAS and baselines).
+"""Synaptic consolidation: penalties that keep a network close to what it has learned (EWC, SI, MAS, baselines).
 
-One loop serves them all, `Consolidation()` (finetuning: it does nothing) included:
+The same training loop works for all methods, also for `Consolidation()`, which does nothing (finetuning):
 
     method = OnlineEWC(model, strength=100)
     for task in stream:
@@ -10,7 +10,7 @@ One loop serves them all, `Consolidation()` (finetuning: it does nothing) includ
             method.after_step()
         method.after_task(model, task)
 
-The faster way to the same weights adds the penalty's gradient to .grad instead of a term to the loss:
+It is faster to add the gradient of the penalty to .grad than to add the penalty to the loss; the weights are the same:
 
             optimizer.zero_grad(); F.cross_entropy(model(x), labels).backward(); method.add_gradient(model, x)
             optimizer.step(); method.after_step()
@@ -25,10 +25,10 @@ The faster way to the same weights adds the penalty's gradient to .grad instead 
 | `LwF` | λ T² Σ KL(old ‖ new at temperature T) | λ_o of Li and Hoiem 2017 |
 
 The DHP paper ("Differentiable Hebbian Consolidation for Continual Learning") writes λ Σ Ω (θ − θ*)² for all of them
-(equations 1 and 4); its λ are meant as in the papers it takes them from, which are those above. To read equation 4
-to the letter, double the strength of the two EWC.
+(equations 1 and 4), but its λ are those of the papers above. For equation 4 as written, double the strength of `EWC`
+and `OnlineEWC`.
 
-Which parameters are held is chosen by name, for DHP the slow weights only:
+The parameters to consolidate are chosen by name, for DHP the slow weights only:
 
     slow = [name for name, _ in model.named_parameters() if not name.endswith((".alpha", ".eta"))]
     MAS(slow, strength=0.1)

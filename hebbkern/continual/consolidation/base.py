@@ -1,10 +1,11 @@
-"""What all methods share: the calls of the training loop, and the quadratic penalty λ Σ Ω (θ − θ*)²."""
+"""Consolidation and Quadratic: the calls of the training loop, and the quadratic penalty λ Σ Ω (θ − θ*)²."""
 
 from __future__ import annotations
 
 import math
 import numbers
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,61 +14,69 @@ Outputs = Callable[[nn.Module, Tensor], Tensor]
 
 
 class Consolidation:
-    """Finetuning: holds nothing. The base of every method, with the calls that a training loop makes.
+    """Finetuning, which keeps nothing: the base class of all methods, with the calls that a training loop makes.
 
-    All methods are deterministic, draw no global random numbers and leave the model in the mode they found it in.
+    All methods are deterministic, draw no global random numbers and restore the training mode of the model.
+
+    Attributes:
+        tasks: number of tasks learned so far.
     """
 
-    tasks = 0  # that were learnt
+    tasks: int = 0
 
     def penalty(self, model: nn.Module, x: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-        """The scalar to add to the loss, differentiable (twice too); 0 before the first task.
+        """The scalar to add to the loss, differentiable twice; 0 before the end of the first task.
 
         Args:
-            model: with the parameters as they are now.
-            x: [B, ...] this batch, and out: what the model gives on it, if at hand. Only `LwF` looks at them.
+            model: the network with its present parameters.
+            x: [B, ...], this batch. Only `LwF` uses it.
+            out: [B, K], the output of the model for x, if it is known. Only `LwF` uses it.
 
         Raises:
-            ValueError: the model lacks a parameter, or has one of another shape than is remembered.
+            ValueError: the model lacks a parameter, or one has another shape than the remembered one.
         """
-        return nothing(model)
+        return zero_penalty(model)
 
     def add_gradient(self, model: nn.Module, x: Tensor | None = None) -> None:
-        """Adds the penalty's gradient to .grad: call it between backward and the optimizer's step.
+        """Adds the gradient of the penalty to .grad; call it between backward and the step of the optimizer.
 
-        The same gradient as by loss + penalty, up to rounding, at a third of the cost for the quadratic penalties.
+        The gradient equals that of loss + penalty up to rounding, and takes a third of the time for quadratic
+        penalties. Arguments and errors are those of `penalty`.
         """
         penalty = self.penalty(model, x)
         if penalty.requires_grad:
             penalty.backward()
 
     def after_step(self) -> None:
-        """Call after each step of the optimizer, while .grad still holds the gradients of that step."""
+        """To be called after each step of the optimizer, while .grad still has the gradients of this step."""
 
-    def after_task(self, model: nn.Module, data: Iterable | None = None, outputs: Outputs | None = None) -> None:
-        """Call when a task is learnt: takes down what matters to it. On an error nothing is changed.
+    def after_task(self, model: nn.Module, data: Iterable[Any] | None = None, outputs: Outputs | None = None) -> None:
+        """To be called at the end of a task: stores what the penalty needs. An error changes nothing.
 
         Args:
-            model: as learnt. It is looked at in evaluation mode.
-            data: the task: batches (x [B, ...], labels [B] int64 or None), gone through once, in the order given.
-            outputs: (model, x) -> [B, K], for networks of several heads: what counts as output in this task; the
-                default is model(x). labels are indices of these K.
+            model: the network, which is run in evaluation mode.
+            data: the task, an iterable of batches (x [B, ...], labels [B] int64 or None); read once and in order.
+            outputs: (model, x) -> [B, K], the outputs of this task for networks with several heads; None for model(x).
+                Labels are indices of the K outputs.
 
         Raises:
-            ValueError: data is missing, empty or without labels where they are needed, the importance found is not
-                finite, or the model lacks a parameter or has one of another shape than before.
+            ValueError: data is missing or empty or lacks labels although they are needed, an importance is not finite,
+                or the model lacks a parameter or has one of another shape.
         """
         self.tasks += 1
 
-    def state_dict(self) -> dict:
-        """Tensors, numbers and strings in nested dicts, as `hebbkern.training.Safetensors` saves them."""
+    def state_dict(self) -> dict[str, Any]:
+        """The state as nested dicts of tensors, numbers and strings; `hebbkern.training.Safetensors` can save it."""
         return {"method": type(self).__name__, "tasks": self.tasks}
 
-    def load_state_dict(self, state: Mapping) -> None:
-        """Goes on from `state_dict()` of a method of the same kind; the tensors are copied.
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Copies the state of a method of the same class.
+
+        Args:
+            state: the result of its `state_dict()`.
 
         Raises:
-            ValueError: of another method, or of other parameters. Nothing is changed then.
+            ValueError: the state belongs to another method or to other parameters. Nothing is changed.
         """
         if state.get("method") != type(self).__name__:
             raise ValueError(
@@ -77,88 +86,98 @@ class Consolidation:
 
 
 class Quadratic(Consolidation):
-    """λ · factor · (Σ Ω (θ − θ*)² + offset) over chosen parameters. Subclasses find Ω and merge it in `after_task`.
+    """λ · factor · (Σ Ω (θ − θ*)² + offset) over chosen parameters. Subclasses compute Ω in `after_task`.
 
     Args:
-        parameters: a module (all its parameters that require a gradient), or the names of parameters as
-            `named_parameters` gives them (its pairs are taken too).
+        parameters: a module (all its parameters that require a gradient), or names of parameters as
+            `named_parameters` gives them; its (name, parameter) pairs are accepted too.
         strength: λ, finite and at least 0.
+
+    Attributes:
+        names: of the parameters.
+        anchor: θ*, one tensor for each name; empty before the end of the first task.
+        importance: Ω, one tensor for each name.
+        offset: a constant.
+
+    Raises:
+        ValueError: there is no parameter, a name is repeated, or strength is out of range.
     """
 
-    factor = 1.0
+    factor: float = 1.0
 
-    def __init__(self, parameters: nn.Module | Iterable, strength: float):
-        self.names = names_of(parameters)
-        self.strength = number("strength", strength, "finite and at least 0", lambda value: value >= 0)
-        self.anchor: list[Tensor] = []  # θ*, one a name; empty before the first task
-        self.importance: list[Tensor] = []  # Ω
+    def __init__(self, parameters: nn.Module | Iterable[Any], strength: float) -> None:
+        self.names = parameter_names(parameters)
+        self.strength = check_number("strength", strength, "finite and at least 0", lambda value: value >= 0)
+        self.anchor: list[Tensor] = []
+        self.importance: list[Tensor] = []
         self.offset = 0.0
-        self._pulls: list[Tensor] = []  # 2Ω(θ − θ*) of this step, in memory that the next uses again
-        self._made = 0  # how often they were computed
+        self._gradients: list[Tensor] = []  # 2Ω(θ − θ*) of this step; the next step reuses the memory
+        self._version = 0  # how often they were computed
 
     @property
     def scale(self) -> float:
-        """What Σ Ω (θ − θ*)² is multiplied by."""
+        """The factor of Σ Ω (θ − θ*)² + offset."""
         return self.strength * self.factor
 
     def penalty(self, model: nn.Module, x: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-        weights = self._chosen(model)
+        weights = self._weights_of(model)
         if not self.anchor:
-            return nothing(model)
-        stepping = torch.is_grad_enabled()  # otherwise it is only looked at
+            return zero_penalty(model)
+        differentiable = torch.is_grad_enabled()
         with torch.no_grad():
-            pulls = self._pull(weights, keep=stepping)
+            gradients = self._compute_gradients(weights, keep=differentiable)
             value = sum(
-                torch.dot(pull.flatten(), (weight - anchor).flatten())
-                for pull, weight, anchor in zip(pulls, weights, self.anchor, strict=True)
+                torch.dot(gradient.flatten(), (weight - anchor).flatten())
+                for gradient, weight, anchor in zip(gradients, weights, self.anchor, strict=True)
             )
             value = (value / 2 + self.offset) * self.scale
-        return _Elastic.apply(value, self, pulls, self.importance, self.anchor, *weights)
+        return _QuadraticPenalty.apply(value, self, gradients, self.importance, self.anchor, *weights)
 
     def add_gradient(self, model: nn.Module, x: Tensor | None = None) -> None:
-        weights = self._chosen(model)
+        weights = self._weights_of(model)
         if not self.anchor:
             return
         with torch.no_grad():
-            for weight, pull in zip(weights, self._pull(weights), strict=True):
+            for weight, gradient in zip(weights, self._compute_gradients(weights), strict=True):
                 if weight.grad is None:
-                    weight.grad = (pull * self.scale).to(weight.dtype)
+                    weight.grad = (gradient * self.scale).to(weight.dtype)
                 else:
-                    weight.grad.add_(pull, alpha=self.scale)
+                    weight.grad.add_(gradient, alpha=self.scale)
 
-    def state_dict(self) -> dict:
-        own = {"anchor": self.anchor, "importance": self.importance}
-        return super().state_dict() | {"offset": self.offset} | {name: self._named(of) for name, of in own.items()}
+    def state_dict(self) -> dict[str, Any]:
+        tensors = {"anchor": self._by_name(self.anchor), "importance": self._by_name(self.importance)}
+        return super().state_dict() | {"offset": self.offset} | tensors
 
-    def load_state_dict(self, state: Mapping) -> None:
-        own = {name: self._unnamed(name, state) for name in ("anchor", "importance")}
-        own["offset"] = state.get("offset", 0.0)
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        anchor, importance = (self._in_order(key, state) for key in ("anchor", "importance"))
         super().load_state_dict(state)
-        vars(self).update(own, _pulls=[])
+        self.anchor, self.importance, self.offset = anchor, importance, state.get("offset", 0.0)
+        self._gradients = []
 
-    def _named(self, tensors: list[Tensor]) -> dict[str, Tensor]:
+    def _by_name(self, tensors: list[Tensor]) -> dict[str, Tensor]:
         return dict(zip(self.names, tensors, strict=True)) if tensors else {}
 
-    def _unnamed(self, what: str, state: Mapping) -> list[Tensor]:
-        tensors = state.get(what, {})
+    def _in_order(self, key: str, state: Mapping[str, Any]) -> list[Tensor]:
+        """Copies of the tensors of state[key], in the order of the names."""
+        tensors = state.get(key, {})
         if tensors and set(tensors) != set(self.names):
             odd = sorted(set(tensors) ^ set(self.names))
             raise ValueError(f"hebbkern.continual: state must be of the parameters chosen here, got others: {odd}")
         return [tensors[name].clone() for name in self.names] if tensors else []
 
     def _remember(self, anchor: list[Tensor], importance: list[Tensor], offset: float = 0.0) -> None:
-        """Takes over θ*, Ω and offset, once they are seen to be finite."""
-        for name, of, by in zip(self.names, importance, anchor, strict=True):
-            for what, tensor in {"importance": of, "weights": by}.items():
+        """Stores θ*, Ω and offset if they are finite; otherwise raises ValueError."""
+        for name, omega, theta in zip(self.names, importance, anchor, strict=True):
+            for kind, tensor in {"importance": omega, "weights": theta}.items():
                 if not tensor.isfinite().all():
                     raise ValueError(
-                        f"hebbkern.continual: {what} must be finite to be remembered, got {name} with "
+                        f"hebbkern.continual: {kind} must be finite to be remembered, got {name} with "
                         "NaN or infinity; nothing was merged"
                     )
-        self.anchor, self.importance, self.offset, self._pulls = anchor, importance, offset, []
+        self.anchor, self.importance, self.offset, self._gradients = anchor, importance, offset, []
 
-    def _chosen(self, model: nn.Module) -> list[nn.Parameter]:
-        """The parameters in the order of the names; what is remembered follows them to their device."""
+    def _weights_of(self, model: nn.Module) -> list[nn.Parameter]:
+        """The parameters in the order of the names; θ* and Ω are moved to their devices."""
         weights = parameters_of(model, self.names)
         if not self.anchor:
             return weights
@@ -169,63 +188,72 @@ class Quadratic(Consolidation):
                     f"got {list(weight.shape)}"
                 )
         if self.anchor[0].device != weights[0].device:
-            self.anchor, self.importance = _beside(weights, self.anchor), _beside(weights, self.importance)
-            self._pulls = []
+            self.anchor = [anchor.to(weight.device) for anchor, weight in zip(self.anchor, weights, strict=True)]
+            self.importance = [omega.to(weight.device) for omega, weight in zip(self.importance, weights, strict=True)]
+            self._gradients = []
         return weights
 
-    def _pull(self, weights: list[nn.Parameter], keep: bool = True) -> list[Tensor]:
-        """2Ω(θ − θ*): one pass over each parameter, by the operator that is the gradient of squared errors."""
-        pulls = (keep and self._pulls) or [torch.empty_like(anchor) for anchor in self.anchor]
-        for pull, weight, anchor, importance in zip(pulls, weights, self.anchor, self.importance, strict=True):
-            weight = weight.detach().to(anchor.dtype)
-            torch.ops.aten.mse_loss_backward.grad_input(importance, weight, anchor, 0, grad_input=pull)
+    def _compute_gradients(self, weights: list[nn.Parameter], keep: bool = True) -> list[Tensor]:
+        """2Ω(θ − θ*), by the gradient of squared errors: one operator and one pass over each parameter."""
+        gradients = (keep and self._gradients) or [torch.empty_like(anchor) for anchor in self.anchor]
+        for gradient, weight, anchor, omega in zip(gradients, weights, self.anchor, self.importance, strict=True):
+            theta = weight.detach().to(anchor.dtype)
+            torch.ops.aten.mse_loss_backward.grad_input(omega, theta, anchor, 0, grad_input=gradient)
         if keep:
-            self._pulls, self._made = pulls, self._made + 1
-        return pulls
+            self._gradients, self._version = gradients, self._version + 1
+        return gradients
 
 
-class _Elastic(torch.autograd.Function):
-    """`value`, whose gradient to the weights is the method's scale · pulls."""
+class _QuadraticPenalty(torch.autograd.Function):
+    """`value`, with scale · `gradients` as its gradient to the weights."""
 
     @staticmethod
-    def forward(ctx, value, method, pulls, importance, anchor, *weights):
-        ctx.method, ctx.scale, ctx.made = method, method.scale, method._made
-        ctx.pulls, ctx.importance, ctx.anchor = pulls, importance, anchor
+    def forward(
+        ctx: Any,
+        value: Tensor,
+        method: Quadratic,
+        gradients: list[Tensor],
+        importance: list[Tensor],
+        anchor: list[Tensor],
+        *weights: Tensor,
+    ) -> Tensor:
+        ctx.method, ctx.scale, ctx.version = method, method.scale, method._version
+        ctx.gradients, ctx.importance, ctx.anchor = gradients, importance, anchor
         ctx.save_for_backward(*weights)
         return value.clone()
 
     @staticmethod
-    def backward(ctx, gradient):
-        weights = ctx.saved_tensors  # refused by torch where they were changed since, as pulls would not tell
-        stale = ctx.method._made != ctx.made  # another penalty, of another model say, was computed since
-        if stale or torch.is_grad_enabled():  # create_graph=True: pulls are constants to autograd
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weights = ctx.saved_tensors  # torch raises if a weight has changed since; `gradients` would not show it
+        overwritten = ctx.method._version != ctx.version  # by a later penalty
+        if overwritten or torch.is_grad_enabled():  # create_graph=True needs the dependence on the weights
             triples = zip(ctx.importance, weights, ctx.anchor, strict=True)
-            pulls = [2 * of * (weight - anchor) for of, weight, anchor in triples]
+            gradients = [2 * omega * (weight - anchor) for omega, weight, anchor in triples]
         else:
-            pulls = ctx.pulls
-        return None, None, None, None, None, *(pull * (gradient * ctx.scale) for pull in pulls)
+            gradients = ctx.gradients
+        return None, None, None, None, None, *(gradient * (grad * ctx.scale) for gradient in gradients)
 
 
-def names_of(parameters: nn.Module | Iterable) -> list[str]:
-    """The names of the parameters chosen, at least one, each once."""
+def parameter_names(parameters: nn.Module | Iterable[Any]) -> list[str]:
+    """The names of the chosen parameters. Raises ValueError if there are none or one is repeated."""
     if isinstance(parameters, nn.Module):
         parameters = [name for name, parameter in parameters.named_parameters() if parameter.requires_grad]
-    names = [one[0] if isinstance(one, tuple) and one else one for one in parameters]
-    if isinstance(parameters, str) or not names or not all(isinstance(name, str) for name in names):
-        got = repr(parameters) if isinstance(parameters, str) else [type(name).__name__ for name in names[:3]]
+    entries: list[Any] = [entry[0] if isinstance(entry, tuple) and entry else entry for entry in parameters]
+    if isinstance(parameters, str) or not entries or not all(isinstance(name, str) for name in entries):
+        got = repr(parameters) if isinstance(parameters, str) else [type(name).__name__ for name in entries[:3]]
         raise ValueError(
             f"hebbkern.continual: parameters must be a module or names of parameters, at least one, got {got}"
         )
-    if len(set(names)) < len(names):
+    if len(set(entries)) < len(entries):
         raise ValueError(
             "hebbkern.continual: parameters must be named once each, got "
-            f"{sorted({name for name in names if names.count(name) > 1})} more often"
+            f"{sorted({name for name in entries if entries.count(name) > 1})} more often"
         )
-    return names
+    return entries
 
 
 def parameters_of(model: nn.Module, names: list[str]) -> list[nn.Parameter]:
-    """The parameters of these names."""
+    """The parameters of these names. Raises ValueError if the model lacks one."""
     try:
         return [model.get_parameter(name) for name in names]
     except AttributeError as error:
@@ -234,23 +262,20 @@ def parameters_of(model: nn.Module, names: list[str]) -> list[nn.Parameter]:
         ) from error
 
 
-def number(name: str, value, wanted: str, test: Callable[[float], bool]) -> float:
-    """`value` as a float, which must be finite and pass the test."""
+def check_number(name: str, value: Any, wanted: str, test: Callable[[float], bool]) -> float:
+    """value as a float. Raises ValueError unless it is finite and passes the test."""
     real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not real or not math.isfinite(value) or not test(value):
+    if not real or not math.isfinite(float(value)) or not test(float(value)):
         raise ValueError(f"hebbkern.continual: {name} must be {wanted}, got {value}")
     return float(value)
 
 
-def kept(weights: list[nn.Parameter]) -> list[Tensor]:
-    """Copies to remember, of float32 at least."""
+def copies_of(weights: list[nn.Parameter]) -> list[Tensor]:
+    """Detached copies, at least of float32."""
     return [weight.detach().to(torch.promote_types(weight.dtype, torch.float32), copy=True) for weight in weights]
 
 
-def _beside(weights: list[nn.Parameter], tensors: list[Tensor]) -> list[Tensor]:
-    return [tensor.to(weight.device) for tensor, weight in zip(tensors, weights, strict=True)]
-
-
-def nothing(model: nn.Module) -> Tensor:
+def zero_penalty(model: nn.Module) -> Tensor:
+    """A scalar 0 on the device of the model."""
     parameter = next(model.parameters(), None)
     return torch.zeros((), device=None if parameter is None else parameter.device)

@@ -1,40 +1,44 @@
-"""LwF: the network goes on saying about today's data what the network of yesterday says about it."""
+"""LwF: distillation of the network after the last task into the network that learns the next one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hebbkern.continual.consolidation.base import Consolidation, Outputs, nothing, number
-from hebbkern.continual.consolidation.sensitivity import Call, batches_of, evaluating
+from hebbkern.continual.consolidation.base import Consolidation, Outputs, check_number, zero_penalty
+from hebbkern.continual.consolidation.sensitivity import ModelOutputs, checked_batches, eval_mode
 
 
 class LwF(Consolidation):
     """Learning without forgetting (Li and Hoiem 2017, section 3): λ T² Σ KL(old ‖ new) of softmaxes at temperature T.
 
-    "Old" is the model, buffers included, as it was after the last task, in evaluation mode. The KL divergence is a
-    mean over the batch, and a sum over groups of output units. It differs from the paper's cross-entropy by a constant;
-    T² keeps the gradient's size when T is changed (Hinton et al. 2015), which the paper leaves to λ.
-    `penalty` needs x; it costs a pass of the old network, and one of the new where `out` is not given: give it where a
-    pass in training mode changes the model (batch normalisation, Hebbian traces) or draws numbers (dropout).
+    "Old" is the model after the last task, buffers included, in evaluation mode. The KL divergence is a mean over the
+    batch and a sum over groups of output units. It differs from the paper's cross-entropy by a constant; T² keeps the
+    size of the gradient at any T (Hinton et al. 2015), which the paper leaves to λ. `penalty` requires x and runs the
+    old network, and also the new one unless `out` is given. Give it if a forward pass in training mode changes the
+    model (batch normalisation, Hebbian traces) or draws random numbers (dropout).
 
     Args:
         strength: λ, finite and at least 0.
         temperature: T > 0, 2 in the paper.
-        units: which output units: "all"; "seen": those of the classes in the data of the tasks learnt, together; or
-            "tasks": those, a group with its own softmax for each task. Labels are taken for indices of units.
-        outputs: (model, x) -> [B, K] for what model(x) does not give, such as all heads side by side; the `outputs` of
-            `after_task` are not looked at.
+        units: the output units of a softmax. "all"; "seen": those of the classes in the data of all tasks learned; or
+            "tasks": those of the classes of a task, one softmax for each task. Labels are indices of units.
+        outputs: (model, x) -> [B, K], such as all heads side by side; None for model(x). The `outputs` of `after_task`
+            are ignored.
+
+    Raises:
+        ValueError: strength, temperature or units is out of range.
     """
 
     def __init__(
         self, strength: float, *, temperature: float = 2.0, units: str = "all", outputs: Outputs | None = None
-    ):
-        self.strength = number("strength", strength, "finite and at least 0", lambda value: value >= 0)
-        self.temperature = number("temperature", temperature, "finite and above 0", lambda value: value > 0)
+    ) -> None:
+        self.strength = check_number("strength", strength, "finite and at least 0", lambda value: value >= 0)
+        self.temperature = check_number("temperature", temperature, "finite and above 0", lambda value: value > 0)
         if units not in ("all", "seen", "tasks"):
             raise ValueError(f'hebbkern.continual: units must be "all", "seen" or "tasks", got {units!r}')
         self.units, self.outputs = units, outputs
@@ -43,17 +47,17 @@ class LwF(Consolidation):
 
     def penalty(self, model: nn.Module, x: Tensor | None = None, out: Tensor | None = None) -> Tensor:
         if not self.old:
-            return nothing(model)
+            return zero_penalty(model)
         if x is None:
             raise ValueError("hebbkern.continual: x must be given to the penalty of LwF, got None")
         self._check(model)
-        call = Call(model, self.outputs)
-        with torch.no_grad(), evaluating(model):
+        call = ModelOutputs(model, self.outputs)
+        with torch.no_grad(), eval_mode(model):
             old = torch.func.functional_call(call, self.old, (x,))
         new = call(x) if out is None else out
         if new.shape != old.shape:
             raise ValueError(f"hebbkern.continual: out must be {list(old.shape)}, got {list(new.shape)}")
-        return (self.strength * self.temperature**2) * sum(
+        divergences = [
             F.kl_div(
                 F.log_softmax(new[:, group] / self.temperature, 1),
                 F.log_softmax(old[:, group] / self.temperature, 1),
@@ -61,12 +65,13 @@ class LwF(Consolidation):
                 log_target=True,
             )
             for group in self._groups()
-        )
+        ]
+        return (self.strength * self.temperature**2) * sum(divergences, torch.zeros_like(divergences[0]))
 
-    def after_task(self, model: nn.Module, data: Iterable | None = None, outputs: Outputs | None = None) -> None:
+    def after_task(self, model: nn.Module, data: Iterable[Any] | None = None, outputs: Outputs | None = None) -> None:
         classes = self.classes
         if self.units != "all":
-            classes = [*classes, sorted({label for _, labels in batches_of(data) for label in _classes(labels)})]
+            classes = [*classes, sorted({label for _, labels in checked_batches(data) for label in _classes(labels)})]
             if not classes[-1]:
                 raise ValueError("hebbkern.continual: data must hold at least one sample, got none")
         old = {f"model.{name}": tensor.detach().clone() for name, tensor in _tensors(model)}
@@ -79,15 +84,16 @@ class LwF(Consolidation):
         self.old, self.classes = old, classes
         self.tasks += 1
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"old": dict(self.old), "classes": self.classes}
 
-    def load_state_dict(self, state: Mapping) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         old = {name: tensor.clone() for name, tensor in state.get("old", {}).items()}
         super().load_state_dict(state)
         self.old, self.classes = old, [list(group) for group in state["classes"]]
 
-    def _groups(self) -> list:
+    def _groups(self) -> list[Any]:
+        """The units of each softmax, as indices of the second dimension of the outputs."""
         if self.units == "all":
             return [slice(None)]
         if self.units == "seen":
@@ -95,6 +101,7 @@ class LwF(Consolidation):
         return self.classes
 
     def _check(self, model: nn.Module) -> None:
+        """Raises ValueError unless the model has the remembered tensors, and moves these to its devices."""
         own = {f"model.{name}": tensor for name, tensor in _tensors(model)}
         for name, tensor in self.old.items():
             if name not in own or own[name].shape != tensor.shape:

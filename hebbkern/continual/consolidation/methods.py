@@ -1,22 +1,27 @@
-"""EWC, Online EWC, SI, MAS and L2: where the importance Ω of each parameter comes from, and how tasks add up."""
+"""EWC, Online EWC, SI, MAS and L2: how each computes the importance Ω of the parameters and merges tasks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hebbkern.continual.consolidation.base import Outputs, Quadratic, kept, number
-from hebbkern.continual.consolidation.sensitivity import Sensitivity, batches_of
+from hebbkern.continual.consolidation.base import Outputs, Quadratic, check_number, copies_of
+from hebbkern.continual.consolidation.sensitivity import Sensitivity, checked_batches
 
 
 class L2(Quadratic):
-    """λ Σ (θ − θ*)² towards the weights after the last task: every parameter matters as much as any other."""
+    """λ Σ (θ − θ*)²: all parameters are equally important, and θ* are the weights after the last task.
 
-    def after_task(self, model: nn.Module, data: Iterable | None = None, outputs: Outputs | None = None) -> None:
-        anchor = kept(self._chosen(model))
+    Args:
+        parameters, strength: see `Quadratic`.
+    """
+
+    def after_task(self, model: nn.Module, data: Iterable[Any] | None = None, outputs: Outputs | None = None) -> None:
+        anchor = copies_of(self._weights_of(model))
         self._remember(anchor, [torch.ones_like(weight) for weight in anchor])
         self.tasks += 1
 
@@ -25,42 +30,46 @@ class EWC(Quadratic):
     """Elastic weight consolidation (Kirkpatrick et al. 2017, equation 3): λ/2 Σ_t Σ F_t (θ − θ*_t)² over all tasks t.
 
     F is the diagonal of the Fisher information: the mean over samples of (∂ log p(y | x, θ)/∂θ)², p the softmax of the
-    outputs. The sum over tasks is kept as one square around Σ F_t θ*_t / Σ F_t and a constant, which is the same
-    number, so that neither memory nor time grows with the tasks.
+    outputs. The sum over tasks is stored as one square around Σ F_t θ*_t / Σ F_t and a constant, which has the same
+    value, so that neither memory nor time grows with the number of tasks.
 
     Args:
         parameters, strength: see `Quadratic`.
-        labels: "model" draws y from p, once a sample, as the Fisher information asks (its expectation is over the
-            model's own labels); "data" takes the labels of the data (the "empirical Fisher").
-        samples: of each task to look at, the first in its data's order; None: all.
-        seed: of the labels drawn, with the number of the task.
-        per_sample: False squares each batch's mean gradient instead (at most 1024 samples), as much code in circulation
-            does: F is then about as many times smaller as a batch has samples.
+        labels: "model" draws one y from p for each sample, as the definition of the Fisher information demands; "data"
+            uses the labels of the data (the "empirical Fisher").
+        samples: number of samples of a task that are used, the first of its data; None for all.
+        seed: of the labels drawn, together with the number of the task.
+        per_sample: False squares the mean gradient of each batch (of at most 1024 samples) instead, as much published
+            code does; F is then smaller by about the size of a batch.
+
+    Raises:
+        ValueError: an argument is out of range.
     """
 
-    factor = 0.5
+    factor: float = 0.5
 
     def __init__(
         self,
-        parameters: nn.Module | Iterable,
+        parameters: nn.Module | Iterable[Any],
         strength: float,
         *,
         labels: str = "model",
         samples: int | None = None,
         seed: int = 0,
         per_sample: bool = True,
-    ):
+    ) -> None:
         super().__init__(parameters, strength)
         if labels not in ("model", "data"):
             raise ValueError(f'hebbkern.continual: labels must be "model" or "data", got {labels!r}')
-        self.labels, self.samples, self.seed = labels, _whole("samples", samples), seed
+        self.labels, self.samples, self.seed = labels, _check_count("samples", samples), seed
         self.per_sample = per_sample
 
-    def after_task(self, model: nn.Module, data: Iterable | None = None, outputs: Outputs | None = None) -> None:
-        self._merge(kept(self._chosen(model)), self._fisher(model, data, outputs))
+    def after_task(self, model: nn.Module, data: Iterable[Any] | None = None, outputs: Outputs | None = None) -> None:
+        self._merge(copies_of(self._weights_of(model)), self._fisher(model, data, outputs))
         self.tasks += 1
 
     def _merge(self, weights: list[Tensor], fisher: list[Tensor]) -> None:
+        """Adds the term of one task to those of the tasks before."""
         if not self.anchor:
             return self._remember(weights, fisher)
         anchor, importance, offset = [], [], self.offset
@@ -73,14 +82,16 @@ class EWC(Quadratic):
             importance.append(both)
         self._remember(anchor, importance, offset)
 
-    def _fisher(self, model: nn.Module, data: Iterable | None, outputs: Outputs | None) -> list[Tensor]:
+    def _fisher(self, model: nn.Module, data: Iterable[Any] | None, outputs: Outputs | None) -> list[Tensor]:
+        """The diagonal of the Fisher information of one task, a tensor for each parameter."""
         generator = torch.Generator("cpu").manual_seed(self.seed * 1_000_003 + self.tasks)
         fisher = Sensitivity(model, self.names, outputs, _log_likelihood, torch.square)
-        for x, labels in batches_of(data, self.samples):
+        for x, labels in checked_batches(data, self.samples):
             if self.labels == "data" and labels is None:
                 raise ValueError('hebbkern.continual: data must have labels for labels="data", got None')
             add = fisher.add if self.per_sample else fisher.add_batch
-            add(x, lambda out, labels=labels: labels if self.labels == "data" else _draw(out, generator))
+            given = labels if self.labels == "data" else None
+            add(x, lambda out, given=given: _draw(out, generator) if given is None else given)
         return fisher.mean()
 
 
@@ -91,12 +102,17 @@ class OnlineEWC(EWC):
 
     Args:
         parameters, strength, labels, samples, seed, per_sample: see `EWC`.
-        decay: γ, from 0 to 1: how much of the Fisher information of earlier tasks stays; 1 forgets nothing.
+        decay: γ, from 0 to 1, the factor of the Fisher information of earlier tasks; 1 forgets nothing.
+
+    Raises:
+        ValueError: an argument is out of range.
     """
 
-    def __init__(self, parameters: nn.Module | Iterable, strength: float, *, decay: float = 1.0, **options):
+    def __init__(
+        self, parameters: nn.Module | Iterable[Any], strength: float, *, decay: float = 1.0, **options: Any
+    ) -> None:
         super().__init__(parameters, strength, **options)
-        self.decay = number("decay", decay, "from 0 to 1", lambda value: 0 <= value <= 1)
+        self.decay = check_number("decay", decay, "from 0 to 1", lambda value: 0 <= value <= 1)
 
     @property
     def scale(self) -> float:
@@ -111,26 +127,34 @@ class OnlineEWC(EWC):
 class MAS(Quadratic):
     """Memory aware synapses (Aljundi et al. 2018, section 4): λ Σ Ω (θ − θ*)², Ω summed over tasks.
 
-    Ω_t is the mean over samples of |∂ ‖f(x; θ)‖²/∂θ|, f the outputs (before the softmax); labels are not looked at.
+    Ω_t is the mean over samples of |∂ ‖f(x; θ)‖²/∂θ|, f the outputs (before the softmax); labels are ignored.
     The λ of the DHP paper's appendix A (0.1, 1.0, 1.5) is this strength.
 
     Args:
         parameters, strength: see `Quadratic`.
-        samples: of each task to look at, the first in its data's order; None: all.
-        per_sample: False takes the absolute value of each batch's mean gradient instead (at most 1024 samples), as
-            much code in circulation does: gradients of opposite sign cancel, and Ω is smaller the larger the batch.
+        samples: number of samples of a task that are used, the first of its data; None for all.
+        per_sample: False takes the absolute value of the mean gradient of each batch (of at most 1024 samples) instead,
+            as much published code does: gradients of opposite sign cancel, and Ω shrinks as batches grow.
+
+    Raises:
+        ValueError: an argument is out of range.
     """
 
     def __init__(
-        self, parameters: nn.Module | Iterable, strength: float, *, samples: int | None = None, per_sample: bool = True
-    ):
+        self,
+        parameters: nn.Module | Iterable[Any],
+        strength: float,
+        *,
+        samples: int | None = None,
+        per_sample: bool = True,
+    ) -> None:
         super().__init__(parameters, strength)
-        self.samples, self.per_sample = _whole("samples", samples), per_sample
+        self.samples, self.per_sample = _check_count("samples", samples), per_sample
 
-    def after_task(self, model: nn.Module, data: Iterable | None = None, outputs: Outputs | None = None) -> None:
-        anchor = kept(self._chosen(model))
-        omega = Sensitivity(model, self.names, outputs, _squared_length, torch.abs)
-        for x, _ in batches_of(data, self.samples):
+    def after_task(self, model: nn.Module, data: Iterable[Any] | None = None, outputs: Outputs | None = None) -> None:
+        anchor = copies_of(self._weights_of(model))
+        omega = Sensitivity(model, self.names, outputs, _squared_norm, torch.abs)
+        for x, _ in checked_batches(data, self.samples):
             add = omega.add if self.per_sample else omega.add_batch
             add(x, lambda out: out[:, 0])
         self._remember(anchor, _sum(self.importance, omega.mean()))
@@ -140,27 +164,33 @@ class MAS(Quadratic):
 class SynapticIntelligence(Quadratic):
     """Synaptic intelligence (Zenke et al. 2017, equations 3 to 5): c Σ Ω (θ − θ*)², Ω summed over tasks.
 
-    Ω_t = ω / (Δ² + ξ): ω = −Σ g (θ' − θ) over the steps of the task, g the gradient of the task's loss, without the
-    penalty, and θ' − θ what the step did; Δ what the task did. Learnt while training: `after_task` needs no data.
+    Ω_t = ω / (Δ² + ξ), with ω = −Σ g (θ' − θ) over the steps of the task, g the gradient of the task's loss without the
+    penalty, θ' − θ the change by a step, and Δ the change by the task. ω is collected during training: `after_task`
+    needs no data.
 
-    Each step needs `penalty` or `add_gradient` before it and `after_step` after it, the first task's too. The .grad
-    that `after_step` finds is taken for that of loss + penalty (penalty once, as it is), by which the penalty's part
-    is known and taken out again. Leave `after_step` out where the optimizer's step was left out.
+    Each step, also of the first task, requires `penalty` or `add_gradient` before it and `after_step` after it. The
+    .grad found by `after_step` must be that of loss + penalty (the penalty once, without a factor); the part of the
+    penalty is subtracted. Skip `after_step` whenever the step of the optimizer is skipped.
 
     Args:
         parameters, strength: see `Quadratic`; strength is c, and the λ of the DHP paper's appendix A (0.1, 1.0).
-        xi: ξ > 0, the damping (0.1 in Zenke et al. and, but for split MNIST's 0.001, in DHP).
-        clip: importances below 0, which steps against the gradient (momentum, noise) leave, count as 0; the
-            equations keep them, and a penalty with such has no lower bound.
+        xi: ξ > 0, the damping (0.1 in Zenke et al. and, except 0.001 for split MNIST, in DHP).
+        clip: True sets negative importances, which steps against the gradient (momentum, noise) cause, to 0. The
+            equations keep them, but a penalty with negative importances has no lower bound.
+
+    Raises:
+        ValueError: an argument is out of range.
     """
 
-    def __init__(self, parameters: nn.Module | Iterable, strength: float, *, xi: float = 0.1, clip: bool = False):
+    def __init__(
+        self, parameters: nn.Module | Iterable[Any], strength: float, *, xi: float = 0.1, clip: bool = False
+    ) -> None:
         super().__init__(parameters, strength)
-        self.xi, self.clip = number("xi", xi, "finite and above 0", lambda value: value > 0), clip
+        self.xi, self.clip = check_number("xi", xi, "finite and above 0", lambda value: value > 0), clip
         self.path: list[Tensor] = []  # ω of this task
         self.start: list[Tensor] = []  # θ before its first step
         self._before: list[Tensor] = []  # θ before this step
-        self._weights: list[nn.Parameter] = []  # of a step that is under way
+        self._weights: list[nn.Parameter] = []  # between penalty and after_step
 
     def penalty(self, model: nn.Module, x: Tensor | None = None, out: Tensor | None = None) -> Tensor:
         penalty = super().penalty(model)
@@ -173,10 +203,10 @@ class SynapticIntelligence(Quadratic):
         self._begin(model)
 
     def after_step(self) -> None:
-        """Adds this step's −g (θ' − θ) to ω.
+        """Adds −g (θ' − θ) of this step to ω.
 
         Raises:
-            RuntimeError: no penalty before the step, or the gradients are gone. Nothing is changed then.
+            RuntimeError: penalty was not called before the step, or there are no gradients. Nothing is changed.
         """
         if not self._weights:
             raise RuntimeError("hebbkern.continual: after_step must follow penalty or add_gradient, got neither before")
@@ -190,13 +220,13 @@ class SynapticIntelligence(Quadratic):
                     continue
                 gradient = weight.grad
                 if self.anchor:
-                    pull = self._pulls[i]
-                    gradient = torch.sub(gradient, pull, alpha=self.scale, out=pull)
+                    own = self._gradients[i]
+                    gradient = torch.sub(gradient, own, alpha=self.scale, out=own)
                 path.addcmul_(gradient, torch.sub(weight, before, out=before), value=-1)
         self._weights = []
 
-    def after_task(self, model: nn.Module, data: Iterable | None = None, outputs: Outputs | None = None) -> None:
-        weights = kept(self._chosen(model))
+    def after_task(self, model: nn.Module, data: Iterable[Any] | None = None, outputs: Outputs | None = None) -> None:
+        weights = copies_of(self._weights_of(model))
         if not self.path:
             raise ValueError("hebbkern.continual: after_task of SI must follow at least one after_step, got none")
         new = [
@@ -204,22 +234,23 @@ class SynapticIntelligence(Quadratic):
             for path, weight, start in zip(self.path, weights, self.start, strict=True)
         ]
         importance = _sum(self.importance, new)
-        self._remember(weights, [of.clamp(min=0) for of in importance] if self.clip else importance)
+        self._remember(weights, [omega.clamp(min=0) for omega in importance] if self.clip else importance)
         self.path, self.start, self._before, self._weights = [], [], [], []
         self.tasks += 1
 
-    def state_dict(self) -> dict:
-        return super().state_dict() | {"path": self._named(self.path), "start": self._named(self.start)}
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"path": self._by_name(self.path), "start": self._by_name(self.start)}
 
-    def load_state_dict(self, state: Mapping) -> None:
-        own = {name: self._unnamed(name, state) for name in ("path", "start")}
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        path, start = (self._in_order(key, state) for key in ("path", "start"))
         super().load_state_dict(state)
-        vars(self).update(own, _before=[], _weights=[])
+        self.path, self.start, self._before, self._weights = path, start, [], []
 
     def _begin(self, model: nn.Module) -> None:
-        self._weights = self._chosen(model)
+        """Stores θ before a step."""
+        self._weights = self._weights_of(model)
         if not self.path:
-            self.start = kept(self._weights)
+            self.start = copies_of(self._weights)
             self.path = [torch.zeros_like(start) for start in self.start]
         if not self._before:
             self._before = [torch.empty_like(path) for path in self.path]
@@ -235,19 +266,20 @@ def _log_likelihood(out: Tensor, labels: Tensor) -> Tensor:
     return F.log_softmax(out, dim=1).gather(1, labels[:, None])[:, 0]
 
 
-def _squared_length(out: Tensor, _) -> Tensor:
+def _squared_norm(out: Tensor, _: Tensor) -> Tensor:
     return out.square().sum(1)
 
 
 def _draw(out: Tensor, generator: torch.Generator) -> Tensor:
-    """[B] labels from softmax(out), by uniform numbers of the CPU's generator: the same on every device."""
+    """[B] labels drawn from softmax(out [B, K]) by a generator of the CPU: every device gets the same labels."""
     cumulative = out.double().softmax(1).cumsum(1)
     uniform = torch.rand(len(out), 1, generator=generator, dtype=torch.float64, device="cpu").to(out.device)
     drawn = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
     return drawn[:, 0].clamp(max=out.shape[1] - 1)
 
 
-def _whole(name: str, value: int | None) -> int | None:
-    return (
-        None if value is None else int(number(name, value, "a whole number above 0", lambda n: n >= 1 and n == int(n)))
-    )
+def _check_count(name: str, value: int | None) -> int | None:
+    """value as an int of at least 1, or None."""
+    if value is None:
+        return None
+    return int(check_number(name, value, "a whole number above 0", lambda n: n >= 1 and n == int(n)))

@@ -1,33 +1,41 @@
-"""Mean over samples of |∂s/∂θ| or (∂s/∂θ)², sample by sample: the importances of EWC and MAS.
+"""Sensitivity: the mean over samples of |∂s/∂θ| or (∂s/∂θ)², of which EWC and MAS make their importances.
 
-A linear layer that sees one vector a sample has the per-sample gradient g aᵀ (g that of its output, a its input), so
-that Σ_b (g_b a_bᵀ)² = (g²)ᵀ a², and so for | |: one matrix product in place of B gradients the size of the weights.
-Which parameters are of this kind is not guessed from the module's type: on the first samples the gradient of a
-weighted sum over samples must be what g and a say. The others go by torch.func, many samples at once.
+A linear layer that gets one vector for each sample has the per-sample gradient g aᵀ, with g the gradient of its output
+and a its input. Hence Σ_b (g_b a_bᵀ)² = (g²)ᵀ a², and likewise for | |: one matrix product instead of B gradients of
+the size of the weights. The type of a module does not tell whether a parameter has such a gradient, so the first
+samples do: the gradient of a weighted sum over samples must be the one that g and a give. For other parameters
+torch.func computes per-sample gradients, of many samples at once.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hebbkern.continual.consolidation.base import Outputs, parameters_of
 
-_SAMPLES = 1024  # at once, through the network
-_NUMBERS = 1 << 24  # at once, of per-sample gradients
+MAX_SAMPLES = 1024  # in one forward pass
+MAX_ENTRIES = 1 << 24  # of per-sample gradients, in memory at once
 
 
-class Call(nn.Module):
-    """`outputs(model, x)` as a module, so that `functional_call` can run it with other parameters."""
+class ModelOutputs(nn.Module):
+    """`outputs(model, x)` as a module, so that `functional_call` can run it with other parameters.
 
-    def __init__(self, model: nn.Module, outputs: Outputs | None):
+    Args:
+        model: the network.
+        outputs: (model, x) -> [B, K]; None for model(x).
+    """
+
+    def __init__(self, model: nn.Module, outputs: Outputs | None) -> None:
         super().__init__()
         self.model, self.outputs = model, outputs or (lambda model, x: model(x))
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, K]; raises ValueError for any other shape."""
         out = self.outputs(self.model, x)
         if not isinstance(out, Tensor) or out.ndim != 2 or len(out) != len(x):
             got = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
@@ -35,8 +43,12 @@ class Call(nn.Module):
         return out
 
 
-def batches_of(data: Iterable | None, samples: int | None = None) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """(x, labels), at most `_SAMPLES` at once and `samples` in all."""
+def checked_batches(data: Iterable[Any] | None, samples: int | None = None) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Batches (x, labels) of at most MAX_SAMPLES, of the first `samples` samples; None for all of them.
+
+    Raises:
+        ValueError: data is not an iterable of batches (x, labels).
+    """
     if data is None:
         raise ValueError("hebbkern.continual: data must be given to after_task, got None")
     left = samples
@@ -48,9 +60,9 @@ def batches_of(data: Iterable | None, samples: int | None = None) -> Iterator[tu
             )
         x, labels = batch
         if labels is not None and len(labels) != len(x):
-            raise ValueError(f"hebbkern.continual: labels must be one a sample ({len(x)}), got {len(labels)}")
-        for start in range(0, len(x), _SAMPLES):
-            end = min(start + _SAMPLES, len(x), len(x) if left is None else start + left)
+            raise ValueError(f"hebbkern.continual: labels must be one for each of {len(x)} samples, got {len(labels)}")
+        for start in range(0, len(x), MAX_SAMPLES):
+            end = min(start + MAX_SAMPLES, len(x), len(x) if left is None else start + left)
             if end == start:
                 return
             left = None if left is None else left - (end - start)
@@ -58,8 +70,8 @@ def batches_of(data: Iterable | None, samples: int | None = None) -> Iterator[tu
 
 
 @contextlib.contextmanager
-def evaluating(model: nn.Module):
-    """The model in evaluation mode, each module's own mode given back after."""
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Context in which the model is in evaluation mode; afterwards each module is in its own mode again."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -70,11 +82,13 @@ def evaluating(model: nn.Module):
 
 
 class Sensitivity:
-    """Adds up measure(∂ objective(out_b, target_b)/∂θ) over samples b; `mean()` divides by their number.
+    """Sums measure(∂ objective(out_b, target_b)/∂θ) over samples b; `mean` divides by their number.
 
     Args:
-        model, names: the parameters θ. outputs: (model, x) -> [B, K].
-        objective: (out [B, K], targets [B]) -> [B], each sample's from its own row alone.
+        model: the network.
+        names: of the parameters θ.
+        outputs: (model, x) -> [B, K]; None for model(x).
+        objective: (out [B, K], targets [B]) -> [B], of which entry b depends on row b alone.
         measure: torch.square or torch.abs, for which measure(g aᵀ) = measure(g) measure(a)ᵀ.
     """
 
@@ -85,32 +99,33 @@ class Sensitivity:
         outputs: Outputs | None,
         objective: Callable[[Tensor, Tensor], Tensor],
         measure: Callable[[Tensor], Tensor],
-    ):
-        self.call, self.names, self.objective, self.measure = Call(model, outputs), names, objective, measure
+    ) -> None:
+        self.call = ModelOutputs(model, outputs)
+        self.names, self.objective, self.measure = names, objective, measure
         self.parameters = dict(zip(names, parameters_of(model, names), strict=True))
         self.owner = {name: model.get_submodule(name.rpartition(".")[0]) for name in names}
         self.total = {
             name: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32), requires_grad=False)
             for name, p in self.parameters.items()
         }
-        self.factored: set[str] | None = None  # not known before the first samples
+        self.factored: set[str] | None = None  # the names with gradients g aᵀ; None before the first samples
         self.samples = 0
 
     def add(self, x: Tensor, targets: Callable[[Tensor], Tensor]) -> None:
-        """Counts these samples in; `targets` gives those of objective, [B], from the outputs [B, K]."""
-        with torch.enable_grad(), evaluating(self.call.model):
-            with self._recorded() as seen:
+        """Adds the samples x [B, ...]; `targets` computes the targets [B] from the outputs [B, K]."""
+        with torch.enable_grad(), eval_mode(self.call.model):
+            with self._recorded() as calls:
                 out = self.call(x)
             target = targets(out.detach())
-            factors = self._factors(seen, self.objective(out, target))
+            factors = self._factors(calls, self.objective(out, target))
             for name in factors:
                 self.total[name] += self._from_factors(*factors[name], self.measure)
-            self._general([name for name in self.names if name not in factors], x, target)
+            self._add_per_sample([name for name in self.names if name not in factors], x, target)
         self.samples += len(x)
 
     def add_batch(self, x: Tensor, targets: Callable[[Tensor], Tensor]) -> None:
-        """Counts in measure(mean gradient of these samples), which batch approximations take for theirs."""
-        with torch.enable_grad(), evaluating(self.call.model):
+        """Adds B · measure(mean gradient of the B samples x), the common approximation of `add`."""
+        with torch.enable_grad(), eval_mode(self.call.model):
             out = self.call(x)
             score = self.objective(out, targets(out.detach())).mean()
             gradients = torch.autograd.grad(score, list(self.parameters.values()), materialize_grads=True)
@@ -119,94 +134,101 @@ class Sensitivity:
         self.samples += len(x)
 
     def mean(self) -> list[Tensor]:
-        """One tensor a parameter, in the order of the names."""
+        """One tensor for each parameter, in the order of the names.
+
+        Raises:
+            ValueError: no samples were added.
+        """
         if self.samples == 0:
             raise ValueError("hebbkern.continual: data must hold at least one sample, got none")
         return [total / self.samples for total in self.total.values()]
 
     @contextlib.contextmanager
-    def _recorded(self):
-        """{module: [(input, output), ...]} of what passes through the modules that own the parameters."""
-        seen: dict[nn.Module, list] = {module: [] for module in self.owner.values()}
+    def _recorded(self) -> Iterator[dict[nn.Module, list[tuple[Any, Any]]]]:
+        """{module: [(input, output), ...]} for the calls of the modules that own the parameters."""
+        calls: dict[nn.Module, list[tuple[Any, Any]]] = {module: [] for module in self.owner.values()}
 
-        def record(module, inputs, output):
-            seen[module].append((inputs[0] if inputs else None, output))
-            # What comes after may work in place; the gradient is wanted of the output as the layer gave it.
+        def record(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+            calls[module].append((inputs[0] if inputs else None, output))
+            # A later module may change its input in place, but the gradient of this output is needed.
             return output.clone() if isinstance(output, Tensor) else None
 
-        hooks = [module.register_forward_hook(record) for module in seen]
+        hooks = [module.register_forward_hook(record) for module in calls]
         try:
-            yield seen
+            yield calls
         finally:
             for hook in hooks:
                 hook.remove()
 
-    def _factors(self, seen: dict, score: Tensor) -> dict[str, tuple[Tensor, Tensor | None]]:
-        """{name: (g [B, K], a [B, N], or None for a bias)} of the parameters whose gradient is g aᵀ."""
-        candidates = {}
+    def _factors(
+        self, calls: dict[nn.Module, list[tuple[Any, Any]]], score: Tensor
+    ) -> dict[str, tuple[Tensor, Tensor | None]]:
+        """{name: (g [B, K], a [B, N])} for parameters with the gradient g aᵀ; a is None for a bias."""
+        candidates: dict[str, tuple[Tensor, Tensor | None]] = {}
         for name, parameter in self.parameters.items():
             if self.factored is not None and name not in self.factored:
                 continue
-            calls = seen[self.owner[name]]
-            if len(calls) == 1 and all(
-                isinstance(t, Tensor) and t.ndim == 2 and len(t) == len(score) for t in calls[0]
-            ):
-                given, out = calls[0]
-                if out.requires_grad and parameter.shape in ((out.shape[1], given.shape[1]), (out.shape[1],)):
-                    candidates[name] = (out, given.detach() if parameter.ndim == 2 else None)
-        outs = [out for out, _ in candidates.values()]
+            own = calls[self.owner[name]]
+            if len(own) == 1 and all(isinstance(t, Tensor) and t.ndim == 2 and len(t) == len(score) for t in own[0]):
+                x, out = own[0]
+                if out.requires_grad and parameter.shape in ((out.shape[1], x.shape[1]), (out.shape[1],)):
+                    candidates[name] = (out, x.detach() if parameter.ndim == 2 else None)
         if self.factored is None:
-            candidates = self._proven(candidates, score)
-            self.factored, outs = set(candidates), [out for out, _ in candidates.values()]
-        if not outs:
+            candidates = self._verified(candidates, score)
+            self.factored = set(candidates)
+        if not candidates:
             return {}
+        outs = [out for out, _ in candidates.values()]
         gradients = torch.autograd.grad(score.sum(), outs, materialize_grads=True)
         return {name: (g, a) for (name, (_, a)), g in zip(candidates.items(), gradients, strict=True)}
 
-    def _proven(self, candidates: dict, score: Tensor) -> dict:
-        """Those candidates whose gradient of a weighted sum over samples is what their factors say it is."""
+    def _verified(
+        self, candidates: dict[str, tuple[Tensor, Tensor | None]], score: Tensor
+    ) -> dict[str, tuple[Tensor, Tensor | None]]:
+        """The candidates whose factors give the gradient of a weighted sum over the samples."""
         if not candidates:
             return {}
         weighted = (score * torch.linspace(0.5, 1.5, len(score), dtype=score.dtype, device=score.device)).sum()
-        wanted = [out for out, _ in candidates.values()] + [self.parameters[name] for name in candidates]
-        gradients = torch.autograd.grad(weighted, wanted, retain_graph=True, materialize_grads=True)
-        proven = {}
+        tensors = [out for out, _ in candidates.values()] + [self.parameters[name] for name in candidates]
+        gradients = torch.autograd.grad(weighted, tensors, retain_graph=True, materialize_grads=True)
+        verified = {}
         for (name, (out, a)), g, true in zip(
             candidates.items(), gradients[: len(candidates)], gradients[len(candidates) :], strict=True
         ):
-            off, size = (self._from_factors(g, a, lambda t: t) - true).abs().max(), true.abs().max()
-            if size > 0 and off <= torch.finfo(true.dtype).eps ** 0.5 * size:  # zeros prove nothing
-                proven[name] = (out, a)
-        return proven
+            error, size = (self._from_factors(g, a, lambda t: t) - true).abs().max(), true.abs().max()
+            if size > 0 and error <= torch.finfo(true.dtype).eps ** 0.5 * size:  # a gradient of zeros proves nothing
+                verified[name] = (out, a)
+        return verified
 
     @staticmethod
     def _from_factors(g: Tensor, a: Tensor | None, measure: Callable[[Tensor], Tensor]) -> Tensor:
         return measure(g).sum(0) if a is None else measure(g).T @ measure(a)
 
-    def _general(self, names: list[str], x: Tensor, target: Tensor) -> None:
-        """Per-sample gradients by torch.func, as many samples at once as memory allows."""
+    def _add_per_sample(self, names: list[str], x: Tensor, target: Tensor) -> None:
+        """Adds per-sample gradients by torch.func, of as many samples at once as MAX_ENTRIES allows."""
         if not names:
             return
         parameters = {f"model.{name}": self.parameters[name].detach() for name in names}
 
-        def score(parameters, x, target):
+        def score(parameters: dict[str, Tensor], x: Tensor, target: Tensor) -> Tensor:
             out = torch.func.functional_call(self.call, parameters, (x[None],))
             return self.objective(out, target[None])[0]
 
-        gradient = torch.func.grad(score)
-        size = max(1, _NUMBERS // max(1, sum(p.numel() for p in parameters.values())))
+        per_sample = torch.func.vmap(torch.func.grad(score), in_dims=(None, 0, 0))
+        size = max(1, MAX_ENTRIES // max(1, sum(p.numel() for p in parameters.values())))
         for x_part, target_part in zip(x.split(size), target.split(size), strict=True):
             try:
                 with torch.no_grad():
-                    found = torch.func.vmap(gradient, in_dims=(None, 0, 0))(parameters, x_part, target_part)
-            except RuntimeError:  # an operator that vmap knows no rule for: the same, one sample after the other
+                    gradients = per_sample(parameters, x_part, target_part)
+            except RuntimeError:  # vmap has no rule for an operator: one sample after the other
                 each = [self._one(names, a[None], t[None]) for a, t in zip(x_part, target_part, strict=True)]
-                found = {
+                gradients = {
                     f"model.{name}": torch.stack(gs) for name, gs in zip(names, zip(*each, strict=True), strict=True)
                 }
             for name in names:
-                self.total[name] += self.measure(found[f"model.{name}"]).sum(0)
+                self.total[name] += self.measure(gradients[f"model.{name}"]).sum(0)
 
     def _one(self, names: list[str], x: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+        """The gradients of a single sample x [1, ...]."""
         score = self.objective(self.call(x), target).sum()
         return torch.autograd.grad(score, [self.parameters[name] for name in names], materialize_grads=True)
