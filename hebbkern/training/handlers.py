@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from hebbkern import plots
-from hebbkern.evaluation.taps import hebbian_layers, taps
+from hebbkern.evaluation.features import hebbian_layers, taps
 from hebbkern.plots.files import figure
 from hebbkern.training.statistics import activity, answers, lengths, wins
 

@@ -23,7 +23,7 @@ from torch import Tensor, distributed, nn
 
 from hebbkern import __version__, datasets
 from hebbkern.evaluation import linear_probes
-from hebbkern.evaluation.taps import at_rest, hebbian_layers
+from hebbkern.evaluation.features import eval_mode, hebbian_layers
 from hebbkern.training import config as fields
 from hebbkern.training import folder, handlers, network
 from hebbkern.training.batches import Batches
@@ -259,7 +259,7 @@ def _measure(config: Config, model: nn.Module, data, held_out) -> dict:
 def accuracy(model: nn.Module, x: Tensor, labels: Tensor) -> float:
     """The share of x that the model's highest output names, from 0 to 1."""
     device = next(model.parameters()).device
-    with at_rest(model), torch.no_grad():
+    with eval_mode(model), torch.no_grad():
         right = [
             (model(part.to(device)).argmax(1).cpu() == wanted).sum().item()
             for part, wanted in zip(x.split(CHUNK), labels.split(CHUNK), strict=True)

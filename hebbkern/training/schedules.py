@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from ignite.handlers.state_param_scheduler import StateParamScheduler
 
-from hebbkern.evaluation.taps import at_rest
+from hebbkern.evaluation.features import eval_mode
 from hebbkern.nn.learning import by_name
 from hebbkern.training.step import Step, pair
 
@@ -114,7 +114,7 @@ def _in_order_of_data(step: Step, names: list[str], batches) -> list[str]:
         for name in names
     ]
     try:
-        with torch.no_grad(), at_rest(model):
+        with torch.no_grad(), eval_mode(model):
             model(step.moved(pair(next(iter(batches)))[0]))
     finally:
         for hook in hooks:

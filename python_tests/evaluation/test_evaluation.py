@@ -12,7 +12,7 @@ from torch import nn
 import hebbkern as hk
 from cases import random
 from hebbkern import evaluation
-from hebbkern.evaluation import linear_readout, rectified_power
+from hebbkern.evaluation import features, linear_readout, rectified_power
 
 
 def clusters(count, seed):
@@ -95,7 +95,7 @@ def assert_untouched(model, before):
 
 def evaluator(model, *arguments, **options):
     pytest.importorskip("ignite", reason="pytorch-ignite is not installed")
-    options = {"epochs": 20, "lr": 0.02, "size": 32} | options
+    options = {"epochs": 20, "lr": 0.02, "batch_size": 32} | options
     return evaluation.HebbianEvaluator(model, *arguments, **options)
 
 
@@ -195,7 +195,7 @@ def test_an_evaluation_inside_learning_does_not_learn():
 def test_probes_are_readouts_of_each_layer_in_one_pass():
     model, train, test = forked(), images(100, seed=1), images(30, seed=2)
     before = snapshot(model)
-    probes = evaluation.linear_probes(model, train, test, size=50)
+    probes = evaluation.linear_probes(model, train, test, batch_size=50)
     assert_untouched(model, before)
     assert list(probes) == ["one", "two"] and model.calls == 2 + 1
     with torch.no_grad():
@@ -237,7 +237,7 @@ def test_a_model_that_catches_errors_is_read_too():
 
 def test_taps_keep_what_is_overwritten_later():
     model, (x, _) = forked(), images(5, seed=1)
-    with evaluation.taps.taps(model, ["one", "last"]) as read:
+    with features.taps(model, ["one", "last"]) as read:
         seen = read(x)
     with torch.no_grad():
         want = torch.nn.functional.conv2d(x, model.one.weight)
