@@ -1,4 +1,4 @@
-"""Measures of features without a trained readout (k-NN, clusters), and confidence intervals over seeds."""
+"""Measures of features (k-NN, clusters), classifiers and neurons (lengths, wins, activity); intervals over seeds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from hebbkern import ops
+from hebbkern.evaluation.features import device_of, eval_mode
+from hebbkern.nn.learning import Hebbian
+from hebbkern.rules import WTA, KrotovHopfield
+
+QUANTILES = {"q05": 0.05, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q95": 0.95}
 
 
 def knn(
@@ -128,6 +135,85 @@ def cluster_accuracy(
 
 def _array(x: Tensor) -> np.ndarray:
     return np.ascontiguousarray(x.detach().float().cpu().numpy())
+
+
+def lengths(layer: Hebbian) -> Tensor:
+    """[K] float64 on the CPU: the norm of each neuron's weights, with p of Krotov and Hopfield's rule, else p = 2."""
+    p = layer.rule.p if isinstance(layer.rule, KrotovHopfield) else 2.0
+    return torch.linalg.vector_norm(layer.weight.detach().cpu().double().flatten(1), p, dim=1)
+
+
+def wins(layer: Hebbian, x: Tensor) -> Tensor:
+    """Counts the patches of x that each neuron wins under its rule's similarity and kind of patches.
+
+    With WTA of k winners a patch counts for all k. For rules without winners (dense ones, Supervised) the winner is
+    the neuron of the largest w·x.
+
+    Args:
+        layer: a Hebbian layer.
+        x: a batch of its inputs.
+
+    Returns:
+        [K] int64.
+    """
+    rule, weight = layer.rule, layer.weight.detach()
+    options, k = {"p": rule.p} if isinstance(rule, KrotovHopfield) else {}, 1
+    if isinstance(rule, WTA):
+        options, k = {"cosine": rule.similarity == "cosine"}, rule.k
+    rows, _ = layer._samples(x.to(weight.dtype), None)
+    rows, geometry = layer._patches(rows)
+    winners, _ = ops.compete(rows, weight, k, patches=rule.patches, **options, **geometry)
+    return torch.bincount(winners.flatten().long(), minlength=len(weight))
+
+
+def answers(layer: nn.Module, output: Tensor) -> Tensor:
+    """[P, K]: the output of a layer on a batch, one row a patch."""
+    if isinstance(layer, nn.Conv2d):
+        output = output.movedim(1, -1)
+    return output.reshape(-1, output.shape[-1])
+
+
+def activity(y: Tensor) -> dict[str, float]:
+    """Computes the distribution and the sparseness of activations over all patches and neurons.
+
+    Args:
+        y: [P, K].
+
+    Returns:
+        "mean"; "q05", "q25", "q50", "q75", "q95" (quantiles); "inactive", the share of activations at most 0; "silent",
+        the share of neurons never above 0; and "sparseness", from 0 (all neurons are equally active) to 1 (one neuron
+        alone is): (1 − (Σ r / K)² / (Σ r² / K)) / (1 − 1/K) with r = max(y, 0) over the neurons (Vinje and Gallant,
+        Science 2000), the mean over patches with an active neuron (0 if there are none).
+    """
+    y = y.detach().cpu().double()
+    active, rates, neurons = y > 0, y.relu(), y.shape[1]
+    statistics = {"mean": y.mean().item(), "inactive": 1 - active.double().mean().item()}
+    statistics["silent"] = 1 - active.any(0).double().mean().item()
+    statistics |= zip(QUANTILES, np.quantile(y.numpy(), list(QUANTILES.values())).tolist(), strict=True)
+    rates = rates[active.any(1)]
+    rates = rates / rates.amax(1, keepdim=True)  # so that no square underflows
+    evenness = rates.mean(1).square() / rates.square().mean(1)
+    sparse = neurons > 1 and len(rates) > 0
+    statistics["sparseness"] = (1 - evenness.mean().item()) / (1 - 1 / neurons) if sparse else 0.0
+    return statistics
+
+
+def accuracy(model: nn.Module, x: Tensor, labels: Tensor, *, chunk: int = 1000) -> float:
+    """Computes the share of x, from 0 to 1, for which the model's highest output is that of the label.
+
+    Args:
+        model: a classifier; it is in evaluation mode and is left exactly as it was.
+        x: [n, ...] on any device.
+        labels: [n] int64 on the CPU.
+        chunk: samples at a time.
+    """
+    device = device_of(model)
+    with eval_mode(model), torch.no_grad():
+        correct = [
+            (model(part.to(device)).argmax(1).cpu() == wanted).sum().item()
+            for part, wanted in zip(x.split(chunk), labels.split(chunk), strict=True)
+        ]
+    return sum(correct) / len(x)
 
 
 class Interval(NamedTuple):

@@ -12,7 +12,7 @@ from torch import nn
 import hebbkern as hk
 from hebbkern import training
 
-EPOCHS, SAMPLES, SIZE = 6, 403, 10
+EPOCHS, SAMPLES, BATCH_SIZE = 6, 403, 10
 ITERATIONS = EPOCHS * 41  # the last batch of an epoch has 3 samples
 
 
@@ -51,7 +51,7 @@ def run(folder, order="together", iterations=None):
     tell = [] if iterations is None else [(training.engine.Events.ITERATION_COMPLETED, iterations)]
     training.train(
         model,
-        training.Batches(images, labels, size=SIZE, seed=3, partial=True),
+        training.Batches(images, labels, batch_size=BATCH_SIZE, seed=3, partial=True),
         lr=0.05,
         epochs=EPOCHS if order == "together" else EPOCHS // 3,
         order=order,

@@ -16,7 +16,7 @@ for package in ("ignite", "jsonargparse", "mlxtend"):
     pytest.importorskip(package, reason=f"{package} is not installed")
 
 PAGE = Path(__file__).parents[2] / "docs" / "training.md"
-SMALL = ["--data", "few.npz", "--batch", "50", "--epochs", "1"]
+SMALL = ["--data", "few.npz", "--batch-size", "50", "--epochs", "1"]
 
 
 def blocks(kind, page=PAGE):
