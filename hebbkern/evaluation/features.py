@@ -18,6 +18,7 @@ from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from hebbkern.nn.learning import Hebbian, check_any
 
@@ -95,8 +96,8 @@ class Store:
         return joined, torch.cat(self.labels)
 
 
-def hebbian_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The Hebbian layers of `model` by name. Raises ValueError if there are none."""
+def hebbian_layers(model: nn.Module) -> dict[str, Hebbian]:
+    """Returns the Hebbian layers of `model` by name. Raises ValueError if there are none."""
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, Hebbian)}
     check_any("evaluation", model, layers)
     return layers
@@ -154,10 +155,10 @@ def taps(
         if len(kept) == len(names):
             raise _AllRead
 
-    def hook(name: str) -> torch.utils.hooks.RemovableHandle:
+    def hook(name: str) -> RemovableHandle:
         if inputs:
             return modules[name].register_forward_pre_hook(lambda module, args: add(name, args[0]))
-        return modules[name].register_forward_hook(lambda module, args, output: add(name, output))
+        return modules[name].register_forward_hook(lambda module, args, output: add(name, output))  # pyright: ignore
 
     @torch.no_grad()
     def read(x: Tensor) -> dict[str, Tensor]:

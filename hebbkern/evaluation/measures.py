@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -119,7 +119,8 @@ def cluster_accuracy(
     except ImportError as error:
         raise ImportError("hebbkern.evaluation: scikit-learn is missing: pip install 'hebbkern[eval]'") from error
     classes = labels.cpu().numpy()
-    means = KMeans(clusters, n_init=starts, random_state=seed).fit(_array(features))
+    options: Any = {"n_init": starts, "random_state": seed}
+    means: Any = KMeans(clusters, **options).fit(_array(features))
     counts = np.zeros((clusters, int(classes.max()) + 1), dtype=np.int64)
     np.add.at(counts, (means.labels_, classes), 1)
     class_of = np.full(clusters, -1)
@@ -143,22 +144,23 @@ def lengths(layer: Hebbian) -> Tensor:
     return torch.linalg.vector_norm(layer.weight.detach().cpu().double().flatten(1), p, dim=1)
 
 
-def wins(layer: Hebbian, x: Tensor) -> Tensor:
+def wins(layer: Any, x: Tensor) -> Tensor:
     """Counts the patches of x that each neuron wins under its rule's similarity and kind of patches.
 
     With WTA of k winners a patch counts for all k. For rules without winners (dense ones, Supervised) the winner is
     the neuron of the largest w·x.
 
     Args:
-        layer: a Hebbian layer.
+        layer: a `HebbianLinear` or `HebbianConv2d`.
         x: a batch of its inputs.
 
     Returns:
         [K] int64.
     """
-    rule, weight = layer.rule, layer.weight.detach()
-    options, k = {"p": rule.p} if isinstance(rule, KrotovHopfield) else {}, 1
-    if isinstance(rule, WTA):
+    rule, weight, k, options = layer.rule, layer.weight.detach(), 1, {}
+    if isinstance(rule, KrotovHopfield):
+        options = {"p": rule.p}
+    elif isinstance(rule, WTA):
         options, k = {"cosine": rule.similarity == "cosine"}, rule.k
     rows, _ = layer._samples(x.to(weight.dtype), None)
     rows, geometry = layer._patches(rows)

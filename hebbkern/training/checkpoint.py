@@ -220,7 +220,7 @@ def _checksum(state: str, tensors: Mapping[str, Tensor]) -> str:
     checksum = zlib.crc32(state.encode())
     for name, tensor in sorted(tensors.items()):
         checksum = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), checksum)
-        checksum = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy(), checksum)
+        checksum = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, checksum)
     return str(checksum)
 
 
@@ -274,7 +274,7 @@ def _unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
         return float(value)
     if kind == "tuple":
         return tuple(_unpack(value, tensors))
-    restored = _MAPPINGS[kind]({_unpack(key, tensors): _unpack(one, tensors) for key, one in value})
+    restored: Any = _MAPPINGS[kind]({_unpack(key, tensors): _unpack(one, tensors) for key, one in value})
     if "_metadata" in packed:
         restored._metadata = _unpack(packed["_metadata"], tensors)
     return restored

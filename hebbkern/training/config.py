@@ -22,12 +22,21 @@ from hebbkern import rules
 from hebbkern.ops.checks import PATCHES
 from hebbkern.settings import Settings
 
-if not hasattr(rules, "RULES"):  # SHIM, to be removed when hebbkern.rules fills RULES and gives each rule these two
-    kinds = rules.KrotovHopfield, rules.WTA, rules.Supervised, rules.Sanger, rules.Oja, rules.SoftWTA, rules.Hebb
-    for kind, default_lr in zip(kinds, (0.04, 0.04, 0.04, 0.004, 0.004, 0.004, 0.0001), strict=True):
-        kind.cli_name, kind.default_lr = kind.__name__.lower().removesuffix("hopfield"), default_lr
-    rules.RULES = {kind.cli_name: kind for kind in kinds}
-RULES: dict[str, Any] = rules.RULES
+_rules: Any = rules  # SHIM, with the next five lines: remove when hebbkern.rules has RULES, cli_name and default_lr
+if not hasattr(_rules, "RULES"):
+    _kinds = (
+        _rules.KrotovHopfield,
+        _rules.WTA,
+        _rules.Supervised,
+        _rules.Sanger,
+        _rules.Oja,
+        _rules.SoftWTA,
+        _rules.Hebb,
+    )
+    for _kind, _lr in zip(_kinds, (0.04, 0.04, 0.04, 0.004, 0.004, 0.004, 0.0001), strict=True):
+        _kind.cli_name, _kind.default_lr = _kind.__name__.lower().removesuffix("hopfield"), _lr
+    _rules.RULES = {_kind.cli_name: _kind for _kind in _kinds}
+RULES: dict[str, Any] = _rules.RULES
 
 DESCRIPTION = """Train layers by local rules. The run folder gets the configuration, metrics, pictures and checkpoints,
 from which --resume continues exactly. Under torchrun, processes share the batches."""

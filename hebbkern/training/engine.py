@@ -87,7 +87,8 @@ def engine_of(step: Step) -> Engine:
     """The engine that takes this step on each batch."""
     engine, modes = Engine(step), {}
     engine.logger.setLevel(logging.CRITICAL)  # an error is raised, so the log need not repeat it
-    engine.state.lr, engine.state.layer = step.lr, None
+    state: Any = engine.state
+    state.lr, state.layer = step.lr, None
     engine.state_dict_user_keys.append("lr")
 
     def restore(engine: Engine) -> None:
@@ -138,17 +139,20 @@ class Step:
             raise ValueError(f'hebbkern.training: dtype must be None for "{growing[0]}", a HebbCL layer, got {dtype}')
         self.model, self.loss, self.group, self.dtype = model, loss, group, dtype
         self.first = next(iter(layers.values()))  # of the model, whether it learns or not
-        self.learns, self.only = True, None
+        self.learns = True
+        self.only: Hebbian | None = None
         if supervised_from is None and optimizer is not None:
             raise ValueError("hebbkern.training: supervised_from must name a module for the optimizer, got None")
-        self.supervised = supervised_from and _Supervised(model, supervised_from, optimizer, loss, group)
-        self.supervises = bool(self.supervised)
+        self.supervised = None
+        if supervised_from is not None:
+            self.supervised = _Supervised(model, supervised_from, optimizer, loss, group)
+        self.supervises = self.supervised is not None
         self._frozen: dict[Hebbian, tuple[Tensor, int, bool]] = {}
         if group is not None:
             for tensor in (*model.parameters(), *model.buffers()):
                 torch.distributed.broadcast(tensor.detach(), group=group, group_src=0)
 
-    def __call__(self, engine: Engine, batch: Any) -> dict[str, Any] | None:
+    def __call__(self, engine: Any, batch: Any) -> dict[str, Any] | None:
         x, labels = map(self.to_device, pair(batch))
         states = self._states(engine.state.lr, labels)
         with learning_scope(list(states), list(states.values())):
@@ -180,7 +184,7 @@ class Step:
     def _is_frozen(self, layer: Hebbian) -> bool:
         """Whether no neuron of the layer learns. A mask is read, which waits for a GPU, only after it has changed."""
         if _grows(layer):
-            return layer.finished
+            return getattr(layer, "finished")  # noqa: B009 (of HebbCL alone)
         mask = layer.frozen
         known = self._frozen.get(layer)
         if known is None or known[0] is not mask or known[1] != mask._version:

@@ -300,7 +300,7 @@ class Metrics:
             self.losses += 1
 
     def write(self, engine: Engine) -> None:
-        state = engine.state
+        state: Any = engine.state
         line: dict[str, Any] = {"epoch": state.epoch, "iteration": state.iteration, "lr": state.lr}
         line |= {"layer": state.layer} if state.layer else {}
         line |= {"seconds": time.perf_counter() - self.began}

@@ -166,11 +166,12 @@ class Schedule(StateParamScheduler):
         return sum(stage.epochs for stage in self.stages)
 
     def __call__(self, engine: Engine) -> None:
-        self.event_index = engine.state.epoch - 1
-        if self.decay != "constant" or engine.state.iteration == 0:  # a first epoch may be resumed
-            engine.state.lr = self.get_param()
+        state: Any = engine.state
+        self.event_index = state.epoch - 1
+        if self.decay != "constant" or state.iteration == 0:  # a first epoch may be resumed
+            state.lr = self.get_param()
         stage, _ = self._current()
-        engine.state.layer = stage.layer
+        state.layer = stage.layer
         self.step.only = None if stage.layer is None else self.step.layers.get(stage.layer)
         self.step.learns = stage.layer is None or self.step.only is not None
         self.step.supervises = stage.supervised

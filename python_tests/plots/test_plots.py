@@ -8,7 +8,7 @@ import torch
 
 from cases import random
 from hebbkern import plots
-from hebbkern.plots import charts, files, grid, layers
+from hebbkern.plots import charts, files, grid
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 image = pytest.importorskip("PIL.Image", reason="pillow is not installed")
@@ -21,7 +21,7 @@ def pixels(path):
 @pytest.fixture
 def unwritten(monkeypatch):
     """Functions return the Figure instead of writing it."""
-    for module in (charts, grid, layers):
+    for module in (charts, grid):
         monkeypatch.setattr(module, "write", lambda drawn, path: drawn)
 
 

@@ -36,7 +36,9 @@ def bars(tmp_path_factory):
 
 
 def single(data, out, **changes):
-    return Config(**{"data": data, "out": str(out), "neurons": 12, "epochs": 3, "batch_size": 20, "pictures": 0} | changes)
+    return Config(
+        **{"data": data, "out": str(out), "neurons": 12, "epochs": 3, "batch_size": 20, "pictures": 0} | changes
+    )
 
 
 def deep(data, out, **changes):
