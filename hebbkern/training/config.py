@@ -22,17 +22,10 @@ from hebbkern import rules
 from hebbkern.ops.checks import PATCHES
 from hebbkern.settings import Settings
 
-_rules: Any = rules  # SHIM, with the next five lines: remove when hebbkern.rules has RULES, cli_name and default_lr
+_rules: Any = rules  # SHIM, with the next six lines: remove when hebbkern.rules has RULES, cli_name and default_lr
 if not hasattr(_rules, "RULES"):
-    _kinds = (
-        _rules.KrotovHopfield,
-        _rules.WTA,
-        _rules.Supervised,
-        _rules.Sanger,
-        _rules.Oja,
-        _rules.SoftWTA,
-        _rules.Hebb,
-    )
+    _names = ("KrotovHopfield", "WTA", "Supervised", "Sanger", "Oja", "SoftWTA", "Hebb")
+    _kinds = [getattr(_rules, name) for name in _names]
     for _kind, _lr in zip(_kinds, (0.04, 0.04, 0.04, 0.004, 0.004, 0.004, 0.0001), strict=True):
         _kind.cli_name, _kind.default_lr = _kind.__name__.lower().removesuffix("hopfield"), _lr
     _rules.RULES = {_kind.cli_name: _kind for _kind in _kinds}

@@ -297,20 +297,12 @@ def test_answers_are_a_row_a_patch():
 
 def test_activity_by_its_formulas():
     y = torch.tensor([[1.0, 0.0, 0.0, -1.0], [2.0, 2.0, 2.0, -2.0], [0.0, -3.0, -1.0, 0.0]])
-    statistics = measures.activity(y)
-    assert (
-        statistics["mean"] == pytest.approx(0)
-        and statistics["inactive"] == pytest.approx(8 / 12)
-        and statistics["silent"] == 0.25
-    )
-    # (Σ r / K)² / (Σ r² / K): 1/4 and 3/4; the third patch is answered by nobody.
-    assert statistics["sparseness"] == pytest.approx(((1 - 1 / 4) + (1 - 3 / 4)) / 2 / (1 - 1 / 4))
-    assert (
-        statistics["q50"] == pytest.approx(0)
-        and statistics["q25"] == pytest.approx(-1)
-        and statistics["q95"] == pytest.approx(2)
-    )
-    assert measures.activity(y * 1e-30)["sparseness"] == pytest.approx(statistics["sparseness"])
+    row = measures.activity(y)
+    assert row["mean"] == pytest.approx(0) and row["inactive"] == pytest.approx(8 / 12) and row["silent"] == 0.25
+    # (Σ r / K)² / (Σ r² / K): 1/4 and 3/4; no neuron is active on the third patch.
+    assert row["sparseness"] == pytest.approx(((1 - 1 / 4) + (1 - 3 / 4)) / 2 / (1 - 1 / 4))
+    assert row["q50"] == pytest.approx(0) and row["q25"] == pytest.approx(-1) and row["q95"] == pytest.approx(2)
+    assert measures.activity(y * 1e-30)["sparseness"] == pytest.approx(row["sparseness"])
     assert measures.activity(-y.abs() - 1)["sparseness"] == 0 == measures.activity(y[:, :1])["sparseness"]
 
 

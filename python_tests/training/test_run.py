@@ -36,9 +36,8 @@ def bars(tmp_path_factory):
 
 
 def single(data, out, **changes):
-    return Config(
-        **{"data": data, "out": str(out), "neurons": 12, "epochs": 3, "batch_size": 20, "pictures": 0} | changes
-    )
+    fields = {"data": data, "out": str(out), "neurons": 12, "epochs": 3, "batch_size": 20, "pictures": 0}
+    return Config(**fields | changes)
 
 
 def deep(data, out, **changes):
