@@ -22,12 +22,13 @@ from hebbkern import rules
 from hebbkern.ops.checks import PATCHES
 from hebbkern.settings import Settings
 
-_rules: Any = rules  # SHIM, with the next six lines: remove when hebbkern.rules has RULES, cli_name and default_lr
+_rules: Any = rules  # SHIM, to "_rules.RULES = ...": remove when hebbkern.rules has RULES
 if not hasattr(_rules, "RULES"):
     _names = ("KrotovHopfield", "WTA", "Supervised", "Sanger", "Oja", "SoftWTA", "Hebb")
     _kinds = [getattr(_rules, name) for name in _names]
     for _kind, _lr in zip(_kinds, (0.04, 0.04, 0.04, 0.004, 0.004, 0.004, 0.0001), strict=True):
         _kind.cli_name, _kind.default_lr = _kind.__name__.lower().removesuffix("hopfield"), _lr
+        _kind.uses_labels = _kind is _rules.Supervised
     _rules.RULES = {_kind.cli_name: _kind for _kind in _kinds}
 RULES: dict[str, Any] = _rules.RULES
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hebbkern.nn import HebbianConv2d, HebbianLinear, KWinners
-from hebbkern.rules import KrotovHopfield, Supervised
+from hebbkern.rules import KrotovHopfield
 from hebbkern.training.config import Config, Layer
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def _modules(
 ) -> Iterator[tuple[str, nn.Module]]:
     """(name, module) of a resolved layer and of the modules around it."""
     rule = layer.make_rule()
-    neurons = classes if isinstance(rule, Supervised) else layer.neurons or 0
+    neurons = classes if rule.uses_labels else layer.neurons or 0
     if layer.kind == "linear":
         if len(shape) > 1:
             yield "flatten", nn.Flatten()

@@ -30,12 +30,11 @@ from hebbkern import __version__, datasets
 from hebbkern.evaluation import linear_probes
 from hebbkern.evaluation.features import Pair, hebbian_layers
 from hebbkern.evaluation.measures import accuracy
-from hebbkern.rules import Supervised
 from hebbkern.training import config as fields
 from hebbkern.training import handlers, network
 from hebbkern.training.batches import Batches
 from hebbkern.training.checkpoint import last_checkpoint
-from hebbkern.training.config import RULES, Config, Layer
+from hebbkern.training.config import Config, Layer
 from hebbkern.training.train import train
 
 if TYPE_CHECKING:
@@ -175,7 +174,7 @@ def _train(
     config: Config, model: nn.Module, data: datasets.Dataset, held_out: Pair | None, process: Process
 ) -> dict[str, Any]:
     layers, names = config.resolved(), list(hebbian_layers(model))
-    labelled = config.head is not None or any(issubclass(RULES[layer.rule or ""], Supervised) for layer in layers)
+    labelled = config.head is not None or any(layer.make_rule().uses_labels for layer in layers)
     x, labels = (part.to(process.device) for part in (data.x_train, data.y_train))
     order = {"seed": config.seed, "partial": config.partial, "rank": process.rank, "ranks": process.ranks}
     batches = Batches(x, labels if labelled else None, batch_size=config.batch_size, **order)

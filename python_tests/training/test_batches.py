@@ -14,7 +14,7 @@ def batches(**options):
 
 
 def epochs(data, number=1, start=0):
-    """What `number` epochs from batch `start` on give, as the trainer asks for them: seek, then iterate."""
+    """What `number` epochs from batch `start` on give, in the trainer's way: seek, then iterate."""
     given, iteration = [], start
     while iteration < number * len(data):
         data.seek(iteration)
@@ -48,7 +48,7 @@ def test_any_batch_can_be_the_first(partial):
         assert all(torch.equal(a, b) for (_, a), (_, b) in zip(rest, whole[start:], strict=True))
 
 
-def test_the_order_hangs_on_seed_and_epoch_alone():
+def test_the_order_depends_on_seed_and_epoch_alone():
     def order(data):
         return torch.cat([labels for _, labels in data]).tolist()
 
@@ -79,7 +79,7 @@ def test_all_ranks_together_see_the_batches_of_one(ranks, partial):
         sizes = [len(x) for x, _ in parts]
         assert max(sizes) - min(sizes) <= 1 and sum(sizes) == len(whole[0])
     if ranks == 7:
-        assert min(len(x) for x, _ in shares[0] + shares[1]) == 0  # a batch of 5 or 3 samples has none for everyone
+        assert min(len(x) for x, _ in shares[0] + shares[1]) == 0  # a batch of 5 or 3 samples is not enough for all
 
 
 def test_images_of_bytes_become_floats_of_0_to_1():
@@ -101,7 +101,7 @@ def test_a_batch_is_free_to_keep_and_to_change(dtype):
     data, kept = training.Batches(source.clone(), LABELS, batch_size=5), []
     for x, labels in data:
         kept.append((x, x.clone(), labels, labels.clone()))
-    assert all(torch.equal(x, then) and torch.equal(y, y_then) for x, then, y, y_then in kept)
+    assert all(torch.equal(x, x_then) and torch.equal(own, then) for x, x_then, own, then in kept)
     for x, _, labels, _ in kept:
         x.fill_(-1)
         labels.fill_(-1)

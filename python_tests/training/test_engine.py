@@ -1,4 +1,4 @@
-"""hebbian_trainer: who learns from a batch, how far a pass goes, the supervised part, and ignite's own handlers."""
+"""hebbian_trainer: which layers learn from a batch, where a pass ends, the supervised part, ignite's handlers."""
 
 import copy
 
@@ -121,21 +121,21 @@ def test_a_layer_that_a_pass_left_out_learns_in_the_next():
     assert all(map(torch.equal, model.parameters(), twin.parameters()))
 
 
-class Deaf(hk.WTA):
-    """Must not be taught."""
+class Forbidden(hk.WTA):
+    """A rule that must not be used."""
 
     def update(self, *arguments, **options):
-        raise AssertionError("a frozen layer was taught")
+        raise AssertionError("a frozen layer learnt")
 
 
 def test_frozen_layers_are_skipped():
     model = network()
-    model[3].rule = Deaf()
+    model[3].rule = Forbidden()
     model[3].frozen[:] = True
     train(model)
     assert torch.equal(model[3].weight, network()[3].weight) and not torch.equal(model[0].weight, network()[0].weight)
     model[3].frozen[2] = False
-    with pytest.raises(AssertionError, match="a frozen layer was taught"):
+    with pytest.raises(AssertionError, match="a frozen layer learnt"):
         train(model)
 
 
@@ -149,6 +149,17 @@ def test_a_mask_that_is_replaced_counts():
         layer.register_buffer("frozen", torch.full((3,), frozen))
         trainer.run([(random((2, 4)), None)])
         assert torch.equal(layer.weight, before) == frozen
+
+
+def test_lr_is_where_the_rate_of_the_engine_starts():
+    model = network()
+    assert training.hebbian_trainer(model).state.lr == 0
+    trainer = training.hebbian_trainer(model, lr=0.1)
+    twin, factors = network(), training.hebbian_trainer(network(), lr={"0": 0.1, "3": 0.2})
+    assert trainer.state.lr == 0.1 and factors.state.lr == 1
+    trainer.run(batches(), max_epochs=1)
+    training.train(twin, batches(), lr=0.1, epochs=1, decay="constant")
+    assert all(map(torch.equal, model.parameters(), twin.parameters()))
 
 
 def test_no_layer_may_have_a_rate():
@@ -167,7 +178,7 @@ def test_a_layer_may_freeze_on_the_way():
 
     def freeze(engine):
         model[3].frozen.fill_(True)
-        model[3].rule = Deaf()
+        model[3].rule = Forbidden()
         weights.append(model[3].weight.clone())
 
     train(model, handlers=[(Events.EPOCH_COMPLETED(once=2), freeze)])
@@ -256,16 +267,16 @@ def test_ignites_handlers_attach(tmp_path, capsys):
 
 
 def test_each_epoch_begins_in_the_modes_of_the_first():
-    model, seen = network(), []
+    model, modes = network(), []
     model[1].eval()
     before = [module.training for module in model.modules()]
     engine = training.hebbian_trainer(model)
     engine.add_event_handler(Events.EPOCH_COMPLETED, lambda _: model.eval())  # as ignite's evaluators leave it
     engine.add_event_handler(
-        Events.ITERATION_STARTED, lambda _: seen.append([part.training for part in model.modules()])
+        Events.ITERATION_STARTED, lambda _: modes.append([part.training for part in model.modules()])
     )
     engine.run(batches(), max_epochs=2)
-    assert any(before) and not all(before) and seen == [before] * len(seen) and len(seen) == 2 * len(batches())
+    assert any(before) and not all(before) and modes == [before] * len(modes) and len(modes) == 2 * len(batches())
 
 
 def test_batches_without_labels_come_alone_or_in_a_tuple():

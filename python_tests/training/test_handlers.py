@@ -1,4 +1,4 @@
-"""Handlers: figures and pictures while a model trains, which change nothing of it."""
+"""Handlers: figures and pictures of a training, which do not change it."""
 
 import json
 import random as python_random
@@ -81,14 +81,14 @@ def test_what_moved_and_by_how_much():
 
 
 def test_figures_are_of_layers_that_learn():
-    model, seen = network(), []
-    note = (Events.EPOCH_COMPLETED, lambda e: seen.append((e.state.layer, dict(e.state.metrics))))
+    model, recorded = network(), []
+    record = (Events.EPOCH_COMPLETED, lambda e: recorded.append((e.state.layer, dict(e.state.metrics))))
     before = {name: model[int(name)].weight.clone() for name in "03"}
     engine = training.train(
-        model, batches(), lr={"0": 0.1, "3": 0.1}, epochs=1, order="greedy", handlers=[training.Figures(model), note]
+        model, batches(), lr={"0": 0.1, "3": 0.1}, epochs=1, order="greedy", handlers=[training.Figures(model), record]
     )
-    assert [layer for layer, _ in seen] == ["0", "3"]
-    for name, figures in seen:
+    assert [layer for layer, _ in recorded] == ["0", "3"]
+    for name, figures in recorded:
         moved = (model[int(name)].weight - before[name]).flatten(1)
         assert figures["change"] == pytest.approx(moved.abs().mean().item()) and figures["change"] > 0
         assert figures["dead"] == int((moved == 0).all(1).sum())
@@ -317,16 +317,16 @@ def test_activations_are_those_of_all_images(tmp_path, monkeypatch, size):
         statistics = {"0": maps.permute(0, 2, 3, 1).reshape(-1, 6), "3": hidden, "4": model[4](hidden)}
     statistics = {name: measures.activity(y) for name, y in statistics.items()}
     want = hk.plots.activations(statistics, tmp_path / "want.png", title="epoch 4")
-    seen, wanted = (np.asarray(image.open(path)) for path in (tmp_path / "activations_0004.png", want))
-    assert seen.shape == wanted.shape and (seen != wanted).mean() < 0.001
+    drawn, wanted = (np.asarray(image.open(path)) for path in (tmp_path / "activations_0004.png", want))
+    assert drawn.shape == wanted.shape and (drawn != wanted).mean() < 0.001
 
 
 def test_large_layers_are_thinned(tmp_path, monkeypatch):
     monkeypatch.setattr(training.handlers, "NUMBERS", 60)
-    seen, model = [], network()
-    monkeypatch.setattr(training.handlers, "activity", lambda y: seen.append(len(y)) or measures.activity(y))
+    patches, model = [], network()
+    monkeypatch.setattr(training.handlers, "activity", lambda y: patches.append(len(y)) or measures.activity(y))
     train(model, handlers=[training.Activations(model, IMAGES, folder=tmp_path, every=4)])
-    assert seen == [10, 7, 7]  # 7·16 patches of 6 neurons, 7 of 8 and 7 of 3
+    assert patches == [10, 7, 7]  # 7·16 patches of 6 neurons, 7 of 8 and 7 of 3
 
 
 @pytest.fixture(scope="module")
@@ -368,8 +368,8 @@ def test_tensorboard_reads_the_pictures(events, tmp_path):
     shown = tmp_path / "shown.png"
     shown.write_bytes(read.Images("weights/3")[-1].encoded_image_string)
     want = hk.plots.weight_grid(model[3].weight, tmp_path / "want.png", title="3, epoch 4")
-    seen, wanted = (np.asarray(image.open(path).convert("RGB")) for path in (shown, want))
-    assert np.array_equal(seen, wanted)
+    drawn, wanted = (np.asarray(image.open(path).convert("RGB")) for path in (shown, want))
+    assert np.array_equal(drawn, wanted)
 
 
 def test_tensorboard_reads_the_histograms(events):

