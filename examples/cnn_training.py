@@ -90,7 +90,7 @@ def learn(stage: nn.Module, x: Tensor, plan: Hebbian, *, at: int = 0, seed: int,
     stages = nn.Sequential(stage)
     if plan.epochs:
         stages.train()
-        batches = training.Batches(x, size=plan.batch, seed=seed)
+        batches = training.Batches(x, batch_size=plan.batch, seed=seed)
         with mixed(x):  # of the answers: rules multiply as the plan says all the same
             training.train(stages, batches, lr=plan.lr[at], epochs=plan.epochs, dtype=plan.dtype, progress=progress)
     settle(stages, x[:5000])
@@ -165,7 +165,7 @@ def teach(x: Tensor, y: Tensor, classes: int, plan: Taught, *, seed: int, valida
     """The classifier whose neurons moved to the centroids of their classes, at its best epoch if it is validated."""
     torch.manual_seed(seed)
     layer = hk.nn.HebbianLinear(x.shape[1], classes, rule=hk.Supervised())
-    batches, step = training.Batches(x, y, size=plan.batch, seed=seed), 0
+    batches, step = training.Batches(x, y, batch_size=plan.batch, seed=seed), 0
     steps, best, kept = plan.epochs * len(batches), Best(-math.inf, plan.epochs), None
     model = Nearest(layer, plan.cosine)
     for epoch in range(1, plan.epochs + 1):

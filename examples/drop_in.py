@@ -29,7 +29,7 @@ else:  # gratings of ten directions under noise
 model = torchvision.models.resnet18(num_classes=10)
 rules = {"conv1": hk.WTA(patches="standardised"), "layer1.*": hk.WTA(patches="standardised")}
 later = [weight for name, weight in model.named_parameters() if name.startswith(("layer2", "layer3", "layer4", "fc"))]
-batches = training.Batches(*sets[0], size=50)
+batches = training.Batches(*sets[0], batch_size=50)
 options = {"rules": rules, "supervised_from": "layer2", "optimizer": torch.optim.Adam(later, lr=1e-3)}
 training.train(model, batches, lr=0.1, epochs=arguments.epochs, order="greedy", progress=True, **options)
 

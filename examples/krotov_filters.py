@@ -147,7 +147,7 @@ def learn(recipe, filters: Tensor, seen: Tensor, found: Moments, matrix: Tensor 
         layer = hk.nn.HebbianLinear(seen.shape[1], len(filters), rule=recipe.rule, device=filters.device)
         size = recipe.patches
     layer.weight.copy_(filters.view_as(layer.weight))
-    batches = training.Batches(seen, size=size, seed=seed)
+    batches = training.Batches(seen, batch_size=size, seed=seed)
     training.train(nn.Sequential(layer), batches, lr=recipe.lr, epochs=recipe.epochs, progress=progress)
     return layer.weight.detach().view_as(filters)
 

@@ -73,7 +73,7 @@ def learn(x: Tensor, arguments: argparse.Namespace) -> tuple[Tensor, float]:
     model = nn.Sequential(hk.nn.HebbianLinear(x.shape[1], arguments.neurons, rule=hk.KrotovHopfield(delta=DELTA)))
     layer = model[0]
     layer.weight.copy_(normal_weights(layer.weight.shape, arguments.seed))
-    batches = training.Batches(x, size=arguments.batch, seed=arguments.seed)
+    batches = training.Batches(x, batch_size=arguments.batch, seed=arguments.seed)
     start = time.perf_counter()
     training.train(model, batches, lr=arguments.lr, epochs=arguments.epochs, progress=True)
     return layer.weight.detach(), time.perf_counter() - start

@@ -1,9 +1,9 @@
-"""What is done to images before a network sees them: centred, standardised or whitened, as fitted on the training set.
+"""Preprocessing of images: centring, standardising and whitening, fitted on the training set.
 
     fitted = zca(x_train)
     x_train, x_test = fitted(x_train), fitted(x_test)
 
-Fits are in float64 and go through the images in chunks: beside the images they take the memory of a chunk and, for
+Fits are in float64 and read the images in chunks: in addition to the images they need the memory of a chunk and, for
 `zca`, of a few [inputs, inputs] matrices. The same images give the same bits on the same number of threads.
 """
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 PREPROCESS = ("none", "centre", "standardise", "zca")
-EPSILON = 1e-2  # of images from 0 to 1: what varies by less than a deviation of 0.1 is noise, and is not blown up
+EPSILON = 1e-2  # for images from 0 to 1: components with a deviation below 0.1 count as noise and are not amplified
 CHUNK = 2048  # images at a time
 
 
@@ -26,9 +26,9 @@ class Preprocessing:
 
     Attributes:
         mean: [inputs] float32.
-        deviation: [inputs] float32, or None where nothing is divided.
-        matrix: [inputs, inputs] float32, symmetric, or None where nothing is whitened.
-        shape: of the images it was fitted on, without their number.
+        deviation: [inputs] float32, or None for no division.
+        matrix: [inputs, inputs] float32, symmetric, or None for no whitening.
+        shape: of one training image.
     """
 
     mean: Tensor
@@ -37,11 +37,11 @@ class Preprocessing:
     matrix: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x [n, ...] as new float32 images of the same shape. ValueError for images of another shape."""
+        """Returns x [n, ...] as new float32 images. Raises ValueError for images of another shape."""
         return self.apply_(x.to(torch.float32, copy=True, memory_format=torch.contiguous_format))
 
     def apply_(self, x: Tensor) -> Tensor:
-        """The same in place, on contiguous float32 images, in the memory of a chunk; returns x."""
+        """Does the same in place, on contiguous float32 images, with the memory of a chunk; returns x."""
         if tuple(x.shape[1:]) != self.shape:
             raise ValueError(
                 f"hebbkern.datasets: x must have the shape that was fitted, {list(self.shape)}, got {list(x.shape[1:])}"
@@ -55,41 +55,49 @@ class Preprocessing:
         return x
 
 
-def fit(preprocess: str, x: Tensor, *, epsilon: float = EPSILON) -> Preprocessing | None:
-    """What `preprocess` names, fitted on the training images x; None for "none". Arguments and errors as below."""
+def check_preprocess(preprocess: str) -> None:
     if preprocess not in PREPROCESS:
         names = ", ".join(f'"{name}"' for name in PREPROCESS[:-1])
         raise ValueError(f'hebbkern.datasets: preprocess must be {names} or "{PREPROCESS[-1]}", got "{preprocess}"')
+
+
+def fit(preprocess: str, x: Tensor, *, epsilon: float = EPSILON) -> Preprocessing | None:
+    """Fits the transformation `preprocess` to the training images x; None for "none". See the functions below."""
+    check_preprocess(preprocess)
     if preprocess == "zca":
         return zca(x, epsilon=epsilon)
-    return {"none": lambda x: None, "centre": centre, "standardise": standardise}[preprocess](x)
+    return None if preprocess == "none" else {"centre": centre, "standardise": standardise}[preprocess](x)
 
 
 def centre(x: Tensor) -> Preprocessing:
-    """Removes the mean image: each input (each pixel of each channel) loses its mean over the training images.
+    """Fits the removal of the mean image, the mean of each input (pixel of a channel) over the training images.
 
     Args:
         x: training images, floats [n, inputs] or [n, channels, height, width].
 
     Raises:
-        ValueError: no image, or a NaN or an infinity in them.
+        ValueError: there are no images, or they hold a NaN or an infinity.
     """
     return Preprocessing(_mean(x).float(), tuple(x.shape[1:]))
 
 
 def standardise(x: Tensor) -> Preprocessing:
-    """Gives each channel mean 0 and deviation 1 over all pixels of all training images; [n, inputs]: each input.
+    """Fits mean 0 and deviation 1 of each channel over all pixels of the training images ([n, inputs]: each input).
 
-    Deviations are those of the set (divided by n, not n − 1). A channel or an input that never varies is only centred.
+    Deviations divide by n, not n − 1. A channel or an input that does not vary is only centred.
 
-    Args and Raises: as for `centre`; ValueError also where no channel varies at all.
+    Args:
+        x: training images, floats [n, inputs] or [n, channels, height, width].
+
+    Raises:
+        ValueError: as for `centre`, or no channel varies.
     """
     mean = _mean(x)
-    pixels = x[0, 0].numel() if x.dim() > 2 else 1  # that share a mean and a deviation
+    pixels = x[0, 0].numel() if x.dim() > 2 else 1  # a channel's pixels share a mean and a deviation
     mean = _per_channel(mean, pixels)
-    square = sum((part - mean).square_().sum(0) for part in _chunks(x))
+    square = sum(((part - mean).square_().sum(0) for part in _chunks(x)), torch.zeros_like(mean))
     deviation = _per_channel(square / len(x), pixels).sqrt()
-    varies = deviation > 1e-7 * mean.abs().clamp(min=1e-30)  # a constant in float32 leaves less than this
+    varies = deviation > 1e-7 * mean.abs().clamp(min=1e-30)  # rounding of a float32 constant gives less
     if not varies.any():
         raise ValueError("hebbkern.datasets: the training images must vary to be standardised, got constant ones")
     deviation[~varies] = 1
@@ -97,21 +105,21 @@ def standardise(x: Tensor) -> Preprocessing:
 
 
 def zca(x: Tensor, *, epsilon: float = EPSILON) -> Preprocessing:
-    """ZCA whitening: (x − mean) U (Λ + ε)^−½ Uᵀ, with U Λ Uᵀ the covariance of the flattened training images.
+    """Fits ZCA whitening: (x − mean) U (Λ + ε)^−½ Uᵀ, with U Λ Uᵀ the covariance of the flattened training images.
 
-    What comes out has the covariance U Λ/(Λ + ε) Uᵀ, the identity as ε goes to 0, and of all whitened images it is the
-    nearest to the images (Krizhevsky, Learning multiple layers of features from tiny images, 2009, appendix A).
+    The result has the covariance U Λ/(Λ + ε) Uᵀ, which tends to the identity as ε tends to 0. Of all whitenings it is
+    the nearest to the images (Krizhevsky, Learning multiple layers of features from tiny images, 2009, appendix A).
 
     Loading CIFAR-10 (60,000 x 3072) with it takes 1.8 GiB at most, as without it, and about 50 s more of processor
     time, which the threads share.
 
     Args:
-        x: training images, floats [n, inputs] or [n, channels, height, width]; n > inputs, since fewer images span
-            fewer dimensions than they have and the rest would be made up.
+        x: training images, floats [n, inputs] or [n, channels, height, width]; n > inputs, because fewer images do not
+            determine the covariance.
         epsilon: ε, above 0, in squared units of the images.
 
     Raises:
-        ValueError: too few images, constant images, epsilon not above 0, or a NaN or an infinity.
+        ValueError: there are too few images, they are constant or not finite, or epsilon is not above 0.
     """
     if not 0 < epsilon < float("inf"):
         raise ValueError(f"hebbkern.datasets: epsilon must be a finite number above 0, got {epsilon}")
@@ -133,20 +141,20 @@ def zca(x: Tensor, *, epsilon: float = EPSILON) -> Preprocessing:
 
 
 def _mean(x: Tensor) -> Tensor:
-    """[inputs] float64; refuses what has none."""
+    """[inputs] float64; refuses images without a finite mean."""
     if len(x) == 0 or not x.is_floating_point():
         dtype = str(x.dtype).removeprefix("torch.")
         raise ValueError(
             f"hebbkern.datasets: the training images must be floats, at least one, got {len(x)} of {dtype}"
         )
-    mean = sum(part.sum(0) for part in _chunks(x)) / len(x)
+    mean = sum((part.sum(0) for part in _chunks(x)), x.new_zeros((), dtype=torch.float64)) / len(x)
     if not mean.isfinite().all():
         raise ValueError("hebbkern.datasets: the training images must be finite, got a NaN or an infinity")
     return mean
 
 
 def _per_channel(values: Tensor, pixels: int) -> Tensor:
-    """The mean of each channel's values, in the place of each of them."""
+    """Replaces the values of each channel by their mean."""
     return values.view(-1, pixels).mean(1).repeat_interleave(pixels)
 
 

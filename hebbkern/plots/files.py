@@ -1,11 +1,12 @@
-"""A matplotlib Figure without pyplot, in the one style of all pictures here, and how it becomes a file."""
+"""The style of all pictures, matplotlib figures without pyplot, and the writing of files."""
 
 from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, NoReturn, TypeVar
 
+TargetT = TypeVar("TargetT", str, Path, BinaryIO)
 MOST_BYTES = 300_000  # of a PNG
 INK = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "0.92"}
 SMALL = {"font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8, "legend.frameon": False}
@@ -14,8 +15,8 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#0
 DEAD = "#d55e00"
 
 
-def figure(width: float, height: float, dpi: int = 130):
-    """An empty Figure of so many inches. ImportError says how to install matplotlib."""
+def figure(width: float, height: float, dpi: int = 130) -> Any:
+    """Makes an empty Figure, sizes in inches. Raises ImportError if matplotlib is missing."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -23,18 +24,18 @@ def figure(width: float, height: float, dpi: int = 130):
     return Figure(figsize=(width, height), dpi=dpi, layout="constrained")
 
 
-def styled():
-    """Context in which axes are made and drawn in the style of this package, whatever the user's own settings."""
+def styled() -> Any:
+    """Context in which axes are made and drawn in the style of this package, not in that of the user's settings."""
     try:
         from matplotlib import rc_context, rcParamsDefault
     except ImportError as error:
         raise ImportError("hebbkern.plots: matplotlib is missing: pip install 'hebbkern[demo]'") from error
-    own = {name: value for name, value in rcParamsDefault.items() if name.partition(".")[0] != "backend"}
-    return rc_context(own | STYLE)
+    default: Any = {name: value for name, value in rcParamsDefault.items() if name.partition(".")[0] != "backend"}
+    return rc_context(default | STYLE)
 
 
-def write(drawn, path: str | Path | BinaryIO) -> str | Path | BinaryIO:
-    """Writes the figure; a path's folder is made. Same figure, same bytes (PNG)."""
+def write(drawn: Any, path: str | Path | BinaryIO) -> Any:
+    """Writes the figure, makes the folder of a path, and returns path. The same figure gives the same bytes (PNG)."""
     if not isinstance(path, (str, Path)):
         path.write(png(drawn))
         return path
@@ -47,8 +48,8 @@ def write(drawn, path: str | Path | BinaryIO) -> str | Path | BinaryIO:
     return path
 
 
-def png(drawn) -> bytes:
-    """The figure as a PNG of at most MOST_BYTES: in 256 colours if it must be, then in fewer dots an inch."""
+def png(drawn: Any) -> bytes:
+    """The figure as a PNG of at most MOST_BYTES: with 256 colours if necessary, then with fewer dots an inch."""
     from PIL import Image
 
     dots = drawn.dpi
@@ -64,8 +65,8 @@ def png(drawn) -> bytes:
         dots *= 0.85
 
 
-def panels(count: int, width: float = 3.6, height: float = 2.4, columns: int = 3):
-    """A figure of so many panels, and their axes in a list."""
+def panels(count: int, width: float = 3.6, height: float = 2.4, columns: int = 3) -> tuple[Any, list[Any]]:
+    """A figure with `count` panels, and the list of their axes."""
     columns = min(columns, count)
     rows = -(-count // columns)
     drawn = figure(max(width * columns, 4.4), height * rows)
@@ -75,5 +76,5 @@ def panels(count: int, width: float = 3.6, height: float = 2.4, columns: int = 3
     return drawn, axes[:count]
 
 
-def refuse(what: str, wanted: str, got) -> None:
-    raise ValueError(f"hebbkern.plots: {what} must be {wanted}, got {got}")
+def refuse(name: str, wanted: str, got: object) -> NoReturn:
+    raise ValueError(f"hebbkern.plots: {name} must be {wanted}, got {got}")

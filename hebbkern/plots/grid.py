@@ -1,32 +1,31 @@
-"""weight_grid: the incoming weights of each neuron as a tile, as the papers of this field show them."""
+"""weight_grid: the incoming weights of each neuron as a tile of a grid, as in the papers of this field."""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from hebbkern.plots.files import figure, refuse, styled, write
+from hebbkern.plots.files import TargetT, figure, refuse, styled, write
 
-COLOURS = {"bwr": ("bwr", "0.82"), "grey": ("gray", "white")}  # and of the lines between tiles
+COLOURS = {"bwr": ("bwr", "0.82"), "grey": ("gray", "white")}  # colour map, and colour of the lines between tiles
 CHANNELS = ("auto", "rgb", "mean", "split")
-LINE = 16  # cells that a tile should be high: a line between tiles is an eighth of it
+LINE = 16  # cells, the least height of a tile; a line between tiles is an eighth of the height
 
 
 def weight_grid(
     weight: Tensor,
-    path: str | Path | BinaryIO,
+    path: TargetT,
     *,
     shape: tuple[int, ...] | None = None,
     columns: int | None = None,
     title: str | None = None,
     colours: str = "bwr",
     channels: str = "auto",
-):
-    """Writes the incoming weights of each neuron as one tile of a grid, and a colour bar.
+) -> TargetT:
+    """Draws the incoming weights of each neuron as one tile of a grid, with a colour bar.
 
     Colours are symmetric around 0 and the same in all tiles; the 0.2 % largest weights are clipped.
 
@@ -44,19 +43,20 @@ def weight_grid(
         path. The same weights give the same picture.
 
     Raises:
-        ValueError: shape does not fit, or colours, or channels. ImportError: matplotlib is missing.
+        ValueError: weight or shape does not fit, or colours or channels is unknown.
+        ImportError: matplotlib is missing.
     """
     if colours not in COLOURS:
         refuse("colours", '"bwr" or "grey"', repr(colours))
     tiles = _tiles(weight.detach().float().cpu().numpy(), shape)
     limit, tiles = _by_channel(tiles, channels)
     count, height, width, _ = tiles.shape
-    columns = columns or min(count, math.ceil(math.sqrt(count * height / width)))
-    return _draw(_arrange(tiles, columns, gap=_gap(height)), limit, colours, title, path)
+    side = columns or min(count, math.ceil(math.sqrt(count * height / width)))
+    return _draw(_arrange(tiles, side, gap=_gap(height)), limit, colours, title, path)
 
 
 def tile_shape(inputs: int) -> tuple[int, ...]:
-    """How so many inputs are drawn: a square, in three channels (from 8 x 8 on), or the most square rectangle."""
+    """The shape of a tile: a square, three square channels (from 8 x 8 on), or the most square rectangle."""
     side = math.isqrt(inputs)
     if side * side == inputs:
         return side, side
@@ -80,7 +80,7 @@ def _tiles(weight: np.ndarray, shape: tuple[int, ...] | None) -> np.ndarray:
 
 
 def _by_channel(tiles: np.ndarray, channels: str) -> tuple[float, np.ndarray]:
-    """The largest weight that is told apart, and tiles of 1 or 3 channels in multiples of it."""
+    """The weight of the strongest colour, and tiles of 1 or 3 channels in multiples of it."""
     count = tiles.shape[-1]
     if channels not in CHANNELS:
         refuse("channels", '"auto", "rgb", "mean" or "split"', repr(channels))
@@ -104,7 +104,7 @@ def _gap(height: int) -> int:
 
 
 def _arrange(tiles: np.ndarray, columns: int, gap: int) -> np.ndarray:
-    """Tiles side by side; lines between them, and places without a tile, are NaN."""
+    """Tiles side by side; lines between them, and cells without a tile, are NaN."""
     count, height, width, channels = tiles.shape
     rows = math.ceil(count / columns)
     grid = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, channels), np.nan, dtype=np.float32)
@@ -114,7 +114,7 @@ def _arrange(tiles: np.ndarray, columns: int, gap: int) -> np.ndarray:
     return grid
 
 
-def _draw(grid: np.ndarray, limit: float, colours: str, title: str | None, path):
+def _draw(grid: np.ndarray, limit: float, colours: str, title: str | None, path: Any) -> Any:
     rows = grid.shape[0] / grid.shape[1]
     with styled():
         drawn = figure(7.4, max(7.4 * rows, 1.2)) if rows <= 1.6 else figure(max(11.8 / rows, 2.4), 11.8)

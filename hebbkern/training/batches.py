@@ -1,4 +1,4 @@
-"""Batches in a seeded order that can start anywhere, so that an interrupted training goes on exactly."""
+"""Batches of tensors in memory, in a seeded order that can start anywhere, for an exact resume within an epoch."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from torch import Tensor
 
 
 class Batches:
-    """Tensors in memory cut into batches, in an order drawn anew for each epoch from (seed, epoch) alone.
+    """Batches of tensors in memory, in an order that is drawn for each epoch from (seed, epoch) alone.
 
-    Iterating gives the rest of the epoch that `seek` chose, as pairs (x, labels), labels None where none are given.
-    Each batch is a copy, free to be kept or changed. A DataLoader serves a training as well, for what memory cannot
-    hold; for what it can, no workers and no prefetching were chosen, since copying is cheap beside a step: 1024 of
+    Iterating yields the rest of the epoch that `seek` chose, as pairs (x, labels), with labels None if there are none.
+    Each batch is a copy, which may be kept or changed. Data that does not fit into memory is trained on by a
+    DataLoader. This class has no workers and no prefetching, because copying is cheap beside a step: 1024 of
     60,000 x 784 take 0.5 ms, from float32 and from uint8 alike, a Krotov-Hopfield step of 2000 neurons on them 8.7 ms,
     a batch of torch's DataLoader 7.8 ms without workers and 11.8 ms with two (one thread of a 2-core Xeon, best runs).
-    On two idle threads an epoch of such steps by `train` takes 1.15 times as long as on batches that lie ready: 0.12 of
-    that is copying (as much into memory that is kept), 0.03 the engine.
+    On two idle threads an epoch of such steps by `train` takes 1.15 times as long as on batches that are ready in
+    memory: 0.12 of that is copying (as much into memory that is kept), 0.03 the engine.
 
     Args:
-        x: [n, ...] on any device. uint8 is taken for images, each batch becoming float32 from 0 to 1: a quarter of
-            the memory for the same time. Other types stay as they are.
+        x: [n, ...] on any device. uint8 is taken for images, and each batch is float32 from 0 to 1: a quarter of the
+            memory for the same time. Other dtypes are kept.
         labels: [n, ...] on the same device, or None.
-        size: samples a batch, of all ranks together; at most n counts.
+        batch_size: samples a batch, of all ranks together; at most n counts.
         seed: of the order.
-        partial: what is left over after the last whole batch is one too; otherwise it waits for another epoch.
+        partial: yield the incomplete last batch too; its samples otherwise wait for another epoch.
         rank, ranks: this process gets its share of each batch: the samples of all ranks, one rank after the other, are
-            the batch of one process. Shares differ by one sample at most, and may be empty; every rank gets as many.
+            the batch of one process. Shares differ by one sample at most, and may be empty. Every rank gets as many.
 
     Raises:
-        ValueError: not tensors, no samples, labels of another length, size below 1, or a rank that is not one of
-            `ranks`.
+        ValueError: x or labels is no tensor, there are no samples, labels have another length, batch_size is below 1,
+            or rank is not one of `ranks`.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Batches:
         x: Tensor,
         labels: Tensor | None = None,
         *,
-        size: int = 100,
+        batch_size: int = 100,
         seed: int = 0,
         partial: bool = False,
         rank: int = 0,
@@ -52,26 +52,26 @@ class Batches:
             raise ValueError("hebbkern.training: x must hold at least one sample, got none")
         if labels is not None and len(labels) != len(x):
             raise ValueError(f"hebbkern.training: labels must be one a sample ({len(x)}), got {len(labels)}")
-        if size < 1:
-            raise ValueError(f"hebbkern.training: size must be at least 1, got {size}")
+        if batch_size < 1:
+            raise ValueError(f"hebbkern.training: batch_size must be at least 1, got {batch_size}")
         if not 0 <= rank < ranks:
             raise ValueError(f"hebbkern.training: rank must be at least 0 and below ranks ({ranks}), got {rank}")
-        self.x, self.labels, self.size, self.seed = x, labels, min(size, len(x)), seed
+        self.x, self.labels, self.batch_size, self.seed = x, labels, min(batch_size, len(x)), seed
         self.partial, self.rank, self.ranks = partial, rank, ranks
         self.seek(0)
 
     def __len__(self) -> int:
         """Batches an epoch, the same on every rank."""
-        return (len(self.x) + (self.size - 1 if self.partial else 0)) // self.size
+        return (len(self.x) + (self.batch_size - 1 if self.partial else 0)) // self.batch_size
 
     def seek(self, iteration: int) -> None:
-        """Lets the next iterator start after `iteration` batches, counted from the beginning of the training."""
+        """Makes the next iterator start after `iteration` batches, counted from the beginning of the training."""
         self.epoch, self.first = divmod(iteration, len(self))
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(len(self.x), generator=generator).to(self.x.device)
-        for batch in order.split(self.size)[self.first : len(self)]:
+        for batch in order.split(self.batch_size)[self.first : len(self)]:
             share = batch[len(batch) * self.rank // self.ranks : len(batch) * (self.rank + 1) // self.ranks]
             # index_select copies rows twice as fast as x[share].
             x = self.x.index_select(0, share)

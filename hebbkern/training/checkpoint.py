@@ -1,6 +1,6 @@
-"""Checkpoints: one safetensors file each, written so that a kill, a full disk or a power cut leaves the last one whole.
+"""Checkpoints in safetensors files. A kill, a full disk or a power cut while one is written leaves the last one whole.
 
-`Safetensors` is what ignite's own `Checkpoint` writes with; ignite decides when, what, and how many stay:
+`Safetensors` is the save handler of ignite's `Checkpoint`, which decides when, what, and how many checkpoints are kept:
 
     saved = {"model": model, "optimizer": optimizer, "trainer": trainer, "random": RandomState()}
     keeper = Checkpoint(saved, Safetensors(folder), n_saved=2, include_self=True)
@@ -9,8 +9,8 @@
     state = load(last_checkpoint(folder))
     Checkpoint.load_objects({**saved, "checkpointer": keeper}, state)
 
-The tensors are named by their place ("model/0.weight"), so that any reader of safetensors finds them. Everything else
-is JSON in the file's metadata, beside the name and version of the format and a checksum over all of it.
+Tensors are named by their path ("model/0.weight"), so that any reader of safetensors finds them. Everything else is
+JSON in the file's metadata, with the name and version of the format and a checksum over all of it.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import zlib
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -39,34 +40,39 @@ try:
 except ImportError as error:
     raise ImportError("hebbkern.training: safetensors is missing: pip install 'hebbkern[train]'") from error
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
 _FORMAT, _VERSION = "hebbkern.checkpoint", "1"
 _NAME = re.compile(r"checkpoint_(\d+)\.safetensors")
 _MAPPINGS = {kind.__name__: kind for kind in (dict, OrderedDict, Counter)}  # Counter: milestones of torch's MultiStepLR
 
 
 class Safetensors(BaseSaveHandler):
-    """Writes what ignite's `Checkpoint` hands over: each checkpoint is there whole or not at all, whatever happens.
+    """Save handler of ignite's `Checkpoint` whose files are either whole or absent, whatever happens.
 
-    ignite's names end in ".pt", the files in ".safetensors". Of several processes the one of rank 0 writes.
-    Tensors of any device, stride and sharing are written dense, for the CPU; those that share memory, each on its own.
+    ignite's names end in ".pt", the files in ".safetensors". Of several processes rank 0 writes. Tensors of any device,
+    stride and sharing are written dense, for the CPU; tensors that share memory are written separately.
 
     Args:
-        folder: made if missing. What a killed write left in it is removed, so one training at a time may write there.
+        folder: made if missing. Files of interrupted writes in it are removed, so only one training at a time may
+            write there.
     """
 
     def __init__(self, folder: str | Path):
-        self.folder, self._waiting = Path(folder), None
+        self.folder = Path(folder)
+        self._outdated: Path | None = None  # to be removed once another checkpoint is written
         if idist.get_rank() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             for leftover in self.folder.glob(".*.safetensors.unfinished"):
                 leftover.unlink(missing_ok=True)
 
     def __call__(self, checkpoint: Mapping, filename: str, metadata: Mapping | None = None) -> None:
-        """Writes `checkpoint` beside what is there, then gives it its name; ignite's `metadata` is not needed.
+        """Writes `checkpoint` to a temporary file, then renames the file; ignite's `metadata` is not used.
 
         Raises:
-            ValueError: `checkpoint` holds what neither safetensors nor JSON can keep.
-            OSError: it could not be written; the checkpoints there are as before.
+            ValueError: `checkpoint` holds a value that neither safetensors nor JSON can store.
+            OSError: the file cannot be written; the earlier checkpoints are unchanged.
         """
         if idist.get_rank() != 0:
             return
@@ -81,17 +87,17 @@ class Safetensors(BaseSaveHandler):
         except BaseException as error:
             unfinished.unlink(missing_ok=True)
             if isinstance(error, OSError):
-                error.filename = str(path)  # "no space left on device" does not say where
+                error.filename = str(path)  # "no space left on device" does not name the file
             raise
         _sync(self.folder)
-        if self._waiting not in (None, path):
-            self._waiting.unlink(missing_ok=True)
-        self._waiting = None
+        if self._outdated not in (None, path):
+            self._outdated.unlink(missing_ok=True)
+        self._outdated = None
 
     def remove(self, filename: str) -> None:
-        """Removes a checkpoint, if it is there; the only one of its kind stays until another is written.
+        """Removes a checkpoint if it exists; the only one of its kind is kept until another is written.
 
-        ignite removes before it writes: with n_saved=1 nothing would be left while the next is on its way.
+        ignite removes before it writes, so with n_saved=1 no checkpoint would exist while the next is written.
         """
         if idist.get_rank() != 0:
             return
@@ -100,26 +106,26 @@ class Safetensors(BaseSaveHandler):
         if others:
             path.unlink(missing_ok=True)
         else:
-            self._waiting = path
+            self._outdated = path
 
     def _path(self, filename: str) -> Path:
         return self.folder / f"{filename.removesuffix('.pt').removesuffix('.safetensors')}.safetensors"
 
 
 class RandomState:
-    """The random generators of torch (the CPU's and every CUDA device's), NumPy and Python, as one state to save.
+    """The states of the random generators of torch (CPU and every CUDA device), NumPy and Python, to save as one.
 
-    Restoring makes what is drawn next the same bits. States of CUDA devices that are not there are left out.
+    After restoring, the same random numbers follow. States of missing CUDA devices are ignored.
 
     Args:
-        group: a torch.distributed group, of whose every process the state is saved: each must call, and gets its own
-            back (where there are more of them now, those of a rank that was not there keep what they have).
+        group: a torch.distributed group. The state of each of its processes is saved, so each must call `state_dict`,
+            and each gets its own back; a rank that did not exist when the state was saved keeps its present state.
     """
 
-    def __init__(self, group=None):
+    def __init__(self, group: ProcessGroup | None = None):
         self.group = group
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         own = {
             "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -128,7 +134,7 @@ class RandomState:
         }
         if self.group is None:
             return own
-        states = [None] * torch.distributed.get_world_size(self.group)
+        states: list[Any] = [None] * torch.distributed.get_world_size(self.group)
         torch.distributed.all_gather_object(states, own, group=self.group)
         return {**states[0], "others": states[1:]}
 
@@ -146,17 +152,21 @@ class RandomState:
 
 
 def last_checkpoint(folder: str | Path) -> Path | None:
-    """The checkpoint_<iteration>.safetensors of the most iterations in `folder`, whole or not; None without any."""
-    found = _checkpoints(Path(folder))
-    return found[-1] if found else None
+    """Returns the checkpoint_<iteration>.safetensors with the most iterations in `folder`, or None.
+
+    The file is not read, so it may be torn.
+    """
+    paths = _checkpoints(Path(folder))
+    return paths[-1] if paths else None
 
 
-def load(path: str | Path) -> dict:
-    """The nested dict that `Safetensors` wrote, bit for bit, with its tensors on the CPU; nothing is changed on disk.
+def load(path: str | Path) -> dict[str, Any]:
+    """Reads the nested dict that `Safetensors` wrote, bit for bit, with its tensors on the CPU.
 
     Raises:
-        ValueError: a torn file (the message names the whole checkpoint before it, to go back to by hand), a file of
-            another kind, or of another format version.
+        ValueError: the file is torn (the message names the last whole checkpoint before it, to return to by hand), or
+            of another kind or format version.
+        FileNotFoundError: there is no such file.
     """
     path = Path(path)
     try:
@@ -167,7 +177,7 @@ def load(path: str | Path) -> dict:
 
 
 class _TornError(ValueError):
-    """Not all of a file is what was written."""
+    """The content of a file differs from what was written."""
 
 
 def _to_bytes(checkpoint: Mapping) -> bytes:
@@ -184,8 +194,8 @@ def _read(path: Path) -> dict:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             _check_format(path, metadata)
-            # Copies: what the file maps into memory is neither aligned nor ours once ignite removes it.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+            # Copies, because the memory map of the file is not aligned and ends when ignite removes the file.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (file is not a mapping)
     except SafetensorError as error:
         raise _TornError(
             f"hebbkern.training: {path} must be a whole safetensors file, got a torn one ({error})"
@@ -210,39 +220,39 @@ def _checksum(state: str, tensors: Mapping[str, Tensor]) -> str:
     checksum = zlib.crc32(state.encode())
     for name, tensor in sorted(tensors.items()):
         checksum = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), checksum)
-        checksum = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy(), checksum)
+        checksum = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, checksum)
     return str(checksum)
 
 
-def _pack(value, place: tuple, tensors: dict[str, Tensor]):
-    """`value` as what JSON can say; its tensors go to `tensors`. What JSON has no word for is {kind: ...}."""
+def _pack(value: Any, path: tuple, tensors: dict[str, Tensor]) -> Any:
+    """`value` as JSON; its tensors are added to `tensors`. A type that JSON does not have becomes {type: ...}."""
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, float):
         return float(value) if np.isfinite(value) else {"float": repr(float(value))}
     if isinstance(value, np.generic):
-        return _pack(value.item(), place, tensors)
+        return _pack(value.item(), path, tensors)
     if isinstance(value, list | tuple):
-        packed = [_pack(one, (*place, i), tensors) for i, one in enumerate(value)]
+        packed = [_pack(one, (*path, i), tensors) for i, one in enumerate(value)]
         return packed if isinstance(value, list) else {"tuple": packed}
     if type(value) in _MAPPINGS.values():
-        packed = [[_pack(key, place, tensors), _pack(one, (*place, key), tensors)] for key, one in value.items()]
-        # A module's state_dict carries the versions of its parts as an attribute.
-        versions = _pack(getattr(value, "_metadata", None), (*place, "_metadata"), tensors)
+        packed = [[_pack(key, path, tensors), _pack(one, (*path, key), tensors)] for key, one in value.items()]
+        # A module's state_dict has the versions of its parts as an attribute.
+        versions = _pack(getattr(value, "_metadata", None), (*path, "_metadata"), tensors)
         return {type(value).__name__: packed} | ({"_metadata": versions} if versions else {})
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
-        return {"array": _store(torch.from_numpy(value), place, tensors)}
+        return {"array": _store(torch.from_numpy(value), path, tensors)}
     if isinstance(value, Tensor) and value.layout is torch.strided and not (value.is_quantized or value.is_meta):
-        return {"tensor": _store(value, place, tensors)}
-    where = "/".join(map(str, place))
+        return {"tensor": _store(value, path, tensors)}
+    where = "/".join(map(str, path))
     raise ValueError(
         "hebbkern.training: a checkpoint must hold only dense tensors, numbers, strings and lists, tuples and dicts of "
         f"those, got {type(value).__name__} at {where}"
     )
 
 
-def _store(tensor: Tensor, place: tuple, tensors: dict[str, Tensor]) -> str:
-    name = "/".join(map(str, place))
+def _store(tensor: Tensor, path: tuple, tensors: dict[str, Tensor]) -> str:
+    name = "/".join(map(str, path))
     while name in tensors:  # a dict may have the keys 0 and "0"
         name += "'"
     # A copy of its own: safetensors refuses tensors that share memory.
@@ -250,7 +260,7 @@ def _store(tensor: Tensor, place: tuple, tensors: dict[str, Tensor]) -> str:
     return name
 
 
-def _unpack(packed, tensors: Mapping[str, Tensor]):
+def _unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
     if isinstance(packed, list):
         return [_unpack(one, tensors) for one in packed]
     if not isinstance(packed, dict):
@@ -264,20 +274,20 @@ def _unpack(packed, tensors: Mapping[str, Tensor]):
         return float(value)
     if kind == "tuple":
         return tuple(_unpack(value, tensors))
-    restored = _MAPPINGS[kind]({_unpack(key, tensors): _unpack(one, tensors) for key, one in value})
+    restored: Any = _MAPPINGS[kind]({_unpack(key, tensors): _unpack(one, tensors) for key, one in value})
     if "_metadata" in packed:
         restored._metadata = _unpack(packed["_metadata"], tensors)
     return restored
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    found = [(int(match[1]), path) for path in folder.glob("checkpoint_*") if (match := _NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found)]
+    matches = [(_NAME.fullmatch(path.name), path) for path in folder.glob("checkpoint_*")]
+    return [path for _, path in sorted((int(match[1]), path) for match, path in matches if match)]
 
 
 def _before(path: Path) -> list[Path]:
-    found = _checkpoints(path.parent)
-    return found[: found.index(path)] if path in found else []
+    paths = _checkpoints(path.parent)
+    return paths[: paths.index(path)] if path in paths else []
 
 
 def _is_whole(path: Path) -> bool:
@@ -289,7 +299,7 @@ def _is_whole(path: Path) -> bool:
 
 
 def _sync(folder: Path) -> None:
-    """Makes the names in `folder` last through a power cut."""
+    """Makes the names in `folder` durable, so that a power cut does not lose them."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

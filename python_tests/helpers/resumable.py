@@ -1,4 +1,4 @@
-"""A training of seconds that test_resume.py starts in a process of its own, kills and resumes."""
+"""A training of some seconds that test_resume.py starts in another process, kills and resumes."""
 
 import os
 import random
@@ -12,7 +12,7 @@ from torch import nn
 import hebbkern as hk
 from hebbkern import training
 
-EPOCHS, SAMPLES, SIZE = 6, 403, 10
+EPOCHS, SAMPLES, BATCH_SIZE = 6, 403, 10
 ITERATIONS = EPOCHS * 41  # the last batch of an epoch has 3 samples
 
 
@@ -40,18 +40,18 @@ def network():
     )
 
 
-def run(folder, order="together", iterations=None):
-    """Trains in `folder`, from its last checkpoint if there is one; `iterations` hears of each that is done."""
+def run(folder, order="together", after_step=None):
+    """Trains in `folder`, from its last checkpoint if there is one; `after_step` is called after each iteration."""
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(2)
     images = torch.randint(0, 256, (SAMPLES, 1, 8, 8), dtype=torch.uint8, generator=generator)
     labels = torch.randint(0, 5, (SAMPLES,), generator=generator)
     model = network()
     optimizer = torch.optim.SGD(model[7].parameters(), lr=0.05, momentum=0.9)
-    tell = [] if iterations is None else [(training.engine.Events.ITERATION_COMPLETED, iterations)]
+    handlers = [] if after_step is None else [(training.engine.Events.ITERATION_COMPLETED, after_step)]
     training.train(
         model,
-        training.Batches(images, labels, size=SIZE, seed=3, partial=True),
+        training.Batches(images, labels, batch_size=BATCH_SIZE, seed=3, partial=True),
         lr=0.05,
         epochs=EPOCHS if order == "together" else EPOCHS // 3,
         order=order,
@@ -60,7 +60,7 @@ def run(folder, order="together", iterations=None):
         folder=folder,
         resume=True,
         save_every=1,
-        handlers=tell,
+        handlers=handlers,
     )
 
 
@@ -69,10 +69,10 @@ def die():
 
 
 def run_until(place, iteration, folder):
-    """Runs, and is killed at a `place` within the writing of the first checkpoint after so many iterations."""
+    """Runs until it kills itself at a `place` while it writes the first checkpoint after so many iterations."""
     at = 0
 
-    def hear(engine):
+    def record(engine):
         nonlocal at
         at = engine.state.iteration
 
@@ -102,11 +102,11 @@ def run_until(place, iteration, folder):
         before(training.checkpoint.Path, "unlink", ".safetensors")
     else:
         before(os, {"before the sync": "fsync", "before the name": "replace"}[place])
-    run(folder, iterations=hear)
+    run(folder, after_step=record)
 
 
 class _Files:
-    """open() whose files know `write` by this class."""
+    """open() whose files call this class for `write`."""
 
     def __init__(self, *arguments):
         self.file = open(*arguments)  # noqa: SIM115 (closed by __exit__)

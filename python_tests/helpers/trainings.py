@@ -25,7 +25,7 @@ def network():
 
 
 def batches(seed=0):
-    return training.Batches(random((50, 1, 6, 6), seed=3), torch.arange(50) % 3, size=8, seed=seed)
+    return training.Batches(random((50, 1, 6, 6), seed=3), torch.arange(50) % 3, batch_size=8, seed=seed)
 
 
 def train(model, folder=None, **options):

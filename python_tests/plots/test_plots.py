@@ -1,4 +1,4 @@
-"""Pictures of what is learnt: tiles and their colours, curves, histograms, winners, activations, and the files."""
+"""Pictures: tiles and their colours, curves, histograms, winners, activations, and the files."""
 
 import io
 
@@ -8,7 +8,7 @@ import torch
 
 from cases import random
 from hebbkern import plots
-from hebbkern.plots import charts, files, grid, layers
+from hebbkern.plots import charts, files, grid
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 image = pytest.importorskip("PIL.Image", reason="pillow is not installed")
@@ -21,7 +21,7 @@ def pixels(path):
 @pytest.fixture
 def unwritten(monkeypatch):
     """Functions return the Figure instead of writing it."""
-    for module in (charts, grid, layers):
+    for module in (charts, grid):
         monkeypatch.setattr(module, "write", lambda drawn, path: drawn)
 
 
@@ -52,10 +52,10 @@ def test_every_shape_is_drawn_the_same_each_time(tmp_path, shape, options):
 def test_colours_are_symmetric_around_zero(tmp_path, colours, wanted):
     weight = torch.zeros(1, 4)
     weight[0, 0], weight[0, 1], weight[0, 3] = 1, 0.5, -1
-    seen = pixels(plots.weight_grid(weight, tmp_path / "a.png", colours=colours))
-    tile = len(seen) ** 2 / 6  # at least so many pixels of a colour: the bar has some of each
+    drawn_pixels = pixels(plots.weight_grid(weight, tmp_path / "a.png", colours=colours))
+    tile = len(drawn_pixels) ** 2 / 6  # at least so many pixels of a colour: the bar has some of each
     for colour in wanted:
-        assert (np.abs(seen - colour).max(-1) < 4).sum() > tile, colour
+        assert (np.abs(drawn_pixels - colour).max(-1) < 4).sum() > tile, colour
 
 
 def test_three_channels_are_red_green_and_blue(unwritten):

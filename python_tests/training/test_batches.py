@@ -10,11 +10,11 @@ X, LABELS = torch.arange(N * 2.0).reshape(N, 2), torch.arange(N)
 
 
 def batches(**options):
-    return training.Batches(X, LABELS, **{"size": 5, "seed": 7} | options)
+    return training.Batches(X, LABELS, **{"batch_size": 5, "seed": 7} | options)
 
 
 def epochs(data, number=1, start=0):
-    """What `number` epochs from batch `start` on give, as the trainer asks for them: seek, then iterate."""
+    """What `number` epochs from batch `start` on give, in the trainer's way: seek, then iterate."""
     given, iteration = [], start
     while iteration < number * len(data):
         data.seek(iteration)
@@ -26,7 +26,7 @@ def epochs(data, number=1, start=0):
 @pytest.mark.parametrize("partial", [False, True])
 @pytest.mark.parametrize("size", [1, 4, 5, 22, 23, 24, 100])
 def test_an_epoch_is_a_permutation_cut_in_batches(size, partial):
-    data = batches(size=size, partial=partial)
+    data = batches(batch_size=size, partial=partial)
     sizes = [size] * (N // size) + ([N % size] if N % size and partial else []) if size <= N else [N]
     given = epochs(data)
     assert [len(x) for x, _ in given] == sizes and len(data) == len(sizes)
@@ -48,17 +48,17 @@ def test_any_batch_can_be_the_first(partial):
         assert all(torch.equal(a, b) for (_, a), (_, b) in zip(rest, whole[start:], strict=True))
 
 
-def test_the_order_hangs_on_seed_and_epoch_alone():
+def test_the_order_depends_on_seed_and_epoch_alone():
     def order(data):
         return torch.cat([labels for _, labels in data]).tolist()
 
-    data = batches(size=N)
+    data = batches(batch_size=N)
     torch.manual_seed(1)
     first = order(data)
     torch.manual_seed(2)
-    assert order(data) == order(batches(size=4, partial=True)) == first
+    assert order(data) == order(batches(batch_size=4, partial=True)) == first
     data.seek(1)
-    assert len({tuple(first), tuple(order(data)), tuple(order(batches(size=N, seed=8)))}) == 3
+    assert len({tuple(first), tuple(order(data)), tuple(order(batches(batch_size=N, seed=8)))}) == 3
 
 
 def test_no_global_random_numbers_are_drawn():
@@ -79,12 +79,12 @@ def test_all_ranks_together_see_the_batches_of_one(ranks, partial):
         sizes = [len(x) for x, _ in parts]
         assert max(sizes) - min(sizes) <= 1 and sum(sizes) == len(whole[0])
     if ranks == 7:
-        assert min(len(x) for x, _ in shares[0] + shares[1]) == 0  # a batch of 5 or 3 samples has none for everyone
+        assert min(len(x) for x, _ in shares[0] + shares[1]) == 0  # a batch of 5 or 3 samples is not enough for all
 
 
 def test_images_of_bytes_become_floats_of_0_to_1():
     images = torch.arange(256, dtype=torch.uint8).reshape(64, 1, 2, 2)
-    data = training.Batches(images, torch.arange(64), size=16)
+    data = training.Batches(images, torch.arange(64), batch_size=16)
     for x, labels in data:
         assert x.dtype == torch.float32 and torch.equal(x, images[labels].double().div(255).float())
     assert images.dtype == torch.uint8 and data.x is images
@@ -92,16 +92,16 @@ def test_images_of_bytes_become_floats_of_0_to_1():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_floats_stay_as_they_are(dtype):
-    assert {x.dtype for x, _ in training.Batches(X.to(dtype), size=5)} == {dtype}
+    assert {x.dtype for x, _ in training.Batches(X.to(dtype), batch_size=5)} == {dtype}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
 def test_a_batch_is_free_to_keep_and_to_change(dtype):
     source = X.to(dtype)
-    data, kept = training.Batches(source.clone(), LABELS, size=5), []
+    data, kept = training.Batches(source.clone(), LABELS, batch_size=5), []
     for x, labels in data:
         kept.append((x, x.clone(), labels, labels.clone()))
-    assert all(torch.equal(x, then) and torch.equal(y, y_then) for x, then, y, y_then in kept)
+    assert all(torch.equal(x, x_then) and torch.equal(own, then) for x, x_then, own, then in kept)
     for x, _, labels, _ in kept:
         x.fill_(-1)
         labels.fill_(-1)
@@ -109,18 +109,18 @@ def test_a_batch_is_free_to_keep_and_to_change(dtype):
 
 
 def test_without_labels():
-    assert [labels for _, labels in training.Batches(X, size=10)] == [None, None]
+    assert [labels for _, labels in training.Batches(X, batch_size=10)] == [None, None]
 
 
 def test_strided_data():
-    strided = training.Batches(X.T.contiguous().T, LABELS, size=5)
+    strided = training.Batches(X.T.contiguous().T, LABELS, batch_size=5)
     assert all(torch.equal(x, X[labels]) for x, labels in strided)
 
 
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"size": 0}, "size must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"rank": 2, "ranks": 2}, r"rank must be at least 0 and below ranks \(2\), got 2"),
         ({"rank": -1, "ranks": 2}, r"rank must be at least 0 and below ranks \(2\), got -1"),
         ({"ranks": 0}, r"rank must be at least 0 and below ranks \(0\), got 0"),

@@ -1,4 +1,4 @@
-"""Writing checkpoints: whatever happens meanwhile, the last one stays whole, and as many stay as ignite was told."""
+"""Writing checkpoints: the last one stays whole whatever happens, and ignite decides how many are kept."""
 
 import builtins
 import errno

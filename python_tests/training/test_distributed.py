@@ -19,7 +19,7 @@ dist = torch.distributed
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="this torch has no torch.distributed")
 
 RULES = [hk.WTA(), hk.KrotovHopfield(), hk.Sanger(), hk.SoftWTA(), hk.Supervised()]
-SAMPLES, SIZE = 50, 16  # three batches of 16, and one of 2
+SAMPLES, BATCH_SIZE = 50, 16  # three batches of 16, and one of 2
 
 
 def join(rank, folder, ranks):
@@ -30,7 +30,7 @@ def join(rank, folder, ranks):
 
 def data(rank=0, ranks=1, samples=SAMPLES):
     x, labels = random((samples, 1, 6, 6), seed=3), torch.arange(samples) % 3
-    return training.Batches(x, labels, size=SIZE, partial=True, rank=rank, ranks=ranks)
+    return training.Batches(x, labels, batch_size=BATCH_SIZE, partial=True, rank=rank, ranks=ranks)
 
 
 def network(rule):
@@ -156,7 +156,7 @@ def drop(rank, folder, ranks):
         torch.manual_seed(0)
         model = nn.Sequential(HebbianLinear(6, 8, rule=hk.Oja()), nn.Dropout(0.5), nn.Linear(8, 3))
         torch.manual_seed(seed + rank)
-        batches = training.Batches(x, labels, size=9, rank=rank, ranks=ranks)
+        batches = training.Batches(x, labels, batch_size=9, rank=rank, ranks=ranks)
         options |= {"supervised_from": "2", "optimizer": torch.optim.SGD(model[2].parameters(), lr=0.5)}
         options |= {"folder": f"{folder}/{name}", "group": group, "handlers": handlers}
         training.train(model, batches, lr=0.1, epochs=3, **options)

@@ -1,4 +1,4 @@
-"""hebbian_trainer: who learns from a batch, how far a pass goes, the supervised part, and ignite's own handlers."""
+"""hebbian_trainer: which layers learn from a batch, where a pass ends, the supervised part, ignite's handlers."""
 
 import copy
 
@@ -60,34 +60,31 @@ def test_any_module_learns_in_the_order_of_its_data():
     assert model.spy.passes == 6  # what learns twice may learn a third time
 
 
-def trained_with(*after, shapes=((4, 36),), **hooks):
-    """How often data reaches a spy after the last layer, in as many passes of each shape as there are shapes."""
+def passes(*after, wrap=lambda chain: chain, **hooks):
+    """How often data reaches a spy after the last layer, in three forward passes."""
     spy = Spy()
-    model = Wrapped(hk.nn.HebbianLinear(36, 5, rule=hk.WTA()), *after, spy)
+    chain = nn.Sequential(hk.nn.HebbianLinear(36, 5, rule=hk.WTA()), *after, spy)
     for register, hook in hooks.items():
-        getattr(model.chain[0], register)(hook)
-    trainer = training.hebbian_trainer(model)
-    trainer.state.lr = 0.1
-    trainer.run([(random(shape, seed=i), None) for i, shape in enumerate(shapes)])
+        getattr(chain[0], register)(hook)
+    trainer = training.hebbian_trainer(wrap(chain), lr=0.1)
+    trainer.run([(random((4, 36), seed=i), None) for i in range(3)])
     return spy.passes
 
 
 class Wrapped(nn.Module):
-    def __init__(self, *chain):
+    def __init__(self, chain):
         super().__init__()
-        self.chain = nn.Sequential(*chain)
+        self.chain = chain
 
     def forward(self, x):
         return self.chain(x)
 
 
 def test_a_pass_ends_after_the_last_layer_has_learnt():
-    assert trained_with(shapes=[(4, 36)] * 3) == 1  # to see what comes after
-    assert trained_with(shapes=[(4, 36), (4, 36), (3, 36), (3, 36), (4, 36)]) == 2
-    assert trained_with(nn.BatchNorm1d(5), shapes=[(4, 36)] * 3) == 3  # whose statistics would stand still
-    assert trained_with(nn.Dropout(0.5), shapes=[(4, 36)] * 3) == 3  # whose numbers a resumed training would draw anew
-    assert trained_with(shapes=[(4, 36)] * 3, register_forward_hook=lambda *call: None) == 3
-    assert trained_with(shapes=[(4, 36)] * 3, register_forward_pre_hook=lambda *call: None) == 1
+    assert passes() == passes(nn.Dropout(0.5)) == passes(register_forward_pre_hook=lambda *call: None) == 0
+    assert passes(nn.BatchNorm1d(5)) == 3  # its running statistics must be updated
+    assert passes(register_forward_hook=lambda *call: None) == 3
+    assert passes(wrap=Wrapped) == 3  # only nn.Sequential says what comes after
 
 
 def test_a_chain_ends_at_once():
@@ -124,21 +121,21 @@ def test_a_layer_that_a_pass_left_out_learns_in_the_next():
     assert all(map(torch.equal, model.parameters(), twin.parameters()))
 
 
-class Deaf(hk.WTA):
-    """Must not be taught."""
+class Forbidden(hk.WTA):
+    """A rule that must not be used."""
 
     def update(self, *arguments, **options):
-        raise AssertionError("a frozen layer was taught")
+        raise AssertionError("a frozen layer learnt")
 
 
 def test_frozen_layers_are_skipped():
     model = network()
-    model[3].rule = Deaf()
+    model[3].rule = Forbidden()
     model[3].frozen[:] = True
     train(model)
     assert torch.equal(model[3].weight, network()[3].weight) and not torch.equal(model[0].weight, network()[0].weight)
     model[3].frozen[2] = False
-    with pytest.raises(AssertionError, match="a frozen layer was taught"):
+    with pytest.raises(AssertionError, match="a frozen layer learnt"):
         train(model)
 
 
@@ -154,11 +151,22 @@ def test_a_mask_that_is_replaced_counts():
         assert torch.equal(layer.weight, before) == frozen
 
 
+def test_lr_is_where_the_rate_of_the_engine_starts():
+    model = network()
+    assert training.hebbian_trainer(model).state.lr == 0
+    trainer = training.hebbian_trainer(model, lr=0.1)
+    twin, factors = network(), training.hebbian_trainer(network(), lr={"0": 0.1, "3": 0.2})
+    assert trainer.state.lr == 0.1 and factors.state.lr == 1
+    trainer.run(batches(), max_epochs=1)
+    training.train(twin, batches(), lr=0.1, epochs=1, decay="constant")
+    assert all(map(torch.equal, model.parameters(), twin.parameters()))
+
+
 def test_no_layer_may_have_a_rate():
     model = nn.Sequential(HebbianLinear(4, 3, rule=hk.Hebb()), nn.Linear(3, 2))
     optimizer = torch.optim.SGD(model[1].parameters(), lr=0.1)
     before = [parameter.clone() for parameter in model.parameters()]
-    trainer = training.hebbian_trainer(model, rates={}, supervised_from="1", optimizer=optimizer)
+    trainer = training.hebbian_trainer(model, lr={}, supervised_from="1", optimizer=optimizer)
     trainer.state.lr = 0.1
     trainer.run([(random((2, 4)), torch.tensor([0, 1]))])
     moved = [not torch.equal(*pair) for pair in zip(before, model.parameters(), strict=True)]
@@ -170,7 +178,7 @@ def test_a_layer_may_freeze_on_the_way():
 
     def freeze(engine):
         model[3].frozen.fill_(True)
-        model[3].rule = Deaf()
+        model[3].rule = Forbidden()
         weights.append(model[3].weight.clone())
 
     train(model, handlers=[(Events.EPOCH_COMPLETED(once=2), freeze)])
@@ -259,16 +267,16 @@ def test_ignites_handlers_attach(tmp_path, capsys):
 
 
 def test_each_epoch_begins_in_the_modes_of_the_first():
-    model, seen = network(), []
+    model, modes = network(), []
     model[1].eval()
     before = [module.training for module in model.modules()]
     engine = training.hebbian_trainer(model)
     engine.add_event_handler(Events.EPOCH_COMPLETED, lambda _: model.eval())  # as ignite's evaluators leave it
     engine.add_event_handler(
-        Events.ITERATION_STARTED, lambda _: seen.append([part.training for part in model.modules()])
+        Events.ITERATION_STARTED, lambda _: modes.append([part.training for part in model.modules()])
     )
     engine.run(batches(), max_epochs=2)
-    assert any(before) and not all(before) and seen == [before] * len(seen) and len(seen) == 2 * len(batches())
+    assert any(before) and not all(before) and modes == [before] * len(modes) and len(modes) == 2 * len(batches())
 
 
 def test_batches_without_labels_come_alone_or_in_a_tuple():

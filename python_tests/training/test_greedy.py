@@ -1,4 +1,4 @@
-"""order="greedy": each layer to its end before the next, in the order of the data, then the supervised part."""
+"""order="greedy": one layer after the other, in the order of the data, then the supervised part."""
 
 import itertools
 
@@ -39,14 +39,14 @@ def greedy(model, **options):
 
 def watched(model, **options):
     """(layer, lr) of each epoch, and the weights after it."""
-    seen = []
+    epochs = []
 
-    def look(engine):
+    def record(engine):
         weights = {name: layer.weight.clone() for name, layer in model.named_children()}
-        seen.append((engine.state.layer, round(engine.state.lr, 6), weights))
+        epochs.append((engine.state.layer, round(engine.state.lr, 6), weights))
 
-    greedy(model, handlers=[(Events.EPOCH_COMPLETED, look)], **options)
-    return seen
+    greedy(model, handlers=[(Events.EPOCH_COMPLETED, record)], **options)
+    return epochs
 
 
 def moved(before, after):
@@ -54,16 +54,16 @@ def moved(before, after):
 
 
 def test_layers_learn_one_after_the_other_in_the_order_of_the_data():
-    seen = watched(Backwards())
+    epochs = watched(Backwards())
     expected = [(name, lr) for name in ("first", "middle", "last") for lr in (0.1, 0.05)]
-    assert [epoch[:2] for epoch in seen] == expected
-    weights = [{name: layer.weight for name, layer in Backwards().named_children()}, *(epoch[2] for epoch in seen)]
+    assert [epoch[:2] for epoch in epochs] == expected
+    weights = [{name: layer.weight for name, layer in Backwards().named_children()}, *(epoch[2] for epoch in epochs)]
     changes = [moved(*pair) for pair in itertools.pairwise(weights)]
     assert changes == [{"first"}, {"first"}, {"middle"}, {"middle"}, {"last"}, {"last"}]
 
 
 def test_greedy_training_by_hand():
-    """Each layer on the final output of those before it, in training mode; what comes after is not run."""
+    """Each layer learns from the final output of the layers before it, in training mode."""
     model, twin = Backwards(), Backwards()
     greedy(model)
     data = batches()
@@ -74,7 +74,7 @@ def test_greedy_training_by_hand():
             x = x.flatten(1)
             if epoch < 2:
                 twin.first.learn(x, lr=lr)
-                # One whole pass shows that the norm comes after, which makes all of them whole.
+                # The model is no nn.Sequential, so each pass is whole and updates the statistics of the norm.
                 twin.norm(twin.first(x))
                 continue
             x = twin.norm(twin.first(x)).relu()
@@ -87,7 +87,7 @@ def test_greedy_training_by_hand():
         torch.testing.assert_close(model.state_dict()[name], value, rtol=1e-4, atol=1e-5)
 
 
-def test_looking_at_the_order_changes_nothing(monkeypatch):
+def test_finding_the_order_changes_nothing(monkeypatch):
     states = []
 
     def stopped(engine, *arguments, **options):
@@ -104,7 +104,7 @@ def test_looking_at_the_order_changes_nothing(monkeypatch):
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
-def test_looking_at_the_order_draws_no_number_of_a_loader(monkeypatch):
+def test_finding_the_order_draws_no_number_of_a_loader(monkeypatch):
     states = []
     monkeypatch.setattr(training.engine.Engine, "run", lambda *call, **options: states.append(torch.get_rng_state()))
     data = torch.utils.data.TensorDataset(random((8, 36), seed=3), torch.arange(8) % 3)
@@ -115,13 +115,13 @@ def test_looking_at_the_order_draws_no_number_of_a_loader(monkeypatch):
 
 
 def test_each_layer_has_epochs_and_a_rate_of_its_own():
-    seen = watched(Backwards(), epochs={"*": 1, "first": 3}, decay="cosine")
-    assert [epoch[0] for epoch in seen] == ["first", "first", "first", "middle", "last"]
-    assert [epoch[1] for epoch in seen] == pytest.approx([0.1, 0.075, 0.025, 0.1, 0.1])
-    seen = watched(Backwards(), epochs=1, lr={"first": 0.3, "last": 0.1})
-    assert [epoch[0] for epoch in seen] == ["first", "last"]
-    seen = watched(Backwards(), epochs={"middle": 2})
-    assert [epoch[:2] for epoch in seen] == [("middle", 0.1), ("middle", 0.05)]
+    epochs = watched(Backwards(), epochs={"*": 1, "first": 3}, decay="cosine")
+    assert [epoch[0] for epoch in epochs] == ["first", "first", "first", "middle", "last"]
+    assert [epoch[1] for epoch in epochs] == pytest.approx([0.1, 0.075, 0.025, 0.1, 0.1])
+    epochs = watched(Backwards(), epochs=1, lr={"first": 0.3, "last": 0.1})
+    assert [epoch[0] for epoch in epochs] == ["first", "last"]
+    epochs = watched(Backwards(), epochs={"middle": 2})
+    assert [epoch[:2] for epoch in epochs] == [("middle", 0.1), ("middle", 0.05)]
 
 
 def test_frozen_layers_have_no_epochs():
@@ -137,10 +137,10 @@ def test_frozen_layers_have_no_epochs():
 def test_the_supervised_part_is_trained_last():
     model = Backwards()
     optimizer = torch.optim.SGD(model.top.parameters(), lr=0.1)
-    seen = watched(model, epochs={"*": 1, "top": 2}, supervised_from="top", optimizer=optimizer)
-    assert [epoch[0] for epoch in seen] == ["first", "middle", "last", "top", "top"]
-    assert moved(seen[1][2], seen[2][2]) == {"last"} and moved(seen[2][2], seen[4][2]) <= {"top", "norm"}
-    assert "top" in moved(seen[3][2], seen[4][2])
+    epochs = watched(model, epochs={"*": 1, "top": 2}, supervised_from="top", optimizer=optimizer)
+    assert [epoch[0] for epoch in epochs] == ["first", "middle", "last", "top", "top"]
+    assert moved(epochs[1][2], epochs[2][2]) == {"last"} and moved(epochs[2][2], epochs[4][2]) <= {"top", "norm"}
+    assert "top" in moved(epochs[3][2], epochs[4][2])
     optimizer = torch.optim.SGD(model.top.parameters(), lr=0.1)
     with pytest.raises(ValueError, match='epochs must have an entry for "top", got none'):
         greedy(model, epochs={"first": 1}, supervised_from="top", optimizer=optimizer)

@@ -1,4 +1,4 @@
-"""Handlers: figures and pictures while a model trains, which change nothing of it."""
+"""Handlers: figures and pictures of a training, which do not change it."""
 
 import json
 import random as python_random
@@ -10,13 +10,13 @@ from torch import nn
 
 import hebbkern as hk
 from cases import random
+from hebbkern.evaluation import measures
 from hebbkern.nn import HebbianConv2d, HebbianLinear
 from trainings import EPOCHS, batches, network, train, training
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 image = pytest.importorskip("PIL.Image", reason="pillow is not installed")
 Events = training.engine.Events
-statistics = training.statistics
 IMAGES = random((7, 1, 6, 6), seed=8)
 
 
@@ -37,7 +37,7 @@ def states():
 
 def alone(layer, x, lr=0.1, epochs=1, **handlers):
     """One layer on all of x at each step, one step an epoch."""
-    data = training.Batches(x, size=len(x))
+    data = training.Batches(x, batch_size=len(x))
     return training.train(layer, data, lr=lr, epochs=epochs, decay="constant", **handlers)
 
 
@@ -81,14 +81,14 @@ def test_what_moved_and_by_how_much():
 
 
 def test_figures_are_of_layers_that_learn():
-    model, seen = network(), []
-    note = (Events.EPOCH_COMPLETED, lambda e: seen.append((e.state.layer, dict(e.state.metrics))))
+    model, recorded = network(), []
+    record = (Events.EPOCH_COMPLETED, lambda e: recorded.append((e.state.layer, dict(e.state.metrics))))
     before = {name: model[int(name)].weight.clone() for name in "03"}
     engine = training.train(
-        model, batches(), lr={"0": 0.1, "3": 0.1}, epochs=1, order="greedy", handlers=[training.Figures(model), note]
+        model, batches(), lr={"0": 0.1, "3": 0.1}, epochs=1, order="greedy", handlers=[training.Figures(model), record]
     )
-    assert [layer for layer, _ in seen] == ["0", "3"]
-    for name, figures in seen:
+    assert [layer for layer, _ in recorded] == ["0", "3"]
+    for name, figures in recorded:
         moved = (model[int(name)].weight - before[name]).flatten(1)
         assert figures["change"] == pytest.approx(moved.abs().mean().item()) and figures["change"] > 0
         assert figures["dead"] == int((moved == 0).all(1).sum())
@@ -163,12 +163,12 @@ def test_convergence_counts_neurons_of_length_one(tmp_path):
 
 def test_lengths_are_of_the_rules_own_norm():
     weight = torch.tensor([[3.0, -4.0], [1.0, 0.0]])
-    assert statistics.lengths(linear(weight)).tolist() == [5, 1]
-    norms = statistics.lengths(linear(weight, hk.KrotovHopfield(p=4)))
+    assert measures.lengths(linear(weight)).tolist() == [5, 1]
+    norms = measures.lengths(linear(weight, hk.KrotovHopfield(p=4)))
     assert norms.tolist() == pytest.approx([(3**4 + 4**4) ** 0.25, 1])
     conv = HebbianConv2d(2, 1, 1, rule=hk.Oja())
     conv.weight.data.copy_(torch.tensor([3.0, 4.0]).view(1, 2, 1, 1))
-    assert statistics.lengths(conv).tolist() == [5]
+    assert measures.lengths(conv).tolist() == [5]
 
 
 class Stopped(Exception):
@@ -247,7 +247,7 @@ def test_curves_are_of_metrics_that_are_there(tmp_path):
 def test_wins_are_under_the_rules_own_similarity(rule, wanted):
     layer = linear(torch.tensor([[1.0, -1.0], [0.5, 0.5], [1.0, 3.0]]), rule)
     x = torch.tensor([[1.0, 0.5], [1.0, 0.9], [2.0, -1.0]])
-    assert statistics.wins(layer, x).tolist() == responses(layer, x) == wanted
+    assert measures.wins(layer, x).tolist() == responses(layer, x) == wanted
 
 
 def responses(layer, x):
@@ -273,12 +273,12 @@ def test_wins_of_a_convolution_count_every_patch():
     x = random((3, 2, 7, 8))
     patches = nn.functional.unfold(x, 3, padding=1, stride=2).transpose(1, 2).reshape(-1, 18)
     cosine = patches @ nn.functional.normalize(layer.weight.flatten(1)).T
-    counts = statistics.wins(layer, x)
+    counts = measures.wins(layer, x)
     assert counts.tolist() == torch.bincount(cosine.argmax(1), minlength=5).tolist() and counts.sum() == 3 * 4 * 4
 
 
 def test_winners_are_those_of_all_images(tmp_path, monkeypatch):
-    monkeypatch.setattr(training.handlers, "SIZE", 3)
+    monkeypatch.setattr(training.handlers, "BATCH_SIZE", 3)
     layer = linear(torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]))
     images = torch.tensor([[255, 0]] * 4 + [[0, 255]] * 3, dtype=torch.uint8)
     handler = training.Winners(layer, images, folder=tmp_path)
@@ -291,42 +291,42 @@ def test_winners_are_those_of_all_images(tmp_path, monkeypatch):
 def test_answers_are_a_row_a_patch():
     maps, sequences = torch.arange(12.0).view(1, 3, 2, 2), torch.arange(12.0).view(2, 2, 3)
     conv, layer = HebbianConv2d(1, 3, 1, rule=hk.WTA()), linear(torch.ones(3, 2))
-    assert statistics.answers(conv, maps).tolist() == [[0, 4, 8], [1, 5, 9], [2, 6, 10], [3, 7, 11]]
-    assert statistics.answers(layer, sequences).tolist() == torch.arange(12.0).view(4, 3).tolist()
+    assert measures.answers(conv, maps).tolist() == [[0, 4, 8], [1, 5, 9], [2, 6, 10], [3, 7, 11]]
+    assert measures.answers(layer, sequences).tolist() == torch.arange(12.0).view(4, 3).tolist()
 
 
 def test_activity_by_its_formulas():
     y = torch.tensor([[1.0, 0.0, 0.0, -1.0], [2.0, 2.0, 2.0, -2.0], [0.0, -3.0, -1.0, 0.0]])
-    told = statistics.activity(y)
-    assert told["mean"] == pytest.approx(0) and told["inactive"] == pytest.approx(8 / 12) and told["silent"] == 0.25
-    # (Σ r / K)² / (Σ r² / K): 1/4 and 3/4; the third patch is answered by nobody.
-    assert told["sparseness"] == pytest.approx(((1 - 1 / 4) + (1 - 3 / 4)) / 2 / (1 - 1 / 4))
-    assert told["q50"] == pytest.approx(0) and told["q25"] == pytest.approx(-1) and told["q95"] == pytest.approx(2)
-    assert statistics.activity(y * 1e-30)["sparseness"] == pytest.approx(told["sparseness"])
-    assert statistics.activity(-y.abs() - 1)["sparseness"] == 0 == statistics.activity(y[:, :1])["sparseness"]
+    row = measures.activity(y)
+    assert row["mean"] == pytest.approx(0) and row["inactive"] == pytest.approx(8 / 12) and row["silent"] == 0.25
+    # (Σ r / K)² / (Σ r² / K): 1/4 and 3/4; no neuron is active on the third patch.
+    assert row["sparseness"] == pytest.approx(((1 - 1 / 4) + (1 - 3 / 4)) / 2 / (1 - 1 / 4))
+    assert row["q50"] == pytest.approx(0) and row["q25"] == pytest.approx(-1) and row["q95"] == pytest.approx(2)
+    assert measures.activity(y * 1e-30)["sparseness"] == pytest.approx(row["sparseness"])
+    assert measures.activity(-y.abs() - 1)["sparseness"] == 0 == measures.activity(y[:, :1])["sparseness"]
 
 
 @pytest.mark.parametrize("size", [3, 100])
 def test_activations_are_those_of_all_images(tmp_path, monkeypatch, size):
-    monkeypatch.setattr(training.handlers, "SIZE", size)
+    monkeypatch.setattr(training.handlers, "BATCH_SIZE", size)
     model = network()
     train(model, handlers=[training.Activations(model, IMAGES, folder=tmp_path, every=4)])
     with torch.no_grad():
         maps = model[0](IMAGES)
         hidden = model[3](maps.relu().flatten(1))
-        told = {"0": maps.permute(0, 2, 3, 1).reshape(-1, 6), "3": hidden, "4": model[4](hidden)}
-    told = {name: statistics.activity(y) for name, y in told.items()}
-    want = hk.plots.activations(told, tmp_path / "want.png", title="epoch 4")
-    seen, wanted = (np.asarray(image.open(path)) for path in (tmp_path / "activations_0004.png", want))
-    assert seen.shape == wanted.shape and (seen != wanted).mean() < 0.001
+        statistics = {"0": maps.permute(0, 2, 3, 1).reshape(-1, 6), "3": hidden, "4": model[4](hidden)}
+    statistics = {name: measures.activity(y) for name, y in statistics.items()}
+    want = hk.plots.activations(statistics, tmp_path / "want.png", title="epoch 4")
+    drawn, wanted = (np.asarray(image.open(path)) for path in (tmp_path / "activations_0004.png", want))
+    assert drawn.shape == wanted.shape and (drawn != wanted).mean() < 0.001
 
 
 def test_large_layers_are_thinned(tmp_path, monkeypatch):
     monkeypatch.setattr(training.handlers, "NUMBERS", 60)
-    seen, model = [], network()
-    monkeypatch.setattr(training.handlers, "activity", lambda y: seen.append(len(y)) or statistics.activity(y))
+    patches, model = [], network()
+    monkeypatch.setattr(training.handlers, "activity", lambda y: patches.append(len(y)) or measures.activity(y))
     train(model, handlers=[training.Activations(model, IMAGES, folder=tmp_path, every=4)])
-    assert seen == [10, 7, 7]  # 7·16 patches of 6 neurons, 7 of 8 and 7 of 3
+    assert patches == [10, 7, 7]  # 7·16 patches of 6 neurons, 7 of 8 and 7 of 3
 
 
 @pytest.fixture(scope="module")
@@ -368,8 +368,8 @@ def test_tensorboard_reads_the_pictures(events, tmp_path):
     shown = tmp_path / "shown.png"
     shown.write_bytes(read.Images("weights/3")[-1].encoded_image_string)
     want = hk.plots.weight_grid(model[3].weight, tmp_path / "want.png", title="3, epoch 4")
-    seen, wanted = (np.asarray(image.open(path).convert("RGB")) for path in (shown, want))
-    assert np.array_equal(seen, wanted)
+    drawn, wanted = (np.asarray(image.open(path).convert("RGB")) for path in (shown, want))
+    assert np.array_equal(drawn, wanted)
 
 
 def test_tensorboard_reads_the_histograms(events):

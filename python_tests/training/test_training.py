@@ -1,5 +1,6 @@
 """train: schedules, rates and rules by name, checkpoints, and resuming bit for bit."""
 
+import importlib
 import math
 import subprocess
 import sys
@@ -95,7 +96,7 @@ def test_the_order_is_seeded_and_complete():
     assert not torch.equal(first, torch.cat([x for x, _ in data]))
     data.seek(4)
     assert torch.equal(first[32:], torch.cat([x for x, _ in data]))
-    assert len(training.Batches(first, size=100)) == 1
+    assert len(training.Batches(first, batch_size=100)) == 1
 
 
 def test_what_cannot_be_trained_is_refused(tmp_path):
@@ -171,14 +172,14 @@ def test_the_progress_bar_shows_metrics(monkeypatch, capsys):
 
 
 class Attached:
-    """A handler of its own making."""
+    """A handler with attach(engine)."""
 
     def attach(self, engine):
-        engine.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: setattr(engine.state, "seen", True))
+        engine.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: setattr(engine.state, "was_attached", True))
 
 
 def test_handlers_may_attach_themselves():
-    assert train(network(), handlers=[Attached()]).state.seen
+    assert train(network(), handlers=[Attached()]).state.was_attached
 
 
 @pytest.mark.parametrize("stop", [1, 6, 9, 23])
@@ -229,8 +230,8 @@ def test_a_training_of_another_kind_is_not_resumed(tmp_path):
         train(model, tmp_path, resume=True, supervised_from="1", optimizer=optimizer)
 
 
-def test_a_checkpoint_that_tells_no_dtype_is_of_none(tmp_path, monkeypatch):
-    schedule = training.schedules.Schedule
+def test_a_checkpoint_without_a_dtype_is_of_none(tmp_path, monkeypatch):
+    schedule = importlib.import_module("hebbkern.training.train").Schedule
     init = schedule.__init__
 
     def older(self, *arguments, **options):
@@ -301,7 +302,7 @@ REFUSED = [
     ({"save_every": 0}, "save_every must be a whole number of at least 1, got 0"),
     ({"lr": float("nan")}, "lr must be finite, got nan"),
     ({"lr": {"3": float("inf")}}, "lr must be finite, got inf"),
-    ({"lr": {"1": 0.1}}, 'rates must match Hebbian layers ("0", "3", "4"), got "1"'),
+    ({"lr": {"1": 0.1}}, 'lr must match Hebbian layers ("0", "3", "4"), got "1"'),
     ({"supervised_from": "5"}, 'supervised_from must be a module of the model ("0", "1", "2", "3", "4"), got "5"'),
     ({"supervised_from": "4"}, 'optimizer must be given to train from "4" on, got None'),
     (
