@@ -111,11 +111,11 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     what they were before.
     """
     modes = [(module, module.training) for module in model.modules()]
-    states = [(layer, layer.lesson) for layer, _ in modes if isinstance(layer, Hebbian) and layer.lesson is not None]
+    states = [(layer, layer.learning_state) for layer, _ in modes if isinstance(layer, Hebbian) and layer.learning_state is not None]
     devices = {tensor.device.index for tensor in model.parameters() if tensor.is_cuda}
     try:
         for layer, _ in states:
-            layer.lesson = None
+            layer.learning_state = None
         model.eval()
         with torch.random.fork_rng(sorted(devices)):
             yield
@@ -123,7 +123,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
         for module, mode in modes:
             module.training = mode
         for layer, state in states:
-            layer.lesson = state
+            layer.learning_state = state
 
 
 @contextmanager

@@ -13,9 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hebbkern.nn.learning import Hebbian, by_name, check_any, check_dtype, check_rate, hebbian_layers
-from hebbkern.nn.learning import Lesson as LearningState
-from hebbkern.nn.learning import Taught as learning_scope
+from hebbkern.nn.learning import (
+    Hebbian,
+    LearningState,
+    by_name,
+    check_any,
+    check_dtype,
+    check_rate,
+    hebbian_layers,
+    learning_scope,
+)
 
 try:
     from ignite.engine import Engine, Events
@@ -176,9 +183,9 @@ class Step:
         last = None if compiled or self.supervises else _last_learner(self.model, learners)
         states = dict.fromkeys(self.rates)
         for layer in learners:
-            rate, then = self.rates[layer] * lr, _end_pass if layer is last else None
+            rate, after_learning = self.rates[layer] * lr, _end_pass if layer is last else None
             rate_tensor = torch.tensor(rate, dtype=torch.float64, device="cpu") if compiled else None
-            states[layer] = LearningState(rate, labels, rate_tensor, group=self.group, then=then, dtype=self.dtype)
+            states[layer] = LearningState(rate, labels, rate_tensor, group=self.group, after_learning=after_learning, dtype=self.dtype)
         return states
 
     def _is_frozen(self, layer: Hebbian) -> bool:
