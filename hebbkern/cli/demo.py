@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
     add("--download", action="store_true", help="let torchvision download missing files")
     add("--neurons", type=options.count, default=1000, help="number of neurons")
     add("--epochs", type=options.count, default=60, help="number of epochs")
-    add("--batch_size", type=options.count, default=100, help="samples a step")
+    add("--batch-size", type=options.count, default=100, help="samples a step")
     add("--lr", type=float, default=0.2, help="learning rate of the first epoch; it falls to 0")
     add("--seed", type=int, default=0, help="seed of the weights, the order of the samples and the split of the data")
     add("--rounds", type=options.count, default=7, help="samples of each timing")
