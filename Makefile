@@ -53,7 +53,7 @@ guard: $(BUILT)
 	$(BIN)/python bench/guard.py $(ARGS)
 
 kernels: .venv/has-dev $(BUILT) $(EMULATED)
-	$(BIN)/python bench/kernel_report.py $(ARGS)
+	$(BIN)/python -m bench.gpu_report $(ARGS)
 
 gpu: .venv/has-dev $(BUILT)
 	$(BIN)/python bench/gpu.py $(ARGS)

@@ -1,11 +1,11 @@
-"""Tests and times hebbkern's kernels on the GPU of this machine, compiled and Triton's; where there is none it says so.
+"""Tests and times hebbkern's kernels, compiled and Triton's, on the GPU of this machine.
 
     python bench/gpu.py                  the suite, then the table; writes results/gpu.json
     python bench/gpu.py --skip-tests     the table only
     python bench/gpu.py --markdown FILE  puts the table of results/gpu.json between its marks in FILE; measures nothing
 
-Every step is compared with the CPU's result before it is timed, by the compiled kernels and by Triton's, against its
-floor (the bare forward pass) and against eager torch. Exit status 1 where a test fails or a result differs.
+Every step, by the compiled kernels and by Triton's, is compared with the CPU's result, then timed against the bare
+forward pass and eager torch. Exit status 1 where a test fails or a result differs. Without a GPU nothing is measured.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-# Before hebbkern is imported: interpreted kernels would run on the CPU, and without a GPU there is no such backend.
+# Unset before hebbkern is imported: interpreted and emulated kernels run on the CPU.
 os.environ.pop("TRITON_INTERPRET", None)
 os.environ.pop("HEBBKERN_BACKEND", None)
 os.environ.pop("HEBBKERN_CUDA_HOST", None)
@@ -25,15 +25,17 @@ os.environ.pop("HEBBKERN_CUDA_HOST", None)
 import torch
 
 import hebbkern as hk
-from hebbkern.benchmark import gpu, report
-from hebbkern.benchmark.workloads import STEPS
-from hebbkern.cli import doctor, options
+from gpu_report import timing
+from gpu_report.workloads import STEPS
+from hebbkern.benchmark import report
+from hebbkern.benchmark.machine import processor
+from hebbkern.cli import options
 
 ROOT = Path(__file__).parent.parent
 
 
 def suite():
-    """What pytest says of the tests of both backends on this GPU: {"passed": bool, "summary": its last line}."""
+    """Runs the tests of both backends on this GPU: {"passed": bool, "summary": the last line of pytest}."""
     command = [sys.executable, "-m", "pytest", "-q", "-k", "triton or cuda", str(ROOT / "python_tests")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     lines = done.stdout.strip().splitlines() or [done.stderr.strip()[-300:]]
@@ -42,20 +44,20 @@ def suite():
 
 
 def about():
-    """Where the figures were taken."""
+    """Where the figures come from."""
     card = torch.cuda.get_device_properties(0)
     versions = {"torch": torch.__version__, "triton": metadata.version("triton"), "version": hk.__version__}
     return {"gpu": card.name, "multiprocessors": card.multi_processor_count, "l2": card.L2_cache_size, **versions}
 
 
 def timed(steps, rounds, l2):
-    """A row for each step; a step that fails is a row that says why."""
+    """A row for each step; the row of a step that fails has the reason."""
     rows = []
     for step in steps:
         print(f"... {step.id}", file=sys.stderr, flush=True)
         try:
-            rows.append(gpu.measure(step, rounds, l2=l2))
-        except Exception as error:  # of one step; the others are still worth their time
+            rows.append(timing.measure(step, rounds, l2=l2))
+        except Exception as error:  # the other steps are still timed
             rows.append({"case": step.id, "failed": f"{type(error).__name__}: {str(error).splitlines()[0]}"})
     return rows
 
@@ -70,19 +72,21 @@ def main(argv=None):
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="only put the table of --json into this page")
     arguments = parser.parse_args(argv)
     if arguments.markdown:
-        table = gpu.markdown(json.loads(arguments.json.read_text()))
+        table = timing.markdown(json.loads(arguments.json.read_text()))
         arguments.markdown.write_text(report.put_between_marks(arguments.markdown.read_text(), table, ": make gpu"))
         return 0
     if not torch.cuda.is_available():
-        print("No GPU is found here: nothing was tested, nothing was timed.")
+        print("There is no GPU here: nothing is tested or timed.")
         return 0
-    found = {"command": shlex.join(["python", "bench/gpu.py", *argv]), **about(), "processor": doctor.processor()}
-    found["suite"] = None if arguments.skip_tests else suite()
+    results = {"command": shlex.join(["python", "bench/gpu.py", *argv]), **about(), "processor": processor()}
+    results["suite"] = None if arguments.skip_tests else suite()
     steps = [step for step in STEPS if arguments.only in step.id]
-    found["rows"] = timed(steps, arguments.rounds, found["l2"])
-    print(f"{found['gpu']}, torch {found['torch']}, hebbkern {found['version']}\n\n{gpu.text(found['rows'])}")
-    arguments.json.write_text(json.dumps(found, indent=2) + "\n")
-    failed = any("failed" in row for row in found["rows"]) or not (found["suite"] or {"passed": True})["passed"]
+    results["rows"] = timed(steps, arguments.rounds, results["l2"])
+    print(
+        f"{results['gpu']}, torch {results['torch']}, hebbkern {results['version']}\n\n{timing.text(results['rows'])}"
+    )
+    arguments.json.write_text(json.dumps(results, indent=2) + "\n")
+    failed = any("failed" in row for row in results["rows"]) or not (results["suite"] or {"passed": True})["passed"]
     return 1 if failed else 0
 
 

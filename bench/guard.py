@@ -1,13 +1,13 @@
-"""Has hebbkern become slower? Compares its time in multiples of the floor with the committed ones.
+"""Has hebbkern become slower? Compares its time in bare forward passes with the committed one.
 
-    python bench/guard.py             exit status 1 where a step takes more of its floor than it did
+    python bench/guard.py             exit status 1 where a step takes more forward passes than it did
     python bench/guard.py --update    measure, and write the committed ratios anew
 
-Only ratios are compared, never times: each is the median over pairs, hebbkern and the bare forward pass in immediate
-alternation, so that what else the machine does slows both of a pair; where it is so busy that it does not, the ratio of
-the fastest runs may speak for hebbkern. All on one thread: several that wait for each other make any other load count
-many times. A row fails when it is slower in every one of several attempts. Ratios hold for one processor and
-instruction set; elsewhere the guard has nothing to compare with, and passes.
+Only ratios are compared, never times. Each is the median over pairs: hebbkern and the bare forward pass alternate at
+once, so that other load slows both of a pair. Where the load is so heavy that it does not, the ratio of the fastest
+runs is taken if it is smaller. All run on one thread: threads that wait for each other multiply the effect of other
+load. A row fails when it is slower in each of several attempts. Ratios hold for one processor and instruction
+set; on another the guard has nothing to compare with, and passes.
 """
 
 import argparse
@@ -20,11 +20,10 @@ from pathlib import Path
 import torch
 
 from hebbkern import benchmark
-from hebbkern.benchmark.cases import CASES
-from hebbkern.benchmark.timing import seconds_of, threads_kept
+from hebbkern.benchmark.timing import keep_threads, seconds_of
 
 COMMITTED = Path(__file__).parent.parent / "results" / "bench_guard.json"
-SAME = ("machine", "instructions", "kernels", "screening", "backend")
+SAME = ("machine", "instructions", "kernels", "screening", "backend")  # what must agree for ratios to be comparable
 TOLERANCE = 1.25  # times the committed ratio
 ATTEMPTS = 4
 PAIRS, SECONDS = 41, 2.0  # an attempt ends after so many pairs, or after so long, with at least 5
@@ -41,16 +40,16 @@ GUARDED = (
 )
 
 
-@threads_kept()
-def ratio(ours, floor):
-    """The median over the pairs, of which who goes first alternates; or the ratio of the fastest runs, if smaller."""
+@keep_threads()
+def ratio(ours, forward):
+    """The median over the pairs, whose order alternates; or the ratio of the fastest runs, if smaller."""
     torch.set_num_threads(1)
     pairs, start = [], time.perf_counter()
-    ours(), floor()
+    ours(), forward()
     while len(pairs) < 5 or (len(pairs) < PAIRS and time.perf_counter() - start < SECONDS):
-        runs = (ours, floor) if len(pairs) % 2 else (floor, ours)
+        runs = (ours, forward) if len(pairs) % 2 else (forward, ours)
         seconds = {run: seconds_of(run) for run in runs}
-        pairs.append((seconds[ours], seconds[floor]))
+        pairs.append((seconds[ours], seconds[forward]))
     fastest = [min(seconds) for seconds in zip(*pairs, strict=True)]
     return min(statistics.median(a / b for a, b in pairs), fastest[0] / fastest[1])
 
@@ -58,20 +57,21 @@ def ratio(ours, floor):
 def measured(case):
     """A function that measures the ratio of the case once more."""
     with torch.no_grad():
-        contestants = case.build()
-    return lambda: ratio(contestants["hebbkern"][0], contestants["floor"][0])
+        implementations = case.build()
+    return lambda: ratio(implementations["hebbkern"].run, implementations["forward"].run)
 
 
 def verdict(name, attempt, committed, attempts=ATTEMPTS):
-    """(fails, sentence): slower than the tolerance in every attempt."""
-    found = []
-    while len(found) < attempts:
-        found.append(attempt())
-        if found[-1] <= committed * TOLERANCE:
-            return False, f"ok      {name}: {found[-1]:.2f} floors, committed {committed:.2f}"
-    best = min(found)
-    sentence = f"{best:.2f} floors at best of {attempts} attempts, committed {committed:.2f}"
-    return True, f"SLOWER  {name}: {sentence}: {100 * (best / committed - 1):.0f} % slower"
+    """(fails, sentence): fails where every attempt is slower than the tolerance."""
+    ratios = []
+    while len(ratios) < attempts:
+        ratios.append(attempt())
+        if ratios[-1] <= committed * TOLERANCE:
+            return False, f"ok      {name}: {ratios[-1]:.2f} forward passes, committed {committed:.2f}"
+    best = min(ratios)
+    slower = 100 * (best / committed - 1)
+    times = f"{best:.2f} forward passes at best of {attempts} attempts, committed {committed:.2f}"
+    return True, f"SLOWER  {name}: {times}: {slower:.0f} % slower"
 
 
 def guard(cases, committed, say=print):
@@ -82,17 +82,21 @@ def guard(cases, committed, say=print):
         say(f"The guard of speed has nothing to compare with here and passes: {'; '.join(differs)}.")
         return 0
     if here["torch"] != committed["torch"]:
-        say(f"Note: torch {here['torch']}, committed {committed['torch']}; the floor may have moved.")
+        say(f"Note: torch {here['torch']}, committed {committed['torch']}; the forward pass may take another time.")
     slower = []
     for case in cases:
         if case.id not in committed["ratios"]:
-            say(f"new     {case.id}: no committed ratio, `python bench/guard.py --update` writes it")
+            say(f"new     {case.id}: no committed ratio; `python bench/guard.py --update` writes it")
             continue
         fails, sentence = verdict(case.id, measured(case), committed["ratios"][case.id])
         say(sentence)
         slower += [case.id] * fails
-    say(_conclusion(slower, len(cases)))
-    return 1 if slower else 0
+    if slower:
+        say(f"{len(slower)} of {len(cases)} steps have become slower. If that is intended, write new ratios: --update.")
+        return 1
+    tolerance = 100 * (TOLERANCE - 1)
+    say(f"No step is slower than committed ({len(cases)} compared, tolerance {tolerance:.0f} %).")
+    return 0
 
 
 def update(cases, path, say=print):
@@ -101,16 +105,10 @@ def update(cases, path, say=print):
     for case in cases:
         attempt = measured(case)
         ratios[case.id] = round(statistics.median(attempt() for _ in range(3)), 3)
-        say(f"{case.id}: {ratios[case.id]:.2f} floors")
+        say(f"{case.id}: {ratios[case.id]:.2f} forward passes")
     about = benchmark.about() | {"threads": 1}
-    found = {"command": "python bench/guard.py --update", **about, "ratios": ratios}
-    path.write_text(json.dumps(found, indent=2) + "\n")
-
-
-def _conclusion(slower, number):
-    if not slower:
-        return f"No step is slower than committed ({number} compared, tolerance {100 * (TOLERANCE - 1):.0f} %)."
-    return f"{len(slower)} of {number} steps have become slower: make them fast again, or, where it is meant, --update."
+    report = {"command": "python bench/guard.py --update", **about, "ratios": ratios}
+    path.write_text(json.dumps(report, indent=2) + "\n")
 
 
 def main(argv=None):
@@ -118,7 +116,7 @@ def main(argv=None):
     parser.add_argument("--update", action="store_true", help="write the committed ratios anew")
     parser.add_argument("--ratios", type=Path, default=COMMITTED, metavar="FILE", help="(default %(default)s)")
     arguments = parser.parse_args(argv)
-    cases = [case for case in CASES if case.id in GUARDED]
+    cases = [case for case in benchmark.CASES if case.id in GUARDED]
     if arguments.update:
         update(cases, arguments.ratios)
         return 0

@@ -1,108 +1,96 @@
-"""The operators as cases: hebbkern.ops against NumPy, eager torch and the floor."""
+"""The operators of hebbkern.ops as cases."""
+
+from __future__ import annotations
+
+from typing import Any
 
 import torch
 
 import hebbkern as hk
 from hebbkern.benchmark import baselines
-from hebbkern.benchmark.contest import Case, Inputs, flat, forward_and_weight_gradient, images, shapes, weights
+from hebbkern.benchmark.case import BARE, Case, Implementation, Inputs, Shape, flat, images, in_place, shapes, weights
+
+RESPONSES = {"compete": 1, "nearest_patch": 1}  # the output that is compared, where it is not the first
 
 
-def part(index):
-    """What a contestant's result is compared by, where hebbkern's operator returns more than the others."""
-    return lambda result: flat(result[index] if isinstance(result, tuple) else result)
+def operator_case(stem: str, x_shape: Shape, w_shape: Shape, **arguments: int) -> Case:
+    """One call of the operator `stem`, which takes x, w and the arguments, as its two baselines do."""
 
-
-def compete_case(x_shape, w_shape, k):
-    def build():
+    def build() -> dict[str, Implementation]:
         i = Inputs(images(*x_shape), weights(*w_shape))
-        return i.contest(
-            lambda: hk.ops.compete(i.x, i.w, k),
-            lambda: baselines.numpy_compete(i.X64(), i.W64, k),
-            lambda: baselines.eager_compete(i.X(), i.W, k),
-            result=part(1),
-        )
+        numpy, eager = (getattr(baselines, f"{name}_{stem}") for name in ("numpy", "eager"))
+        ours, output = getattr(hk.ops, stem), RESPONSES.get(stem, 0)
+        return {
+            "hebbkern": Implementation(lambda: ours(i.x, i.w, **arguments), lambda outputs: flat(outputs[output])),
+            "numpy": Implementation(lambda: numpy(i.X64(), i.W64, **arguments), flat),
+            "eager": Implementation(lambda: eager(i.X(), i.W, **arguments), flat),
+            "forward": Implementation(BARE[bare](i.x, i.w)),
+        }
 
-    return Case("compete", f"k = {k}, {shapes(x_shape, w_shape)}", build, "forward")
-
-
-def match_case(x_shape, w_shape):
-    def build():
-        i = Inputs(images(*x_shape), weights(*w_shape))
-        return i.contest(
-            lambda: hk.ops.nearest_patch(i.x, i.w),
-            lambda: baselines.numpy_match(i.X64(), i.W64),
-            lambda: baselines.eager_nearest_patch(i.X(), i.W),
-            result=part(1),
-        )
-
-    return Case("nearest_patch", shapes(x_shape, w_shape), build, "forward")
+    name = "".join(f"{key} = {value}, " for key, value in arguments.items()) + shapes(x_shape, w_shape)
+    bare = "forward + weight gradient" if stem == "dense_update" else "forward"
+    return Case(stem, name, build, bare)
 
 
-def accumulate_case(x_shape, w_shape, k):
-    def build():
-        i = Inputs(images(*x_shape), weights(*w_shape))
-        taught, coefficients = hk.ops.compete(i.x, i.w, k)[0], torch.linspace(1, -0.4, k)
-        wide, how_much = taught.long(), coefficients.double().numpy()
-        who, K, kernel = wide.numpy(), w_shape[0], w_shape[2:]
-        return i.contest(
-            lambda: hk.ops.accumulate(i.x, taught, coefficients, neurons=K, kernel=kernel),
-            lambda: baselines.numpy_accumulate(i.X64(), who, how_much, K),
-            lambda: baselines.eager_accumulate(i.X(), wide, coefficients, K),
-            result=part(0),
-        )
+def accumulate_case(x_shape: Shape, w_shape: Shape, k: int) -> Case:
+    """The sums of the patches that each neuron has won."""
 
-    return Case("accumulate", f"{k} taught a patch, {shapes(x_shape, w_shape)}", build, "forward")
+    def build() -> dict[str, Implementation]:
+        i, neurons, kernel = Inputs(images(*x_shape), weights(*w_shape)), w_shape[0], w_shape[2:]
+        targets, coefficients = hk.ops.compete(i.x, i.w, k)[0], torch.linspace(1, -0.4, k)
+        wide, coefficients64 = targets.long(), coefficients.double().numpy()
+        ours, targets64 = hk.ops.accumulate, wide.numpy()
+        return {
+            "hebbkern": Implementation(
+                lambda: ours(i.x, targets, coefficients, neurons=neurons, kernel=kernel),
+                lambda outputs: flat(outputs[0]),
+            ),
+            "numpy": Implementation(
+                lambda: baselines.numpy_accumulate(i.X64(), targets64, coefficients64, neurons), flat
+            ),
+            "eager": Implementation(lambda: baselines.eager_accumulate(i.X(), wide, coefficients, neurons), flat),
+            "forward": Implementation(BARE["forward"](i.x, i.w)),
+        }
 
-
-def sanger_case(x_shape, w_shape):
-    def build():
-        i = Inputs(images(*x_shape), weights(*w_shape))
-        return i.contest(
-            lambda: hk.ops.dense_update(i.x, i.w),
-            lambda: baselines.numpy_sanger_sum(i.W64, i.X64()),
-            lambda: baselines.eager_sanger_sum(i.W, i.X()),
-            forward_and_weight_gradient,
-            result=part(0),
-        )
-
-    return Case("dense_update", shapes(x_shape, w_shape), build, "forward + weight gradient")
+    return Case("accumulate", f"{k} targets a patch, {shapes(x_shape, w_shape)}", build, "forward")
 
 
-def apply_case(neurons, inputs, lr=0.02):
-    def build():
-        i = Inputs(weights(neurons, inputs), weights(neurons, inputs, scale=1.0))  # x is the update
-        decay = torch.linspace(0, 1, neurons)
-        decay64, start, idle = decay.double().numpy(), i.W.clone(), i.W.clone()
+def apply_case(neurons: int, inputs: int, lr: float = 0.02) -> Case:
+    """A step whose sums are divided by their largest absolute entry."""
 
-        def plain(W, sum, decay):
-            step = sum - decay[:, None] * W
-            W += lr * step / abs(step).max()
+    def build() -> dict[str, Implementation]:
+        i = Inputs(weights(neurons, inputs), weights(neurons, inputs, scale=1.0))  # x are the sums
+        decay, idle = torch.linspace(0, 1, neurons), i.W.clone()
+        decay64 = decay.double().numpy()
+
+        def plain(w: Any, sums: Any, decay: Any) -> None:
+            step = sums - decay[:, None] * w
+            w += lr * step / abs(step).max()
 
         return {
-            "hebbkern": (
-                lambda: hk.ops.apply_(i.w, i.x, decay=decay, lr=lr, normalise="global_max"),
-                lambda _: i.w - start,
-            ),
-            "numpy": (lambda: plain(i.W64, i.x64, decay64), lambda _: torch.from_numpy(i.W64) - start),
-            "eager": (lambda: plain(i.W, i.plain, decay), lambda _: i.W - start),
-            "floor": (lambda: idle.add_(i.x, alpha=lr), None),
+            "hebbkern": in_place(lambda w: hk.ops.apply_(w, i.x, decay=decay, lr=lr, normalise="global_max"), i.w),
+            "numpy": in_place(lambda w: plain(w, i.x64, decay64), i.W64),
+            "eager": in_place(lambda w: plain(w, i.plain, decay), i.W),
+            "forward": Implementation(lambda: idle.add_(i.x, alpha=lr)),
         }
 
     return Case("apply", f"global maximum, {neurons} x {inputs}", build, "weight.add_(sum)")
 
 
-def kwinners_case(shape, k, **settings):
-    def build():
+def kwinners_case(shape: Shape, k: int, **settings: Any) -> Case:
+    """The k highest of axis 1."""
+
+    def build() -> dict[str, Implementation]:
         y = weights(*shape, scale=1.0)
-        i = Inputs(y, y)
         plain, y64 = y.contiguous(), y.double().contiguous().numpy()
         compiled = torch.compile(baselines.eager_kwinners, dynamic=False)
-        contest = i.contest(
-            lambda: hk.ops.kwinners(y, k, 1),
-            lambda: baselines.numpy_kwinners(y64, k),
-            lambda: baselines.eager_kwinners(plain, k),
-            lambda y, _: lambda: baselines.eager_kwinners(plain, k),
-        )
-        return contest | {"compiled eager": (lambda: compiled(plain, k), flat)}
+        runs = {
+            "hebbkern": lambda: hk.ops.kwinners(y, k, 1),
+            "numpy": lambda: baselines.numpy_kwinners(y64, k),
+            "eager": lambda: baselines.eager_kwinners(plain, k),
+            "compiled eager": lambda: compiled(plain, k),
+            "forward": lambda: baselines.eager_kwinners(plain, k),
+        }
+        return {name: Implementation(run, flat) for name, run in runs.items()}
 
     return Case("kwinners", f"k = {k} of {'x'.join(map(str, shape))}", build, "topk + scatter", **settings)

@@ -1,10 +1,15 @@
-"""The benchmark's pictures: every contestant's time in multiples of the floor, and the curves of cost."""
+"""The benchmark's pictures: the time of every implementation in bare forward passes, and the curves of cost."""
 
-from pathlib import Path
+from __future__ import annotations
 
-from hebbkern.benchmark import report as words
+from typing import TYPE_CHECKING, Any
 
-# Colours of Okabe and Ito, told apart by colour-blind readers too; hollow marks are torch.compile's.
+from hebbkern.benchmark.report import LABELS, machine
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Colours of Okabe and Ito, which colour-blind readers can tell apart; hollow marks are torch.compile's.
 MARKS = {
     "hebbkern": ("D", "#d55e00"),
     "unscreened": ("d", "#e69f00"),
@@ -15,15 +20,17 @@ MARKS = {
     "swap": ("<", "#009e73"),
     "gradient": (">", "#cc79a7"),
 }
-
 CURVES = {"KrotovHopfield": ("D", "#d55e00"), "WTA": ("o", "#0072b2"), "Sanger": ("s", "#009e73")}
-CAPTIONS = {  # False: of the peers, True: of the curves
-    False: "Time of every formulation in multiples of the bare forward pass",
-    True: "Time against patches, neurons, inputs and batch, memory against batch",
-}
+PEERS_CAPTION = "Time of every formulation in multiples of the bare forward pass"
+CURVES_CAPTION = "Time against patches, neurons, inputs and batch, memory against batch"
 
 
-def figure(width, height):
+def figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -31,8 +38,8 @@ def figure(width, height):
     return Figure(figsize=(width, height), dpi=120, layout="constrained")
 
 
-def draw_peers(report, path):
-    """One line a work, one mark a contestant, the floor at 1."""
+def draw_peers(report: dict[str, Any], path: str) -> None:
+    """Draws one line a work, one mark an implementation, the bare forward pass at 1."""
     rows = report["rows"][::-1]
     drawn = figure(9, 1.6 + 0.33 * len(rows))
     axes = drawn.add_subplot(xscale="log")
@@ -40,8 +47,8 @@ def draw_peers(report, path):
         axes.axhspan(height - 0.5, height + 0.5, color="0.95", zorder=0)
     axes.axvline(1, color="black", linewidth=1, zorder=1)
     for name, (marker, colour) in MARKS.items():
-        for prefix, fill, label in (("", colour, words.PEERS[name]), ("compiled ", "none", None)):
-            points = [(row["to_floor"].get(prefix + name), height) for height, row in enumerate(rows)]
+        for prefix, fill, label in (("", colour, LABELS[name]), ("compiled ", "none", None)):
+            points = [(row["to_forward"].get(prefix + name), height) for height, row in enumerate(rows)]
             points = [point for point in points if point[0]]
             if points:
                 size = 60 if name == "hebbkern" else 34
@@ -49,17 +56,17 @@ def draw_peers(report, path):
                 axes.scatter(*zip(*points, strict=True), marker=marker, zorder=3 + (name == "hebbkern"), **style)
     axes.set_yticks(range(len(rows)), [_short(row["case"]) for row in rows], fontsize=8)
     axes.set_ylim(-0.6, len(rows) - 0.4)
-    axes.set_xlabel("time in multiples of the floor, the bare forward pass (hollow: torch.compile)")
+    axes.set_xlabel("time in multiples of the bare forward pass (hollow: torch.compile)")
     axes.grid(axis="x", which="major", color="0.85", zorder=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
     drawn.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=8)
-    axes.set_title(words.machine(report), fontsize=9)
-    return _save(drawn, path)
+    axes.set_title(machine(report), fontsize=9)
+    _save(drawn, path)
 
 
-def draw_curves(report, path):
-    """A panel for each axis, a line a rule, with the slope of its log-log fit."""
+def draw_curves(report: dict[str, Any], path: str) -> None:
+    """Draws a panel for each axis, a line a rule, with the slope of its log-log fit."""
     names = list(dict.fromkeys(row["axis"] for row in report["rows"]))
     drawn = figure(9, 5.6)
     panels = list(drawn.subplots(2, 3).flat)
@@ -77,15 +84,13 @@ def draw_curves(report, path):
         axes.spines[["top", "right"]].set_visible(False)
     for axes in panels[len(names) :]:
         axes.set_axis_off()
-    drawn.suptitle(words.machine(report), fontsize=9)
-    return _save(drawn, path)
+    drawn.suptitle(machine(report), fontsize=9)
+    _save(drawn, path)
 
 
-def _short(case):
+def _short(case: str) -> str:
     return case.partition(": ")[2].partition(";")[0].replace("KrotovHopfield", "Krotov-Hopfield")
 
 
-def _save(drawn, path):
-    path = Path(path)
-    drawn.savefig(path, metadata={"Software": None} if path.suffix == ".png" else None)
-    return path
+def _save(drawn: Figure, path: str) -> None:
+    drawn.savefig(path, metadata={"Software": None} if path.endswith(".png") else None)

@@ -1,131 +1,165 @@
 """The learning steps as cases: a rule of hebbkern against every formulation of it in baselines.py and peers.py."""
 
-import functools
+from __future__ import annotations
 
+import functools
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 import torch
+from torch import Tensor
 
 import hebbkern as hk
 from hebbkern.benchmark import baselines, peers
-from hebbkern.benchmark.contest import (
+from hebbkern.benchmark.case import (
+    BARE,
     Case,
+    Implementation,
     Inputs,
-    flat,
-    forward,
-    forward_and_weight_gradient,
+    Shape,
+    copy,
     images,
+    in_place,
     shapes,
-    unscreened,
     weights,
+    within,
 )
 
 CHANNELS_LAST = "swap", "gradient"  # convolutions are faster so, unfolding is not
 
 
-def rule_case(rule, formula, x_shape, w_shape, *, dense=False, lr=0.02, scale=None, **settings):
-    """One learning step in place. All contestants start from the same weights; the result is how far they moved."""
-    floor = forward_and_weight_gradient if dense else forward
-
-    def build():
-        i = Inputs(images(*x_shape), weights(*w_shape, scale=scale))
-        labels = {"labels": torch.arange(x_shape[0]) % w_shape[0]} if formula == "teacher" else {}
-        wide = {name: value.numpy() for name, value in labels.items()}
-        numpy, start = baselines.NUMPY[formula], i.W64.copy()
-        return {
-            **ours(i, lambda w: rule.step_(w, i.x, lr=lr, **labels), settings),
-            "numpy": (lambda: numpy(i.W64, i.X64(), lr, **wide), lambda _: torch.from_numpy(i.W64 - start)),
-            **formulations(formula, i, lr, **labels),
-            "floor": (floor(i.x, copy(i.w)), None),
-        }
-
-    name = f"{type(rule).__name__} step, {shapes(x_shape, w_shape)}"
-    return Case("rules", name, build, "forward + weight gradient" if dense else "forward", **settings)
+def formula(rule: hk.Rule) -> str:
+    """The name of a rule in baselines.py, peers.py and hebbkern.reference, as in "krotov_hopfield"."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(rule).__name__).lower()
 
 
-def hebbcl_case(x_shape, w_shape, *, lr=0.02, **settings):
-    """The freezing test, then the step: neurons nearer to a sample than half of them are keep still."""
+def rule_case(
+    rule: hk.Rule,
+    x_shape: Shape,
+    w_shape: Shape,
+    *,
+    dense: bool = False,
+    lr: float = 0.02,
+    scale: float | None = None,
+    **settings: Any,
+) -> Case:
+    """One learning step in place, from the same weights in all implementations.
+
+    Where peers.py has no formulation of the rule, "eager" is hebbkern's own eager backend; where baselines.py has none,
+    "numpy" is the function of hebbkern.reference, if there is one.
+    """
+
+    def build() -> dict[str, Implementation]:
+        name, i = formula(rule), Inputs(images(*x_shape), weights(*w_shape, scale=scale))
+        given = torch.arange(x_shape[0]) % w_shape[0]  # a label a sample
+        labels: dict[str, Any] = {"labels": given} if name == "supervised" else {}
+
+        def step(w: Tensor) -> None:
+            rule.step_(w, i.x, lr=lr, **labels)
+
+        own = hebbkern(i, step, settings)
+        if numpy := numpy_step(name, i, lr, **{key: value.numpy() for key, value in labels.items()}):
+            own["numpy"] = in_place(numpy, i.W64)
+        if name in peers.STEPS:
+            others = formulations(name, i, lr, **labels)
+        else:
+            others = {"eager": in_place(within(lambda: hk.backend("eager"), step), copy(i.w))}
+        return {**own, **others, "forward": Implementation(BARE[bare](i.x, copy(i.w)))}
+
+    bare = "forward + weight gradient" if dense else "forward"
+    return Case("rules", f"{type(rule).__name__} step, {shapes(x_shape, w_shape)}", build, bare, **settings)
+
+
+def numpy_step(name: str, inputs: Inputs, lr: float, **labels: Any) -> Callable[[baselines.Array], None] | None:
+    """The step in NumPy, in place of W [K, N]; None where neither baselines.py nor hebbkern.reference has the rule."""
+    if baseline := baselines.NUMPY_STEPS.get(name):
+        return lambda W: baseline(W, inputs.X64(), lr, **labels)
+    if (reference := getattr(hk.reference, name, None)) is None:
+        return None
+
+    def step(W: baselines.Array) -> None:
+        W[:] = np.reshape(reference(W.reshape(inputs.w.shape), inputs.x64, lr), W.shape)
+
+    return step
+
+
+def hebbcl_case(x_shape: Shape, w_shape: Shape, *, lr: float = 0.02, **settings: Any) -> Case:
+    """The freezing test and the step; a neuron is frozen where it is nearer to a sample than the median neuron."""
     rule = hk.WTA(k=1, similarity="dot", normalise="row_max")
 
-    def build():
+    def build() -> dict[str, Implementation]:
         w = weights(*w_shape)
         i = Inputs(images(*x_shape), w / w.abs().amax(1, keepdim=True))
-        start, threshold = i.W64.copy(), peers.match(i.plain, i.W).median().item() * 1.0001  # next to no neuron
+        distances = baselines.eager_nearest_patch(i.plain, i.W)
+        threshold = distances.median().item() * 1.0001  # lies next to no neuron's distance
 
-        def step(w):
+        def step(w: Tensor) -> None:
             _, distance = hk.ops.nearest_patch(i.x, w)
             rule.step_(w, i.x, lr=lr, frozen=distance < threshold)
 
         return {
-            **ours(i, step, settings),
-            "numpy": (
-                lambda: baselines.numpy_hebbcl(i.W64, i.x64, lr, threshold),
-                lambda _: torch.from_numpy(i.W64 - start),
-            ),
+            **hebbkern(i, step, settings),
+            "numpy": in_place(lambda W: baselines.numpy_hebbcl(W, i.x64, lr, threshold), i.W64),
             **formulations("hebbcl", i, lr, threshold),
-            "floor": (forward(i.x, copy(i.w)), None),
+            "forward": Implementation(BARE["forward"](i.x, copy(i.w))),
         }
 
     return Case("rules", f"HebbCL step with freezing, {shapes(x_shape, w_shape)}", build, "forward", **settings)
 
 
-def epoch_case(samples, inputs, neurons, batch, *, lr=0.02, share=0.1, **settings):
-    """An epoch of Krotov and Hopfield's rule with everything counted, also the shuffling; peers do a share of it."""
+def epoch_case(
+    samples: int, inputs: int, neurons: int, batch_size: int, *, lr: float = 0.02, share: float = 0.1, **settings: Any
+) -> Case:
+    """An epoch of Krotov and Hopfield's rule with its shuffling; the others do a share of it."""
     rule = hk.KrotovHopfield()
 
-    def build(samples=samples, share=share):
+    def build(samples: int = samples, share: float = share) -> dict[str, Implementation]:
         i, part = Inputs(images(samples, inputs), weights(neurons, inputs, scale=1.0)), round(samples * share)
-        start, W, few, few64 = torch.from_numpy(i.W64.copy()), i.W.clone(), i.plain[:part], i.x64[:part]
-        lay_out, fast = peers.formulated("krotov_hopfield", "eager", compiled=True)
-        _, plain = peers.formulated("krotov_hopfield", "eager")
-        numpy, compiled, idle = baselines.NUMPY["krotov_hopfield"], lay_out(W), copy(i.w)
+        lay_out, compiled = peers.formulated("krotov_hopfield", "eager", compiled=True)
+        _, eager = peers.formulated("krotov_hopfield", "eager")
+        numpy, idle = baselines.NUMPY_STEPS["krotov_hopfield"], copy(i.w)
 
-        def contestant(step, x, w):
-            return lambda: shuffled(lambda rows: step(w, rows, lr), x, batch), lambda _: torch.as_tensor(w) - start
+        def epoch(step: Callable[[Any, Any, float], Any], x: Any, w: Any) -> Implementation:
+            return in_place(lambda w: shuffled(lambda rows: step(w, rows, lr), x, batch_size), w)
 
         return {
-            "hebbkern": contestant(lambda w, rows, lr: rule.step_(w, rows, lr=lr), i.x, i.w),
-            "numpy": contestant(numpy, few64, i.W64),
-            "eager": contestant(plain, few, W),
-            "compiled eager": contestant(fast, few, compiled),
-            "floor": (lambda: shuffled(lambda rows: rows @ idle.T, i.x, batch), None),
+            "hebbkern": epoch(lambda w, rows, lr: rule.step_(w, rows, lr=lr), i.x, copy(i.w)),
+            "numpy": epoch(numpy, i.x64[:part], i.W64),
+            "eager": epoch(eager, i.plain[:part], copy(i.W)),
+            "compiled eager": epoch(compiled, i.plain[:part], lay_out(i.W)),
+            "forward": Implementation(lambda: shuffled(lambda rows: rows @ idle.T, i.x, batch_size)),
         }
 
-    name = f"KrotovHopfield epoch, {samples} x {inputs} to {neurons}, batches of {batch}; peers: {share:.0%} of it"
-    shares = dict.fromkeys(("numpy", "eager", "compiled eager"), share)
-    rehearsal = functools.partial(build, samples=3 * batch, share=1)
+    name = f"KrotovHopfield epoch, {samples} x {inputs} to {neurons}, batches of {batch_size}; peers: {share:.0%} of it"
+    shares = {"numpy": share, "eager": share, "compiled eager": share}
+    rehearsal = functools.partial(build, samples=3 * batch_size, share=1)
     return Case("rules", name, build, "forward", share=shares, rehearsal=rehearsal, **settings)
 
 
-def shuffled(learn, x, batch):
+def shuffled(learn: Callable[[Any], Any], x: Any, batch_size: int) -> None:
+    """Calls learn with the batches of x in a random order."""
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(3))
-    for rows in order.split(batch):
+    for rows in order.split(batch_size):
         learn(x[rows])
 
 
-def ours(inputs, step, settings):
-    """hebbkern, and where there is a limit for it, hebbkern without screening."""
-    moved, start = inputs.w, inputs.W.clone()
-    found = {"hebbkern": (lambda: step(moved), lambda _: flat(moved) - start)}
+def hebbkern(inputs: Inputs, step: Callable[[Tensor], None], settings: dict[str, Any]) -> dict[str, Implementation]:
+    """hebbkern's implementation, and the one without screening where it has a limit."""
+    runs = {"hebbkern": in_place(step, copy(inputs.w))}
     if "unscreened" in settings.get("limits", {}):
-        plain = copy(inputs.w)
-        found["unscreened"] = (unscreened(lambda: step(plain)), lambda _: flat(plain) - start)
-    return found
+        runs["unscreened"] = in_place(within(lambda: hk.screening(False), step), copy(inputs.w))
+    return runs
 
 
-def formulations(formula, inputs, *arguments, **labels):
-    """Every formulation of peers.py that applies, as torch runs it and compiled."""
+def formulations(formula: str, inputs: Inputs, *arguments: Any, **labels: Any) -> dict[str, Implementation]:
+    """Every formulation of peers.py that applies, in eager torch and compiled."""
     found, kernel = {}, tuple(inputs.w.shape[2:])
     for name in peers.formulations(kernel):
         x = inputs.x if name in CHANNELS_LAST else inputs.plain
-        for compiled in (False, True):
-            lay_out, step = peers.formulated(formula, name, kernel, compiled)
-            found["compiled " * compiled + name] = formulation(step, lay_out(inputs.w), x, *arguments, **labels)
+        for prefix in ("", "compiled "):
+            lay_out, step = peers.formulated(formula, name, kernel, compiled=bool(prefix))
+            run = functools.partial(lambda step, x, w: step(w, x, *arguments, **labels), step, x)
+            found[prefix + name] = in_place(run, lay_out(inputs.w))
     return found
-
-
-def formulation(step, w, *arguments, **labels):
-    start = w.clone()
-    return lambda: step(w, *arguments, **labels), lambda _: flat(w - start)
-
-
-def copy(w):
-    return w.clone(memory_format=torch.preserve_format)

@@ -1,73 +1,88 @@
-"""How a case is measured: results compared first, then contestants in alternating order, medians of many samples."""
+"""How a case is measured: results are compared first, then all run in alternating order; medians of many samples."""
+
+from __future__ import annotations
 
 import contextlib
 import functools
 import statistics
 import time
+from collections.abc import Hashable, Iterator
+from typing import Any, TypeVar
 
 import torch
 
+from hebbkern.benchmark.case import Case, Implementation, Run
+
 SAMPLE = 5e-3  # seconds a sample lasts at least; shorter calls are repeated within it
-SETTLE = 0.05  # seconds in which idle threads of another library stop spinning (OpenBLAS: 2**26 cycles)
-BUDGET = 2.0  # seconds a contestant: whoever needs more for all its samples takes fewer of them, at least one
-USUAL = ("hebbkern", "unscreened", "numpy", "eager", "floor")
+PAUSE = 0.05  # seconds in which idle threads of another library stop spinning (OpenBLAS: 2**26 cycles)
+BUDGET = 2.0  # seconds for all samples of an implementation; a slower one gets fewer samples, at least one
+DEFAULT = ("hebbkern", "unscreened", "numpy", "eager", "forward")  # implementations that are measured without --peers
+
+Name = TypeVar("Name", bound=Hashable)
 
 
-def agree(case, contestants):
-    """Raises AssertionError unless all that hebbkern is measured against compute what NumPy computes."""
-    results = {name: to_tensor(run()) for name, (run, to_tensor) in contestants.items() if name != "floor"}
-    expected = results.pop("numpy").double()
+def check_agreement(case: Case, implementations: dict[str, Implementation]) -> None:
+    """Raises AssertionError unless all implementations compute what NumPy (or where it is missing, eager) computes."""
+    results = {name: each.result(each.run()) for name, each in implementations.items() if name != "forward"}
+    name, label = ("numpy", "NumPy") if "numpy" in results else ("eager", "eager torch")
+    expected = results.pop(name).double()
     for name, result in results.items():
         error = ((result.double() - expected).norm() / expected.norm()).item()
-        assert error <= case.tolerance, f"{case.id}: {name} differs from NumPy by {error:.1e} of its norm"
+        assert error <= case.tolerance, f"{case.id}: {name} differs from {label} by {error:.1e} of its norm"
 
 
-def checked(case, everybody=False):
-    """The usual contestants of the case, or everybody, after they have agreed."""
-    contestants = _chosen(case.build(), everybody)
-    agree(case, _chosen(case.rehearsal(), everybody) if case.rehearsal else contestants)
-    return contestants
+def checked(case: Case, peers: bool = False) -> dict[str, Implementation]:
+    """The default implementations of the case, or with `peers` all of them, after their results have been compared."""
+    implementations = _selected(case.build(), peers)
+    check_agreement(case, _selected(case.rehearsal(), peers) if case.rehearsal else implementations)
+    return implementations
 
 
-def race(contestants, rounds):
-    """Median seconds a call of every contestant: {"hebbkern": 0.0123, ...}.
+def race(runs: dict[Name, Run], rounds: int) -> dict[Name, float]:
+    """The median seconds a call of every function: {"hebbkern": 0.0123, ...}.
 
-    Each round lets everybody run once, the next one in reverse order, so that a drifting clock favours nobody. Between
-    two of them a pause lets the threads of the one before fall asleep, and a call that is not timed wakes one's own.
+    Each round runs all of them once, the next round in reverse order, so that a drifting clock favours none. Between
+    two of them a pause lets the threads of the first fall asleep, and a call that is not timed wakes those of the next.
     """
-    once = {name: seconds_of(run) for name, (run, _) in contestants.items()}
+    once = {name: seconds_of(run) for name, run in runs.items()}
     samples = {name: [seconds] if seconds > BUDGET else [] for name, seconds in once.items()}
     for number in range(rounds):
-        for name in list(contestants)[:: -1 if number % 2 else 1]:
+        for name in list(runs)[:: -1 if number % 2 else 1]:
             if number < BUDGET // once[name]:
-                time.sleep(SETTLE)
-                samples[name].append(_sample(contestants[name][0], once[name]))
+                time.sleep(PAUSE)
+                samples[name].append(_sample(runs[name], once[name]))
     return {name: statistics.median(seconds) for name, seconds in samples.items()}
 
 
-def measure(case, rounds, everybody=False):
-    """One row of the table: medians, ratios, and whether each limit holds; of the usual contestants or of everybody."""
-    if everybody:
+def measure(case: Case, rounds: int, peers: bool = False) -> dict[str, Any]:
+    """One row of the table: medians, ratios, and whether each limit holds; with `peers` of all implementations."""
+    if peers:
         torch.compiler.reset()  # what earlier cases compiled counts towards the limit of recompilations
     with torch.no_grad():
-        seconds = race(checked(case, everybody), rounds)
+        seconds = race({name: each.run for name, each in checked(case, peers).items()}, rounds)
     seconds = {name: value / case.share.get(name, 1) for name, value in seconds.items()}
-    row = {"case": case.id, "seconds": seconds, "ratios": ratios(seconds), "floor": case.floor}
-    to_floor = {name: value / seconds["floor"] for name, value in seconds.items() if name != "floor"}
-    found = row["ratios"]
-    holds = {k: found[k] >= limit if k == "numpy" else found[k] <= limit for k, limit in case.limits.items()}
-    return row | {"to_floor": to_floor, "share": case.share, "limits": case.limits, "holds": holds}
+    found = ratios(seconds)
+    return {
+        "case": case.id,
+        "seconds": seconds,
+        "ratios": found,
+        "forward_pass": case.forward_pass,
+        "to_forward": {name: value / seconds["forward"] for name, value in seconds.items() if name != "forward"},
+        "share": case.share,
+        "limits": case.limits,
+        "holds": {k: found[k] >= limit if k == "numpy" else found[k] <= limit for k, limit in case.limits.items()},
+    }
 
 
-def ratios(seconds):
-    """How many times as fast as NumPy and eager torch hebbkern is, and its time in floors, screened or not."""
-    ours, floor = seconds["hebbkern"], seconds["floor"]
-    found = {"numpy": seconds["numpy"] / ours, "eager": seconds["eager"] / ours, "floor": ours / floor}
-    return found | ({"unscreened": seconds["unscreened"] / floor} if "unscreened" in seconds else {})
+def ratios(seconds: dict[str, float]) -> dict[str, float]:
+    """How many times as fast as NumPy and eager hebbkern is, and its time, screened or not, in bare forward passes."""
+    ours, forward = seconds["hebbkern"], seconds["forward"]
+    found = {name: seconds[name] / ours for name in ("numpy", "eager") if name in seconds} | {"forward": ours / forward}
+    return found | ({"unscreened": seconds["unscreened"] / forward} if "unscreened" in seconds else {})
 
 
 @functools.cache
-def no_compiler():
+def no_compiler() -> str | None:
     """Why torch.compile cannot run here, or None."""
     try:
         torch.compile(lambda x: x + 1)(torch.ones(1))
@@ -76,16 +91,16 @@ def no_compiler():
     return None
 
 
-def _chosen(contestants, everybody):
-    def chosen(name):
-        return name in USUAL or (everybody and not (name.startswith("compiled") and no_compiler()))
+def _selected(implementations: dict[str, Implementation], peers: bool) -> dict[str, Implementation]:
+    def selected(name: str) -> bool:
+        return name in DEFAULT or (peers and not (name.startswith("compiled") and no_compiler()))
 
-    return {name: contestant for name, contestant in contestants.items() if chosen(name)}
+    return {name: each for name, each in implementations.items() if selected(name)}
 
 
 @contextlib.contextmanager
-def threads_kept():
-    """Afterwards torch has as many threads as before, whatever happens within."""
+def keep_threads() -> Iterator[None]:
+    """Restores the number of torch's threads at the end."""
     before = torch.get_num_threads()
     try:
         yield
@@ -93,13 +108,14 @@ def threads_kept():
         torch.set_num_threads(before)
 
 
-def seconds_of(run):
+def seconds_of(run: Run) -> float:
+    """The seconds that one call takes."""
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
 
 
-def _sample(run, once):
+def _sample(run: Run, once: float) -> float:
     repeats = max(1, round(SAMPLE / once))
     if once < BUDGET / 4:
         run()

@@ -1,197 +1,144 @@
-"""`hebbkern doctor`: what was built, what was found, which backend runs where, and what to do about what is missing."""
+"""`hebbkern doctor`: what is installed, which backends run here, and what to do about what is missing."""
+
+from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import shutil
-import sys
-from importlib import import_module, metadata
-from importlib.util import find_spec
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from hebbkern import __version__, backends
+from hebbkern.benchmark.machine import KERNELS, architectures, instructions, kernels, processor, screening
 from hebbkern.cli import options
 
-# What serves a device, the preferred first; the first that is available runs.
+# The backends of a device, the preferred one first; the first that is available runs.
 PREFERENCE = {"cpu": ("cpu", "eager"), "cuda": ("cuda", "triton", "eager")}
-INSTRUCTIONS = {"AVX2": "avx2", "AVX-512": "avx512f", "AVX-512 BF16": "avx512_bf16", "AMX BF16": "amx_bf16"}
-KERNELS = {"baseline": (), "avx2": ("avx2", "fma"), "avx512": ("avx512f", "avx512bw", "avx512dq", "avx512vl")}
-KERNELS["avx512bf16"] = (*KERNELS["avx512"], "avx512_bf16")
-EXTRAS = {  # of pyproject.toml, and torchvision, which none but dev has: what for, and its packages
+EXTRAS = {  # {extra of pyproject.toml: (what needs it, its packages)}; torchvision is in the extra dev only
     "train": ("hebbkern train", ("pytorch-ignite", "tqdm", "safetensors", "jsonargparse")),
-    "log": ("--tensorboard", ("tensorboard",)),
-    "eval": ("clusters and intervals of hebbkern.evaluation", ("scikit-learn", "scipy")),
+    "log": ("hebbkern train --tensorboard", ("tensorboard",)),
+    "eval": ("the clusters and intervals of hebbkern.evaluation", ("scikit-learn", "scipy")),
     "demo": ("hebbkern demo and pictures", ("matplotlib", "mlxtend")),
-    "torchvision": ("its data sets by name", ("torchvision",)),
+    "torchvision": ("torchvision's data sets", ("torchvision",)),
 }
+VARIABLES = ("HEBBKERN_CPU", "HEBBKERN_SCREENING", "HEBBKERN_BACKEND", "TRITON_INTERPRET")
 REINSTALL = (
-    "in the checkout, pip install --force-reinstall --no-deps . (or, for an editable install, "
-    "python setup.py build_ext --inplace)"
+    "run `pip install --force-reinstall --no-deps .` in the checkout (for an editable install: "
+    "`python setup.py build_ext --inplace`)"
 )
 
 
-def processor():
-    """The processor's name as the operating system gives it."""
-    for line in _cpuinfo():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def instructions():
-    """The vector instruction sets, of those that the kernels could use, that this processor has."""
-    flags = _flags()
-    return [name for name, flag in INSTRUCTIONS.items() if flag in flags]
-
-
-def kernels():
-    """Which of the CPU kernels run here: the widest that the processor has, or what HEBBKERN_CPU limits it to."""
-    flags, names = _flags(), list(KERNELS)
-    if platform.machine() not in ("x86_64", "AMD64"):
-        return "baseline"
-    widest = 0
-    while widest + 1 < len(names) and flags.issuperset(KERNELS[names[widest + 1]]):
-        widest += 1
-    asked = os.environ.get("HEBBKERN_CPU")
-    return names[min(widest, names.index(asked)) if asked in names else widest]
-
-
-def screening():
-    """The matrix unit that certified winners are screened on; None where there is none, or it is switched off."""
-    if backends.available().get("cpu", True) is not None or backends.get_screening() == "off":
-        return None
-    return import_module("hebbkern._cpu").matrix_unit or None
-
-
-def architectures():
-    """The compute capabilities that the CUDA kernels were compiled for; None where there are none that load."""
-    try:
-        numbers = import_module(backends.COMPILED["cuda"]).architectures
-    except ImportError:
-        return None
-    return [f"{int(number) // 100}.{int(number) // 10 % 10}" for number in numbers.split(",") if number]
-
-
-def inspect():
-    """Everything that `hebbkern doctor` prints, as a dict that JSON can hold."""
-    available = backends.available()
-    runs = {device: _serves(device, available) for device in PREFERENCE}
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    found = {
-        "hebbkern": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torch's CUDA": torch.version.cuda,
-        "processor": processor(),
-        "instructions": instructions(),
-        "threads": torch.get_num_threads(),
-        "C++ compiler": next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None),
-        "nvcc": _nvcc(),
-        "GPUs": gpus,
-        "triton": metadata.version("triton") if find_spec("triton") else None,
-        "CPU kernels": kernels(),
-        "bf16 screening": screening(),
-        "CUDA kernels for": architectures(),
-        "HEBBKERN_CPU": os.environ.get("HEBBKERN_CPU"),
-        "HEBBKERN_SCREENING": os.environ.get("HEBBKERN_SCREENING"),
-        "HEBBKERN_BACKEND": os.environ.get("HEBBKERN_BACKEND"),
-        "TRITON_INTERPRET": os.environ.get("TRITON_INTERPRET"),
-    }
-    packages = {name: _version(name) for _, names in EXTRAS.values() for name in names}
-    report = {"found": found, "backends": available, "runs": runs, "packages": packages}
-    return report | {"advice": advice(report)}
-
-
-def advice(report):
-    """What to do about what is missing, a sentence each; empty where nothing is."""
-    found, missing = report["found"], report["backends"]
-    advised = []
-    if missing.get("cpu"):
-        compiler = "" if found["C++ compiler"] else "install a C++ compiler (g++ or clang), then "
-        advised.append(f"For the compiled CPU kernels: {compiler}{REINSTALL}.")
-    if found["GPUs"] and missing.get("cuda", True) and missing.get("triton", True):
-        advised.append(
-            f"The GPU runs plain torch. For Triton's kernels: {missing.get('triton', 'pip install triton')}."
-        )
-    if found["GPUs"] and missing.get("cuda", True) and found["nvcc"] and found["torch's CUDA"]:
-        advised.append(f"For the compiled CUDA kernels (nvcc is here): {REINSTALL}.")
-    if found["GPUs"] and found["TRITON_INTERPRET"] == "1":
-        advised.append("TRITON_INTERPRET=1 interprets Triton's kernels on the CPU, for tests; unset it to use the GPU.")
-    if found["nvcc"] and not found["GPUs"] and not found["torch's CUDA"]:
-        advised.append("nvcc is here but torch is a build without CUDA: install a CUDA build of torch to use a GPU.")
-    if found["HEBBKERN_CPU"] and found["HEBBKERN_CPU"] not in (*KERNELS, "amx"):
-        advised.append(
-            f"HEBBKERN_CPU must be {' or '.join((*KERNELS, 'amx'))}, got {found['HEBBKERN_CPU']}: it limits nothing."
-        )
-    if found["HEBBKERN_BACKEND"] not in (None, "", "auto"):
-        advised.append(f"HEBBKERN_BACKEND={found['HEBBKERN_BACKEND']} overrides the choice; unset it to go back.")
-    for extra, (purpose, names) in EXTRAS.items():
-        if absent := [name for name in names if report["packages"][name] is None]:
-            wanted = extra if extra in names else f"'hebbkern[{extra}]'"
-            advised.append(f"For {purpose} ({', '.join(absent)} missing): pip install {wanted}.")
-    return advised
-
-
-def show(report):
-    """The report as lines of text."""
-    lines = ["Found"]
-    for name, value in report["found"].items():
-        value = ", ".join(value) if isinstance(value, list) else value
-        lines.append(f"  {name:20}{value if value not in (None, '') else '-'}")
-    lines.append("Backends")
-    lines += [f"  {name:20}{reason or 'available'}" for name, reason in report["backends"].items()]
-    lines.append("Runs")
-    lines += [f"  {device + ' tensors':20}{name}" for device, name in report["runs"].items()]
-    lines.append("Packages")
-    lines += [f"  {name:20}{version or 'not installed'}" for name, version in report["packages"].items()]
-    lines.append("Advice")
-    lines += [f"  {sentence}" for sentence in report["advice"] or ["nothing is missing here."]]
-    return "\n".join(lines)
-
-
-def main(argv=None):
+def main(argv: list[str]) -> int:
+    """Runs `hebbkern doctor`."""
     parser = argparse.ArgumentParser(prog="hebbkern doctor", description=__doc__)
     options.add_json(parser)
     arguments = parser.parse_args(argv)
     report = inspect()
     print(show(report))
-    if arguments.json:
-        Path(arguments.json).write_text(json.dumps(report, indent=2) + "\n")
+    options.write_json(report, arguments.json)
     return 0
 
 
-def _serves(device, available):
-    """The backend that runs tensors on ``device``."""
-    chosen, interpreted = backends.current(), os.environ.get("TRITON_INTERPRET") == "1"
-    if chosen == "eager" or (chosen == "triton" and (device == "cpu") == interpreted):
-        return chosen
+def inspect() -> dict[str, Any]:
+    """Everything that `hebbkern doctor` prints."""
+    available = backends.available()
+    report: dict[str, Any] = {
+        "found": {
+            "hebbkern": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "CUDA of torch": torch.version.cuda,
+            "processor": processor(),
+            "instructions": instructions(),
+            "threads": torch.get_num_threads(),
+            "C++ compiler": next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None),
+            "nvcc": _nvcc(),
+            "GPUs": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+            "triton": _version("triton"),
+            "CPU kernels": kernels(),
+            "screening": screening(),
+            "CUDA kernels for": architectures(),
+            **{name: os.environ.get(name) for name in VARIABLES},
+        },
+        "backends": available,
+        "runs": {device: _backend_of(device, available) for device in PREFERENCE},
+        "packages": {name: _version(name) for _, names in EXTRAS.values() for name in names},
+    }
+    return report | {"advice": [*_kernel_advice(report), *_variable_advice(report), *_package_advice(report)]}
+
+
+def show(report: dict[str, Any]) -> str:
+    """The report as lines of text."""
+    found = {name: ", ".join(v) if isinstance(v, list) else v for name, v in report["found"].items()}
+    sections = {
+        "Found": {name: "-" if value in (None, "") else value for name, value in found.items()},
+        "Backends": {name: reason or "available" for name, reason in report["backends"].items()},
+        "Backend by device": {f"{device} tensors": name for device, name in report["runs"].items()},
+        "Packages": {name: version or "not installed" for name, version in report["packages"].items()},
+    }
+    lines = []
+    for title, rows in sections.items():
+        lines += [title, *(f"  {name:20}{value}" for name, value in rows.items())]
+    return "\n".join([*lines, "Advice", *(f"  {line}" for line in report["advice"] or ["Nothing is missing."])])
+
+
+def _kernel_advice(report: dict[str, Any]) -> list[str]:
+    found, missing, advice = report["found"], report["backends"], []
+    no_cuda = found["GPUs"] and missing.get("cuda", True)
+    if missing.get("cpu"):
+        compiler = "" if found["C++ compiler"] else "install a C++ compiler (g++ or clang), then "
+        advice.append(f"The compiled CPU kernels are missing. To build them, {compiler}{REINSTALL}.")
+    if no_cuda and missing.get("triton", True):
+        reason = missing.get("triton", "triton is not installed; run `pip install triton`")
+        advice.append(f"GPU tensors run on plain torch, which is slow. The Triton kernels cannot run: {reason}.")
+    if no_cuda and found["nvcc"] and found["CUDA of torch"]:
+        advice.append(f"nvcc is installed, so the compiled CUDA kernels can be built: {REINSTALL}.")
+    if found["nvcc"] and not found["GPUs"] and not found["CUDA of torch"]:
+        advice.append("nvcc is installed, but this torch has no CUDA. To use a GPU, install a CUDA build of torch.")
+    return advice
+
+
+def _variable_advice(report: dict[str, Any]) -> list[str]:
+    found, advice = report["found"], []
+    if found["GPUs"] and found["TRITON_INTERPRET"] == "1":
+        advice.append("TRITON_INTERPRET=1 runs the Triton kernels on the CPU, for tests. Unset it to use the GPU.")
+    if found["HEBBKERN_CPU"] and found["HEBBKERN_CPU"] not in (names := (*KERNELS, "amx")):
+        advice.append(f"HEBBKERN_CPU must be {' or '.join(names)}, got {found['HEBBKERN_CPU']}, which has no effect.")
+    if found["HEBBKERN_BACKEND"] not in (None, "", "auto"):
+        backend = found["HEBBKERN_BACKEND"]
+        advice.append(f"HEBBKERN_BACKEND={backend} selects the backend. Unset it to select by the tensors' device.")
+    return advice
+
+
+def _package_advice(report: dict[str, Any]) -> list[str]:
+    advice = []
+    for extra, (purpose, names) in EXTRAS.items():
+        if absent := [name for name in names if report["packages"][name] is None]:
+            wanted = extra if extra in names else f"'hebbkern[{extra}]'"
+            advice.append(f"To use {purpose}, run `pip install {wanted}` (missing: {', '.join(absent)}).")
+    return advice
+
+
+def _backend_of(device: str, available: dict[str, str | None]) -> str:
+    """The backend that runs on tensors of a device."""
+    selected, interpreted = backends.current(), os.environ.get("TRITON_INTERPRET") == "1"
+    if selected == "eager" or (selected == "triton" and (device == "cpu") == interpreted):
+        return selected
     names = [name for name in PREFERENCE[device] if not (interpreted and name == "triton")]
     return next(name for name in names if name in available and available[name] is None)
 
 
-def _version(package):
+def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
 
 
-def _flags():
-    return next((set(line.split()) for line in _cpuinfo() if line.startswith(("flags", "Features"))), set())
-
-
-def _cpuinfo():
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
-
-
-def _nvcc():
+def _nvcc() -> str | None:
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     return shutil.which("nvcc", path=str(Path(home, "bin"))) if home else shutil.which("nvcc")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

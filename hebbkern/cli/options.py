@@ -1,10 +1,14 @@
-"""Types of command line options: what does not fit is refused by argparse, before any work is done."""
+"""What the commands share: types of options, which argparse checks before any work is done, and --json."""
+
+from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
+from typing import Any
 
 
-def count(text):
+def count(text: str) -> int:
     """A whole number of at least 1."""
     try:
         number = int(text)
@@ -15,7 +19,7 @@ def count(text):
     return number
 
 
-def new_file(text):
+def new_file(text: str) -> str:
     """The path of a file that can be written: its folder exists."""
     path = Path(text)
     if path.is_dir() or not path.parent.is_dir():
@@ -24,5 +28,12 @@ def new_file(text):
     return text
 
 
-def add_json(parser):
-    parser.add_argument("--json", type=new_file, metavar="FILE", help="write what was printed to FILE, for programs")
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Adds the option --json."""
+    parser.add_argument("--json", type=new_file, metavar="FILE", help="also write the report to FILE, as JSON")
+
+
+def write_json(report: dict[str, Any], file: str | None) -> None:
+    """Writes the report to the file that --json names, if any."""
+    if file is not None:
+        Path(file).write_text(json.dumps(report, indent=2) + "\n")

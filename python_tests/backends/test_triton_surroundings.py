@@ -11,8 +11,8 @@ import calls
 import cases
 import hebbkern as hk
 import interpreted
-from hebbkern.benchmark.recording import trace
-from hebbkern.benchmark.workloads import STEPS
+from gpu_report.triton_recording import trace
+from gpu_report.workloads import STEPS
 
 pytestmark = interpreted.needs_interpreter
 tl, triton = importlib.import_module("triton.language"), interpreted.triton

@@ -1,26 +1,30 @@
-"""`hebbkern bench`: nobody is timed who computes something else, and the table says what was measured."""
+"""`hebbkern bench`: what computes another result is not timed, and the table reports what was measured."""
 
 import json
+from dataclasses import dataclass
 
 import pytest
 import torch
 
+import hebbkern as hk
 from hebbkern import benchmark
-from hebbkern.benchmark import report, timing
-from hebbkern.benchmark.cases import CASES
-from hebbkern.benchmark.contest import Case
-from hebbkern.benchmark.operators import compete_case, kwinners_case
+from hebbkern.benchmark import CASES, report, timing
+from hebbkern.benchmark.case import Case, Implementation
+from hebbkern.benchmark.cases import default_cases
+from hebbkern.benchmark.operators import accumulate_case, apply_case, kwinners_case, operator_case
+from hebbkern.benchmark.steps import rule_case
+from hebbkern.cli import bench
 
 
 def doubled(factor):
-    """A case whose contestants all return [2.0], but hebbkern, which returns 2 * factor."""
+    """A case in which hebbkern returns [2 * factor], all other implementations [2.0]."""
 
     def build():
         two = torch.full((1,), 2.0)
-        runs = {"hebbkern": lambda: two * factor, "numpy": two.numpy, "eager": two.clone, "floor": two.clone}
-        return {name: (run, torch.as_tensor) for name, run in runs.items()}
+        runs = {"hebbkern": lambda: two * factor, "numpy": two.numpy, "eager": two.clone, "forward": two.clone}
+        return {name: Implementation(run) for name, run in runs.items()}
 
-    return Case("compete", "two", build, "a copy", limits={"numpy": 1e-9, "floor": 1e9})
+    return Case("compete", "two", build, "a copy", limits={"numpy": 1e-9, "forward": 1e9})
 
 
 def test_a_wrong_result_is_not_timed():
@@ -28,14 +32,43 @@ def test_a_wrong_result_is_not_timed():
         timing.measure(doubled(1.01), rounds=1)
 
 
-@pytest.mark.parametrize(
-    "case", [compete_case((16, 30), (20, 30), 3), kwinners_case((4, 6, 5, 5), 2)], ids=lambda case: case.id
-)
+IMAGES = (4, 3, 6, 6), (5, 3, 3, 3)
+SMALL = [
+    operator_case("compete", (16, 30), (20, 30), k=3),
+    operator_case("nearest_patch", *IMAGES),
+    operator_case("dense_update", *IMAGES),
+    accumulate_case(*IMAGES, 2),
+    apply_case(20, 30),
+    kwinners_case((4, 6, 5, 5), 2),
+]
+
+
+@pytest.mark.parametrize("case", SMALL, ids=lambda case: case.id)
 def test_a_row_holds_every_ratio(case):
     row = timing.measure(case, rounds=2)
     seconds, ratios = row["seconds"], row["ratios"]
     assert ratios["numpy"] == seconds["numpy"] / seconds["hebbkern"]
-    assert ratios["floor"] == seconds["hebbkern"] / seconds["floor"]
+    assert ratios["forward"] == seconds["hebbkern"] / seconds["forward"]
+
+
+@dataclass(frozen=True)
+class Instar(hk.Oja):
+    """A rule that no other file knows."""
+
+
+def test_a_rule_without_a_case_gets_one():
+    assert default_cases([hk.WTA, hk.Oja]) == ()
+    (case,) = default_cases([hk.WTA, Instar])
+    assert case.id == "rules: Instar step, 1024 x 784 x 2000" and case.forward_pass == "forward"
+
+
+@pytest.mark.parametrize("reference", [None, hk.reference.oja])
+def test_a_rule_without_a_formulation_is_compared_with_eager_and_the_reference(reference, monkeypatch):
+    if reference:
+        monkeypatch.setattr(hk.reference, "instar", reference, raising=False)
+    row = timing.measure(rule_case(Instar(), *IMAGES), rounds=1)
+    assert row["seconds"].keys() == {"hebbkern", "eager", "forward"} | ({"numpy"} if reference else set())
+    assert report.text({"peers": False, "rows": [row], "properties": [], **benchmark.about()})
 
 
 @pytest.mark.parametrize(
@@ -57,10 +90,10 @@ def test_command_writes_the_table_and_says_which_limit_fails(monkeypatch, tmp_pa
     page, (start, end) = tmp_path / "README.md", report.marks()
     page.write_text(f"before\n{start}\nstale\n{end}\nafter\n")
     files = ["--json", str(tmp_path / "bench.json"), "--markdown", str(page)]
-    assert benchmark.main(["--rounds", "1", "--strict", *files]) == 1
-    assert benchmark.main(["--rounds", "1", "--strict", "--only", "two"]) == 0
+    assert bench.main(["--rounds", "1", "--strict", *files]) == 1
+    assert bench.main(["--rounds", "1", "--strict", "--only", "two"]) == 0
     printed = capsys.readouterr().out
-    assert "floor ≤ 1e+09 holds" in printed and "NumPy ≥ 1e+09 FAILS" in printed
+    assert "forward pass ≤ 1e+09 holds" in printed and "NumPy ≥ 1e+09 FAILS" in printed
     assert page.read_text().startswith("before\n") and page.read_text().endswith("after\n")
     assert "stale" not in page.read_text() and "| compete: two |" in page.read_text()
     assert len(json.loads((tmp_path / "bench.json").read_text())["rows"]) == 2

@@ -1,21 +1,17 @@
 """bench/guard.py: a slower step fails in plain words, a noisy one does not, another machine is not compared."""
 
-import importlib.util
 import json
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
+import guard
+import hebbkern as hk
 from hebbkern import benchmark
-from hebbkern.benchmark.cases import CASES
-from hebbkern.benchmark.contest import Case
-
-GUARD = Path(__file__).parents[2] / "bench" / "guard.py"
-spec = importlib.util.spec_from_file_location("guard", GUARD)
-guard = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(guard)
+from hebbkern.benchmark import CASES
+from hebbkern.benchmark.case import Case, Implementation
+from hebbkern.benchmark.steps import rule_case
 
 
 def spin(seconds):
@@ -26,10 +22,11 @@ def spin(seconds):
 
 
 def sleeper(factor):
-    """A case in which hebbkern takes factor times its floor."""
+    """A case in which hebbkern takes factor times as long as the forward pass."""
 
     def build():
-        return {"hebbkern": (lambda: spin(factor * 1e-3), None), "floor": (lambda: spin(1e-3), None)}
+        runs = {"hebbkern": lambda: spin(factor * 1e-3), "forward": lambda: spin(1e-3)}
+        return {name: Implementation(run) for name, run in runs.items()}
 
     return Case("rules", "spin", build, "forward")
 
@@ -57,10 +54,10 @@ def test_a_slowed_step_fails_and_is_named(said):
 def test_one_noisy_attempt_is_repeated():
     attempts = iter([9.0, 9.0, 2.1])
     fails, sentence = guard.verdict("step", lambda: next(attempts), 2.0)
-    assert not fails and sentence == "ok      step: 2.10 floors, committed 2.00"
+    assert not fails and sentence == "ok      step: 2.10 forward passes, committed 2.00"
     assert guard.verdict("step", lambda: 3.0, 2.0) == (
         True,
-        "SLOWER  step: 3.00 floors at best of 4 attempts, committed 2.00: 50 % slower",
+        "SLOWER  step: 3.00 forward passes at best of 4 attempts, committed 2.00: 50 % slower",
     )
 
 
@@ -78,7 +75,7 @@ def test_kernels_of_bfloat16_alone_do_not_make_another_machine():
 
 def test_another_torch_is_noted(said):
     assert guard.guard([sleeper(1)], committed(9.0, torch="1.0"), said.append) == 0
-    assert "committed 1.0; the floor may have moved" in said[0]
+    assert "committed 1.0; the forward pass may take another time" in said[0]
 
 
 def test_a_new_case_asks_for_update_and_update_writes_it(said, tmp_path):
@@ -96,6 +93,6 @@ def test_what_is_guarded_exists_and_is_committed():
 
 
 def test_the_real_steps_can_be_measured():
-    case = benchmark.cases.rule_case(benchmark.cases.hk.WTA(), "wta", (20, 9), (8, 9))
+    case = rule_case(hk.WTA(), (20, 9), (8, 9))
     with torch.no_grad():
         assert guard.measured(case)() > 0

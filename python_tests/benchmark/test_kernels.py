@@ -1,5 +1,6 @@
-"""What compilers make of every kernel for GPUs that need not be there, and what is predicted of them."""
+"""What compilers make of every GPU kernel, and what the report predicts. No GPU is needed."""
 
+import importlib
 import importlib.util
 import json
 import os
@@ -14,18 +15,18 @@ import pytest
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
-from hebbkern.benchmark import cubin, cuda_code, cuda_traffic, kernels, workloads
+from gpu_report import cubin, cuda_code, cuda_traffic, triton_code, workloads
 
-SCRIPT = Path(__file__).parents[2] / "bench" / "kernel_report.py"
+ROOT = Path(__file__).parents[2]
 RULES = [step for step in workloads.STEPS if step.name.startswith("rules: ") and "HebbCL" not in step.name]
-spec = importlib.util.spec_from_file_location("kernel_report", SCRIPT)
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     """The report, made once by a process in which kernels are compiled, not interpreted."""
     found = tmp_path_factory.mktemp("kernels") / "report.json"
-    done = subprocess.run([sys.executable, str(SCRIPT), "--json", str(found)], capture_output=True, text=True)
+    command = [sys.executable, "-m", "bench.gpu_report", "--json", str(found)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert found.exists(), f"no report: {done.stderr[-2000:]}"
     return json.loads(found.read_text()) | {"status": done.returncode, "printed": done.stdout}
 
@@ -215,13 +216,12 @@ GOOD = {"local": 0, "stack": 0, "shared": 100, "product": True, "tensor core": 8
 )
 def test_what_must_not_be_is_named_and_fails_the_report(monkeypatch, change, problem):
     row = GOOD | change
-    found = kernels.problems(row, cubin.CHIPS[0])
+    found = triton_code.problems(row, cubin.CHIPS[0])
     assert found == ([problem] if problem else [])
     with monkeypatch.context() as kept:
         for name in ("TRITON_INTERPRET", "HEBBKERN_BACKEND"):
             kept.setenv(name, os.environ.get(name, ""))
-        script = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(script)
+        script = importlib.import_module("gpu_report.__main__")
     named = {"kernel": "some_kernel", "dtype": "fp32", "settings": "BLOCK=1", "chip": "sm_80", "problems": found}
     cuda = {"rows": [], "unknown": []}
     sentences = script.failures({"kernels": [named], "every_kernel": ["some_kernel"], "cuda": cuda})

@@ -12,6 +12,7 @@ from cases import random
 from hebbkern import benchmark, reference
 from hebbkern.benchmark import baselines, curves, peers, report, steps, timing
 from hebbkern.benchmark.cases import CASES
+from hebbkern.cli import bench
 
 LINEAR = ((13, 11), (7, 11), {})
 CONVOLUTIONS = [
@@ -66,11 +67,11 @@ def test_hebbcl_freezes_and_normalises(name):
 def small_cases():
     linear, convolution = ((30, 25), (10, 25)), ((3, 3, 9, 8), (6, 3, 3, 3))
     return [
-        steps.rule_case(hk.KrotovHopfield(), "krotov_hopfield", *linear, limits={"unscreened": 9e9}),
-        steps.rule_case(hk.WTA(), "wta", *convolution),
-        steps.rule_case(hk.Sanger(), "sanger", *convolution, dense=True),
-        steps.rule_case(hk.SoftWTA(), "soft_wta", *convolution, dense=True),
-        steps.rule_case(hk.Supervised(), "teacher", *linear),
+        steps.rule_case(hk.KrotovHopfield(), *linear, limits={"unscreened": 9e9}),
+        steps.rule_case(hk.WTA(), *convolution),
+        steps.rule_case(hk.Sanger(), *convolution, dense=True),
+        steps.rule_case(hk.SoftWTA(), *convolution, dense=True),
+        steps.rule_case(hk.Supervised(), *linear),
         steps.hebbcl_case(*linear),
         steps.epoch_case(60, 25, 10, 10, share=0.5),
     ]
@@ -78,57 +79,57 @@ def small_cases():
 
 @pytest.fixture
 def uncompiled(monkeypatch):
-    """The compiled contestants, without waiting for a compiler."""
+    """The compiled implementations, without waiting for a compiler."""
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    monkeypatch.setattr(timing, "SETTLE", 0)
+    monkeypatch.setattr(timing, "PAUSE", 0)
     timing.no_compiler.cache_clear()
     yield
     timing.no_compiler.cache_clear()
 
 
 @pytest.mark.parametrize("case", small_cases(), ids=lambda case: case.id)
-def test_every_contestant_is_in_the_row(case, uncompiled):
-    row = timing.measure(case, rounds=1, everybody=True)
+def test_every_implementation_is_in_the_row(case, uncompiled):
+    row = timing.measure(case, rounds=1, peers=True)
     forms = peers.CONVOLUTION if "x3x" in case.name else ["eager"] if "epoch" in case.name else peers.LINEAR
     unscreened = {"unscreened"} & set(case.limits)
     wanted = {"hebbkern", "numpy", *forms, *(f"compiled {name}" for name in forms), *unscreened}
-    assert set(row["to_floor"]) == wanted and all(row["holds"].values())
+    assert set(row["to_forward"]) == wanted and all(row["holds"].values())
     usual = timing.measure(case, rounds=1)
-    assert set(usual["to_floor"]) == {"hebbkern", "numpy", "eager", *unscreened}
+    assert set(usual["to_forward"]) == {"hebbkern", "numpy", "eager", *unscreened}
 
 
 def test_the_time_of_a_share_counts_in_full(uncompiled, monkeypatch):
-    monkeypatch.setattr(timing, "race", lambda contestants, rounds: dict.fromkeys(contestants, 2.0))
+    monkeypatch.setattr(timing, "race", lambda runs, rounds: dict.fromkeys(runs, 2.0))
     seconds = timing.measure(steps.epoch_case(60, 25, 10, 10, share=0.5), rounds=1)["seconds"]
-    assert seconds == {"hebbkern": 2.0, "numpy": 4.0, "eager": 4.0, "floor": 2.0}
+    assert seconds == {"hebbkern": 2.0, "numpy": 4.0, "eager": 4.0, "forward": 2.0}
 
 
 @pytest.mark.parametrize("name", peers.CONVOLUTION)
 def test_a_wrong_formulation_is_caught(name, uncompiled, monkeypatch):
     class Wrong(peers.CONVOLUTION[name]):
-        def total(self, *inputs):
-            return 1.01 * super().total(*inputs)
+        def decayed_sum(self, *inputs):
+            return 1.01 * super().decayed_sum(*inputs)
 
     monkeypatch.setitem(peers.CONVOLUTION, name, Wrong)
-    case = steps.rule_case(hk.WTA(), "wta", (3, 3, 9, 8), (6, 3, 3, 3))
+    case = steps.rule_case(hk.WTA(), (3, 3, 9, 8), (6, 3, 3, 3))
     with pytest.raises(AssertionError, match=rf": {name} differs from NumPy by 1\.\de-02 of its norm"):
-        timing.measure(case, rounds=1, everybody=True)
+        timing.measure(case, rounds=1, peers=True)
 
 
 def test_compiled_peers_agree():
     if timing.no_compiler():
         pytest.skip(timing.no_compiler())
-    case = steps.rule_case(hk.WTA(), "wta", (3, 3, 9, 8), (6, 3, 3, 3))
+    case = steps.rule_case(hk.WTA(), (3, 3, 9, 8), (6, 3, 3, 3))
     with torch.no_grad():
-        contestants = case.build()
-        some = {name: contestants[name] for name in ("numpy", "compiled eager", "compiled broadcast")}
-        timing.agree(case, some)
+        implementations = case.build()
+        some = {name: implementations[name] for name in ("numpy", "compiled eager", "compiled broadcast")}
+        timing.check_agreement(case, some)
 
 
 def test_where_nothing_compiles_the_compiled_are_left_out(monkeypatch):
     monkeypatch.setattr(timing, "no_compiler", lambda: "RuntimeError: no compiler")
-    contestants = {"hebbkern": 1, "compiled eager": 2, "swap": 3, "floor": 4}
-    assert set(timing._chosen(contestants, everybody=True)) == {"hebbkern", "swap", "floor"}
+    implementations = {"hebbkern": 1, "compiled eager": 2, "swap": 3, "forward": 4}
+    assert set(timing._selected(implementations, peers=True)) == {"hebbkern", "swap", "forward"}
 
 
 def test_the_table_of_the_issue_is_measured():
@@ -148,11 +149,11 @@ def test_command_writes_table_and_picture(uncompiled, monkeypatch, tmp_path, cap
     start, end = report.marks(" --peers")
     page.write_text(f"a\n{start}\n{end}\nb\n")
     written = ["--json", str(tmp_path / "peers.json"), "--picture", str(drawn), "--markdown", str(page)]
-    assert benchmark.main(["--peers", "--rounds", "1", *written]) == 0
+    assert bench.main(["--peers", "--rounds", "1", *written]) == 0
     table = page.read_text()
     assert "](peers.png)" in table and table.endswith("\nb\n")
     assert json.loads((tmp_path / "peers.json").read_text())["command"].startswith("hebbkern bench --peers --rounds 1 ")
-    for name, label in report.PEERS.items():
+    for name, label in report.LABELS.items():
         assert (label in table) == (name != "unscreened")
     assert re.search(r"\| WTA step, 3x3x9x8 to 6 \(3x3\) \| \d+ µs \|", table) and table.count("(") > 10
     assert b"PNG" in drawn.read_bytes()[:4] and drawn.stat().st_size < 300_000
@@ -160,15 +161,17 @@ def test_command_writes_table_and_picture(uncompiled, monkeypatch, tmp_path, cap
 
 
 SMALL = [
-    (hk.WTA(), "wta", (3, 3, 9, 8), (6, 3, 3, 3)),
-    (hk.KrotovHopfield(), "krotov_hopfield", (30, 25), (10, 25)),
+    (hk.WTA(), (3, 3, 9, 8), (6, 3, 3, 3)),
+    (hk.KrotovHopfield(), (30, 25), (10, 25)),
 ]
 
 
 def test_losses_are_said():
-    row = {"case": "rules: a", "to_floor": {"hebbkern": 2.0, "numpy": 1.0}}
-    won = {"case": "rules: b", "to_floor": {"hebbkern": 1.0, "unscreened": 0.5, "numpy": 2.0}}
-    assert report.losses([row, won]) == ["Something else is faster than hebbkern in: a (2.00 x the time of numpy)."]
+    row = {"case": "rules: a", "to_forward": {"hebbkern": 2.0, "numpy": 1.0}}
+    won = {"case": "rules: b", "to_forward": {"hebbkern": 1.0, "unscreened": 0.5, "numpy": 2.0}}
+    assert report.losses([row, won]) == [
+        "Another implementation is faster than hebbkern in: a (2.00 x the time of numpy)."
+    ]
 
 
 def test_curves_have_slopes_and_a_picture(monkeypatch, tmp_path, capsys):
@@ -183,7 +186,7 @@ def test_curves_have_slopes_and_a_picture(monkeypatch, tmp_path, capsys):
     page, (start, end) = tmp_path / "speed.md", report.marks(" --curves")
     page.write_text(f"{start}\n{end}")
     drawn = tmp_path / "curves.png"
-    assert benchmark.main(["--curves", "--rounds", "1", "--picture", str(drawn), "--markdown", str(page)]) == 0
+    assert bench.main(["--curves", "--rounds", "1", "--picture", str(drawn), "--markdown", str(page)]) == 0
     assert (
         "](curves.png)" in page.read_text() and "| KrotovHopfield | 1.00 | 1.00 | 1.00 |  | 1.00 |" in page.read_text()
     )

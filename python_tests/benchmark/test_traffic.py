@@ -1,4 +1,4 @@
-"""What hebbkern.benchmark.traffic says that kernels read and write is what they do, counted as they run."""
+"""The bytes that bench/gpu_report/triton_traffic.py describes are those that kernels read and write, counted."""
 
 import importlib.util
 from types import SimpleNamespace
@@ -15,8 +15,8 @@ if importlib.util.find_spec("triton") is None:
 from triton.runtime import interpreter
 
 import hebbkern as hk
+from gpu_report import timing, triton_traffic, variants, workloads
 from hebbkern.backends.triton.launch import INTERPRETED, name_of
-from hebbkern.benchmark import gpu, traffic, variants, workloads
 
 pytestmark = pytest.mark.skipif(
     not INTERPRETED.value or bool(backends.available()["triton"]), reason="counts in Triton's interpreter"
@@ -85,14 +85,14 @@ def counted(monkeypatch):
 def test_a_launch_moves_what_its_description_says(work, few, counted, monkeypatch):
     if few:
         monkeypatch.setattr(dense, "residual_is_cheaper", lambda P, K, N: P < K)
-    x, w, extra = gpu.inputs(work, "cpu")
+    x, w, extra = timing.inputs(work, "cpu")
     with workloads.settings_of(work), hk.backend("triton"):
         work.run(x, w, **extra)
     assert counted
     for launch, moved in counted:
-        described, name = traffic.use(launch).cache, name_of(launch.kernel)
+        described, name = triton_traffic.use(launch).cache, name_of(launch.kernel)
         named = dict(zip(launch.kernel.arg_names, launch.arguments, strict=False))
         if named.get("starts") is None and "bounds" not in named:
             assert described == pytest.approx(moved, rel=0.05, abs=1000), name
-        else:  # the data decides: rows that nobody teaches and neurons that cannot win are left out
+        else:  # the data decides: rows that learn from no patch and neurons that cannot win are left out
             assert described * 1.05 >= moved, name

@@ -1,4 +1,4 @@
-"""The command line: errors in one line, and who answers which command (train itself: test_run.py)."""
+"""The command line: errors in one line, and which module runs which command (train itself: test_run.py)."""
 
 import subprocess
 import sys
@@ -36,7 +36,7 @@ REFUSED = [
         for command, option, bad in (
             ("demo", "neurons", "0"),
             ("demo", "epochs", "0"),
-            ("demo", "batch", "0"),
+            ("demo", "batch-size", "0"),
             ("demo", "rounds", "0"),
             ("bench", "rounds", "0"),
         )
@@ -58,10 +58,11 @@ REFUSED = [
 @pytest.mark.parametrize(("line", "message"), REFUSED, ids=[case[0] for case in REFUSED])
 def test_options_are_refused_before_any_work(line, message, capsys, monkeypatch, tmp_path):
     from hebbkern import benchmark, datasets
+    from hebbkern.benchmark import curves
 
     monkeypatch.setattr(datasets, "load", lambda *_, **__: pytest.fail("started"))
     monkeypatch.setattr(benchmark, "run", lambda *_: pytest.fail("started"))
-    monkeypatch.setattr(benchmark.curves, "run", lambda *_: pytest.fail("started"))
+    monkeypatch.setattr(curves, "run", lambda *_: pytest.fail("started"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "CHANGELOG.md").write_text("no marks")
     with pytest.raises(SystemExit) as stopped:
@@ -88,16 +89,15 @@ def test_version_where_nothing_is_installed():
 
 
 def test_commands_are_passed_on(monkeypatch):
-    from hebbkern import benchmark
-    from hebbkern.cli import doctor
+    from hebbkern.cli import bench, doctor
     from hebbkern.training import run
 
-    seen = []
-    monkeypatch.setattr(run, "main", lambda argv: seen.append(("train", argv)) or 2)
-    monkeypatch.setattr(benchmark, "main", lambda argv: seen.append(("bench", argv)) or 0)
-    monkeypatch.setattr(doctor, "main", lambda argv: seen.append(("doctor", argv)) or 3)
+    calls = []
+    monkeypatch.setattr(run, "main", lambda argv: calls.append(("train", argv)) or 2)
+    monkeypatch.setattr(bench, "main", lambda argv: calls.append(("bench", argv)) or 0)
+    monkeypatch.setattr(doctor, "main", lambda argv: calls.append(("doctor", argv)) or 3)
     assert cli.main(["bench", "--quick"]) == 0 and cli.main(["doctor"]) == 3 and cli.main(["train", "--lr", "1"]) == 2
-    assert seen == [("bench", ["--quick"]), ("doctor", []), ("train", ["--lr", "1"])]
+    assert calls == [("bench", ["--quick"]), ("doctor", []), ("train", ["--lr", "1"])]
 
 
 @pytest.mark.parametrize("command", ["", "demo", "train", "bench", "doctor"])

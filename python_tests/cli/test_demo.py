@@ -29,7 +29,7 @@ def data(tmp_path):
 def test_the_demo_learns_times_and_draws(data, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(demo, "STEP", {"samples": 64, "neurons": 100})
     picture, report = tmp_path / "weights.png", tmp_path / "report.json"
-    options = ["--neurons", "30", "--epochs", "10", "--batch", "20", "--rounds", "1"]
+    options = ["--neurons", "30", "--epochs", "10", "--batch-size", "20", "--rounds", "1"]
     assert cli.main(["demo", "--data", data, "--picture", str(picture), "--json", str(report), *options]) == 0
     printed, found = capsys.readouterr().out, json.loads(report.read_text())
     assert picture.stat().st_size > 1000 and str(picture) in printed
@@ -43,7 +43,7 @@ def test_the_demo_learns_times_and_draws(data, tmp_path, capsys, monkeypatch):
 
 def test_the_same_seed_learns_the_same(data):
     def learnt(seed):
-        settings = argparse.Namespace(neurons=10, epochs=2, batch=20, lr=0.1, seed=seed)
+        settings = argparse.Namespace(neurons=10, epochs=2, batch_size=20, lr=0.1, seed=seed)
         return demo.learn(torch.rand(60, 16, generator=torch.Generator().manual_seed(0)), settings)[0]
 
     assert torch.equal(learnt(0), learnt(0)) and not torch.equal(learnt(0), learnt(1))

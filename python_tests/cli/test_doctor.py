@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from hebbkern import backends
+from hebbkern.benchmark import machine
 from hebbkern.cli import doctor
 
 
@@ -66,12 +67,12 @@ BF16 = f"{AVX512} avx512_bf16"
     ],
 )
 def test_which_cpu_kernels_run(monkeypatch, flags, asked, runs):
-    monkeypatch.setattr(doctor, "_cpuinfo", lambda: [flags])
-    monkeypatch.setattr(doctor.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(machine, "_cpuinfo", lambda: [flags])
+    monkeypatch.setattr(machine.platform, "machine", lambda: "x86_64")
     monkeypatch.setenv("HEBBKERN_CPU", asked or "")
     report = doctor.inspect()
     assert report["found"]["CPU kernels"] == runs
-    unknown = "HEBBKERN_CPU must be baseline or avx2 or avx512 or avx512bf16 or amx, got sse: it limits nothing."
+    unknown = "HEBBKERN_CPU must be baseline or avx2 or avx512 or avx512bf16 or amx, got sse, which has no effect."
     assert (unknown in report["advice"]) == (asked == "sse")
 
 
@@ -101,15 +102,15 @@ def test_cuda_kernels_that_could_be_built_are_advised(monkeypatch, nvcc):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     report = doctor.inspect()
     assert report["runs"]["cuda"] == "triton"
-    assert any("compiled CUDA kernels (nvcc is here)" in each for each in report["advice"]) == bool(nvcc)
+    assert any("the compiled CUDA kernels can be built" in each for each in report["advice"]) == bool(nvcc)
 
 
 def test_architectures_of_the_cuda_kernels(monkeypatch):
-    monkeypatch.setattr(doctor, "import_module", lambda name: SimpleNamespace(architectures="800,900,1000,1210"))
-    assert doctor.architectures() == ["8.0", "9.0", "10.0", "12.1"]
-    monkeypatch.setattr(doctor, "import_module", importlib.import_module)
+    monkeypatch.setattr(machine, "import_module", lambda name: SimpleNamespace(architectures="800,900,1000,1210"))
+    assert machine.architectures() == ["8.0", "9.0", "10.0", "12.1"]
+    monkeypatch.setattr(machine, "import_module", importlib.import_module)
     monkeypatch.setitem(sys.modules, "hebbkern._cuda", None)  # as if it had not been built
-    assert doctor.architectures() is None
+    assert machine.architectures() is None
 
 
 def test_without_triton_the_remedy_is_named(monkeypatch):
@@ -118,7 +119,7 @@ def test_without_triton_the_remedy_is_named(monkeypatch):
     monkeypatch.setattr(doctor.torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(doctor.torch.cuda, "get_device_name", lambda index: "a GPU")
     (remedy,) = [sentence for sentence in doctor.inspect()["advice"] if "plain torch" in sentence]
-    assert remedy == "The GPU runs plain torch. For Triton's kernels: triton is not installed; pip install triton."
+    assert remedy.endswith("The Triton kernels cannot run: triton is not installed; pip install triton.")
 
 
 def test_missing_packages_are_named_with_their_extra(monkeypatch):
@@ -131,8 +132,8 @@ def test_missing_packages_are_named_with_their_extra(monkeypatch):
     report = doctor.inspect()
     assert report["packages"]["pytorch-ignite"] == "1.2.3" and report["packages"]["torchvision"] is None
     for remedy in (
-        "For hebbkern train (safetensors, jsonargparse missing): pip install 'hebbkern[train]'.",
-        "For its data sets by name (torchvision missing): pip install torchvision.",
+        "To use hebbkern train, run `pip install 'hebbkern[train]'` (missing: safetensors, jsonargparse).",
+        "To use torchvision's data sets, run `pip install torchvision` (missing: torchvision).",
     ):
         assert remedy in report["advice"] and remedy in doctor.show(report)
     assert not any("hebbkern[log]" in sentence for sentence in report["advice"])

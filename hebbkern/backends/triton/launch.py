@@ -2,7 +2,7 @@
 
 Every launch of this package goes through ``launch``, and none of them waits for the device or reads a value of it.
 ``recorded()`` turns launches into a list of what would have run: how the tests count them and see that nothing
-synchronises, and how bench/kernel_report.py learns what to compile for processors that are not there.
+synchronises, and how bench/gpu_report learns what to compile for processors that are not there.
 """
 
 import contextlib

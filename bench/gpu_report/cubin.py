@@ -1,4 +1,4 @@
-"""What ptxas made of a kernel: registers, spills, instructions, and how much of a multiprocessor it can fill.
+"""What ptxas made of a kernel: registers, spills, instructions and occupancy of a multiprocessor.
 
 Read from cubins with cuobjdump and nvdisasm, which Triton ships beside its compiler: no GPU is needed.
 """
@@ -46,7 +46,7 @@ ALL_CHIPS = (*CHIPS, Chip("sm_120", 120, "SM120a", warps=48, blocks=24, shared=1
 
 
 def occupancy(chip, registers, shared, warps):
-    """Which part of the warps that a multiprocessor can hold it does hold, 0 where not even one block fits."""
+    """The part of a multiprocessor's warps that are resident; 0 where not one block fits."""
     if shared > chip.block_shared:
         return 0.0
     of_a_warp = -(-registers * 32 // 256) * 256  # registers are given out in units of 256
@@ -64,11 +64,11 @@ def read(cubin):
 
 def usage(cubin):
     """{kernel: {"registers", "stack", "static"}} of those in ``cubin``; static: bytes of shared memory it declares."""
-    said = _tool("cuobjdump", "-res-usage", cubin)
-    found = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)", said)
-    if not found:
-        raise ValueError(f"cuobjdump says nothing of registers: {said[:200]!r}")
-    return {name: dict(zip(("registers", "stack", "static"), map(int, rest), strict=True)) for name, *rest in found}
+    output = _tool("cuobjdump", "-res-usage", cubin)
+    kernels = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)", output)
+    if not kernels:
+        raise ValueError(f"the output of cuobjdump has no registers: {output[:200]!r}")
+    return {name: dict(zip(("registers", "stack", "static"), map(int, rest), strict=True)) for name, *rest in kernels}
 
 
 def extracted(library):
@@ -80,16 +80,16 @@ def extracted(library):
 
 
 def counted(chip, codes):
-    """For each of ``codes`` (machine_code) how many instructions it has, and of each kind in COUNTED.
+    """For each of ``codes`` (machine_code) the number of instructions, and of each kind in COUNTED.
 
-    All are disassembled at once: to start the disassembler takes longer than most kernels do.
+    All are disassembled at once: starting the disassembler takes longer than disassembling most kernels.
     """
     listing = _tool("nvdisasm", "--binary", chip.isa, b"".join(codes)) if codes else ""
     line = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", re.MULTILINE)
-    found = [(int(at, 16), name) for at, name in line.findall(listing)]
+    instructions = [(int(at, 16), name) for at, name in line.findall(listing)]
     ends = list(itertools.accumulate(map(len, codes)))
     names = [[] for _ in codes]
-    for at, name in found:
+    for at, name in instructions:
         names[bisect.bisect_right(ends, at)].append(name)
     return [kinds(each) for each in names]
 
@@ -106,16 +106,16 @@ def machine_code(cubin):
     """{kernel: its section .text} of an ELF file."""
     (table,), (width, number, strings) = struct.unpack_from("<Q", cubin, 0x28), struct.unpack_from("<HHH", cubin, 0x3A)
     sections = [struct.unpack_from("<IIQQQQ", cubin, table + row * width) for row in range(number)]
-    start_of_names, found = sections[strings][4], {}
+    start_of_names, code = sections[strings][4], {}
     for at, _, _, _, start, length in sections:
         name = cubin[start_of_names + at : cubin.index(b"\0", start_of_names + at)].decode()
         if name.startswith(".text."):
-            found[name.removeprefix(".text.")] = cubin[start : start + length]
-    return found
+            code[name.removeprefix(".text.")] = cubin[start : start + length]
+    return code
 
 
 def _tool(name, *arguments):
-    """What a tool prints of a file with the last of ``arguments`` in it."""
+    """The output of a tool on a file that holds the last of ``arguments``."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(arguments[-1])
         file.flush()
@@ -124,7 +124,7 @@ def _tool(name, *arguments):
 
 
 def _path(name):
-    """Of a tool that Triton ships."""
+    """The path of a tool that Triton ships."""
     import triton.backends.nvidia
 
     return Path(triton.backends.nvidia.__file__).parent / "bin" / name

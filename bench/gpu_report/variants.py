@@ -1,15 +1,16 @@
-"""Workloads that are compiled only: with workloads.STEPS they reach every kernel in every default configuration.
+"""Workloads that are only compiled: with workloads.STEPS they reach every kernel in every default configuration.
 
-A configuration is what the launchers choose by themselves: tiles by dtype, shape and k, the order of the dense rules by
+A configuration is what the launchers choose: tiles by dtype, shape and k, the order of the dense rules by
 the shapes, another path for long rows and many winners. Optional arguments are given once for each kernel.
 """
 
 import torch
 
 import hebbkern as hk
+from hebbkern.benchmark.case import shapes
 from hebbkern.benchmark.cases import CIFAR, HPCA, MNIST, WIDE
-from hebbkern.benchmark.contest import shapes
-from hebbkern.benchmark.workloads import Workload
+
+from .workloads import Workload
 
 BF16, FP16, FP64 = ({"dtype": dtype} for dtype in (torch.bfloat16, torch.float16, torch.float64))
 TF32 = {"precision": "high"}
@@ -19,7 +20,7 @@ FEW = ((100, 784), (500, 784))
 
 
 def variant(what, layer, run, masked=False, **settings):
-    """``run(x, w)``; with ``masked`` it takes a bool mask [K] too."""
+    """``run(x, w)``; with ``masked`` it takes a bool mask [K] as well."""
 
     def extra(x, w):
         return {"mask": torch.zeros(w.shape[0], dtype=torch.bool, device=x.device)} if masked else {}
@@ -51,13 +52,13 @@ def matched(layer, masked=False, geometry=None, **settings):
 
 
 def accumulated(layer, patches, count, masked=False, **settings):
-    """``count`` patches teach two neurons each, and decay by their responses."""
+    """``count`` patches have two targets each, which decay by their responses."""
 
     def run(x, w, mask=None):
-        taught = torch.arange(2 * count, device=x.device).reshape(count, 2) % w.shape[0]
+        targets = torch.arange(2 * count, device=x.device).reshape(count, 2) % w.shape[0]
         responses = torch.ones((count, 2), dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
-        how = {"responses": responses, "patches": patches, "frozen": mask}
-        return hk.ops.accumulate(x, taught, responses, neurons=w.shape[0], kernel=w.shape[2:], **how)
+        options = {"responses": responses, "patches": patches, "frozen": mask}
+        return hk.ops.accumulate(x, targets, responses, neurons=w.shape[0], kernel=w.shape[2:], **options)
 
     return variant(f"accumulate {patches}", layer, run, masked, **settings)
 
@@ -66,8 +67,8 @@ def applied(layer, normalise, rate_power=0.0, masked=False, **settings):
     def run(x, w, mask=None):
         wide = torch.promote_types(w.dtype, torch.float32)
         sums, rows = w.new_ones(w.shape, dtype=wide), w.new_ones(w.shape[0], dtype=wide)
-        how = {"normalise": normalise, "rate_power": rate_power, "frozen": mask}
-        hk.ops.apply_(w, sums, decay=rows, denominator=rows, lr=0.1, **how)
+        options = {"normalise": normalise, "rate_power": rate_power, "frozen": mask}
+        hk.ops.apply_(w, sums, decay=rows, denominator=rows, lr=0.1, **options)
 
     return variant(f"apply_ {normalise} {rate_power:g}", layer, run, masked, **settings)
 

@@ -1,8 +1,8 @@
-"""What a workload would run on a GPU by the kernels of csrc/cuda: their launches, and ATen's operators.
+"""What a workload runs on a GPU by the kernels of csrc/cuda: their launches, and ATen's operators. No GPU is needed.
 
-``trace(workload)`` runs it with the kernels compiled for the CPU (HEBBKERN_CUDA_HOST, python_tests/helpers/cuda_host.py), whose
-launches are only noted down, as for the 132 multiprocessors of an H100. ATen's operators do run, on whatever is in
-memory. Of a launch nothing is known but its kernel and grid, and the operator's call that it belongs to.
+``trace(workload)`` runs it with the kernels that python_tests/helpers/cuda_host.py has compiled for the CPU
+(HEBBKERN_CUDA_HOST). Their launches are recorded, as for the 132 multiprocessors of an H100, and do not run; ATen's
+operators do, on uninitialised memory. A record holds the kernel, the grid and the call of the operator.
 """
 
 import sys
@@ -14,17 +14,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 import hebbkern as hk
-from hebbkern.benchmark import recording
-from hebbkern.benchmark.recording import _Recorder as Recorder
-from hebbkern.benchmark.workloads import laid_out, settings_of
 
-ONLY_NOTE = 2
+from . import triton_recording
+from .triton_recording import _Recorder as Recorder
+from .workloads import empty, settings_of
+
+RECORD_ONLY = 2
 CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 
 
 @dataclass
 class Launch:
-    """One launch that was noted down, by its kernel's short name ("compete.exact") and instance (cuda_code.py)."""
+    """One recorded launch, by its kernel's short name ("compete.exact") and instance (cuda_code.py)."""
 
     kernel: str
     grid: tuple
@@ -38,7 +39,7 @@ class Launch:
 def missing():
     """Why nothing can be recorded, or None."""
     if "_cuda_host" not in sys.modules:
-        return "the emulated kernels are not built (python_tests/helpers/cuda_host.py), or HEBBKERN_CUDA_HOST does not name them"
+        return "python_tests/helpers/cuda_host.py has not built the emulated kernels, or HEBBKERN_CUDA_HOST is not set"
     return hk.backends.available()["cuda"]
 
 
@@ -48,7 +49,7 @@ def serves(operator):
 
 
 class _Mode(TorchDispatchMode):
-    """Lets hebbkern's operators run, ATen's beneath them in sight; ``order`` is what came, in turn."""
+    """Runs hebbkern's operators and records launches and ATen's operators, in turn, in ``order``."""
 
     def __init__(self):
         super().__init__()
@@ -62,7 +63,7 @@ class _Mode(TorchDispatchMode):
             self.calls.append(_call(function, args))
             with self:
                 result = function.redispatch(CPU, *args, **kwargs)
-            self._catch_up()
+            self._record_launches()
             self.calls.pop()
             return result
         if function.namespace == "aten" and function._overloadpacket not in flop_registry:
@@ -72,35 +73,37 @@ class _Mode(TorchDispatchMode):
                 return result
         result = function(*args, **kwargs)
         if function.namespace == "aten" and not function.is_view and function._opname not in Recorder.FREE:
-            self._catch_up()
-            self.order.append(recording._aten_call(function, args, kwargs, result))
+            self._record_launches()
+            self.order.append(triton_recording._aten_call(function, args, kwargs, result))
         return result
 
-    def _catch_up(self):
-        """The launches since the last entry."""
+    def _record_launches(self):
+        """Adds the launches since the last entry to ``order``."""
         call = self.calls[-1] if self.calls else None
-        for noted in self.module.launches():
+        for recorded in self.module.launches():
             before = self.order[-1].grid if self.order and isinstance(self.order[-1], Launch) else ()
-            self.order.append(Launch(*noted, call, before))
-        self.module.note(ONLY_NOTE)
+            self.order.append(Launch(*recorded, call, before))
+        self.module.note(RECORD_ONLY)
 
 
 def launches(order):
-    """The launches among what ``trace`` returned."""
+    """The launches of a trace."""
     return [work for work in order if isinstance(work, Launch)]
 
 
 def _call(function, args):
     named = {argument.name: value for argument, value in zip(function._schema.arguments, args, strict=False)}
+    if function._opname == "accumulate" and "taught" in named:  # the name of targets before they were renamed
+        named["targets"] = named.pop("taught")
     return SimpleNamespace(operator=function._opname, **named)
 
 
 def trace(workload):
     """[Launch or AtenCall, in turn] of ``workload``; NotImplementedError names an operator without kernels."""
     with settings_of(workload), hk.backend("cuda"):
-        x, w = (laid_out(shape, workload.dtype, "cpu") for shape in (workload.x, workload.w))
+        x, w = (empty(shape, workload.dtype, "cpu") for shape in (workload.x, workload.w))
         extra, mode = workload.extra(x, w), _Mode()
-        mode.module.note(ONLY_NOTE)
+        mode.module.note(RECORD_ONLY)
         try:
             with mode:
                 workload.run(x, w, **extra)

@@ -1,4 +1,4 @@
-"""What a workload would run on a GPU, which need not be there: our kernels' launches, and ATen's operators.
+"""What a workload runs on a GPU by the Triton kernels: their launches, and ATen's operators. No GPU is needed.
 
 ``trace(workload)`` runs it on tensors without memory. Nothing is compiled, launched or computed.
 """
@@ -10,15 +10,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from hebbkern import triton
+from hebbkern.backends import triton
 from hebbkern.backends.triton.arithmetic import precision
 from hebbkern.backends.triton.launch import recorded
-from hebbkern.benchmark.workloads import laid_out, settings_of
+
+from .workloads import empty, settings_of
 
 
 @dataclass
 class AtenCall:
-    """An operator of torch's own: what it reads and writes, its multiplications and additions, how they are done."""
+    """A call of an ATen operator: its tensors, its multiplications and additions, and how fast they are computed."""
 
     name: str
     tensors: list
@@ -28,7 +29,7 @@ class AtenCall:
 
 @dataclass
 class Trace:
-    """Of one workload: launches of our kernels, operators of torch's, and the bytes that no way of doing it spares."""
+    """Of one workload: the launches, ATen's operators, and the bytes that every implementation must move."""
 
     launches: list
     aten: list
@@ -37,7 +38,7 @@ class Trace:
 
 
 class _Recorder(TorchDispatchMode):
-    """Runs hebbkern's operators by Triton's launchers, whatever backend is chosen, and writes down ATen's."""
+    """Runs hebbkern's operators by Triton's launchers on every backend, and records ATen's operators."""
 
     FREE = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view", "alias")
     FREE += ("detach", "detach_")
@@ -58,13 +59,13 @@ class _Recorder(TorchDispatchMode):
         result = function(*args, **(kwargs or {}))
         if function.namespace == "aten" and not function.is_view and function._opname not in self.FREE:
             call = _aten_call(function, args, kwargs or {}, result)
-            if not _kept(call):
+            if not _cached(call):
                 self.calls.append((len(self.launches), call))
         return result
 
 
-def _kept(call):
-    """Whether it makes what only tensors without memory make in every step: constants, the count of skipped steps."""
+def _cached(call):
+    """Whether the call makes constants or the count of skipped steps, which only tensors without memory make anew."""
     tensors = call.tensors
     return any(t.device.type == "cpu" for t in tensors) or (call.name == "zeros" and sum(map(size, tensors)) == 4)
 
@@ -78,7 +79,7 @@ def _aten_call(function, args, kwargs, result):
 
 
 def _rate(name, tensors):
-    """How ATen multiplies now, which torch's settings say for float32."""
+    """How fast ATen multiplies, which for float32 depends on torch's settings."""
     dtype = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
     if dtype != torch.float32:
         return "fp64" if dtype == torch.float64 else "half"
@@ -96,13 +97,13 @@ def _tensors(values):
             yield from _tensors(value)
 
 
-def place(tensor):
-    """Where it lies: the same for views from the same entry on."""
+def address(tensor):
+    """The storage and offset of a tensor: the same for all views that start at one entry."""
     return tensor.untyped_storage()._cdata, tensor.storage_offset()
 
 
 def size(tensor):
-    """Bytes of its entries, each once: a dimension of stride 0 repeats them."""
+    """Bytes of the entries, each counted once: a dimension of stride 0 repeats them."""
     entries = 1
     for length, stride in zip(tensor.shape, tensor.stride(), strict=True):
         entries *= length if stride else 1
@@ -110,9 +111,9 @@ def size(tensor):
 
 
 def trace(workload):
-    """What ``workload`` would run on a GPU, which need not be there."""
+    """The Trace of ``workload``."""
     with settings_of(workload), FakeTensorMode(), recorded() as launches:
-        x, w = (laid_out(shape, workload.dtype, "cuda") for shape in (workload.x, workload.w))
+        x, w = (empty(shape, workload.dtype, "cuda") for shape in (workload.x, workload.w))
         extra = workload.extra(x, w)
         with _Recorder(launches) as recorder:
             result = workload.run(x, w, **extra)
@@ -120,8 +121,8 @@ def trace(workload):
     order = list(launches)
     for before, call in reversed(recorder.calls):
         order.insert(before, call)
-    touched = {place(t) for launch in launches for t in _tensors(launch.arguments)}
-    touched |= {place(t) for _, call in recorder.calls for t in call.tensors}
-    needed = [tensor for tensor in _tensors(inputs) if place(tensor) in touched]
+    touched = {address(t) for launch in launches for t in _tensors(launch.arguments)}
+    touched |= {address(t) for _, call in recorder.calls for t in call.tensors}
+    needed = [tensor for tensor in _tensors(inputs) if address(tensor) in touched]
     unavoidable = sum(map(size, [*needed, *_tensors(outputs)]))
     return Trace(launches, [call for _, call in recorder.calls], order, unavoidable)

@@ -1,10 +1,10 @@
-"""Every kernel of hebbkern.backends.triton, compiled for GPUs that need not be there, and what came of it.
+"""Every kernel of hebbkern.backends.triton, compiled for several GPUs; no GPU is needed.
 
-``builds`` turns the launches that the workloads would make into the distinct compilations that Triton would do at run
-time: argument types, alignment and compile-time settings as its runtime specialises them. ``chosen`` leaves one of each
-configuration. ``rows`` compiles them for each chip and reads the machine code, ``problems`` says what must not be: a
-spill, more shared memory than a block may have, or a product of halves or of tf32 without tensor cores. Kernels must
-not be interpreted (no TRITON_INTERPRET).
+``builds`` turns the launches of the workloads into the distinct compilations of Triton at run time: argument types,
+alignment and compile-time settings as its runtime specialises them. ``one_of_each`` keeps one of each configuration.
+``rows`` compiles them for each chip and reads the machine code. ``problems`` returns what fails the report: a spill,
+more shared memory than a block may have, or a product of halves or of tf32 without tensor cores. Kernels must not be
+interpreted (no TRITON_INTERPRET).
 """
 
 import importlib
@@ -23,8 +23,9 @@ from triton.compiler import ASTSource
 
 import hebbkern.backends.triton
 from hebbkern.backends.triton.launch import name_of
-from hebbkern.benchmark import cubin
 from hebbkern.benchmark.report import aligned
+
+from . import cubin
 
 TYPES = {
     torch.float32: "fp32",
@@ -40,7 +41,7 @@ TYPES = {
 }
 SIZES = ("PARTS", "LIMIT", "TILES", "BLOCK", "BLOCK_R")  # settings that follow from the sizes of tensors
 INSIDE = 8  # of a SHAPE (patches.py): whether there is no padding
-ALIGNED = 16  # bytes of an address, or the divisor of an integer, that the compiler is told of
+ALIGNED = 16  # bytes of an address, or the divisor of an integer, that the compiler knows
 ON_TENSOR_CORES = re.compile(
     r"tt\.dot(?:_scaled)? .*(?:inputPrecision = (?:tf32|tf32x3|bf16x3|bf16x6)\b|tensor<[\dx]*x(?:bf16|f16)[,>].*\*)"
 )
@@ -62,17 +63,17 @@ class Build:
 
     @property
     def dtype(self):
-        """Of what the kernel works on: the type of its first tensor."""
+        """The type of the first tensor argument."""
         return next(kind[1:] for _, kind in self.signature if kind.startswith("*"))
 
     @property
     def label(self):
-        """The compile-time settings, not what Triton made constant by itself."""
+        """The compile-time settings, without the arguments that Triton makes constant."""
         return " ".join(f"{name}={value}" for name, value in self.constants if name in self.settings).replace(", ", ",")
 
     @property
     def configuration(self):
-        """What the launcher has chosen, less what only says how large the layer is."""
+        """The launcher's choices, without those that only follow from the size of the layer."""
         chosen = {name: value for name, value in self.constants if name in self.settings and name not in SIZES}
         if "SHAPE" in chosen:
             chosen["SHAPE"] = chosen["SHAPE"][:2] == (1, 1)
@@ -84,7 +85,7 @@ class Build:
 
     @property
     def work(self):
-        """How much it has to do: the size of its tiles, the tensors that it takes, and padding to look out for."""
+        """How much the kernel does: the size of its tiles, the number of its tensors, and whether there is padding."""
         tile = math.prod(value for name, value in self.constants if name.startswith("BLOCK"))
         padded = any(name == "SHAPE" and not value[INSIDE] for name, value in self.constants)
         return tile, sum(kind[0] == "*" for _, kind in self.signature), padded
@@ -92,16 +93,16 @@ class Build:
 
 def every_kernel():
     """The names, as in "compete.compete_kernel", of all kernels that the modules of hebbkern.backends.triton define."""
-    found = []
+    names = []
     for module in pkgutil.iter_modules(hebbkern.backends.triton.__path__, "hebbkern.backends.triton."):
-        named = vars(importlib.import_module(module.name)).items()
-        kernels = [value for name, value in named if name.endswith("_kernel") and hasattr(value, "arg_names")]
-        found += [name_of(kernel) for kernel in kernels if kernel.fn.__module__ == module.name]
-    return found
+        members = vars(importlib.import_module(module.name)).items()
+        kernels = [value for name, value in members if name.endswith("_kernel") and hasattr(value, "arg_names")]
+        names += [name_of(kernel) for kernel in kernels if kernel.fn.__module__ == module.name]
+    return names
 
 
 def build(launch):
-    """What Triton's runtime would compile for ``launch``."""
+    """The compilation that Triton's runtime does for ``launch``."""
     kernel, signature, constants, aligned = launch.kernel, [], [], []
     given = dict(zip(kernel.arg_names, launch.arguments, strict=False)) | launch.settings
     for position, parameter in enumerate(kernel.params):
@@ -154,16 +155,16 @@ def _aligned(value):
 
 
 def builds(traces):
-    """{Build: names of the workloads that need it} of ``traces``: {name: workloads.Trace}."""
-    found = {}
+    """{Build: names of the workloads that need it} of ``traces``: {name: triton_recording.Trace}."""
+    needed = {}
     for name, trace in traces.items():
         for launch in trace.launches:
-            found.setdefault(build(launch), []).append(name)
-    return {key: list(dict.fromkeys(names)) for key, names in found.items()}
+            needed.setdefault(build(launch), []).append(name)
+    return {key: list(dict.fromkeys(names)) for key, names in needed.items()}
 
 
-def chosen(wanted):
-    """Of every configuration the Build that has most to do, with the names of all workloads that need it."""
+def one_of_each(wanted):
+    """Of every configuration the Build with the most work, with the names of all workloads that need it."""
     best, names = {}, {}
     for each, workloads in wanted.items():
         key = each.configuration
@@ -174,7 +175,7 @@ def chosen(wanted):
 
 
 def compile_for(chip, wanted):
-    """``wanted`` (a Build) for ``chip``: what is known of it, and its cubin or None."""
+    """The row of ``wanted`` (a Build) for ``chip``, and its cubin; None where it does not compile."""
     warnings.simplefilter("ignore")
     kernel = getattr(importlib.import_module(wanted.module), wanted.kernel)
     attributes = {(position,): [["tt.divisibility", ALIGNED]] for position in wanted.aligned}
@@ -193,22 +194,22 @@ def compile_for(chip, wanted):
 
 
 def _reason(error):
-    """The last sentences of what the compiler said, innermost first: before them it shows the source."""
+    """The last sentences of the innermost error; the source stands before them."""
     while error.__cause__ is not None:
         error = error.__cause__
     return " ".join(str(error).split())[-300:]
 
 
 def problems(row, chip):
-    """What must not be, a sentence each."""
-    found = []
+    """A sentence for each problem that fails the report."""
+    sentences = []
     if row["local"]:
-        found.append(f"spills: {row['local']} local loads and stores, {row['stack']} bytes of stack")
+        sentences.append(f"spills: {row['local']} local loads and stores, {row['stack']} bytes of stack")
     if row["shared"] > chip.block_shared:
-        found.append(f"{row['shared']} bytes of shared memory, a block of {chip.name} has {chip.block_shared}")
+        sentences.append(f"{row['shared']} bytes of shared memory, a block of {chip.name} has {chip.block_shared}")
     if row["product"] and not row["tensor core"]:
-        found.append("multiplies halves or tf32 without tensor cores")
-    return found
+        sentences.append("multiplies halves or tf32 without tensor cores")
+    return sentences
 
 
 def rows(wanted, chips=cubin.CHIPS):
@@ -230,9 +231,9 @@ HEAD = ("kernel", "dtype", "chip", "warps", "stages", "registers", "spills", "sh
 HEAD += ("128-bit loads", "barriers", "settings")
 
 
-def text(found):
+def text(rows):
     """The table of ``rows``."""
-    return "\n".join(aligned([HEAD, *(tuple(map(str, _cells(row))) for row in found)]))
+    return "\n".join(aligned([HEAD, *(tuple(map(str, _cells(row))) for row in rows)]))
 
 
 def _cells(row):

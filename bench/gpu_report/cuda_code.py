@@ -1,8 +1,8 @@
 """Every kernel of csrc/cuda as nvcc compiled it into hebbkern/_cuda, for all its architectures; no GPU is needed.
 
 ``rows`` reads the library: an instance of each kernel's template a row, with registers, stack and instructions.
-``launched`` adds what launches of the workloads (cuda_recording.py) make of it: threads and shared memory of a block,
-and so how much of a multiprocessor it fills. ``problems`` says what must not be.
+``launched`` adds the launches of the workloads (cuda_recording.py): threads, shared memory and occupancy of a block.
+``problems`` returns what fails the report.
 """
 
 import re
@@ -11,8 +11,9 @@ import subprocess
 from pathlib import Path
 
 import hebbkern
-from hebbkern.benchmark import cubin, cuda_recording
 from hebbkern.benchmark.report import aligned
+
+from . import cubin, cuda_recording
 
 RESERVED_IN_USAGE = 1024  # bytes that cuobjdump counts as shared memory of every kernel from sm_90 on
 RECORDED = "sm_90"  # launches are those of an H100: where a block may have less, launchers ask for less
@@ -21,31 +22,30 @@ ANONYMOUS = "hebbkern::(anonymous namespace)::"
 
 def library():
     """The compiled kernels, or None where they were not built; they need not load."""
-    found = sorted(Path(hebbkern.__file__).parent.glob("_cuda*.so"))
-    return found[0] if found else None
+    return next(iter(sorted(Path(hebbkern.__file__).parent.glob("_cuda*.so"))), None)
 
 
 def rows(path):
     """Of the library at ``path``: a dict for each instance of our kernels and each architecture."""
-    chips, found = {chip.name: chip for chip in cubin.ALL_CHIPS}, []
+    chips, instances = {chip.name: chip for chip in cubin.ALL_CHIPS}, []
     for name, made in cubin.extracted(path):
         code = cubin.machine_code(made)
         if name not in chips or not code:
             continue
         for symbol, use in cubin.usage(made).items():
-            found.append({"chip": name, "symbol": symbol, "code": code[symbol], **use})
-    names = _demangled([row["symbol"] for row in found])
-    for row, name in zip(found, names, strict=True):
+            instances.append({"chip": name, "symbol": symbol, "code": code[symbol], **use})
+    names = _demangled([row["symbol"] for row in instances])
+    for row, name in zip(instances, names, strict=True):
         row["instance"] = instance(name)
         row["kernel"] = row["instance"].partition("<")[0] if row["instance"] else None
-    found = [row for row in found if row["instance"]]  # not those of libraries
+    instances = [row for row in instances if row["instance"]]  # not those of libraries
     for chip in chips.values():
-        own = [row for row in found if row["chip"] == chip.name]
+        own = [row for row in instances if row["chip"] == chip.name]
         for row, counts in zip(own, cubin.counted(chip, [row.pop("code") for row in own]), strict=True):
             row |= counts
             row["static"] -= RESERVED_IN_USAGE * (chip.capability >= 90 and row["static"] >= RESERVED_IN_USAGE)
             row["problems"] = problems(row)
-    return sorted(found, key=lambda row: (row["kernel"], row["instance"], row["chip"]))
+    return sorted(instances, key=lambda row: (row["kernel"], row["instance"], row["chip"]))
 
 
 def instance(name):
@@ -81,27 +81,27 @@ def _demangled(symbols):
 
 
 def problems(row):
-    """What must not be, a sentence each."""
-    found = []
+    """A sentence for each problem that fails the report."""
+    sentences = []
     if row["local"] or row["stack"]:
-        found.append(f"spills: {row['local']} local loads and stores, {row['stack']} bytes of stack")
-    return found
+        sentences.append(f"spills: {row['local']} local loads and stores, {row['stack']} bytes of stack")
+    return sentences
 
 
-def launched(found, launches):
-    """``found`` (rows) with each way in which the Launches of ``launches`` ({workload: order}) run them; unknown ones.
+def launched(rows, launches):
+    """Adds the Launches of ``launches`` ({workload: order}) to ``rows``; returns the instances that no row has.
 
-    Adds "blocks": [{"threads", "shared", "occupancy", "workloads"}], and to the problems those of a launch.
+    A row gets "blocks": [{"threads", "shared", "occupancy", "workloads"}] and the problems of its launches.
     """
     chips = {chip.name: chip for chip in cubin.ALL_CHIPS}
-    ways = {}
+    blocks = {}
     for workload, order in launches.items():
         for launch in cuda_recording.launches(order):
             key = spelled(launch.instance), launch.threads, launch.shared
-            ways.setdefault(key[0], {}).setdefault(key[1:], []).append(workload)
-    for row in found:
+            blocks.setdefault(key[0], {}).setdefault(key[1:], []).append(workload)
+    for row in rows:
         chip, row["blocks"] = chips[row["chip"]], []
-        for (threads, dynamic), workloads in ways.get(row["instance"], {}).items():
+        for (threads, dynamic), workloads in blocks.get(row["instance"], {}).items():
             shared = row["static"] + dynamic
             filled = cubin.occupancy(chip, row["registers"], shared, -(-threads // 32))
             if not filled and chip.name != RECORDED:
@@ -110,8 +110,8 @@ def launched(found, launches):
             row["blocks"].append(block | {"workloads": list(dict.fromkeys(workloads))})
             if filled == 0:  # None: not known
                 row["problems"].append(f"no room for {threads} threads with {shared} bytes of shared memory")
-    known = {row["instance"] for row in found}
-    return [name for name in ways if name not in known]
+    known = {row["instance"] for row in rows}
+    return [name for name in blocks if name not in known]
 
 
 HEAD = ("kernel", "registers", "spills", "stack", "threads", "shared", "occupancy", "tensor core")
@@ -119,11 +119,11 @@ HEAD += ("128-bit loads", "async copies", "barriers", "instructions")
 KINDS = ("tensor core", "128-bit loads", "async copies", "barriers", "instructions")
 
 
-def text(found):
+def text(rows):
     """The table of ``rows``, of each instance the largest block that a workload launches; 1/2: where chips differ."""
-    chips = list(dict.fromkeys(row["chip"] for row in sorted(found, key=lambda row: int(row["chip"][3:]))))
+    chips = list(dict.fromkeys(row["chip"] for row in sorted(rows, key=lambda row: int(row["chip"][3:]))))
     by_instance = {}
-    for row in found:
+    for row in rows:
         by_instance.setdefault(row["instance"], {})[row["chip"]] = row
     table = []
     for name, rows_of in by_instance.items():

@@ -1,4 +1,4 @@
-"""What a launch reads and writes: one short description a kernel, the rest from its arguments.
+"""What a launch of a Triton kernel reads and writes: one short description a kernel, the rest from its arguments.
 
 A description takes the launch's arguments and settings by name (``a.x``, ``a.BLOCK_P``, ``a.grid``) and returns
 {argument: bytes that all programs together read}, or (read, written), for arguments for which that is not the size
@@ -12,14 +12,15 @@ from types import SimpleNamespace
 import torch
 
 from hebbkern.backends.triton.launch import name_of
-from hebbkern.benchmark.recording import AtenCall, place, size
+
+from .triton_recording import AtenCall, address, size
 
 L2 = 50e6  # bytes of an H100
 
 
 @dataclass
 class Use:
-    """Of one launch: [(place, size, bytes read, bytes written)] of tensors, flops, how fast, how many programs."""
+    """Of one launch: [(address, size, bytes read, bytes written)] of tensors, flops, how fast, how many programs."""
 
     tensors: list
     flops: int
@@ -36,31 +37,31 @@ class Use:
 def use(work):
     """The Use of one entry of Trace.order."""
     if isinstance(work, AtenCall):
-        return Use([(place(tensor), size(tensor), size(tensor), 0) for tensor in work.tensors], work.flops, work.rate)
+        return Use([(address(tensor), size(tensor), size(tensor), 0) for tensor in work.tensors], work.flops, work.rate)
     named = dict(zip(work.kernel.arg_names, work.arguments, strict=False)) | work.settings
     described = TRAFFIC.get(name_of(work.kernel), lambda a: {})(SimpleNamespace(**named, grid=work.grid))
     tensors = []
     for name, tensor in named.items():
         if isinstance(tensor, torch.Tensor):
-            found = described.get(name, size(tensor))
-            tensors.append((place(tensor), size(tensor), *(found if isinstance(found, tuple) else (found, 0))))
+            moved = described.get(name, size(tensor))
+            tensors.append((address(tensor), size(tensor), *(moved if isinstance(moved, tuple) else (moved, 0))))
     return Use(tensors, described.get("flops", 0), described.get("rate", "fp32"), math.prod(work.grid))
 
 
 def device_bytes(uses):
-    """Of each Use in turn, the bytes of device memory: whatever the L2 cache does not spare.
+    """The bytes of device memory that each Use moves: those that the L2 cache does not spare.
 
     A tensor that fits into it is moved once a launch; if all tensors of all uses fit together, once in all of them.
     """
     sizes = {at: once for each in uses for at, once, *_ in each.tensors}
-    stays, seen, moved = sum(sizes.values()) <= L2, set(), []
+    all_fit, loaded, moved = sum(sizes.values()) <= L2, set(), []
     for each in uses:
         total = 0
         for at, once, read, written in each.tensors:
-            fits, known = once <= L2, stays and at in seen
+            fits, known = once <= L2, all_fit and at in loaded
             total += 0 if known else min(read, once) if fits else read
             total += min(written, once) if fits else written
-            seen.add(at)
+            loaded.add(at)
         moved.append(total)
     return moved
 
@@ -81,8 +82,8 @@ def _moments(a):
     """Sums and largest, then squares, then what rounding takes; of patches the first two only where asked for."""
     rounding = a.rounded is not None
     of_rows = a.total is not None or a.inverse is not None or rounding
-    found = {"x": _patches(a, 2 * (a.offset is not None or a.scale is not None) + rounding)}
-    return found | ({} if a.weight is None else {"weight": (2 + rounding) * of_rows * size(a.weight)})
+    traffic = {"x": _patches(a, 2 * (a.offset is not None or a.scale is not None) + rounding)}
+    return traffic | ({} if a.weight is None else {"weight": (2 + rounding) * of_rows * size(a.weight)})
 
 
 def _compete(a):
@@ -123,11 +124,11 @@ def _survey(a):
 
 
 def _step(a):
-    """Every program looks at what all of the survey found."""
+    """Every program reads the results of all programs of the survey."""
     passes = {"row_max": 2, "row_l2": 3}.get(a.NORMALISE, 1)
-    found = {"weight": ((passes + (a.POWER != 0)) * size(a.weight), size(a.weight)), "total": passes * size(a.total)}
+    traffic = {"weight": ((passes + (a.POWER != 0)) * size(a.weight), size(a.weight)), "total": passes * size(a.total)}
     tables = {name: getattr(a, name) for name in ("sound", "largest", "top", "steepest")}
-    return found | {name: a.grid[0] * size(table) for name, table in tables.items() if table is not None}
+    return traffic | {name: a.grid[0] * size(table) for name, table in tables.items() if table is not None}
 
 
 def _commit(a):
@@ -157,27 +158,31 @@ def _finish(a):
 def _residual(a):
     """Each program reads all responses; chunks of patches pass over the weights again."""
     chunks = -(-a.P // a.BLOCK_P)
-    found = {"x": _patches(a), "y": a.grid[0] * size(a.y), "weight": (chunks + (a.moved is not None)) * size(a.weight)}
+    traffic = {
+        "x": _patches(a),
+        "y": a.grid[0] * size(a.y),
+        "weight": (chunks + (a.moved is not None)) * size(a.weight),
+    }
     if a.partial is not None:
-        found["partial"] = (chunks - 1) * size(a.partial), chunks * size(a.partial)
+        traffic["partial"] = (chunks - 1) * size(a.partial), chunks * size(a.partial)
     gram = a.grid[0] * a.BLOCK_K * a.P * a.K
     flops = 2 * (gram + 2 * a.P * a.K * a.N + chunks * a.BLOCK_K * a.K * a.N)
-    return found | {"flops": flops, "rate": _rate(a.y, a.PRECISION)}
+    return traffic | {"flops": flops, "rate": _rate(a.y, a.PRECISION)}
 
 
 def _gather(a):
     products = 2 * a.K * a.N + (a.K * a.K if a.DECAY == "triangular" else 0)
-    found = {"x": _patches(a), "weight": a.grid[0] * size(a.weight)}
-    return found | {"flops": 2 * a.P * products, "rate": _rate(a.runs, a.PRECISION)}
+    traffic = {"x": _patches(a), "weight": a.grid[0] * size(a.weight)}
+    return traffic | {"flops": 2 * a.P * products, "rate": _rate(a.runs, a.PRECISION)}
 
 
-def _taught(a):
+def _targets(a):
     """Every entry of every list reads its patch, and every tile of inputs the lists themselves."""
     return {"x": a.E * a.N * a.x.element_size(), "order": a.grid[1] * size(a.order), "flops": 2 * a.E * a.N}
 
 
 TRAFFIC = {
-    "accumulate.gather_kernel": _taught,
+    "accumulate.gather_kernel": _targets,
     "apply.commit_kernel": _commit,
     "apply.step_kernel": _step,
     "apply.survey_kernel": _survey,

@@ -5,7 +5,7 @@ takes these (``a.grid``, ``a.P`` patches, ``a.K`` neurons, ``a.N`` inputs, ``a.R
 bytes of a number as it is stored and as it is computed with, and the call's arguments) and returns {tensor: bytes that
 all blocks together read}, or (read, written); under "flops" and "rate" what traffic.py has there, and under "launches"
 how many there are in truth (those of CUB are not noted down). Tensors are the call's arguments by name, or scratch
-memory between its launches. Where the data decides, neurons are taught by as many patches as their neighbours.
+memory between its launches. Where the data decides, all neurons are taken to have won as many patches.
 """
 
 import math
@@ -13,9 +13,9 @@ from types import SimpleNamespace
 
 import torch
 
-from hebbkern.benchmark.recording import AtenCall, place, size
-from hebbkern.benchmark.traffic import Use
-from hebbkern.benchmark.traffic import use as of_aten
+from .triton_recording import AtenCall, address, size
+from .triton_traffic import Use
+from .triton_traffic import use as of_aten
 
 PIECE = 256  # accumulate.cuh: entries of a list that are added in one go
 GROUPS = 1024  # rows.cuh: most groups of rows
@@ -31,14 +31,14 @@ BLOCK, PASS = 16, 64  # residual.cu: neurons of a block, patches of a chunk
 
 def uses(order):
     """The Use of every entry of cuda_recording.trace; scratch memory is as large as what is written there."""
-    found, sizes = [use(work) for work in order], {}
-    for each in found:
+    traffic, sizes = [use(work) for work in order], {}
+    for each in traffic:
         for at, once, _, written in each.tensors:
             if once is None:
                 sizes[at] = max(sizes.get(at, 0), written)
-    for each in found:
+    for each in traffic:
         each.tensors = [(at, sizes[at] if once is None else once, *moved) for at, once, *moved in each.tensors]
-    return found
+    return traffic
 
 
 def use(work):
@@ -53,7 +53,7 @@ def use(work):
         read, written = moved if isinstance(moved, tuple) else (moved, 0)
         tensor = getattr(work.call, name, None)
         if isinstance(tensor, torch.Tensor):
-            tensors.append((place(tensor), size(tensor), read, written))
+            tensors.append((address(tensor), size(tensor), read, written))
         else:
             tensors.append(((id(work.call), name), None, read, written))
     return Use(tensors, flops, rate, math.prod(work.grid), launches)
@@ -74,14 +74,14 @@ def arguments(launch):
     elif hasattr(call, "neurons"):
         a.K, a.N, kernel = call.neurons, like.shape[1] * math.prod(call.kernel), call.kernel
     if hasattr(call, "stride"):
-        a.P = len(like) * _places(like, kernel, call)
+        a.P = len(like) * _positions(like, kernel, call)
         a.centred = getattr(call, "patches", "raw") != "raw" or getattr(call, "offset", None) is not None
     a.R = _ranks(call)
     return a
 
 
-def _places(x, kernel, call):
-    """Patches of an image."""
+def _positions(x, kernel, call):
+    """The patches of an image."""
     if x.dim() == 2:
         return 1
     along = zip(x.shape[2:], kernel, call.stride, call.padding, call.dilation, strict=True)
@@ -89,8 +89,8 @@ def _places(x, kernel, call):
 
 
 def _ranks(call):
-    if hasattr(call, "taught") and call.taught is not None and call.taught.dim() == 2:
-        return call.taught.shape[1]
+    if (targets := getattr(call, "targets", None)) is not None and targets.dim() == 2:
+        return targets.shape[1]
     return 1 if getattr(call, "labels", None) is not None else getattr(call, "k", 1)
 
 
@@ -113,10 +113,10 @@ def _patches(a, times=1):
 def _moments(a):
     """Largest and sum first, then squares: two passes over patches, and over the rows of a competition."""
     cosine = getattr(a, "cosine", False)
-    found = {"x": _patches(a, 2 * (a.centred or cosine)), "offset": (0, a.wide * a.P), "scale": (0, a.wide * a.P)}
+    traffic = {"x": _patches(a, 2 * (a.centred or cosine)), "offset": (0, a.wide * a.P), "scale": (0, a.wide * a.P)}
     if getattr(a, "weight", None) is not None:
-        found |= {"weight": 2 * a.stored * a.K * a.N, "of_rows": (0, a.wide * a.K)}
-    return found
+        traffic |= {"weight": 2 * a.stored * a.K * a.N, "of_rows": (0, a.wide * a.K)}
+    return traffic
 
 
 def _results(a):
@@ -133,16 +133,16 @@ def _powers(a):
 def _compete(a):
     """A tile of patches is read again for every tile of neurons, and the other way round."""
     weight = "powers" if a.p != 2 else "weight"
-    found = {"x": _patches(a, -(-a.K // WALKED)), weight: a.grid[0] * _numbers(a)}
-    return found | _results(a) | {"flops": 2 * a.P * a.K * a.N}
+    traffic = {"x": _patches(a, -(-a.K // WALKED)), weight: a.grid[0] * _numbers(a)}
+    return traffic | _results(a) | {"flops": 2 * a.P * a.K * a.N}
 
 
 def _multiply(a, weight):
     """As _compete, on 16-bit weights; patches that fit on chip are read once for all neurons of a block."""
     held = a.shared >= RING + -(-a.N // CHUNK) * CHUNK * 2 * 64
     times = a.grid[1] if held else -(-a.K // MULTIPLIED)
-    found = {"x": _patches(a, times), weight: a.grid[0] * 2 * a.K * a.N}
-    return found | {"flops": 2 * a.P * a.K * a.N, "rate": "half"}
+    traffic = {"x": _patches(a, times), weight: a.grid[0] * 2 * a.K * a.N}
+    return traffic | {"flops": 2 * a.P * a.K * a.N, "rate": "half"}
 
 
 def _merge(a):
@@ -160,15 +160,15 @@ def _candidates(a):
 
 
 def _screen(a):
-    found = _multiply(a, "rounded")
-    return found | {"lists": (0, a.grid[1] * _candidates(a)), "lengths": 8 * (a.P + a.grid[0] * a.K)}
+    traffic = _multiply(a, "rounded")
+    return traffic | {"lists": (0, a.grid[1] * _candidates(a)), "lengths": 8 * (a.P + a.grid[0] * a.K)}
 
 
 def _decide(a):
     """Every patch once; of its candidates those that may win, which are some 2 k (docs/speed.md, certified winners)."""
-    found = {"x": _patches(a), "weight": 2 * a.R * a.P * a.N * a.stored, "lists": a.shares * _candidates(a)}
-    found |= {"lengths": 8 * a.P, "winners": (0, 4 * a.P * a.R), "responses": (0, 4 * a.P * a.R)}
-    return found | {"flops": 4 * a.R * a.P * a.N}
+    traffic = {"x": _patches(a), "weight": 2 * a.R * a.P * a.N * a.stored, "lists": a.shares * _candidates(a)}
+    traffic |= {"lengths": 8 * a.P, "winners": (0, 4 * a.P * a.R), "responses": (0, 4 * a.P * a.R)}
+    return traffic | {"flops": 4 * a.R * a.P * a.N}
 
 
 def _lengths(a):
@@ -176,20 +176,20 @@ def _lengths(a):
 
 
 def _search(a):
-    found = {"x": _patches(a, a.grid[0]), "weight": -(-a.P // SEARCHED) * a.stored * a.K * a.N}
-    found |= {"lengths": a.grid[0] * 4 * a.wide * a.P, "nearest": (0, a.grid[1] * 2 * a.K * (4 + a.wide))}
-    return found | {"flops": 2 * a.P * a.K * a.N}
+    traffic = {"x": _patches(a, a.grid[0]), "weight": -(-a.P // SEARCHED) * a.stored * a.K * a.N}
+    traffic |= {"lengths": a.grid[0] * 4 * a.wide * a.P, "nearest": (0, a.grid[1] * 2 * a.K * (4 + a.wide))}
+    return traffic | {"flops": 2 * a.P * a.K * a.N}
 
 
 def _nearest(a):
     """Two candidates a neuron."""
     entries = 2 * a.K * a.N
-    found = {"nearest": a.shares * 2 * a.K * (4 + a.wide), "x": entries * a.stored, "weight": entries * a.stored}
-    return found | {"flops": 3 * entries}
+    traffic = {"nearest": a.shares * 2 * a.K * (4 + a.wide), "x": entries * a.stored, "weight": entries * a.stored}
+    return traffic | {"flops": 3 * entries}
 
 
 def _activate(a):
-    """In place, or into another tensor; softmax looks at who is strongest first."""
+    """In address, or into another tensor; softmax looks at who is strongest first."""
     once, neurons = size(a.u), a.u.numel() // max(a.images * a.layout[0], 1)
     reads = 2 * once if a.activation == "softmax" else once
     columns = {"columns": (0, (a.diagonal + a.shift) * a.wide * a.grid[0] * neurons)}
@@ -209,13 +209,13 @@ def _finish(a):
     triangular = a.decay == "triangular" if on_chip else a.gram is not None
     diagonal = a.decay == "diagonal" if on_chip else a.diagonal is not None
     own = a.K * a.N * a.stored * (moving or diagonal)
-    found = {"sums" if on_chip else "gradient": _numbers(a), "weight": own, "sound": (0, 4 * a.grid[0])}
-    found["moved"] = (0, a.K * a.N * (a.stored if moving else a.wide))
+    traffic = {"sums" if on_chip else "gradient": _numbers(a), "weight": own, "sound": (0, 4 * a.grid[0])}
+    traffic["moved"] = (0, a.K * a.N * (a.stored if moving else a.wide))
     if not triangular:
-        return found
+        return traffic
     rows = sum(min(last, a.K) for last in range(side, a.K + side, side))
-    found |= {"gram": a.wide * a.K * a.K // 2 * -(-a.N // side), "weight": own + a.stored * a.N * rows}
-    return found | {"flops": a.K * (a.K + side) * a.N}
+    traffic |= {"gram": a.wide * a.K * a.K // 2 * -(-a.N // side), "weight": own + a.stored * a.N * rows}
+    return traffic | {"flops": a.K * (a.K + side) * a.N}
 
 
 def _records(a):
@@ -231,22 +231,22 @@ def _residual(a):
     """Each block of threads reads all responses; chunks of patches pass over the weights again."""
     chunks = -(-a.P // PASS)
     again = (chunks - 1) * _numbers(a)
-    found = {"x": _patches(a), "records": a.grid[0] * _records(a), "weight": chunks * a.K * a.N * a.stored}
-    found |= {"partial": (again, again), "moved": (0, a.stored * a.K * a.N), "sound": (0, 4 * a.grid[0])}
-    return found | {"flops": 4 * a.P * a.K * a.N + 2 * chunks * BLOCK * a.K * a.N}
+    traffic = {"x": _patches(a), "records": a.grid[0] * _records(a), "weight": chunks * a.K * a.N * a.stored}
+    traffic |= {"partial": (again, again), "moved": (0, a.stored * a.K * a.N), "sound": (0, 4 * a.grid[0])}
+    return traffic | {"flops": 4 * a.P * a.K * a.N + 2 * chunks * BLOCK * a.K * a.N}
 
 
 def _on_chip(a):
     """A run of patches a block, which writes sums of its own."""
     gram = {"triangular": a.K * a.K, "diagonal": a.K}.get(a.decay, 0)
-    found = {"x": _patches(a), "weight": a.grid[0] * a.stored * a.K * a.N}
-    found["columns"] = (0, a.grid[0] * a.wide * (a.K * a.N + gram))
-    return found | {"flops": 2 * a.P * (2 * a.K * a.N + (gram if a.decay == "triangular" else 0))}
+    traffic = {"x": _patches(a), "weight": a.grid[0] * a.stored * a.K * a.N}
+    traffic["columns"] = (0, a.grid[0] * a.wide * (a.K * a.N + gram))
+    return traffic | {"flops": 2 * a.P * (2 * a.K * a.N + (gram if a.decay == "triangular" else 0))}
 
 
 def _name(a):
-    named = next(t for t in (getattr(a, "taught", None), getattr(a, "labels", None)) if t is not None)
-    return {"taught": size(named), "labels": size(named), "keys": (0, 4 * a.P * a.R)}
+    targets = next(t for t in (getattr(a, "targets", None), getattr(a, "labels", None)) if t is not None)
+    return {"targets": size(targets), "labels": size(targets), "keys": (0, 4 * a.P * a.R)}
 
 
 def _sort_few(a):
@@ -269,9 +269,9 @@ def _sort_starts(a):
 def _gather(a):
     """Every entry of every list reads its patch; each tile of inputs the lists."""
     entries, pieces = a.P * a.R, _pieces(a)
-    found = {"x": entries * a.N * a.stored, "order": a.grid[1] * 4 * entries, "flops": 2 * entries * a.N}
-    found["partial" if pieces else "total"] = (0, a.wide * a.N * (pieces or a.K))
-    return found | {"offset": a.centred * a.grid[1] * a.wide * entries}
+    traffic = {"x": entries * a.N * a.stored, "order": a.grid[1] * 4 * entries, "flops": 2 * entries * a.N}
+    traffic["partial" if pieces else "total"] = (0, a.wide * a.N * (pieces or a.K))
+    return traffic | {"offset": a.centred * a.grid[1] * a.wide * entries}
 
 
 def _combine(a):
@@ -289,16 +289,20 @@ def _survey(a):
     """Lists that were cut are put together on the way."""
     sums, whole = _given(a), a.wide * a.K * a.N
     pieces = _pieces(a) if hasattr(a, "P") else 0
-    found = {"partial": a.wide * a.N * pieces, sums: (0, whole)} if pieces else {sums: whole}
+    traffic = {"partial": a.wide * a.N * pieces, sums: (0, whole)} if pieces else {sums: whole}
     passes = 1 + (getattr(a, "rate_power", 0) != 0)
-    return found | {"weight": passes * size(a.weight), "rows": (0, 4 * a.wide * a.K), "findings": (0, 4 * a.wide * a.K)}
+    return traffic | {
+        "weight": passes * size(a.weight),
+        "rows": (0, 4 * a.wide * a.K),
+        "findings": (0, 4 * a.wide * a.K),
+    }
 
 
 def _step(a):
-    """Every block reads what all groups of the survey were found to hold."""
+    """Every block reads the results of all groups of the survey."""
     passes = 2 if a.normalise == "row_l2" else 1
-    found = {_given(a): passes * a.wide * a.K * a.N, "weight": (passes * size(a.weight), size(a.weight))}
-    return found | {"rows": 4 * a.wide * a.K, "findings": a.grid[0] * 4 * a.wide * min(a.K, GROUPS)}
+    traffic = {_given(a): passes * a.wide * a.K * a.N, "weight": (passes * size(a.weight), size(a.weight))}
+    return traffic | {"rows": 4 * a.wide * a.K, "findings": a.grid[0] * 4 * a.wide * min(a.K, GROUPS)}
 
 
 def _commit(a):

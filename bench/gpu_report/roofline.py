@@ -11,11 +11,12 @@ each of their tensors once, at full speed.
 from dataclasses import replace
 
 from hebbkern.backends.triton.launch import PROCESSORS, name_of
-from hebbkern.benchmark import cuda_traffic
-from hebbkern.benchmark.recording import AtenCall, trace
 from hebbkern.benchmark.report import aligned, duration
-from hebbkern.benchmark.traffic import device_bytes, use
-from hebbkern.benchmark.workloads import floor
+
+from . import cuda_traffic
+from .triton_recording import AtenCall, trace
+from .triton_traffic import device_bytes, use
+from .workloads import bare_forward
 
 # NVIDIA H100 SXM5 by its data sheet, dense rates; the rate of the L2 cache is what others have measured.
 MEMORY = 3.35e12  # bytes a second of device memory
@@ -23,9 +24,9 @@ CACHE = 5.5e12  # bytes a second between L2 and the multiprocessors
 FLOPS = {"fp64": 67e12, "fp32": 67e12, "tf32": 495e12, "tf32x3": 495e12 / 3, "half": 990e12}
 LAUNCH = 2.5e-6  # seconds from the end of one kernel to the start of the next
 
-HEAD = ("step", "launches", "ATen's", "unavoidable", "moved", "of unavoidable", "L2", "Gflop", "predicted", "floor")
-HEAD += ("predicted / floor",)
-BESIDE = ("step", "Triton", "launches", "CUDA", "launches", "least", "floor", "Triton by stage", "CUDA by stage")
+HEAD = ("step", "launches", "ATen's", "unavoidable", "moved", "of unavoidable", "L2", "Gflop", "predicted", "forward")
+HEAD += ("predicted / forward",)
+BESIDE = ("step", "Triton", "launches", "CUDA", "launches", "least", "forward", "Triton by stage", "CUDA by stage")
 STAGES = {  # of a step, by the modules that hold their kernels
     "competition": ("compete", "screen", "mma", "walk"),
     "search": ("nearest_patch",),
@@ -34,32 +35,32 @@ STAGES = {  # of a step, by the modules that hold their kernels
 }
 LEGEND = (
     "Predictions for an H100 SXM from bytes and flops, not measurements. unavoidable: inputs and results once; moved: "
-    "device memory, all launches; L2: between the L2 cache and the multiprocessors; floor: the bare forward pass (for "
-    "dense rules with its weight gradient, for kwinners topk + scatter) under the same model."
+    "device memory, all launches; L2: between the L2 cache and the multiprocessors; forward: the bare forward pass "
+    "(for dense rules with its weight gradient, for kwinners topk + scatter) under the same model."
 )
 
 
-def row(workload, found, cuda=None):
-    """One row of the prediction; ``found`` is the trace of ``workload``, ``cuda`` what cuda_recording traced."""
-    uses = [use(work) for work in found.order]
-    bare = trace(replace(workload, run=lambda x, w, **_: floor(workload)(x, w)()))
-    predicted, least = seconds(uses), seconds([use(work) for work in bare.order])
+def row(workload, traced, cuda=None):
+    """One row of the prediction; ``traced`` is the Trace of ``workload``, ``cuda`` that of cuda_recording."""
+    uses = [use(work) for work in traced.order]
+    bare = trace(replace(workload, run=lambda x, w, **_: bare_forward(workload)(x, w)()))
+    predicted, forward = seconds(uses), seconds([use(work) for work in bare.order])
     device = sum(device_bytes(uses))
     return {
         "step": workload.id,
-        "launches": len(found.launches),
-        "kernels": [name_of(launch.kernel) for launch in found.launches],
-        "aten": [call.name for call in found.aten],
-        "unavoidable": found.unavoidable,
+        "launches": len(traced.launches),
+        "kernels": [name_of(launch.kernel) for launch in traced.launches],
+        "aten": [call.name for call in traced.aten],
+        "unavoidable": traced.unavoidable,
         "device": device,
-        "of_unavoidable": device / found.unavoidable,
+        "of_unavoidable": device / traced.unavoidable,
         "cache": sum(each.cache for each in uses),
         "flops": sum(each.flops for each in uses),
         "predicted": predicted,
-        "floor": least,
-        "ratio": predicted / least,
-        "least": found.unavoidable / MEMORY,
-        "stages": _stages([name_of(work.kernel) for work in found.launches], found.order, uses),
+        "forward": forward,
+        "ratio": predicted / forward,
+        "least": traced.unavoidable / MEMORY,
+        "stages": _stages([name_of(work.kernel) for work in traced.launches], traced.order, uses),
         "cuda": None if cuda is None else _of_cuda(cuda),
     }
 
@@ -82,21 +83,21 @@ def _of_cuda(order):
 
 def _stages(names, order, uses):
     """{stage: seconds} of a step."""
-    found, names = {}, iter(names)
+    stages, names = {}, iter(names)
     for work, time in zip(order, each_second(uses), strict=True):
         module = "ATen" if isinstance(work, AtenCall) else next(names).partition(".")[0]
         stage = next((stage for stage, modules in STAGES.items() if module in modules), module)
-        found[stage] = found.get(stage, 0) + time
-    return found
+        stages[stage] = stages.get(stage, 0) + time
+    return stages
 
 
 def seconds(uses):
-    """What the model predicts for launches one after the other."""
+    """The predicted time of launches one after the other."""
     return sum(each_second(uses))
 
 
 def each_second(uses):
-    """The same of each launch."""
+    """The predicted time of each launch."""
     for each, device in zip(uses, device_bytes(uses), strict=True):
         busy = min(1, (each.programs or PROCESSORS) / PROCESSORS)
         longest = max(device / MEMORY, each.cache / CACHE / busy, each.flops / FLOPS[each.rate] / busy)
@@ -110,16 +111,16 @@ def text(rows):
 
 def beside(rows):
     """The table of Triton's kernels beside those of csrc/cuda."""
-    legend = "least: unavoidable bytes at the rate of device memory; floor as above. By the same model, no measurement."
+    legend = "least: unavoidable bytes at the rate of device memory; forward: as above. Predictions of the same model."
     return "\n".join([*aligned([BESIDE, *map(_beside, rows)]), "", legend])
 
 
 def _beside(row):
     cuda = row["cuda"]
     counts = duration(row["predicted"]), str(row["launches"] + len(row["aten"]))
-    ours = (duration(cuda["predicted"]), str(cuda["launches"] + len(cuda["aten"]))) if cuda else ("-", "-")
+    compiled = (duration(cuda["predicted"]), str(cuda["launches"] + len(cuda["aten"]))) if cuda else ("-", "-")
     stages = _by_stage(row["stages"]), _by_stage(cuda["stages"]) if cuda else "-"
-    return row["step"], *counts, *ours, f"{row['least'] * 1e6:.1f} µs", duration(row["floor"]), *stages
+    return row["step"], *counts, *compiled, f"{row['least'] * 1e6:.1f} µs", duration(row["forward"]), *stages
 
 
 def _by_stage(stages):
@@ -129,7 +130,7 @@ def _by_stage(stages):
 def _cells(row):
     counts = row["step"], str(row["launches"]), str(len(row["aten"]))
     moved = _megabytes(row["unavoidable"]), _megabytes(row["device"]), f"{row['of_unavoidable']:.2f}"
-    times = duration(row["predicted"]), duration(row["floor"]), f"{row['ratio']:.2f}"
+    times = duration(row["predicted"]), duration(row["forward"]), f"{row['ratio']:.2f}"
     return *counts, *moved, _megabytes(row["cache"]), f"{row['flops'] / 1e9:.2f}", *times
 
 
