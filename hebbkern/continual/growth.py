@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hebbkern.checks import Settings
 from hebbkern.nn.learning import Hebbian
-from hebbkern.settings import Settings
 
 STARTS = ("uniform", "normal", "samples")
 NORMS = {"row_max": float("inf"), "row_l2": 2.0}  # the order of the norm by which a row is divided

@@ -111,7 +111,11 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     what they were before.
     """
     modes = [(module, module.training) for module in model.modules()]
-    states = [(layer, layer.learning_state) for layer, _ in modes if isinstance(layer, Hebbian) and layer.learning_state is not None]
+    states = [
+        (layer, layer.learning_state)
+        for layer, _ in modes
+        if isinstance(layer, Hebbian) and layer.learning_state is not None
+    ]
     devices = {tensor.device.index for tensor in model.parameters() if tensor.is_cuda}
     try:
         for layer, _ in states:

@@ -18,8 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from hebbkern import ops
-from hebbkern.ops import checks
+from hebbkern import checks, ops
 
 ALPHA = 0.01  # α starts from U(0, 0.01)
 

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hebbkern import ops
+from hebbkern.checks import result_dtype
 from hebbkern.nn.learning import Hebbian, check_dtype, check_into, check_linear, check_rate
-from hebbkern.ops.checks import result_dtype
 from hebbkern.rules import Rule
 from hebbkern.update import Update
 

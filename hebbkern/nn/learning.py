@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from hebbkern.ops.checks import FLOATS, fail
+from hebbkern.checks import FLOATS, fail
 from hebbkern.rules import Rule
 
 LayerT = TypeVar("LayerT")

@@ -18,19 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from hebbkern import rules
-from hebbkern.ops.checks import PATCHES
-from hebbkern.settings import Settings
-
-_rules: Any = rules  # SHIM, to "_rules.RULES = ...": remove when hebbkern.rules has RULES
-if not hasattr(_rules, "RULES"):
-    _names = ("KrotovHopfield", "WTA", "Supervised", "Sanger", "Oja", "SoftWTA", "Hebb")
-    _kinds = [getattr(_rules, name) for name in _names]
-    for _kind, _lr in zip(_kinds, (0.04, 0.04, 0.04, 0.004, 0.004, 0.004, 0.0001), strict=True):
-        _kind.cli_name, _kind.default_lr = _kind.__name__.lower().removesuffix("hopfield"), _lr
-        _kind.uses_labels = _kind is _rules.Supervised
-    _rules.RULES = {_kind.cli_name: _kind for _kind in _kinds}
-RULES: dict[str, Any] = _rules.RULES
+from hebbkern.checks import PATCHES, Settings
+from hebbkern.rules import RULES, Rule
 
 DESCRIPTION = """Train layers by local rules. The run folder gets the configuration, metrics, pictures and checkpoints,
 from which --resume continues exactly. Under torchrun, processes share the batches."""
@@ -109,7 +98,7 @@ class Layer(_Checked):
         self._whole("padding", 0)
         self._number("power", " of at least 1", lambda power: power >= 1)
 
-    def make_rule(self) -> rules.Rule:
+    def make_rule(self) -> Rule:
         """Makes the rule of a resolved layer. Raises ValueError for settings that the rule does not have."""
         kind = RULES[self.rule or ""]
         known = [each.name for each in dataclasses.fields(kind) if each.init]

@@ -185,7 +185,9 @@ class Step:
         for layer in learners:
             rate, after_learning = self.rates[layer] * lr, _end_pass if layer is last else None
             rate_tensor = torch.tensor(rate, dtype=torch.float64, device="cpu") if compiled else None
-            states[layer] = LearningState(rate, labels, rate_tensor, group=self.group, after_learning=after_learning, dtype=self.dtype)
+            states[layer] = LearningState(
+                rate, labels, rate_tensor, group=self.group, after_learning=after_learning, dtype=self.dtype
+            )
         return states
 
     def _is_frozen(self, layer: Hebbian) -> bool:

@@ -53,7 +53,14 @@ def call(name, layer=LINEAR, dtype=torch.float32, device=None, seed=0):
     responses = cases.random((count, 2), wide, device, seed)
     targets = torch.arange(2 * count, device=device, dtype=torch.int32).reshape(count, 2) * 7 % (neurons + 1) - 1
     entries = {"x": x, "targets": targets, "coefficients": responses * 2, "responses": responses}
-    return {**entries, "neurons": neurons, "kernel": layer.kernel, "frozen": mask, "patches": "centred", **layer.geometry}
+    return {
+        **entries,
+        "neurons": neurons,
+        "kernel": layer.kernel,
+        "frozen": mask,
+        "patches": "centred",
+        **layer.geometry,
+    }
 
 
 def run(name, arguments):

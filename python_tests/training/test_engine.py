@@ -90,7 +90,9 @@ def test_a_pass_ends_after_the_last_layer_has_learnt():
 def test_a_chain_ends_at_once():
     layer, spy = hk.nn.HebbianLinear(36, 5, rule=hk.WTA()), Spy()
     for model in (nn.Sequential(nn.Flatten(), nn.Sequential(layer, nn.ReLU()), spy), layer):
-        training.train(model, batches(), lr=0.1, epochs=1) if model is not layer else layer.learn(random((2, 36)), lr=0.1)
+        training.train(model, batches(), lr=0.1, epochs=1) if model is not layer else layer.learn(
+            random((2, 36)), lr=0.1
+        )
     assert spy.passes == 0
     normed = nn.Sequential(nn.Flatten(), layer, nn.BatchNorm1d(5), spy)
     training.train(normed, batches(), lr=0.1, epochs=1)

@@ -12,12 +12,12 @@ import torch
 import triton
 import triton.language as tl
 
+from hebbkern import checks
 from hebbkern.backends.triton.apply import PIECE, combined, slot_of
 from hebbkern.backends.triton.arithmetic import ordered_sum
 from hebbkern.backends.triton.launch import INTERPRETED, block, launch, power_of_2, readable
 from hebbkern.backends.triton.moments import moments
 from hebbkern.backends.triton.patches import corners, load_patches, place, taps
-from hebbkern import checks
 from hebbkern.ops.accumulate import check
 
 ENTRIES = 8  # patches of a list that a tile adds up side by side

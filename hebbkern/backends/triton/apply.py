@@ -10,10 +10,10 @@ import torch
 import triton
 import triton.language as tl
 
+from hebbkern import checks
 from hebbkern.backends.triton import status
 from hebbkern.backends.triton.arithmetic import narrowed, quotient, root
 from hebbkern.backends.triton.launch import INTERPRETED, launch, power_of_2, processors, readable
-from hebbkern import checks
 from hebbkern.ops.apply import check
 
 CALM = 64 if INTERPRETED.value else 1  # tiles are that much larger in the interpreter, which pays by the operation

@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from hebbkern import backends
+from hebbkern import backends, checks
 from hebbkern.backends.triton import screen
 from hebbkern.backends.triton.arithmetic import precision
 from hebbkern.backends.triton.launch import block, launch, power_of_2, readable
@@ -18,7 +18,6 @@ from hebbkern.backends.triton.patches import place
 from hebbkern.backends.triton.ranks import empty, keep, write
 from hebbkern.backends.triton.tuning import fastest
 from hebbkern.backends.triton.walk import Keys, own_patches, running, shared, tiles_of, walk
-from hebbkern import checks
 from hebbkern.ops.compete import check
 
 

@@ -9,8 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
-from hebbkern.backends.triton.launch import launch, power_of_2, processors, readable
 from hebbkern import checks
+from hebbkern.backends.triton.launch import launch, power_of_2, processors, readable
 from hebbkern.ops.kwinners import check
 
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes an entry

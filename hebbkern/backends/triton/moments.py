@@ -9,10 +9,10 @@ import torch
 import triton
 import triton.language as tl
 
+from hebbkern import checks
 from hebbkern.backends.triton.arithmetic import narrowed, ordered_sum
 from hebbkern.backends.triton.launch import block, launch, power_of_2, readable
 from hebbkern.backends.triton.patches import FLAT_SHARE, LINEAR, corners, load_patches, taps
-from hebbkern.ops import checks
 
 
 class Rounding(NamedTuple):

@@ -9,12 +9,12 @@ import torch
 import triton
 import triton.language as tl
 
+from hebbkern import checks
 from hebbkern.backends.triton.arithmetic import precision, product, quotient
 from hebbkern.backends.triton.launch import launch, power_of_2, readable
 from hebbkern.backends.triton.moments import moments_of
 from hebbkern.backends.triton.patches import FLAT_SHARE, LINEAR, corners, load_patches, place, taps
 from hebbkern.backends.triton.ranks import NOBODY  # above every patch
-from hebbkern import checks
 from hebbkern.ops.nearest_patch import check
 
 CANDIDATES = tl.constexpr(2)  # a run and neuron: the exact distance decides where rounding may

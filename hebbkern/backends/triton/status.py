@@ -7,8 +7,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 
-from hebbkern.backends.triton.launch import readable
 from hebbkern import checks
+from hebbkern.backends.triton.launch import readable
 
 _told = {}  # device -> the count that was told last
 _counts = {}  # device -> int32 [1]; in pinned memory for a GPU

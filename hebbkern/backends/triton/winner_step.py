@@ -9,6 +9,7 @@ added up in an order that the compiler may choose by the weight's strides.
 
 import torch
 
+from hebbkern import checks
 from hebbkern.backends.triton import status
 from hebbkern.backends.triton.accumulate import Coefficients, countable, grouped, keys_of
 from hebbkern.backends.triton.apply import take
@@ -17,9 +18,8 @@ from hebbkern.backends.triton.launch import readable
 from hebbkern.backends.triton.moments import moments
 from hebbkern.backends.triton.patches import place
 from hebbkern.backends.triton.walk import Keys
-from hebbkern.coefficients import constant
-from hebbkern import checks
 from hebbkern.ops.winner_step import check
+from hebbkern.specifications import constant
 
 OP = "winner_step_"
 
