@@ -106,7 +106,7 @@ clean:
 # One set of requirements a target (the extras of pyproject.toml); that of dev holds the others.
 .venv/has-%: pyproject.toml .venv/has-torch
 	@echo "Installing the packages of [$*] into .venv ..."
-	HEBBKERN_BUILD=none $(PIP) --no-build-isolation -e ".[$*]"
+	HEBBKERN_BUILD=none $(PIP) --no-build-isolation -e ".[$*]" "$(TORCH)"
 	touch $@ $(if $(filter dev,$*),.venv/has-demo .venv/has-bench)
 
 # Any torch will do: the kernels are compiled against it once, and again when a source changes.

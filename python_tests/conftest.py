@@ -87,7 +87,7 @@ def pytest_addoption(parser):
     group.addoption("--all", action="store_true", help="every test, not only those that a seed draws")
     group.addoption("--all-combinations", action="store_true", help="--all, and in Triton's interpreter no fewer")
     group.addoption("--seed", metavar="SEED", help="draw other tests (default HEBBKERN_TEST_SEED, else the commit)")
-    group.addoption("--slice", metavar="TIME", type=tiers.seconds, help="of what the seed leaves out, as much as 10m hold")
+    group.addoption("--slice", metavar="TIME", type=tiers.seconds, help="for 10m, what the seed leaves out")
     group.addoption("--thin", type=float, metavar="PRODUCTS", help="thin out cuda-host too, layers up to these")
 
 
@@ -135,7 +135,7 @@ def backend_of(item):
 
 
 def kernels_of(item):
-    """"eager", "cpu", "triton" or "cuda", whichever kernels the test is about; or None."""
+    """The backend that the test is about: "eager", "cpu", "triton", "cuda" or None."""
     if backend := backend_of(item):
         return backend.choice
     return next((name for name in ("triton", "cuda") if item.path.name.startswith(f"test_{name}_")), None)
@@ -207,6 +207,8 @@ def poison():
     torch.use_deterministic_algorithms(False)
 
 
-def pytest_terminal_summary(terminalreporter):
+def pytest_terminal_summary(terminalreporter, config):
+    if failed := [*terminalreporter.getreports("failed"), *terminalreporter.getreports("error")]:
+        terminalreporter.write_line(f'To repeat: python -m pytest --seed={config.option.seed} "{failed[0].nodeid}"')
     for op, (compared, near) in sorted(oracle.near_ties.items()):
         terminalreporter.write_line(f"{op}: {compared} winners compared, {near} left out as nearer than rounding")

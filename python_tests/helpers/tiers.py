@@ -1,8 +1,8 @@
-"""Which tests a run holds: the default tier draws from the combinations of parameters, and each seed draws others.
+"""Which tests a run holds: by default those that a seed draws, of which the commit is one.
 
-Tests without parameters always run, unless they are marked ``slow``. Of a test with parameters, on each backend, so many
-combinations are drawn that each value of each parameter is there; then more, so that pairs of values meet.
-The seed is the commit, so that successive commits run what this one leaves out.
+A test without parameters always runs. Of a test with parameters, on each backend, so many combinations are drawn that
+each value of each parameter is there; on fast backends so many that each two values meet. Successive commits draw other
+combinations. Of a test that is marked ``slow`` one combination is drawn, and none where it has no parameters.
 """
 
 import contextlib
@@ -13,8 +13,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-# Of the combinations in which two values meet for the first time, the share that is drawn; the rest is left to other
-# seeds. Interpreted and emulated kernels take a hundred times as long as compiled ones.
+# Of the combinations in which two values meet for the first time, the share that is drawn. Interpreted and emulated
+# kernels take a hundred times as long as compiled ones.
 SHARE_OF_PAIRS = {"cpu": 1.0, "eager": 0.0, "triton": 0.0, "cuda": 0.0, None: 0.0}
 
 
@@ -37,7 +37,7 @@ def seconds(text):
 def turn(alone):
     """Within, the test runs beside those of xdist's other workers, or alone.
 
-    All queue at one lock, and take there the lock under which they run; so a test that waits to be alone is not overtaken.
+    All queue at one lock, and take there the lock under which they run: one that waits to be alone is not overtaken.
     """
     run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
     if not run:
@@ -82,17 +82,20 @@ def covering(items, size):
     return kept
 
 
-def drawn(items, backend_of, seed):
-    """The set of items that the default tier holds."""
+def drawn(items, kernels_of, seed):
+    """The set of items that this seed draws; ``kernels_of(item)`` is the backend of the item, or None."""
     tests, kept = {}, set()
     for item in items:
         if hasattr(item, "callspec"):
-            tests.setdefault((item.path, item.originalname, backend_of(item)), []).append(item)
-        else:
+            tests.setdefault((item.path, item.originalname, kernels_of(item)), []).append(item)
+        elif not item.get_closest_marker("slow"):
             kept.add(item)
-    for (*_, backend), combinations in tests.items():
+    for (*_, kernels), combinations in tests.items():
         combinations.sort(key=lambda item: rank(seed, item))
+        if combinations[0].get_closest_marker("slow"):
+            kept.add(combinations[0])
+            continue
         each = covering(combinations, 1)
-        pairs = [item for item in covering(each + combinations, 2) if item not in set(each)]
-        kept.update(each, pairs[: round(len(pairs) * SHARE_OF_PAIRS[backend])])
+        pairs = covering(each + combinations, 2)[len(each) :]
+        kept.update(each, pairs[: round(len(pairs) * SHARE_OF_PAIRS[kernels])])
     return kept
