@@ -21,6 +21,7 @@ if not torch.cuda.is_available():
     if file := cuda_host.built():
         os.environ.setdefault("HEBBKERN_CUDA_HOST", str(file))
 
+import hypothesis
 from hypothesis import HealthCheck, settings
 
 import cases
@@ -29,10 +30,9 @@ import oracle
 import tiers
 from hebbkern import backends
 
-settings.register_profile(
-    "suite", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-settings.load_profile("suite")
+FIXTURES = [HealthCheck.function_scoped_fixture]
+settings.register_profile("drawn", max_examples=10, deadline=None, database=None, suppress_health_check=FIXTURES)
+settings.register_profile("all", settings.get_profile("drawn"), max_examples=80)
 
 
 def hasten_the_interpreter():
@@ -94,6 +94,7 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     option = config.option
     option.seed = option.seed or os.environ.get("HEBBKERN_TEST_SEED") or tiers.commit()  # xdist hands it to its workers
+    settings.load_profile("all" if whole(option) else "drawn")
     config.stash[END] = time.monotonic() + option.slice if option.slice else math.inf
 
 
@@ -101,15 +102,14 @@ def pytest_report_header(config):
     option = config.option
     if option.slice:
         return f"tests: for {option.slice:.0f} s, those that seed {option.seed} leaves out"
-    if draws(config):
+    if not whole(option):
         return f"tests: drawn by seed {option.seed} (--seed=SEED draws others, --all runs all)"
     return "tests: all"
 
 
-def draws(config):
-    """Whether the seed chooses among combinations of parameters; not where the command line names single tests."""
-    option = config.option
-    return not (option.all or option.all_combinations or option.thin or any("::" in name for name in config.args))
+def whole(option):
+    """Whether no seed chooses."""
+    return bool(option.all or option.all_combinations or option.thin)
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m and -k select
@@ -117,12 +117,15 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if kernels_of(item) in ("triton", "cuda"):
             item.add_marker(kernels_of(item))
+        if hypothesis.is_hypothesis_test(getattr(item, "obj", None)):
+            hypothesis.seed(config.option.seed)(item.obj)
     option = config.option
+    named = any("::" in name for name in config.args)  # single tests, which run whatever the seed
     kept = set(items) if option.all_combinations or torch.cuda.is_available() else affordable(items, option.thin)
     if option.slice:
         kept -= tiers.drawn(items, kernels_of, option.seed)
         items.sort(key=lambda item: tiers.rank(option.seed, item))
-    elif draws(config):
+    elif not (whole(option) or named):
         kept &= tiers.drawn([item for item in items if item in kept], kernels_of, option.seed)
     if left_out := [item for item in items if item not in kept]:
         config.hook.pytest_deselected(items=left_out)
