@@ -1,31 +1,56 @@
-# make demo   watch neurons learn          make test   lint, build, all tests
+# make demo   watch neurons learn          make test   lint, build, the tests that this commit draws (ten minutes)
 # make bench  the table of ratios          make guard  has a step become slower than committed?
+# make test-all   the whole suite (an hour)      make test-slice   of what make test leaves out, as much as ten minutes hold
 # make sanitized  the CUDA kernels, run on the CPU, under g++'s sanitizers
 # make kernels  what the GPU's kernels compile to, and predictions (no GPU needed)     make gpu  test and time them on one
 # make wheel  one wheel in dist/ for every torch >= 2.11
-# Everything happens in .venv, which is made when it is missing. PYTHON=python3.12 chooses the interpreter.
+# Everything happens in .venv, which is made when it is missing. PYTHON=python3.12 chooses the interpreter, TORCH=torch==2.11.0
+# the torch of a new .venv, HEBBKERN_BUILD=none, cpu or cuda what is compiled (setup.py), ARGS="..." the arguments.
 
 PYTHON ?= python3
+TORCH ?= torch>=2.11
 export HEBBKERN_BUILD ?= auto
+
+# Kernels compile while pip installs what only the tests need.
+MAKEFLAGS += --jobs=3
+
+# CUDA kernels for the GPU that is here, or for all that setup.py names where another machine may run them.
+ifeq (,$(filter test-all kernels wheel one-wheel,$(MAKECMDGOALS)))
+export TORCH_CUDA_ARCH_LIST ?= $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2> /dev/null | head -n 1)
+endif
+
+# ccache keeps what it has compiled once, in whatever folder.
+ifneq (,$(shell command -v ccache))
+export PYTORCH_NVCC ?= ccache nvcc
+export CXX := ccache $(CXX)
+endif
+
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --no-compile
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses=8 --dist=worksteal --durations=20
 CSRC := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
-BUILT := .venv/built-$(HEBBKERN_BUILD)
+BUILT := .venv/built-$(HEBBKERN_BUILD)$(subst ;,_,$(TORCH_CUDA_ARCH_LIST:%=-%))
 EMULATED := .venv/emulated
 EMULATION := $(wildcard python_tests/cudaemu/*)
 
-.PHONY: demo test sanitized one-wheel lint format bench guard kernels gpu doctor wheel clean
+.PHONY: demo test test-all test-slice sanitized one-wheel lint format bench guard kernels gpu doctor wheel clean
 .DELETE_ON_ERROR:
-.NOTPARALLEL:
 
 demo: .venv/has-demo $(BUILT)
 	$(BIN)/hebbkern demo $(ARGS)
 
 # With nvcc a warning fails, spilled registers and local memory among them; without it nothing reads this.
-test: export NVCC_APPEND_FLAGS ?= -Werror all-warnings -Xptxas -warn-spills,-warn-lmem-usage
-# Interpreted and emulated kernels use one processor each; what times or counts threads must have them all.
+test test-all test-slice: export NVCC_APPEND_FLAGS ?= -Werror all-warnings -Xptxas -warn-spills,-warn-lmem-usage
+
+# ARGS="--seed=SEED" draws other tests, ARGS="-k cosine" takes those of these by their names.
 test: lint $(BUILT) $(EMULATED)
-	$(BIN)/python -m pytest -k "not (triton or test_cuda or cuda-host)" $(ARGS)
-	$(BIN)/python -m pytest -k "triton or test_cuda or cuda-host" -n auto $(ARGS)
+	$(PYTEST) $(ARGS)
+
+test-all: lint $(BUILT) $(EMULATED)
+	$(PYTEST) --all $(ARGS)
+
+test-slice: .venv/has-dev $(BUILT) $(EMULATED)
+	$(PYTEST) --slice=10m $(ARGS)
 
 # The CUDA kernels' tests once more under the address and the thread sanitizer, which find what a wrong sum does not show.
 sanitized: .venv/has-dev $(EMULATED)
@@ -40,6 +65,7 @@ lint: .venv/has-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(CSRC) $(EMULATION)
+	$(BIN)/pyright
 
 format: .venv/has-dev
 	$(BIN)/ruff check --fix .
@@ -61,7 +87,7 @@ gpu: .venv/has-dev $(BUILT)
 doctor: .venv/has-demo $(BUILT)
 	$(BIN)/hebbkern doctor $(ARGS)
 
-wheel: .venv/has-demo
+wheel: .venv/has-torch
 	rm -rf build/lib* build/bdist* dist
 	$(BIN)/python -m pip wheel --no-deps --no-build-isolation -w dist .
 
@@ -71,19 +97,25 @@ clean:
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
-# One set of requirements a target (the extras of pyproject.toml); torch is large, and comes once.
-.venv/has-%: pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install "setuptools>=77" wheel ninja
-	HEBBKERN_BUILD=none $(BIN)/python -m pip install --no-build-isolation -e ".[$*]"
+# torch is large and comes once. --no-compile: Python compiles what it imports, a small part of what is installed.
+.venv/has-torch: | .venv/bin/python
+	@echo "Installing $(TORCH) into .venv ..."
+	$(PIP) "$(TORCH)" numpy "setuptools>=77" wheel ninja
 	touch $@
 
-# After any of these rules torch is there; the kernels are compiled against it, and again when a source changes.
-$(BUILT): setup.py $(CSRC) | .venv/has-demo
+# One set of requirements a target (the extras of pyproject.toml); that of dev holds the others.
+.venv/has-%: pyproject.toml .venv/has-torch
+	@echo "Installing the packages of [$*] into .venv ..."
+	HEBBKERN_BUILD=none $(PIP) --no-build-isolation -e ".[$*]" "$(TORCH)"
+	touch $@ $(if $(filter dev,$*),.venv/has-demo .venv/has-bench)
+
+# Any torch will do: the kernels are compiled against it once, and again when a source changes.
+$(BUILT): setup.py $(CSRC) | .venv/has-torch
 	rm -f .venv/built-* hebbkern/_*.so
 	$(BIN)/python setup.py --quiet build_ext --inplace
 	touch $@
 
 # The CUDA kernels compiled for the CPU, to be tested without a GPU; only what has changed is compiled.
-$(EMULATED): python_tests/helpers/cuda_host.py $(EMULATION) $(CSRC) | .venv/has-dev
+$(EMULATED): python_tests/helpers/cuda_host.py $(EMULATION) $(CSRC) | .venv/has-torch
 	$(BIN)/python python_tests/helpers/cuda_host.py
 	touch $@

@@ -3,10 +3,12 @@
 One binary serves every torch from 2.11 (torch's stable ABI) and every Python from 3.11 (the limited API).
 HEBBKERN_BUILD chooses what is built:
 
-    auto   what can be built here; what cannot is named and left out, for hebbkern also runs on plain torch (default)
+    auto   the kernels that can be built and run here (default); what is left out is named, with the reason
     none   nothing: a pure Python package
     cpu    the CPU kernels, or an error
-    cuda   the CPU and the CUDA kernels, or an error
+    cuda   the CPU and the CUDA kernels, or an error; no GPU is needed
+
+"auto" builds the CUDA kernels where nvcc and a GPU are, and without a GPU where TORCH_CUDA_ARCH_LIST asks for them.
 
 MAX_JOBS limits the parallel compilation, TORCH_CUDA_ARCH_LIST names the GPU architectures, CXX the compiler, CUDA_HOME
 the CUDA toolkit. NVCC_APPEND_FLAGS is nvcc's own: "make test" turns its warnings into errors with it.
@@ -79,6 +81,14 @@ def find_toolkit():
         os.environ["CUDA_HOME"] = str(Path(found[1].strip()).resolve())
 
 
+def has_gpu():
+    """Whether an NVIDIA GPU is here, as the driver says; CUDA is not started."""
+    if list(Path("/dev").glob("nvidia[0-9]*")):
+        return True
+    listing = shutil.which("nvidia-smi")
+    return bool(listing) and "GPU 0" in subprocess.run([listing, "-L"], capture_output=True, text=True).stdout
+
+
 def missing_for_cuda():
     """What keeps the CUDA kernels from being built here, in one sentence, or None. A GPU need not be here."""
     find_toolkit()
@@ -142,12 +152,17 @@ def plan(mode):
     if no_cpu and "install torch" in no_cpu and "setuptools.build_meta" in sys.modules and "egg_info" in sys.argv:
         return {"setup_requires": ["torch>=2.11"]}  # the installer asks what the build needs, and brings it
     no_cuda = None if no_cpu or mode == "cpu" else missing_for_cuda()
+    if mode == "auto" and not (no_cuda or os.environ.get("TORCH_CUDA_ARCH_LIST") or has_gpu()):
+        no_cuda = "no GPU was found."
     for missing, insist in ((no_cpu, mode != "auto"), (no_cuda, mode == "cuda")):
         if missing and insist:
             raise SystemExit(f"hebbkern: HEBBKERN_BUILD={mode} cannot be met: {missing}")
     if no_cpu:
         print(f"hebbkern: installing without compiled kernels: {no_cpu} Plain torch runs instead.", file=sys.stderr)
         return {}
+    if no_cuda:
+        advice = "HEBBKERN_BUILD=cuda builds them wherever nvcc is installed."
+        print(f"hebbkern: installing without the CUDA kernels: {no_cuda} {advice}", file=sys.stderr)
     return compiled(with_cuda=mode != "cpu" and not no_cuda)
 
 

@@ -36,7 +36,7 @@ ROOT = Path(__file__).parent.parent
 
 def suite():
     """Runs the tests of both backends on this GPU: {"passed": bool, "summary": the last line of pytest}."""
-    command = [sys.executable, "-m", "pytest", "-q", "-k", "triton or cuda", str(ROOT / "python_tests")]
+    command = [sys.executable, "-m", "pytest", "-q", "--all", "-m", "triton or cuda", str(ROOT / "python_tests")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     lines = done.stdout.strip().splitlines() or [done.stderr.strip()[-300:]]
     print("\n".join(lines[-20:]))

@@ -1,8 +1,9 @@
 """The backends that the suite runs on, and what it reports at the end."""
 
 import contextlib
-import itertools
+import math
 import os
+import time
 from dataclasses import dataclass
 
 # Before NumPy and torch start their threads: waiting ones would take the processors from each other.
@@ -20,17 +21,18 @@ if not torch.cuda.is_available():
     if file := cuda_host.built():
         os.environ.setdefault("HEBBKERN_CUDA_HOST", str(file))
 
+import hypothesis
 from hypothesis import HealthCheck, settings
 
 import cases
 import hebbkern as hk
 import oracle
+import tiers
 from hebbkern import backends
 
-settings.register_profile(
-    "suite", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-settings.load_profile("suite")
+FIXTURES = [HealthCheck.function_scoped_fixture]
+settings.register_profile("drawn", max_examples=10, deadline=None, database=None, suppress_health_check=FIXTURES)
+settings.register_profile("all", settings.get_profile("drawn"), max_examples=80)
 
 
 def hasten_the_interpreter():
@@ -54,6 +56,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     hasten_the_interpreter()
 
 
+END = pytest.StashKey[float]()  # of the time that --slice gives
 INTERPRETABLE = 4e6  # products of a layer, a second or so
 
 
@@ -80,34 +83,92 @@ BACKENDS = [
 
 
 def pytest_addoption(parser):
-    parser.addoption("--all-combinations", action="store_true", help="of parameters, in Triton's interpreter too")
-    parser.addoption("--thin", type=float, metavar="PRODUCTS", help="thin out cuda-host too, layers up to these")
+    group = parser.getgroup("hebbkern")
+    group.addoption("--all", action="store_true", help="every test, not only those that a seed draws")
+    group.addoption("--all-combinations", action="store_true", help="--all, and in Triton's interpreter no fewer")
+    group.addoption("--seed", metavar="SEED", help="draw other tests (default HEBBKERN_TEST_SEED, else the commit)")
+    group.addoption("--slice", metavar="TIME", type=tiers.seconds, help="for 10m, what the seed leaves out")
+    group.addoption("--thin", type=float, metavar="PRODUCTS", help="thin out cuda-host too, layers up to these")
 
 
+def pytest_configure(config):
+    option = config.option
+    option.seed = option.seed or os.environ.get("HEBBKERN_TEST_SEED") or tiers.commit()  # xdist hands it to its workers
+    settings.load_profile("all" if whole(option) else "drawn")
+    config.stash[END] = time.monotonic() + option.slice if option.slice else math.inf
+
+
+def pytest_report_header(config):
+    option = config.option
+    if option.slice:
+        return f"tests: for {option.slice:.0f} s, those that seed {option.seed} leaves out"
+    if not whole(option):
+        return f"tests: drawn by seed {option.seed} (--seed=SEED draws others, --all runs all)"
+    return "tests: all"
+
+
+def whole(option):
+    """Whether no seed chooses."""
+    return bool(option.all or option.all_combinations or option.thin)
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m and -k select
 def pytest_collection_modifyitems(config, items):
-    """Triton's interpreter is slow: there each two values of parameters meet in some test, but not all in all.
-
-    Nor does it take the layers that are large for the CPU's kernels; test_triton_*.py have some of several tiles.
-    Sanitizers (cuda_sanitized.py) have the emulated CUDA kernels thinned out the same way.
-    """
-    if config.getoption("all_combinations") or torch.cuda.is_available():
-        return
-    largest = {"triton": INTERPRETABLE} | ({"cuda-host": thin} if (thin := config.getoption("thin")) else {})
-    met, left_out = set(), []
     for item in items:
-        slow = next((name for name in largest if name in item.name), None)
-        if not slow or not hasattr(item, "callspec"):
-            continue
-        values = sorted((name, repr(value)) for name, value in item.callspec.params.items())
-        pairs = {(item.path, item.originalname, *pair) for pair in itertools.combinations(values, 2)}
-        if cases.products(item.callspec.params.get("layer")) > largest[slow] or (pairs and pairs <= met):
-            left_out.append(item)
-        else:
-            met |= pairs
-    if left_out:
+        if kernels_of(item) in ("triton", "cuda"):
+            item.add_marker(kernels_of(item))
+        if hypothesis.is_hypothesis_test(getattr(item, "obj", None)):
+            hypothesis.seed(config.option.seed)(item.obj)
+    option = config.option
+    named = any("::" in name for name in config.args)  # single tests, which run whatever the seed
+    kept = set(items) if option.all_combinations or torch.cuda.is_available() else affordable(items, option.thin)
+    if option.slice:
+        kept -= tiers.drawn(items, kernels_of, option.seed)
+        items.sort(key=lambda item: tiers.rank(option.seed, item))
+    elif not (whole(option) or named):
+        kept &= tiers.drawn([item for item in items if item in kept], kernels_of, option.seed)
+    if left_out := [item for item in items if item not in kept]:
         config.hook.pytest_deselected(items=left_out)
-        leaving = set(left_out)
-        items[:] = [item for item in items if item not in leaving]
+        items[:] = [item for item in items if item in kept]
+
+
+def backend_of(item):
+    values = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    return next((value for value in values if isinstance(value, Backend)), None)
+
+
+def kernels_of(item):
+    """The backend that the test is about: "eager", "cpu", "triton", "cuda" or None."""
+    if backend := backend_of(item):
+        return backend.choice
+    return next((name for name in ("triton", "cuda") if item.path.name.startswith(f"test_{name}_")), None)
+
+
+def affordable(items, thin):
+    """The set of items without what Triton's interpreter takes too long for.
+
+    There each two values of parameters meet in some test, but not all in all. Nor does it take the layers that are
+    large for the CPU's kernels; test_triton_*.py have some of several tiles. Sanitizers (cuda_sanitized.py) have the
+    emulated CUDA kernels thinned out the same way.
+    """
+    largest = {"triton": INTERPRETABLE} | ({"cuda": thin} if thin else {})
+    slow = {}
+    for item in items:
+        if backend_of(item) and kernels_of(item) in largest:
+            slow.setdefault((item.path, item.originalname, kernels_of(item)), []).append(item)
+    kept = set(items).difference(*slow.values())
+    for (*_, kernels), combinations in slow.items():
+        small = [i for i in combinations if cases.products(i.callspec.params.get("layer")) <= largest[kernels]]
+        kept.update(tiers.covering(small, 2))
+    return kept
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item):
+    if time.monotonic() > item.config.stash[END]:
+        return True  # handled, without a report
+    with tiers.turn(alone=item.get_closest_marker("serial")):
+        return (yield)
 
 
 @pytest.fixture(params=BACKENDS, ids=lambda backend: backend.name)
@@ -149,6 +210,8 @@ def poison():
     torch.use_deterministic_algorithms(False)
 
 
-def pytest_terminal_summary(terminalreporter):
+def pytest_terminal_summary(terminalreporter, config):
+    if failed := [*terminalreporter.getreports("failed"), *terminalreporter.getreports("error")]:
+        terminalreporter.write_line(f'To repeat: python -m pytest --seed={config.option.seed} "{failed[0].nodeid}"')
     for op, (compared, near) in sorted(oracle.near_ties.items()):
         terminalreporter.write_line(f"{op}: {compared} winners compared, {near} left out as nearer than rounding")

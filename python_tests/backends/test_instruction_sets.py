@@ -13,8 +13,9 @@ OPS = Path(__file__).parents[1] / "ops"
 STAGES = ["compete", "nearest_patch", "accumulate", "dense_update", "apply", "kwinners", "dense_step"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isa", ["baseline", "avx2"])
-def test_the_suite_holds_on_narrower_vectors(isa):
+def test_the_suite_holds_on_narrower_vectors(isa, pytestconfig):
     if reason := hk.backends.available()["cpu"]:
         pytest.skip(f"no compiled CPU kernels: {reason}")
     environment = os.environ | {"HEBBKERN_CPU": isa}
@@ -24,6 +25,7 @@ def test_the_suite_holds_on_narrower_vectors(isa):
         pytest.skip(f"this processor has no {isa}, it runs {said.stdout.strip()}")
     # Not the shapes that hypothesis draws: the fixed ones cover every tail, and two runs of all would take minutes.
     options = ["-q", "-k", "cpu and not drawn", "-p", "no:cacheprovider"]
+    options += [f"--seed={pytestconfig.option.seed}", *["--all"] * pytestconfig.option.all]
     files = [str(OPS / f"test_{stage}.py") for stage in STAGES]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, *files],

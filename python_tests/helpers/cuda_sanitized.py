@@ -1,9 +1,10 @@
 """The suite on the backend "cuda-host" with its kernels watched by a sanitizer.
 
-    python python_tests/helpers/cuda_sanitized.py address [pytest's arguments]    accesses out of bounds, undefined behaviour
-    python python_tests/helpers/cuda_sanitized.py thread [pytest's arguments]     races of threads and of blocks
+    python python_tests/helpers/cuda_sanitized.py address [ARGUMENTS]    accesses out of bounds, undefined behaviour
+    python python_tests/helpers/cuda_sanitized.py thread [ARGUMENTS]     races of threads and of blocks
 
-Exit status 0 where all tests pass and nothing was found. Of parameters each two values meet in some test (conftest.py).
+ARGUMENTS are pytest's. Exit status 0 where all tests pass and nothing was found. Of parameters each two values meet in
+some test (conftest.py).
 """
 
 import subprocess
@@ -19,7 +20,7 @@ PRODUCTS = {"address": 4e6, "thread": 1e5}
 def command(sanitizer, library, arguments=()):
     """The command, and its environment."""
     run = [*sanitized.prefix(sanitizer), sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    run += ["-k", "cuda-host or (test_cuda_ and not test_cuda_bugs)", f"--thin={PRODUCTS[sanitizer]}", *arguments]
+    run += ["-m", "cuda and not slow", f"--thin={PRODUCTS[sanitizer]}", *arguments]
     without_a_gpu = {"HEBBKERN_CUDA_HOST": str(library), "CUDA_VISIBLE_DEVICES": ""}
     return run, sanitized.environment(sanitizer) | without_a_gpu
 

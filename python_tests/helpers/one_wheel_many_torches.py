@@ -77,7 +77,7 @@ def other_python(version=OTHER):
     return python
 
 
-def test_under(python, wheel, folder):
+def test_under(python, wheel, folder, *options):
     """Install the wheel beside that Python's torch and run the operator suite on it, far from the sources."""
     tests = Path(folder, "python_tests")
     shutil.copytree(ROOT / "python_tests" / "helpers", tests / "helpers")
@@ -94,7 +94,7 @@ def test_under(python, wheel, folder):
     where = "import torch, hebbkern; print(torch.__version__, hebbkern.__file__)"
     loaded = run(python, "-c", where, cwd=folder).split()
     assert "site-packages" in loaded[-1], f"the suite would run on {loaded[-1]}, not on the wheel"
-    suite = run(python, "-m", "pytest", "-q", "-k", "not eager", cwd=folder, HEBBKERN_BACKEND="cpu")
+    suite = run(python, "-m", "pytest", "-q", "-k", "not eager", *options, cwd=folder, HEBBKERN_BACKEND="cpu")
     return f"torch {loaded[-2]}: {suite.splitlines()[-1]}"
 
 
@@ -111,7 +111,7 @@ def main(argv=None):
     with tempfile.TemporaryDirectory() as folder:
         wheel, _ = build_wheel(folder)
         print(wheel.name, "with", ", ".join(name for name in zipfile.ZipFile(wheel).namelist() if ".so" in name))
-        print(test_under(other_python(version), wheel, folder))
+        print(test_under(other_python(version), wheel, folder, "--all"))
 
 
 if __name__ == "__main__":

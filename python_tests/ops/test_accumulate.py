@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import cases
@@ -57,7 +57,6 @@ def test_large_layers(backend, layer):
 
 
 @given(drawn=cases.drawn(), data=st.data())
-@settings(max_examples=80)
 def test_drawn_layers(backend, drawn, data):
     layer, x, _, geometry = drawn
     where = {name: value for name, value in geometry.items() if name != "patches"}

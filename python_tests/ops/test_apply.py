@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import calls
@@ -69,7 +69,6 @@ def test_only_the_view_is_written(backend):
 
 
 @given(st.data())
-@settings(max_examples=100)
 def test_drawn_steps(backend, data):
     rank = data.draw(st.sampled_from([2, 4]))
     shape = tuple(data.draw(st.lists(st.integers(1, 40 if rank == 2 else 6), min_size=rank, max_size=rank)))

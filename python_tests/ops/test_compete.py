@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import cases
@@ -53,7 +53,6 @@ def test_large_layers(backend, layer, response):
 
 
 @given(drawn=cases.drawn(), data=st.data())
-@settings(max_examples=80)
 def test_drawn_layers(backend, drawn, data):
     layer, x, weight, geometry = drawn
     response = data.draw(st.sampled_from(RESPONSES))

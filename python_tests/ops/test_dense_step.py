@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import calls
@@ -157,7 +157,6 @@ def test_the_same_bits_on_any_number_of_threads(backend, threads):
 
 
 @given(drawn=cases.drawn(), data=st.data())
-@settings(max_examples=60)
 def test_drawn_layers(backend, drawn, data):
     layer, x, weight, geometry = drawn
     frozen = cases.some(layer.neurons) if data.draw(st.booleans()) else None

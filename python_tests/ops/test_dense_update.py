@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import cases
@@ -94,7 +94,6 @@ def test_patches_of_many_inputs_are_not_written_out(backend, channels, kernel, w
 
 
 @given(drawn=cases.drawn(), data=st.data())
-@settings(max_examples=100)
 def test_drawn_layers(backend, drawn, data):
     layer, x, weight, geometry = drawn
     frozen = cases.some(layer.neurons) if data.draw(st.booleans()) else None

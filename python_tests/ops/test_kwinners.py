@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import cases
@@ -38,7 +38,6 @@ def test_layouts(backend, shape, layout):
 
 
 @given(st.data())
-@settings(max_examples=100)
 def test_drawn_shapes(backend, data):
     shape = tuple(data.draw(st.lists(st.integers(1, 40), min_size=1, max_size=3)))
     dtype, seed = data.draw(st.sampled_from(cases.DTYPES)), data.draw(st.integers(0, 2**20))

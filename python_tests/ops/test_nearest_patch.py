@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import calls
@@ -38,7 +38,6 @@ def test_large_layers(backend, layer):
 
 
 @given(drawn=cases.drawn(), data=st.data())
-@settings(max_examples=80)
 def test_drawn_layers(backend, drawn, data):
     layer, x, weight, geometry = drawn
     eligible = cases.some(layer.neurons, seed=data.draw(st.integers(0, 99))) if data.draw(st.booleans()) else None

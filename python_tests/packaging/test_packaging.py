@@ -7,6 +7,7 @@ import subprocess
 import sys
 import sysconfig
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -45,6 +46,10 @@ print(hk.__file__)
 """
 
 
+def has_gpu():
+    return any(Path("/dev").glob("nvidia[0-9]*"))
+
+
 @pytest.fixture
 def project(tmp_path):
     """The build of this repository around a kernel that compiles in a second."""
@@ -60,20 +65,26 @@ def project(tmp_path):
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """The repository's own wheel with the CPU kernels, and what its build printed."""
-    return wheels.build_wheel(tmp_path_factory.mktemp("wheel"), HEBBKERN_BUILD="cpu")
+    """The repository's own wheel with the CPU kernels, and how ninja compiled them: in place, only what has changed."""
+    folder = tmp_path_factory.mktemp("wheel")
+    build = ["build", "--build-lib", folder / "lib", "bdist_wheel", "--bdist-dir", folder / "files"]
+    wheels.run(sys.executable, "setup.py", *build, "--dist-dir", folder, cwd=wheels.ROOT, HEBBKERN_BUILD="cpu")
+    (path,) = folder.glob("*.whl")
+    (ninja,) = (wheels.ROOT / "build").glob("temp.*/build.ninja")
+    return path, ninja.read_text()
 
 
 def test_wheel_is_for_every_python_and_processor(wheel):
-    path, output = wheel
+    path, commands = wheel
     assert "-cp311-abi3-" in path.name
-    assert "TORCH_TARGET_VERSION=0x020b000000000000" in output
-    assert not re.search(r"-m(arch|cpu|tune|avx)", output)
+    assert "TORCH_TARGET_VERSION=0x020b000000000000" in commands
+    assert not re.search(r"-m(arch|cpu|tune|avx)", commands)
 
 
 def test_wheel_holds_every_module_and_no_other_file(wheel):
     held = {name for name in zipfile.ZipFile(wheel[0]).namelist() if not name.startswith("hebbkern-")}
-    sources = {str(path.relative_to(wheels.ROOT)) for path in (wheels.ROOT / "hebbkern").rglob("*.py")}
+    package = wheels.ROOT / "hebbkern"
+    sources = {str(path.relative_to(wheels.ROOT)) for path in (*package.rglob("*.py"), *package.glob("py.typed"))}
     assert held == sources | {"hebbkern/_cpu.abi3.so"}
 
 
@@ -94,7 +105,7 @@ def cuda_kernels():
     """The repository's own compiled CUDA kernels, as the build left them in place."""
     found = sorted((wheels.ROOT / "hebbkern").glob("_cuda*.so"))
     if not found:
-        pytest.skip("the CUDA kernels are not built: nvcc was not found")
+        pytest.skip("the CUDA kernels are not built (HEBBKERN_BUILD=cuda)")
     return found[0]
 
 
@@ -127,6 +138,17 @@ def test_both_kinds_of_kernels_in_one_wheel_or_advice(project, tmp_path, broken)
     held = zipfile.ZipFile(path).namelist()
     assert {"hebbkern/_cpu.abi3.so", "hebbkern/_cuda.abi3.so"} <= set(held)
     assert "code=sm_90" in output and "sm_80" not in output
+
+
+@pytest.mark.skipif(not shutil.which("nvcc") or has_gpu(), reason="wants nvcc without a GPU")
+def test_kernels_for_a_gpu_that_is_not_here_are_left_out_and_named(project, tmp_path):
+    (project / "csrc" / "cuda").mkdir()
+    (project / "csrc" / "cuda" / "module.cu").write_text(CUDA_MODULE)
+    path, output = wheels.build_wheel(tmp_path, project, HEBBKERN_BUILD="auto", TORCH_CUDA_ARCH_LIST="")
+    held = zipfile.ZipFile(path).namelist()
+    assert "hebbkern/_cpu.abi3.so" in held and "hebbkern/_cuda.abi3.so" not in held
+    message = "without the CUDA kernels: no GPU was found. HEBBKERN_BUILD=cuda builds them wherever nvcc is installed."
+    assert message in output
 
 
 def test_wheel_passes_the_operator_suite_under_another_torch(wheel, tmp_path):

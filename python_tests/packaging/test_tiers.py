@@ -1,0 +1,113 @@
+"""Which tests a run holds (tiers.py): whatever the seed, each value is drawn; other seeds draw others."""
+
+import itertools
+import multiprocessing
+import time
+from types import SimpleNamespace
+
+import pytest
+
+import tiers
+
+DTYPES, LAYOUTS, LAYERS = ["float32", "float64"], ["contiguous", "sliced", "offset"], range(7)
+
+
+def item(name, mark=None, **parameters):
+    """Of a pytest session, as far as tiers.py looks at it."""
+    marks = [SimpleNamespace(args=([key], None), kwargs={}) for key in parameters]
+    made = SimpleNamespace(
+        nodeid=f"{name}{list(parameters.values())}",
+        path="test_file.py",
+        originalname=name,
+        iter_markers=lambda name: marks,
+        get_closest_marker=lambda name: name == mark or None,
+    )
+    if parameters:
+        made.callspec = SimpleNamespace(params=parameters)
+    return Item(made)
+
+
+class Item:
+    """Hashable by identity, as pytest's are."""
+
+    def __init__(self, attributes):
+        vars(self).update(vars(attributes))
+
+
+@pytest.fixture
+def suite():
+    combinations = list(itertools.product(DTYPES, LAYOUTS, LAYERS))
+    items = [item("test_sums", dtype=d, layout=o, layer=y) for d, o, y in combinations]
+    return [*items, item("test_regression"), item("test_hour", "slow"), *(item("test_bug", "slow", n=n) for n in "abc")]
+
+
+def drawn(suite, seed, kernels):
+    return tiers.drawn(suite, lambda item: kernels, seed)
+
+
+def values(items, *names):
+    return {tuple(i.callspec.params[name] for name in names) for i in items if i.originalname == "test_sums"}
+
+
+@pytest.mark.parametrize("kernels", ["eager", "cpu", "triton", "cuda"])
+def test_every_value_is_drawn_whatever_the_seed(suite, kernels):
+    for seed in range(20):
+        kept = drawn(suite, seed, kernels)
+        for name, wanted in (("dtype", DTYPES), ("layout", LAYOUTS), ("layer", LAYERS)):
+            assert values(kept, name) == {(value,) for value in wanted}
+
+
+def test_fast_backends_see_each_two_values_meet(suite):
+    kept = drawn(suite, "seed", "cpu")
+    assert values(kept, "layout", "layer") == set(itertools.product(LAYOUTS, LAYERS))
+    assert len(values(kept, "dtype", "layout", "layer")) < len(DTYPES) * len(LAYOUTS) * len(LAYERS)
+
+
+def test_seeds_draw_others_until_all_have_run(suite):
+    sets = [drawn(suite, seed, "cuda") for seed in range(60)]
+    assert sets[0] != sets[1] and sets[0] == drawn(suite, 0, "cuda")
+    assert len(values(set().union(*sets), "dtype", "layout", "layer")) == len(DTYPES) * len(LAYOUTS) * len(LAYERS)
+
+
+def test_regressions_always_run_and_slow_ones_take_turns(suite):
+    names = [[i.originalname for i in drawn(suite, seed, None)] for seed in range(10)]
+    assert all(n.count("test_regression") == 1 and n.count("test_bug") == 1 and "test_hour" not in n for n in names)
+
+
+def test_rows_of_one_parametrize_are_one_value():
+    mark = SimpleNamespace(args=("a, b", None), kwargs={})
+    rows = [item("test_rows", a=a, b=b) for a, b in [(1, 1), (1, 2), (2, 1), (2, 2)]]
+    for row in rows:
+        row.iter_markers = lambda name: [mark]
+    assert len(tiers.drawn(rows, lambda item: None, 0)) == 4
+
+
+def test_times():
+    assert [tiers.seconds(text) for text in ("90", "90s", "10m", "0.5m")] == [90, 90, 600, 30]
+
+
+def take_turns(run, alone, log, rounds):
+    import os
+
+    os.environ["PYTEST_XDIST_TESTRUNUID"] = run
+    for _ in range(rounds):
+        with tiers.turn(alone):
+            log.put(("begins", alone))
+            time.sleep(0.005)
+            log.put(("ends", alone))
+
+
+def test_a_serial_test_runs_alone_and_is_not_overtaken_for_long(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    processes = multiprocessing.get_context("spawn")
+    log = processes.SimpleQueue()
+    workers = [processes.Process(target=take_turns, args=("run", alone, log, 20)) for alone in (False, False, True)]
+    for worker in workers:
+        worker.start()
+    events = [log.get() for _ in range(2 * 20 * len(workers))]
+    for worker in workers:
+        worker.join()
+    running = 0
+    for event, alone in events:
+        running += 1 if event == "begins" else -1
+        assert not alone or running == (event == "begins"), "another test ran beside a serial one"
