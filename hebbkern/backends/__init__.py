@@ -26,6 +26,7 @@ import warnings
 import torch
 from torch._subclasses.functional_tensor import FunctionalTensorMode
 
+from hebbkern.backends import triton
 from hebbkern.backends.cuda import stages as cuda
 from hebbkern.backends.eager import kernels as eager
 from hebbkern.ops import checks, library
@@ -116,8 +117,7 @@ def synchronize(device=None):
     device = None if device is None else torch.device(device)
     if device is not None and device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
-    if status := sys.modules.get("hebbkern.backends.triton.status"):  # not imported: no step was taken there
-        status.tell(device)
+    triton.report_skipped(device)
     _tell_of_compiled(device)
 
 
@@ -166,9 +166,8 @@ def _by_triton(name):
     """The Triton kernel of operator ``name``, imported with its first use; elsewhere that of the tensors' device."""
 
     def run(tensor, *arguments):
-        kernels = importlib.import_module("hebbkern.backends.triton")
-        if kernels.serves(tensor):
-            return kernels.run(name, tensor, *arguments)
+        if triton.supports(tensor):
+            return triton.kernels()[name](tensor, *arguments)
         # With TRITON_INTERPRET=1 nobody but eager serves a GPU: the device's own kernel is this function.
         return library.operator(name, "eager" if tensor.device.type == "cuda" else "default")(tensor, *arguments)
 
@@ -220,7 +219,7 @@ def _show_to_compile(name):
         if elsewhere or (operator._overloadname == "default" and _takes_compiled(arguments[0])):
             return mode.__torch_dispatch__(operator, types, arguments, named)
         with mode:
-            return importlib.import_module("hebbkern.backends.triton").trace(name, *arguments)
+            return triton.trace(name, *arguments)
 
     for overload in ("default", "triton"):
         torch.library.register_torch_dispatch(

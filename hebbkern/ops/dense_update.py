@@ -56,7 +56,7 @@ def check(x, weight, activation, decay, temperature, patches, stride, padding, d
     count = checks.layer("dense_update", x, weight, patches, stride, padding, dilation)
     checks.choice("dense_update", "activation", activation, checks.ACTIVATIONS)
     checks.choice("dense_update", "decay", decay, checks.DECAYS)
-    if activation == "softmax" and decay == "triangular":
+    if activation == "softmax" and decay in ("triangular", "activity"):
         checks.fail("dense_update", "decay", 'be "diagonal" or "none" with softmax', f'"{decay}"')
     if not (checks.is_finite(temperature) and temperature > 0):
         checks.fail("dense_update", "temperature", "be a finite number above 0", f"{temperature:g}")

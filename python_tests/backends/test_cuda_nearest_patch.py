@@ -1,4 +1,4 @@
-"""nearest_patch by the kernels for GPUs: several tiles and runs, launches, any order of threads, numbers at the edge."""
+"""nearest_patch by the kernels for GPUs: several tiles and runs, launches, any order of threads, extreme numbers."""
 
 import sys
 

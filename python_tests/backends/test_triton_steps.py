@@ -30,8 +30,8 @@ def by_triton():
 
 
 @pytest.fixture
-def unseen(monkeypatch):
-    """Values cannot be looked at, as on a GPU."""
+def unread(monkeypatch):
+    """Values are not read, as on a GPU."""
     with interpreted.unreadable(monkeypatch):
         yield
     status.skipped(torch.device("cpu"))
@@ -110,7 +110,7 @@ def test_lists_longer_than_pieces(lengths):
 @on_cpu
 @pytest.mark.parametrize("flaw", FLAWS, ids=str)
 @pytest.mark.parametrize("normalise", NORMALISE)
-def test_a_step_that_is_not_finite_is_skipped_and_counted(unseen, normalise, flaw):
+def test_a_step_that_is_not_finite_is_skipped_and_counted(unread, normalise, flaw):
     for argument in ("sum", "decay", "denominator", "weight"):
         arguments = calls.call("apply_") | {"normalise": normalise, "frozen": None}
         arguments[argument].view(-1)[-1] = flaw
@@ -125,7 +125,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(unseen, normalise, fla
 @on_cpu
 @pytest.mark.parametrize("normalise", NORMALISE)
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
-def test_a_step_that_overflows_is_skipped_and_the_next_one_says_so(unseen, dtype, normalise):
+def test_a_step_that_overflows_is_skipped_and_the_next_one_says_so(unread, dtype, normalise):
     weight, total = torch.ones(70, 20, dtype=dtype), torch.ones(70, 20, dtype=hk.ops.checks.result_dtype(dtype))
     weight[-1, -1] = total[-1] = torch.finfo(dtype).max
     before, lr = calls.raw(weight), torch.finfo(dtype).max
@@ -144,7 +144,7 @@ def test_a_step_that_overflows_is_skipped_and_the_next_one_says_so(unseen, dtype
 
 @on_cpu
 @pytest.mark.parametrize("flaw", FLAWS, ids=str)
-def test_a_flawed_batch_teaches_nobody(unseen, flaw):
+def test_a_flawed_batch_changes_no_weight(unread, flaw):
     for how in ({}, {"labels": torch.zeros(64, dtype=torch.int64)}):
         arguments = {"weight": cases.random((10, 20)), "x": cases.random((64, 20)), "lr": 0.1, **how}
         arguments["x"][7, 3] = flaw
@@ -157,7 +157,7 @@ def test_a_flawed_batch_teaches_nobody(unseen, flaw):
 
 @on_cpu
 @pytest.mark.parametrize("wrong", [{"taught": 99}, {"taught": -2}, {"coefficients": FLAWS[0]}, {"responses": FLAWS[1]}])
-def test_broken_entries_spoil_every_sum(unseen, wrong):
+def test_broken_entries_spoil_every_sum(unread, wrong):
     arguments = calls.call("accumulate") | {"frozen": None}
     (argument, bad), *_ = wrong.items()
     arguments[argument].view(-1)[5] = bad
