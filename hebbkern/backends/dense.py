@@ -113,9 +113,10 @@ def exact_products(x: Tensor) -> Iterator[None]:
     default, cuBLAS where set_float32_matmul_precision allows it; one of its three products is not float32. On the CPU
     ATen's bits depend on the number of threads, on which the results of GPU kernels must not depend.
     """
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
     # Each of these settings, and autocast, takes microseconds to change: change what differs.
-    inexact = [(setting, old) for setting in (matmul, cudnn.conv) if (old := setting.fp32_precision) != "ieee"]
+    products = torch.backends.cuda.matmul, cudnn.conv
+    inexact = [(setting, old) for setting in products if (old := setting.fp32_precision) != "ieee"]
     flags, threads = (cudnn.benchmark, cudnn.deterministic), torch.get_num_threads()
     casting = torch.is_autocast_enabled(x.device.type)
     try:
@@ -254,14 +255,14 @@ def raise_on_overflow(stages: Stages, task: Task, sums: Tensor) -> None:
 
 
 def begin(
-    stages: Stages, op: str, x: Tensor, weight: Tensor, count: int, *rule: Any, frozen: Any, lr: float | None = None
-) -> Task:
-    """The ``Task`` of checked arguments; rule: activation, decay, temperature, patches, stride, padding, dilation."""
-    settings, geometry = rule[:4], rule[4:]
+    stages: Stages, op: str, x: Tensor, weight: Tensor, count: int, rule: tuple[str, str, float, str],
+    geometry: tuple, frozen: Tensor | None, lr: float | None = None,
+) -> Task:  # fmt: skip
+    """The ``Task`` of checked arguments; rule: activation, decay, temperature, patches."""
     flat = weight.reshape(weight.shape[0], -1).contiguous()
     view = stages.patch_view(x, weight.shape[2:], *geometry)
     frozen = None if frozen is None else frozen.contiguous()
-    return Task(op, x, weight, flat, view, count, *settings, geometry, frozen, lr)
+    return Task(op, x, weight, flat, view, count, *rule, geometry, frozen, lr)
 
 
 @torch.no_grad()
@@ -274,8 +275,9 @@ def dense_update(stages: Stages, x: Tensor, weight: Tensor, *arguments: Any) -> 
     dtype = checks.result_dtype(x.dtype)
     if count == 0:
         return x.new_zeros(weight.shape, dtype=dtype), x.new_zeros(1, dtype=dtype)
-    *rule, frozen = arguments
-    task = begin(stages, op, x, weight, count, *rule, frozen=frozen)
+    activation, decay, temperature, patches, *geometry, frozen = arguments
+    rule = activation, decay, temperature, patches
+    task = begin(stages, op, x, weight, count, rule, tuple(geometry), frozen)
     total = outputs_of(stages, task).sums
     if stages.readable(x):
         raise_on_overflow(stages, task, total)
@@ -295,8 +297,9 @@ def dense_step_(stages: Stages, weight: Tensor, x: Tensor, *arguments: Any) -> N
         checks.finite(op, x=x, weight=weight)
     if count == 0:
         return
-    activation, decay, lr, *geometry, frozen = arguments
-    task = begin(stages, op, x, weight, count, activation, decay, 1.0, *geometry, frozen=frozen, lr=lr)
+    activation, decay, lr, patches, *geometry, frozen = arguments
+    rule = activation, decay, 1.0, patches
+    task = begin(stages, op, x, weight, count, rule, tuple(geometry), frozen, lr)
     outputs = outputs_of(stages, task)
     if stages.readable(x) and not outputs.moved.isfinite().all():
         raise_on_overflow(stages, task, outputs_of(stages, task._replace(lr=None)).sums)

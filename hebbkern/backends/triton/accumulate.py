@@ -103,6 +103,21 @@ def _lists(job, slots, starts, keys, E, K, PIECE: tl.constexpr):
 
 
 @triton.jit
+def _coefficients_of(entry, patch, rank, valid, values, of_values, rectified, decays, of_decays, shares):
+    """Of each entry its coefficient, and ``shares`` with its term of the decay; of_values, of_decays: strides."""
+    c = tl.load(values + patch * of_values[0] + rank * of_values[1], mask=valid, other=0.0)
+    if rectified is not None:
+        # + 0: rounded before it is added up, as are coefficients that were multiplied before.
+        c = tl.fma(c, tl.maximum(tl.load(rectified + entry, mask=valid, other=0.0), 0), tl.zeros_like(c))
+    if decays is None:
+        shares += c
+    else:
+        spot = patch * of_decays[0] + rank * of_decays[1]
+        shares = tl.fma(c, tl.load(decays + spot, mask=valid, other=0.0), shares)
+    return c, shares
+
+
+@triton.jit
 def gather_kernel(
     x, sb, sc, sh, sw, H, W, Ho, Wo, offset, scale, starts, keys, order,
     values, values_down, values_right, rectified, decays, decays_down, decays_right,
@@ -129,15 +144,10 @@ def gather_kernel(
             valid = tl.reshape((ahead < last[:, None]).to(tl.int32), [BLOCK_J * BLOCK_E]) != 0
             entry = tl.load(order + tl.reshape(ahead, [BLOCK_J * BLOCK_E]), mask=valid, other=0).to(tl.int32)
             patch, rank = entry // R, (entry % R).to(tl.int64)
-            c = tl.load(values + patch.to(tl.int64) * values_down + rank * values_right, mask=valid, other=0.0)
-            if rectified is not None:
-                # + 0: rounded before it is added up, as are coefficients that were multiplied before.
-                c = tl.fma(c, tl.maximum(tl.load(rectified + entry, mask=valid, other=0.0), 0), tl.zeros_like(c))
-            if decays is None:
-                shares += c
-            else:
-                spot = patch.to(tl.int64) * decays_down + rank * decays_right
-                shares = tl.fma(c, tl.load(decays + spot, mask=valid, other=0.0), shares)
+            c, shares = _coefficients_of(
+                entry, patch.to(tl.int64), rank, valid, values, (values_down, values_right), rectified,
+                decays, (decays_down, decays_right), shares,
+            )  # fmt: skip
             corner = corners(patch, (sb, sh, sw, Ho, Wo), SHAPE)
             tile = load_patches(x, corner, valid, tap, column < N, layout, SHAPE).to(wide)
             if offset is not None:
@@ -189,13 +199,7 @@ def check_count(op: str, entries: int) -> None:
 
 
 def keys_of(
-    op: str,
-    targets: Tensor,
-    share: int,
-    coefficients: Coefficients,
-    neurons: int,
-    frozen: Tensor | None,
-    count: int,
+    op: str, targets: Tensor, share: int, coefficients: Coefficients, neurons: int, frozen: Tensor | None, count: int
 ) -> Tensor:
     """int32 [count], the key of every entry, in one launch."""
     check_count(op, count)
@@ -210,18 +214,12 @@ def keys_of(
 
 
 def grouped(
-    view: PatchView,
-    keys: Tensor,
-    ranks: int,
-    coefficients: Coefficients,
-    neurons: int,
-    offset: Tensor | None,
-    scale: Tensor | None,
-    empty: bool,
+    view: PatchView, keys: Tensor, ranks: int, coefficients: Coefficients, neurons: int, shift: tuple, empty: bool
 ) -> Lists:
     """Lists of the patches by their keys, and their sums; one launch beside ATen's sort.
 
-    Without ``empty``, rows of neurons that do not learn stay unwritten.
+    ``shift``: offset and scale of the patches, or None. Without ``empty``, rows of neurons that do not learn stay
+    unwritten.
     """
     x, N, E = view.x, view.entries, keys.numel()
     dtype = checks.result_dtype(x.dtype)
@@ -236,7 +234,7 @@ def grouped(
     block_j = power_of_2(slots + neurons, 1, tile // (ENTRIES * block_n))
     grid = triton.cdiv(slots + neurons, block_j), triton.cdiv(N, block_n)
     launch(
-        gather_kernel, grid, *view.arguments, offset, scale, starts, keys, order, *coefficients,
+        gather_kernel, grid, *view.arguments, *shift, starts, keys, order, *coefficients,
         total, decay, partial, decay_partial, slots, E, max(ranks, 1), neurons, N,
         registers=255, EMPTY=empty, SHAPE=view.shape, PIECE=PIECE, BLOCK_J=block_j, BLOCK_E=ENTRIES,
         BLOCK_N=block_n,
@@ -262,7 +260,7 @@ def accumulate(
         shares = shares._replace(decays=responses, decays_down=responses.stride(0), decays_right=responses.stride(1))
     ranks = targets.shape[1]
     keys = keys_of("accumulate", targets, 1, shares, neurons, frozen, view.patches * ranks)
-    lists = grouped(view, keys, ranks, shares, neurons, moments.offset, moments.scale, True)
+    lists = grouped(view, keys, ranks, shares, neurons, moments[:2], True)
     total, decay = lists.total, lists.decay
     count = torch.empty_like(decay)
     block_j, block_n = power_of_2(neurons, 1, block(8)), power_of_2(view.entries, 16, 512)

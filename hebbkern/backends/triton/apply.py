@@ -217,9 +217,12 @@ def _verdict(sound, largest, top, steepest, lr, programs, wide: tl.constexpr, LI
 
 
 @triton.jit
-def _moved(weight, total, row, column, moving, shrink, share, scale, rate, strides, N, HOW: tl.constexpr,
-           FORM: tl.constexpr):  # fmt: skip
-    """Where a tile lies, which of it moves, its steps and new weights before normalising."""
+def _moved(weight, total, row, column, state, strides, N, HOW: tl.constexpr, FORM: tl.constexpr):
+    """Where a tile lies, which of it moves, its steps and new weights before normalising.
+
+    state: of each row whether it moves, its decay, denominator, scale and rate.
+    """
+    moving, shrink, share, scale, rate = state
     mask = moving[:, None] & (column < N)[None, :]
     spot = _spot(row, column, strides, FORM)
     s = tl.load(total + row.to(tl.int64)[:, None] * N + column[None, :], mask=mask, other=0.0)
@@ -232,15 +235,16 @@ def _moved(weight, total, row, column, moving, shrink, share, scale, rate, strid
 
 
 @triton.jit
-def _lengths(weight, total, row, moving, shrink, share, scale, rate, strides, N, NORMALISE: tl.constexpr,
-             HOW: tl.constexpr, FORM: tl.constexpr, BLOCK_N: tl.constexpr):  # fmt: skip
+def _lengths(
+    weight, total, row, state, strides, N,
+    NORMALISE: tl.constexpr, HOW: tl.constexpr, FORM: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
     """Of each row: whether it moves at all, its largest entry, and its length in units of that, 1 where that is 0."""
+    moving, _, _, scale, _ = state
     highest, furthest = tl.zeros(row.shape, scale.dtype), tl.zeros(row.shape, scale.dtype)
     for first in range(0, N, BLOCK_N):
         column = first + tl.arange(0, BLOCK_N)
-        _, _, step, moved = _moved(
-            weight, total, row, column, moving, shrink, share, scale, rate, strides, N, HOW, FORM
-        )
+        _, _, step, moved = _moved(weight, total, row, column, state, strides, N, HOW, FORM)
         highest = tl.maximum(highest, tl.max(tl.abs(moved), axis=1))
         furthest = tl.maximum(furthest, tl.max(tl.abs(step), axis=1))
     highest = tl.where(highest == 0, 1, highest)
@@ -248,9 +252,7 @@ def _lengths(weight, total, row, moving, shrink, share, scale, rate, strides, N,
     if NORMALISE == "row_l2":
         for first in range(0, N, BLOCK_N):
             column = first + tl.arange(0, BLOCK_N)
-            _, _, _, moved = _moved(
-                weight, total, row, column, moving, shrink, share, scale, rate, strides, N, HOW, FORM
-            )
+            _, _, _, moved = _moved(weight, total, row, column, state, strides, N, HOW, FORM)
             part = quotient(moved, highest[:, None])  # no square overflows, and the length is at least 1
             squares += tl.sum(part * part, axis=1)
     return moving & (furthest != 0), highest, tl.where(squares == 0, 1, root(squares))
@@ -279,16 +281,13 @@ def step_kernel(
             row, row < K, decay, decay_step, denominator, denominator_step, frozen, starts, wide
         )
         rate, base = _rates(weight, row, moving, lr, strides, N, wide, FORM, POWER, BLOCK_N)
-        rate = base * rate
+        state = (moving, shrink, share, scale, base * rate)
         if ROWS:
-            moving, highest, length = _lengths(
-                weight, total, row, moving, shrink, share, scale, rate, strides, N, NORMALISE, HOW, FORM, BLOCK_N
-            )
+            moving, highest, length = _lengths(weight, total, row, state, strides, N, NORMALISE, HOW, FORM, BLOCK_N)
+            state = (moving, shrink, share, scale, base * rate)
         for first in range(0, N, BLOCK_N):
             column = first + tl.arange(0, BLOCK_N)
-            spot, mask, step, moved = _moved(
-                weight, total, row, column, moving, shrink, share, scale, rate, strides, N, HOW, FORM
-            )
+            spot, mask, step, moved = _moved(weight, total, row, column, state, strides, N, HOW, FORM)
             if ROWS:
                 moved = quotient(quotient(moved, highest[:, None]), length[:, None])
             else:
@@ -333,17 +332,9 @@ def _bits(lr: float) -> int:
 
 
 def take_step(
-    op: str,
-    weight: Tensor,
-    total: Tensor,
-    decay: Tensor | None,
-    denominator: Tensor | None,
-    lr: float,
-    normalise: str,
-    rate_power: float,
-    frozen: Tensor | None,
-    lists: Lists | None = None,
-) -> None:
+    op: str, weight: Tensor, total: Tensor, decay: Tensor | None, denominator: Tensor | None, lr: float,
+    normalise: str, rate_power: float, frozen: Tensor | None, lists: Lists | None = None,
+) -> None:  # fmt: skip
     """The step, in two launches; with ``lists`` of the neurons in them only, whose sums may still be in pieces.
 
     Where values can be read, an infinite sum raises ValueError. On a GPU the step is skipped and counted if a number is

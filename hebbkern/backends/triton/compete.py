@@ -80,17 +80,9 @@ def powers(op: str, weight: Tensor, p: float) -> Tensor:
 
 
 def competition(
-    op: str,
-    x: Tensor,
-    weight: Tensor,
-    k: int,
-    p: float,
-    cosine: bool,
-    patches: str,
-    *geometry: Sequence[int],
-    eligible: Tensor | None = None,
-    keys: Keys | None = None,
-) -> tuple[Tensor, Tensor, Moments]:
+    op: str, x: Tensor, weight: Tensor, k: int, p: float, cosine: bool, patches: str, *geometry: Sequence[int],
+    eligible: Tensor | None = None, keys: Keys | None = None,
+) -> tuple[Tensor, Tensor, Moments]:  # fmt: skip
     """Winners int32 [P, k], responses [P, k] and the moments of the patches; at most three launches."""
     view = patch_view(x, weight.shape[2:], *geometry)
     rows = powers(op, weight, p)

@@ -89,11 +89,7 @@ def finish_kernel(
 
 
 def finish(
-    task: Task,
-    gradient: Tensor,
-    gram: Tensor | None,
-    diagonal: Tensor | None,
-    shift: Tensor | None = None,
+    task: Task, gradient: Tensor, gram: Tensor | None, diagonal: Tensor | None, shift: Tensor | None = None
 ) -> Outputs:
     """The ``Outputs`` of the products G [K, N], C [K, K] or d [K]; ``shift`` is subtracted from the rows of G."""
     K, N = task.flat.shape

@@ -52,27 +52,16 @@ class Launch:
 
 
 def launch(
-    kernel: Any,
-    grid: tuple,
-    *arguments: Any,
-    warps: int = 4,
-    stages: int = 1,
-    registers: int | None = None,
-    in_place: bool = False,
-    **settings: Any,
-) -> None:
-    """Run a kernel.
+    kernel: Any, grid: tuple, *arguments: Any,
+    warps: int = 4, stages: int = 1, registers: int | None = None, in_place: bool = False, **settings: Any,
+) -> None:  # fmt: skip
+    """Run ``kernel`` on ``grid`` blocks of ``warps`` warps, with ``stages`` of loads in flight.
 
     Args:
-        kernel: a function under triton.jit.
-        grid: numbers of blocks along up to three axes; nothing runs where one is 0.
-        arguments: of the kernel, by position.
-        warps: of a block.
-        stages: of loads in flight.
-        registers: the most that a thread may have. By default ptxas may spill some to fit one more block on a
+        arguments: of the kernel, by position; settings: its constexprs.
+        registers: the most that a thread may have. Without a limit ptxas may spill some to fit one more block on a
             multiprocessor.
         in_place: whether a second run on the same tensors would change the result, so that the launch cannot be timed.
-        settings: constexprs of the kernel.
     """
     grid = (*grid, 1, 1)[:3]
     if 0 in grid:

@@ -156,15 +156,9 @@ def moments_kernel(
 
 
 def moments_of(
-    op: str,
-    view: PatchView,
-    patches: str,
-    *,
-    weight: Tensor | None = None,
-    unit: bool = False,
-    total: bool = False,
-    rounding: bool = False,
-) -> Moments:
+    op: str, view: PatchView, patches: str, *, weight: Tensor | None = None,
+    unit: bool = False, total: bool = False, rounding: bool = False,
+) -> Moments:  # fmt: skip
     """Moments of the patches and of the rows of ``weight`` [K, N], in at most one launch.
 
     ``unit`` scales patches to norm 1 (after centring, if they are centred), and requests the rows' inverse norms;

@@ -32,12 +32,9 @@ class PatchView(NamedTuple):
 
 
 def patch_view(
-    x: torch.Tensor,
-    kernel: Sequence[Any] = (),
-    stride: Sequence[int] = (1, 1),
-    padding: Sequence[int] = (0, 0),
-    dilation: Sequence[int] = (1, 1),
-) -> PatchView:
+    x: torch.Tensor, kernel: Sequence[Any] = (),
+    stride: Sequence[int] = (1, 1), padding: Sequence[int] = (0, 0), dilation: Sequence[int] = (1, 1),
+) -> PatchView:  # fmt: skip
     """The view of x [B, N] with kernel (), or of x [B, C, H, W] with kernel (kh, kw)."""
     images = x if x.dim() == 4 else x[:, :, None, None]
     kernel = tuple(map(int, kernel)) or (1, 1)

@@ -15,6 +15,20 @@ from hebbkern.backends.triton.patches import corners, load_patches, taps
 
 
 @triton.jit
+def _shifted_patches(
+    x, patch, corner, valid, tap, within, layout, offset, scale, wide: tl.constexpr, SHAPE: tl.constexpr
+):
+    """x̃ of some patches [patches, entries], 0 in a patch not ``valid`` and in an entry not ``within``."""
+    tile = load_patches(x, corner, valid, tap, within, layout, SHAPE).to(wide)
+    if offset is not None:
+        less = tl.load(offset + patch, mask=valid, other=0)
+        tile = tl.where(within[None, :], tile - less[:, None], 0)
+    if scale is not None:
+        tile *= tl.load(scale + patch, mask=valid, other=0)[:, None]
+    return tile
+
+
+@triton.jit
 def residual_kernel(
     x, sb, sc, sh, sw, H, W, Ho, Wo, y, S, yb, yk, ys, offset, scale, weight, frozen, sums, moved, sound,
     lr: tl.float64, partial, P, K, N, SHAPE: tl.constexpr, PRECISION: tl.constexpr, BLOCK_P: tl.constexpr,
@@ -33,15 +47,9 @@ def residual_kernel(
     sound_here = tl.full([], 1, tl.int32)
     for chunk in range(0, P, BLOCK_P):
         patch = chunk + tl.arange(0, BLOCK_P)
-        valid = patch < P
         corner = corners(patch, (sb, sh, sw, Ho, Wo), SHAPE)
-        rest = load_patches(x, corner, valid, tap, within, layout, SHAPE).to(wide)
-        if offset is not None:
-            less = tl.load(offset + patch, mask=valid, other=0)
-            rest = tl.where(within[None, :], rest - less[:, None], 0)
-        if scale is not None:
-            rest *= tl.load(scale + patch, mask=valid, other=0)[:, None]
-        # In groups of 16, a warp or two each: a product in float32 proper keeps all it sums over in registers.
+        rest = _shifted_patches(x, patch, corner, patch < P, tap, within, layout, offset, scale, wide, SHAPE)
+        # In groups of 16, a warp or two each: a product in full float32 keeps all it sums over in registers.
         rest = tl.reshape(rest, [BLOCK_P // 16, 16, BLOCK_N])
         patch = chunk + (tl.arange(0, BLOCK_P // 16) * 16)[:, None] + tl.arange(0, 16)[None, :]
         y_at = (patch // S).to(tl.int64) * yb + (patch % S).to(tl.int64) * ys

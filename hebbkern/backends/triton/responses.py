@@ -53,10 +53,10 @@ def softmax_share(u, best, winner, mass, neuron, temperature):
 
 
 @triton.jit
-def _responses_at(u, at, offset, scale, total, patch, valid, neuron, exists):
+def _responses_at(u, spot, offset, scale, total):
     """The responses to x̃, [neurons, patches]; 0 beyond the last of either."""
-    inside = exists[:, None] & valid[None, :]
-    value = tl.load(u + at, mask=inside, other=0)
+    at, patch, valid, neuron, exists = spot
+    value = tl.load(u + at, mask=exists[:, None] & valid[None, :], other=0)
     if offset is not None:
         less = tl.load(offset + patch, mask=valid, other=0)
         value -= tl.load(total + neuron, mask=exists, other=0)[:, None] * less[None, :]
@@ -67,24 +67,24 @@ def _responses_at(u, at, offset, scale, total, patch, valid, neuron, exists):
 
 @triton.jit
 def _write(
-    y, value, u, at, offset, scale, scaled, diagonal, shift, part, patch, valid, neuron, exists, K,
-    SOFT: tl.constexpr, ACTIVITY: tl.constexpr,
-):  # fmt: skip
-    """Write Y of a tile, Y · scale, and what the tile adds to the column sums."""
+    y, value, u, spot, offset, scale, scaled, diagonal, shift, sums_at, SOFT: tl.constexpr, ACTIVITY: tl.constexpr
+):
+    """Write Y of a tile, Y · scale, and what the tile adds to the column sums, which lie from ``sums_at`` on."""
+    at, patch, valid, neuron, exists = spot
     inside = exists[:, None] & valid[None, :]
     tl.store(y + at, value, mask=inside)
     if diagonal is not None:
         term = value
         if not ACTIVITY:
             term = value * (u if SOFT else value)
-        tl.store(diagonal + part * K + neuron, tl.sum(term, axis=1), mask=exists)
+        tl.store(diagonal + sums_at + neuron, tl.sum(term, axis=1), mask=exists)
     if scale is not None:
         value *= tl.load(scale + patch, mask=valid, other=0)[None, :]
         if scaled is not None:
             tl.store(scaled + at, value, mask=inside)
     if shift is not None:
         less = tl.load(offset + patch, mask=valid, other=0)
-        tl.store(shift + part * K + neuron, tl.sum(value * less[None, :], axis=1), mask=exists)
+        tl.store(shift + sums_at + neuron, tl.sum(value * less[None, :], axis=1), mask=exists)
 
 
 @triton.jit
@@ -111,7 +111,7 @@ def activate_kernel(
         for first in range(0, K, BLOCK_K):
             neuron = first + lane
             at = neuron.to(tl.int64)[:, None] * sk + start[None, :]
-            value = _responses_at(u, at, offset, scale, total, patch, valid, neuron, neuron < K)
+            value = _responses_at(u, (at, patch, valid, neuron, neuron < K), offset, scale, total)
             value = tl.where((neuron < K)[:, None], value, float("-inf"))
             # A NaN is no maximum, but makes its patch's Σ e^u a NaN.
             top, index = tl.max(tl.where(value == value, value, float("-inf")), axis=0, return_indices=True)
@@ -123,21 +123,16 @@ def activate_kernel(
         for first in range(0, K, BLOCK_K):
             neuron = first + lane
             at = neuron.to(tl.int64)[:, None] * sk + start[None, :]
-            value = _responses_at(u, at, offset, scale, total, patch, valid, neuron, neuron < K)
+            spot = (at, patch, valid, neuron, neuron < K)
+            value = _responses_at(u, spot, offset, scale, total)
             share = softmax_share(value, best, winner, mass, neuron[:, None], degree)
-            _write(
-                y, share, value, at, offset, scale, scaled, diagonal, shift, part, patch, valid, neuron, neuron < K, K,
-                True, False,
-            )  # fmt: skip
+            _write(y, share, value, spot, offset, scale, scaled, diagonal, shift, part * K, True, False)
     else:
         neuron = tl.program_id(1) * BLOCK_K + lane
         at = neuron.to(tl.int64)[:, None] * sk + start[None, :]
-        value = _responses_at(u, at, offset, scale, total, patch, valid, neuron, neuron < K)
-        value = activated(value, ACTIVATION)
-        _write(
-            y, value, value, at, offset, scale, scaled, diagonal, shift, part, patch, valid, neuron, neuron < K, K,
-            False, ACTIVITY,
-        )  # fmt: skip
+        spot = (at, patch, valid, neuron, neuron < K)
+        value = activated(_responses_at(u, spot, offset, scale, total), ACTIVATION)
+        _write(y, value, value, spot, offset, scale, scaled, diagonal, shift, part * K, False, ACTIVITY)
 
 
 def activate(task: Task, moments: Any, u: Tensor, sums: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:

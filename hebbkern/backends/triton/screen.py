@@ -104,6 +104,17 @@ def screen_kernel(
 
 
 @triton.jit
+def _merged(lists, bounds, patch, valid, shares, P, CAP: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK: tl.constexpr):
+    """The CAP highest bounds of each patch and their neurons, from ``shares`` lists of CAP each."""
+    slot = tl.arange(0, BLOCK)
+    at = (slot // CAP)[None, :].to(tl.int64) * P * CAP + patch[:, None].to(tl.int64) * CAP + (slot % CAP)[None, :]
+    filled = valid[:, None] & (slot < shares * CAP)[None, :]
+    bound = tl.load(bounds + at, mask=filled, other=float("-inf"))
+    best, index = empty_lists(BLOCK_P, CAP, tl.float32)
+    return insert(best, index, bound, tl.load(lists + at, mask=filled, other=NO_INDEX))
+
+
+@triton.jit
 def kth_highest(value, index, k):
     """[P]: the k-th highest of each row of value [P, M]."""
     highest = tl.max(value, axis=1)
@@ -145,12 +156,7 @@ def decide_kernel(
     patch, valid, corner = own_patches(tl.program_id(0), P, (sb, sh, sw, Ho, Wo), SHAPE, BLOCK_P)
     layout = (sc, sh, sw, H, W)
     shift = None if offset is None else tl.load(offset + patch, mask=valid, other=0)
-    slot = tl.arange(0, BLOCK)
-    at = (slot // CAP)[None, :].to(tl.int64) * P * CAP + patch[:, None].to(tl.int64) * CAP + (slot % CAP)[None, :]
-    filled = valid[:, None] & (slot < shares * CAP)[None, :]
-    bound = tl.load(bounds + at, mask=filled, other=float("-inf"))
-    best, index = empty_lists(BLOCK_P, CAP, tl.float32)
-    best, index = insert(best, index, bound, tl.load(lists + at, mask=filled, other=NO_INDEX))
+    best, index = _merged(lists, bounds, patch, valid, shares, P, CAP, BLOCK_P, BLOCK)
     others = tl.min(best, axis=1)  # no neuron that is not in the list has a higher bound
     listed = best > float("-inf")
     kept = tl.load(p_size + patch, mask=valid, other=0)

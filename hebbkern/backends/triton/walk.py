@@ -123,7 +123,8 @@ class Competition(NamedTuple):
     @property
     def sizes(self) -> tuple[int, int, int]:
         """Patches P, neurons K, inputs N."""
-        return self.view.patches, *self.rows.shape
+        K, N = self.rows.shape
+        return self.view.patches, K, N
 
 
 def tiles_of(view: PatchView, dtype: torch.dtype, K: int, k: int) -> tuple[Tile, ...]:

@@ -54,6 +54,6 @@ def winner_step_(weight: Tensor, x: Tensor, labels: Tensor | None, *settings: An
         if decay_by_response:
             shares = shares._replace(decays=responses, decays_down=k, decays_right=1)
     scale = moments.scale if patches == "standardised" else None  # the scale of a cosine is for responses only
-    lists = grouped(view, keys, k, shares, neurons, moments.offset, scale, False)
+    lists = grouped(view, keys, k, shares, neurons, (moments.offset, scale), False)
     denominator = lists.decay if average else None
     take_step(OP, weight, lists.total, lists.decay, denominator, lr, normalise, 0.0, None, lists)
