@@ -48,7 +48,7 @@ def device():
 @pytest.fixture
 def emulated(device):
     if device != "cpu":
-        pytest.skip("asks the emulation (HEBBKERN_CUDA_HOST)")
+        pytest.skip("needs the emulation (HEBBKERN_CUDA_HOST)")
     module = sys.modules["_cuda_host"]
     yield module
     module.note(0)

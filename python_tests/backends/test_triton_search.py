@@ -142,7 +142,7 @@ def test_tiles_of_neurons_that_are_not_eligible(eligible):
 
 
 def test_near_ties_are_decided_by_the_differences():
-    """Patches a millionth apart, far from zero: the expansion cannot tell them, the differences can."""
+    """Patches a millionth apart, far from zero: too near for the expansion, not for the differences."""
     weight = cases.random((20, 64), offset=100.0, device=DEVICE)
     x = weight.repeat(2, 1)
     x[:20, 0] += 2e-3

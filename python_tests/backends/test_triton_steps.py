@@ -80,30 +80,30 @@ def test_reading_a_value_would_have_failed():
 def test_a_neuron_learns_the_same_whatever_others_learn():
     """To the bit, also where its list is cut in pieces: 300 and 600 of its patches, among others."""
     x = cases.random((1500, 33))
-    taught = torch.full((1500, 1), -1, dtype=torch.int32)
-    taught[3::5, 0], taught[4::5, 0], taught[1::5, 0] = 2, 5, 5
-    alone = taught.masked_fill(taught != 2, -1), taught.masked_fill(taught != 5, -1)
-    others = torch.where(taught < 0, torch.arange(1500, dtype=torch.int32)[:, None] % 2, taught)
+    targets = torch.full((1500, 1), -1, dtype=torch.int32)
+    targets[3::5, 0], targets[4::5, 0], targets[1::5, 0] = 2, 5, 5
+    alone = targets.masked_fill(targets != 2, -1), targets.masked_fill(targets != 5, -1)
+    others = torch.where(targets < 0, torch.arange(1500, dtype=torch.int32)[:, None] % 2, targets)
     c = torch.tensor([0.7])
     together = hk.ops.accumulate(x, others, c, neurons=6)
-    for who, part in zip((2, 5), alone, strict=True):
+    for neuron, part in zip((2, 5), alone, strict=True):
         single = hk.ops.accumulate(x, part, c, neurons=6)
-        assert calls.same_bits([t[who] for t in together], [t[who] for t in single])
-        own = (taught == who).flatten()
-        single = hk.ops.accumulate(x[own], taught[own], c, neurons=6)
-        assert calls.same_bits([t[who] for t in together], [t[who] for t in single])
+        assert calls.same_bits([t[neuron] for t in together], [t[neuron] for t in single])
+        own = (targets == neuron).flatten()
+        single = hk.ops.accumulate(x[own], targets[own], c, neurons=6)
+        assert calls.same_bits([t[neuron] for t in together], [t[neuron] for t in single])
 
 
 @on_cpu
 @pytest.mark.parametrize("lengths", [(256, 257, 511, 0, 513), (2000,), (1, 255, 700, 2, 260, 256), (257, 257, 257)])
 def test_lists_longer_than_pieces(lengths):
     """Whole numbers: every sum is exact, whatever the order."""
-    taught = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-    shuffled = taught[torch.randperm(len(taught), generator=torch.Generator().manual_seed(0))]
-    x = cases.integers((len(taught), 17), -3, 3)
-    for who in (taught, shuffled):
-        total, decay, count = hk.ops.accumulate(x, who[:, None], torch.tensor([-2.0]), neurons=len(lengths))
-        assert torch.equal(total, torch.zeros(len(lengths), 17).index_add(0, who, -2 * x))
+    targets = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    shuffled = targets[torch.randperm(len(targets), generator=torch.Generator().manual_seed(0))]
+    x = cases.integers((len(targets), 17), -3, 3)
+    for labels in (targets, shuffled):
+        total, decay, count = hk.ops.accumulate(x, labels[:, None], torch.tensor([-2.0]), neurons=len(lengths))
+        assert torch.equal(total, torch.zeros(len(lengths), 17).index_add(0, labels, -2 * x))
         assert count.tolist() == list(lengths) and decay.tolist() == [-2.0 * n for n in lengths]
 
 
