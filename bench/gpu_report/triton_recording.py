@@ -10,9 +10,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from hebbkern.backends import triton
 from hebbkern.backends.triton.arithmetic import precision
 from hebbkern.backends.triton.launch import recorded
+from hebbkern.backends.triton.launchers import LAUNCHERS
 
 from .workloads import empty, settings_of
 
@@ -50,7 +50,7 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if function.namespace == "hebbkern":
             with self:
-                return triton.LAUNCHERS[function._opname](*args)
+                return LAUNCHERS[function._opname](*args)
         if function.namespace == "aten" and function._overloadpacket not in flop_registry:
             with self:
                 result = function.decompose(*args, **(kwargs or {}))

@@ -1,4 +1,4 @@
-"""accumulate by the CUDA kernels: lists of every length beside a piece's, who adds them up, how entries are sorted."""
+"""accumulate by the CUDA kernels: lists about as long as a piece, warps and blocks that add, the sort of entries."""
 
 import pytest
 import torch
@@ -26,11 +26,11 @@ def by_cuda():
 
 
 def lists_of(lengths, count, seed=0):
-    """[count, 1]: neuron j is taught by lengths[j] of the patches, here and there; the others teach nobody."""
-    who = torch.full((count,), -1, dtype=torch.int32)
+    """[count, 1]: neuron j learns from lengths[j] of the patches, in random order; no neuron from the others."""
+    targets = torch.full((count,), -1, dtype=torch.int32)
     names = torch.repeat_interleave(torch.arange(len(lengths), dtype=torch.int32), torch.tensor(lengths))[:count]
-    who[: len(names)] = names
-    return who[torch.randperm(count, generator=torch.Generator().manual_seed(seed))][:, None].to(DEVICE)
+    targets[: len(names)] = names
+    return targets[torch.randperm(count, generator=torch.Generator().manual_seed(seed))][:, None].to(DEVICE)
 
 
 def call(layer, dtype, lengths=LENGTHS, **options):
@@ -58,8 +58,8 @@ def test_column_tiles(inputs):
     """Of 32 lanes, of one input or of 16 bytes each."""
     for dtype in cases.DTYPES:
         x = cases.random((150, inputs), dtype, DEVICE)
-        taught, c = lists_of([70, 0, 5, 40], 150), torch.ones(1, dtype=oracle.result_dtype(dtype), device=DEVICE)
-        oracle.check_accumulate(hk.ops.accumulate(x, taught, c, neurons=4), x, taught, c, 4)
+        targets, c = lists_of([70, 0, 5, 40], 150), torch.ones(1, dtype=oracle.result_dtype(dtype), device=DEVICE)
+        oracle.check_accumulate(hk.ops.accumulate(x, targets, c, neurons=4), x, targets, c, 4)
 
 
 @pytest.mark.parametrize("count", [2 * PIECE, ONE_BLOCK - 1, ONE_BLOCK, ONE_BLOCK + 1, 3 * ONE_BLOCK + 7])
@@ -67,11 +67,11 @@ def test_one_neuron_takes_every_entry(count):
     """The first, the last, or both alternately; of neurons that far apart a warp writes where their lists begin."""
     x = cases.integers((count, 3), -3, 3, device=DEVICE)
     for names in ([0], [699], [0, 699], [350]):
-        taught = torch.tensor(names, device=DEVICE).repeat(count // len(names) + 1)[:count, None]
-        total, decay, sizes = hk.ops.accumulate(x, taught, torch.ones(1, device=DEVICE), neurons=700)
+        targets = torch.tensor(names, device=DEVICE).repeat(count // len(names) + 1)[:count, None]
+        total, decay, sizes = hk.ops.accumulate(x, targets, torch.ones(1, device=DEVICE), neurons=700)
         assert sizes.sum() == count and torch.equal(decay, sizes)
         for name in range(700):
-            mine = taught[:, 0] == name
+            mine = targets[:, 0] == name
             if name in names:
                 assert torch.equal(total[name], x[mine].sum(0)) and sizes[name] == mine.sum()
         assert not total[[j for j in range(700) if j not in names]].any()
@@ -85,9 +85,9 @@ def test_a_neuron_learns_the_same_whoever_else_is_there():
         many = hk.ops.accumulate(*arguments, **options | {"neurons": neurons})
         for a, b in zip(few, many, strict=True):
             assert calls.same_bits([a], [b[: len(LENGTHS)]]) and not b[len(LENGTHS) :].any()
-    x, taught, c = arguments
+    x, targets, c = arguments
     for name in range(len(LENGTHS)):
-        others = torch.where(taught == name, taught, -1)
+        others = torch.where(targets == name, targets, -1)
         alone = hk.ops.accumulate(x, others, c, **options)
         assert all(calls.same_bits([a[name]], [b[name]]) for a, b in zip(few, alone, strict=True))
 
@@ -97,8 +97,8 @@ def test_equal_keys_keep_their_order():
     for count in (300, 2 * ONE_BLOCK):
         x = torch.zeros(count, 1, device=DEVICE)
         x[:3, 0] = torch.tensor([1e8, -1e8, 1.0])
-        taught = (torch.arange(count) >= 3).int()[:, None].to(DEVICE)  # the last ones are of neuron 1
-        total, _, _ = hk.ops.accumulate(x, taught, torch.ones(1, device=DEVICE), neurons=2)
+        targets = (torch.arange(count) >= 3).int()[:, None].to(DEVICE)  # the last ones are of neuron 1
+        total, _, _ = hk.ops.accumulate(x, targets, torch.ones(1, device=DEVICE), neurons=2)
         assert total.tolist() == [[1.0], [0.0]]
 
 
@@ -130,20 +130,20 @@ def test_launches(patches):
 
 
 @needs_emulation
-@pytest.mark.parametrize("what", ["taught", "coefficient", "response"])
+@pytest.mark.parametrize("what", ["target", "coefficient", "response"])
 def test_one_broken_entry_is_seen_in_every_sum(what):
-    """Where nobody looks at values."""
-    (x, taught, c), options = call(LAYERS[0], torch.float32)
-    flaws = {"taught": (taught, (13, 12345, -2)), "coefficient": (c, (float("nan"), float("inf")))}
+    """Where values are not read."""
+    (x, targets, c), options = call(LAYERS[0], torch.float32)
+    flaws = {"target": (targets, (13, 12345, -2)), "coefficient": (c, (float("nan"), float("inf")))}
     flaws["response"] = options["responses"], (float("nan"), -float("inf"))
     spoilt, values = flaws[what]
     before = spoilt[77].clone()
     for value in values:
         spoilt[77] = value
         with noted(UNSEEN):
-            total, decay, _ = hk.ops.accumulate(x, taught, c, **options)
+            total, decay, _ = hk.ops.accumulate(x, targets, c, **options)
         assert total.isnan().all() and decay.isnan().all()
     spoilt[77] = before
     with noted(UNSEEN):
-        got = hk.ops.accumulate(x, taught, c, **options)
-    oracle.check_accumulate(got, x, taught, c, **options)
+        got = hk.ops.accumulate(x, targets, c, **options)
+    oracle.check_accumulate(got, x, targets, c, **options)

@@ -28,7 +28,7 @@ def test_they_are_tested_here():
 @pytest.mark.parametrize("operator", calls.OPERATORS)
 def test_results(operator, layer):
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    found = {}
+    results_of = {}
     for name, where in (("cpu", "cpu"), ("cuda", device)):
         arguments = calls.call(operator, layer)
         arguments = {key: a.to(where) if isinstance(a, torch.Tensor) else a for key, a in arguments.items()}
@@ -36,8 +36,8 @@ def test_results(operator, layer):
             results = [result.cpu() for result in calls.run(operator, arguments)]
         if operator in calls.IN_PLACE:  # how far the weights have moved
             results = [results[0] - arguments["weight"].cpu()]
-        found[name] = results
-    for ours, cpus in zip(found["cuda"], found["cpu"], strict=True):
+        results_of[name] = results
+    for ours, cpus in zip(results_of["cuda"], results_of["cpu"], strict=True):
         if cpus.dtype == torch.int32:
             assert torch.equal(ours, cpus)
         else:

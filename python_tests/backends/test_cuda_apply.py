@@ -25,7 +25,7 @@ def by_cuda():
 
 @pytest.fixture
 def unseen():
-    """Values cannot be looked at, as on a GPU."""
+    """Values are not read, as on a GPU."""
     with noted(UNSEEN):
         yield
     HOST.skipped(0)
@@ -44,7 +44,7 @@ def in_order(seed):
 def one_is_skipped():
     with pytest.raises(RuntimeError, match="1 step was skipped on cpu, the weights left as before"):
         hk.synchronize()
-    hk.synchronize()  # said once
+    hk.synchronize()  # raised once
 
 
 def test_the_kernels_are_there():
@@ -126,7 +126,7 @@ def test_bits_do_not_depend_on_the_order_of_threads(shape, normalise):
 @pytest.mark.parametrize("flaw", FLAWS, ids=str)
 @pytest.mark.parametrize("normalise", NORMALISE)
 def test_all_or_nothing(unseen, normalise, flaw):
-    """A flaw in the last row, in each argument in turn, leaves every weight as it was, and is told once."""
+    """A flaw in the last row, in each argument in turn, leaves every weight as it was, and is reported once."""
     for shape, dtype in itertools.product([(70, 36), (70, 37), (3, 4100)], cases.DTYPES):
         for argument in ("weight", "sum", "decay", "denominator"):
             weight, step = arguments(shape, dtype)

@@ -41,7 +41,7 @@ BUGS = [
         "of_warps[warp] = value;\n  __syncthreads();", "of_warps[warp] = value;", "test_apply.py::test_steps"),
     Bug("a tile of weights is multiplied while it is written", "finish.cu",
         "put((step + 1) % 2);\n      __syncthreads();", "put((step + 1) % 2);",
-        "test_cuda_dense_update.py::general and every_way"),
+        "test_cuda_dense_update.py::general and every_algorithm"),
     Bug("who is equal before is read before it is counted", "kwinners.cu",
         "shared.equals[warp][row] = mine;\n  __syncthreads();", "shared.equals[warp][row] = mine;",
         "test_cuda_kwinners.py::test_widths"),
@@ -50,7 +50,7 @@ BUGS = [
         "test_cuda_compete.py::any_order"),
     # A copy that is not waited for.
     Bug("weights are multiplied before they have arrived", "residual.cu",
-        "cp_async_wait<stages - 2>();", "cp_async_wait<stages - 1>();", "test_cuda_dense_update.py::residual and every_way"),
+        "cp_async_wait<stages - 2>();", "cp_async_wait<stages - 1>();", "test_cuda_dense_update.py::residual and every_algorithm"),
     Bug("patches are searched before they have arrived", "nearest_patch.cu",
         "cp_async_wait<stages<S, T> - 2>", "cp_async_wait<stages<S, T> - 1>", "test_cuda_nearest_patch.py::test_several_tiles"),
     # A guard that is off by one.

@@ -15,7 +15,7 @@ if reason := backends.available()["cuda"]:
     pytest.skip(reason, allow_module_level=True)
 
 HOST = sys.modules.get("_cuda_host")
-needs_emulation = pytest.mark.skipif(HOST is None, reason="looks into the kernels compiled for the CPU")
+needs_emulation = pytest.mark.skipif(HOST is None, reason="reads counters of the kernels compiled for the CPU")
 DEVICE = "cpu" if HOST else "cuda"
 
 LAYERS = [
@@ -57,9 +57,9 @@ def test_any_order_of_threads_gives_the_same_bits(layer, dtype, orders, poison):
     x, weight = cases.tensors(layer, dtype, DEVICE)
     poison()
     for options in ({"k": 1}, {"k": 3, "p": 3.0, "patches": "centred"}, {"k": 40, "cosine": True}):
-        found = orders(lambda options=options: hk.ops.compete(x, weight, **options, **layer.geometry))
-        oracle.check_compete(found[0], x, weight, **options, **layer.geometry)
-        assert all(calls.same_bits(found[0], other) for other in found[1:])
+        results = orders(lambda options=options: hk.ops.compete(x, weight, **options, **layer.geometry))
+        oracle.check_compete(results[0], x, weight, **options, **layer.geometry)
+        assert all(calls.same_bits(results[0], other) for other in results[1:])
 
 
 @pytest.mark.parametrize("k", [1, 2, 32, 33, 64])
@@ -125,7 +125,7 @@ def test_moments_of_long_patches(patches):
 
 
 def test_whole_numbers_are_divided_exactly():
-    """Images beyond the first, taps beyond the first channel: both are found by multiplying and shifting."""
+    """Images beyond the first, taps beyond the first channel: their addresses come from multiplications and shifts."""
     x = cases.integers((7, 13, 5, 11), -2, 2, device=DEVICE)
     weight = cases.integers((9, 13, 2, 3), -2, 2, device=DEVICE, seed=1)
     for geometry in ({}, {"stride": (2, 3), "padding": (1, 2), "dilation": (3, 4)}):

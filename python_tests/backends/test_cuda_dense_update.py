@@ -1,5 +1,6 @@
-"""The three ways of the dense rules on the kernels compiled for GPUs, each forced; launches, orders of threads, NaN."""
+"""The three algorithms of the dense rules on kernels compiled for GPUs: sums, steps, launches, thread orders, NaN."""
 
+import dataclasses
 import itertools
 import sys
 
@@ -16,7 +17,7 @@ from hebbkern.backends.cuda import stages as cuda
 
 RULES = [("relu", "triangular"), ("tanh", "triangular"), ("linear", "diagonal"), ("tanh", "none")]
 SOFT = [("softmax", "diagonal"), ("softmax", "none")]
-WAYS = {"general": RULES + SOFT, "residual": RULES[:2], "on chip": RULES + SOFT}
+ALGORITHMS = {"general": RULES + SOFT, "residual": RULES[:2], "on chip": RULES + SOFT}
 FITTING = [  # at most 64 neurons and inputs
     cases.Layer((1, 1), (1, 1)),
     cases.Layer((37, 63), (33, 63)),
@@ -47,7 +48,7 @@ def device():
 @pytest.fixture
 def emulated(device):
     if device != "cpu":
-        pytest.skip("asks the emulation (HEBBKERN_CUDA_HOST)")
+        pytest.skip("needs the emulation (HEBBKERN_CUDA_HOST)")
     module = sys.modules["_cuda_host"]
     yield module
     module.note(0)
@@ -56,7 +57,7 @@ def emulated(device):
 
 @pytest.fixture
 def force(monkeypatch):
-    return lambda way: monkeypatch.setattr(dense, "way", lambda *shapes: way)
+    return lambda algorithm: monkeypatch.setattr(dense, "algorithm", lambda *shapes: algorithm)
 
 
 def scaled(layer, dtype, device):
@@ -64,9 +65,11 @@ def scaled(layer, dtype, device):
     return x, (weight / weight[0].numel() ** 0.5).to(dtype)
 
 
-def on_layers(*ways):
+def on_layers(*algorithms):
     return pytest.mark.parametrize(
-        "way, layer", [(way, layer) for way in ways or WAYS for layer in LAYERS[way]], ids=str
+        "algorithm, layer",
+        [(algorithm, layer) for algorithm in algorithms or ALGORITHMS for layer in LAYERS[algorithm]],
+        ids=str,
     )
 
 
@@ -77,19 +80,19 @@ def test_the_kernels_are_there(emulated):
 
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
 @on_layers()
-def test_every_way_gives_the_sums(device, force, way, layer, dtype):
-    force(way)
+def test_every_algorithm_gives_the_sums(device, force, algorithm, layer, dtype):
+    force(algorithm)
     x, weight = scaled(layer, dtype, device)
     frozen = cases.some(layer.neurons, device)
-    for (activation, decay), patches in itertools.product(WAYS[way], cases.PATCHES):
+    for (activation, decay), patches in itertools.product(ALGORITHMS[algorithm], cases.PATCHES):
         options = {"activation": activation, "decay": decay, "patches": patches, "frozen": frozen, **layer.geometry}
         oracle.check_dense_update(hk.ops.dense_update(x, weight, **options), x, weight, **options)
 
 
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
 @on_layers()
-def test_every_way_takes_the_step_of_its_sum(device, force, way, layer, dtype):
-    force(way)
+def test_every_algorithm_takes_the_step_of_its_sum(device, force, algorithm, layer, dtype):
+    force(algorithm)
     x, weight = scaled(layer, dtype, device)
     frozen = cases.some(layer.neurons, device)
     for patches, mask in (("raw", None), ("centred", frozen)):
@@ -113,24 +116,24 @@ def test_long_runs_and_large_tiles(device, dtype):
 
 @pytest.mark.parametrize("of_weight", cases.LAYOUTS)
 @pytest.mark.parametrize("of_x", cases.LAYOUTS)
-@pytest.mark.parametrize("way", WAYS)
-def test_layouts(device, force, way, of_x, of_weight):
-    force(way)
-    for layer in LAYERS[way][1:5] if way == "on chip" else LARGER:
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_layouts(device, force, algorithm, of_x, of_weight):
+    force(algorithm)
+    for layer in LAYERS[algorithm][1:5] if algorithm == "on chip" else LARGER:
         x, weight = scaled(layer, torch.float32, device)
         x, weight = cases.laid_out(x, of_x), cases.laid_out(weight, of_weight)
         oracle.check_dense_update(hk.ops.dense_update(x, weight, **layer.geometry), x, weight, **layer.geometry)
 
 
 @on_layers()
-def test_threads_in_any_order_give_the_same_bits(emulated, force, way, layer):
-    force(way)
+def test_threads_in_any_order_give_the_same_bits(emulated, force, algorithm, layer):
+    force(algorithm)
     results = []
     for seed in (0, 1, 2, 3):
         emulated.seed(seed)
         x, weight = scaled(layer, torch.float32, "cpu")
         results.append([])
-        for activation, decay in WAYS[way]:
+        for activation, decay in ALGORITHMS[algorithm]:
             options = {"activation": activation, "decay": decay, "patches": "standardised", **layer.geometry}
             results[-1].append(hk.ops.dense_update(x, weight, **options)[0])
         hk.ops.dense_step_(weight, x, lr=0.1, **layer.geometry)
@@ -145,10 +148,10 @@ LAUNCHES = {  # of a step with raw patches, and with centred ones
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_few_launches(emulated, force, way):
-    force(way)
-    for patches, names in zip(("raw", "centred"), LAUNCHES[way], strict=True):
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_few_launches(emulated, force, algorithm):
+    force(algorithm)
+    for patches, names in zip(("raw", "centred"), LAUNCHES[algorithm], strict=True):
         x, weight = scaled(FITTING[2], torch.float32, "cpu")
         emulated.note(1)
         hk.ops.dense_step_(weight, x, lr=0.1, patches=patches)
@@ -157,12 +160,12 @@ def test_few_launches(emulated, force, way):
 
 @pytest.mark.parametrize("bad", [float("nan"), -float("inf")])
 @pytest.mark.parametrize("argument", ["x", "weight"])
-@pytest.mark.parametrize("way", WAYS)
-def test_a_bad_number_reaches_the_sum(device, force, monkeypatch, way, argument, bad):
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_bad_number_reaches_the_sum(device, force, monkeypatch, algorithm, argument, bad):
     """Nothing may turn it into a number: what takes the step is where a GPU finds it."""
-    force(way)
-    monkeypatch.setattr(cuda, "readable", lambda tensor: False)
-    for layer, (activation, decay) in itertools.product(FITTING[1:4:2], WAYS[way]):
+    force(algorithm)
+    monkeypatch.setattr(cuda, "STAGES", dataclasses.replace(cuda.STAGES, readable=lambda tensor: False))
+    for layer, (activation, decay) in itertools.product(FITTING[1:4:2], ALGORITHMS[algorithm]):
         arguments = dict(zip(("x", "weight"), scaled(layer, torch.float32, device), strict=True))
         arguments[argument].view(-1)[-1] = bad
         options = {"activation": activation, "decay": decay, "patches": "centred", **layer.geometry}
@@ -171,21 +174,21 @@ def test_a_bad_number_reaches_the_sum(device, force, monkeypatch, way, argument,
 
 
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
-@pytest.mark.parametrize("way", WAYS)
-def test_an_overflow_of_responses_reaches_the_sum(device, force, monkeypatch, way, activation):
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_an_overflow_of_responses_reaches_the_sum(device, force, monkeypatch, algorithm, activation):
     """Of the kind that f would swallow: relu(-inf) is 0, tanh(inf) is 1."""
-    force(way)
-    monkeypatch.setattr(cuda, "readable", lambda tensor: False)
+    force(algorithm)
+    monkeypatch.setattr(cuda, "STAGES", dataclasses.replace(cuda.STAGES, readable=lambda tensor: False))
     x, weight = torch.full((20, 30), 3e38), torch.full((10, 30), -3e38 if activation == "relu" else 3e38)
     total, _ = hk.ops.dense_update(x.to(device), weight.to(device), activation=activation)
     assert not total.isfinite().all()
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_step_that_overflows_leaves_the_weights(emulated, force, monkeypatch, way):
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_step_that_overflows_leaves_the_weights(emulated, force, monkeypatch, algorithm):
     """Found by the last kernel alone."""
-    force(way)
-    monkeypatch.setattr(cuda, "readable", lambda tensor: False)
+    force(algorithm)
+    monkeypatch.setattr(cuda, "STAGES", dataclasses.replace(cuda.STAGES, readable=lambda tensor: False))
     for layer, place in itertools.product(FITTING[1:3], (0, -1)):
         x, weight = scaled(layer, torch.float32, "cpu")
         weight.view(-1)[place] = 3e38

@@ -11,7 +11,7 @@ import hebbkern as hk
 import oracle
 from hebbkern import backends
 
-HOST = sys.modules.get("_cuda_host")  # the kernels compiled for the CPU, of which launches and order can be told
+HOST = sys.modules.get("_cuda_host")  # the kernels compiled for the CPU, which record launches and take an order
 DEVICE = "cpu" if HOST else "cuda"
 GROUP = {dtype: 16 // dtype.itemsize for dtype in cases.DTYPES}
 HELD = {dtype: 8192 if dtype == torch.float64 else 16384 for dtype in cases.DTYPES}  # entries of a block's registers

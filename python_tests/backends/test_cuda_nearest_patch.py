@@ -1,4 +1,4 @@
-"""nearest_patch by the kernels for GPUs: several tiles and runs, launches, any order of threads, numbers at the edge."""
+"""nearest_patch by the kernels for GPUs: several tiles and runs, launches, any order of threads, extreme numbers."""
 
 import sys
 
@@ -11,9 +11,9 @@ import hebbkern as hk
 import oracle
 from hebbkern import backends
 
-HOST = sys.modules.get("_cuda_host")  # the kernels compiled for the CPU, of which launches and order can be told
+HOST = sys.modules.get("_cuda_host")  # the kernels compiled for the CPU, which record launches and take an order
 DEVICE = "cpu" if HOST else "cuda"
-on_host = pytest.mark.skipif(HOST is None, reason="this is told where kernels are compiled for the CPU")
+on_host = pytest.mark.skipif(HOST is None, reason="needs the kernels compiled for the CPU")
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +76,7 @@ def test_of_equals_the_first_patch(apart):
 
 
 def test_a_near_tie_is_measured():
-    """Large squares cancel: the search cannot tell the two nearest apart, their differences can."""
+    """Large squares cancel: the search cannot separate the two nearest, their differences can."""
     base = cases.integers((1, 64), 900, 1100, device=DEVICE, seed=5) * 8
     x = torch.cat([base + 1, base + 0.5, base * 2, base * 0.5])
     for order in ([0, 1, 2, 3], [1, 0, 3, 2], [3, 2, 0, 1]):
@@ -97,7 +97,7 @@ def test_patches_of_zeros_between_others():
         assert (nearest == -1).all() and distance.isinf().all()
 
 
-def test_nobody_is_asked():
+def test_tiles_of_neurons_that_are_not_eligible():
     x, weight = cases.random((70, 20), device=DEVICE), cases.random((200, 20), device=DEVICE)
     for first in (200, 150, 127):
         mask = torch.arange(200, device=DEVICE) >= first
@@ -107,8 +107,8 @@ def test_nobody_is_asked():
 
 
 @on_host
-def test_overflow_of_those_who_are_asked():
-    """1e19 squared and divided by the length 1e-30 of a patch overflows; a neuron that is not asked does not count."""
+def test_overflow_of_eligible_neurons():
+    """1e19 squared and divided by the length 1e-30 of a patch overflows; an ineligible neuron does not count."""
     x, weight = torch.full((1, 3), 1e-30), torch.ones(130, 3)
     weight[129] = 1e18
     with pytest.raises(RuntimeError, match="x and weight must give finite responses, got an overflow of float32"):
@@ -121,19 +121,19 @@ def test_overflow_of_those_who_are_asked():
 def test_launches():
     x, weight = torch.zeros(1000, 784), torch.zeros(400, 784)
     lengths, nearest = ("nearest_patch.lengths", (175, 1, 1), 256), ("nearest_patch.nearest", (50, 1, 1), 256)
-    found = launched(x, weight)
-    assert [launch[:3] for launch in found] == [lengths, ("nearest_patch.search", (7, 16, 1), 128), nearest]
-    found = launched(x, weight, patches="centred")
-    assert [launch[0] for launch in found] == [
+    launches = launched(x, weight)
+    assert [launch[:3] for launch in launches] == [lengths, ("nearest_patch.search", (7, 16, 1), 128), nearest]
+    launches = launched(x, weight, patches="centred")
+    assert [launch[0] for launch in launches] == [
         "moments",
         "nearest_patch.lengths",
         "nearest_patch.search",
         "nearest_patch.nearest",
     ]
-    found = launched(torch.zeros(64, 3, 32, 32), torch.zeros(50, 3, 5, 5), mode=2)
-    assert found[1][:3] == ("nearest_patch.search", (1, 392, 1), 128)
-    found = launched(x.double(), weight.double())
-    assert found[1][:3] == ("nearest_patch.search", (7, 16, 1), 128)
+    launches = launched(torch.zeros(64, 3, 32, 32), torch.zeros(50, 3, 5, 5), mode=2)
+    assert launches[1][:3] == ("nearest_patch.search", (1, 392, 1), 128)
+    launches = launched(x.double(), weight.double())
+    assert launches[1][:3] == ("nearest_patch.search", (7, 16, 1), 128)
     assert [launch[0] for launch in launched(x[:0], weight)] == ["nearest_patch.lengths", "nearest_patch.nearest"]
 
 

@@ -19,7 +19,7 @@ if backends.available()["cuda"]:
     pytest.skip(backends.available()["cuda"], allow_module_level=True)
 
 HOST = sys.modules.get("_cuda_host")
-needs_emulation = pytest.mark.skipif(HOST is None, reason="looks into the kernels compiled for the CPU")
+needs_emulation = pytest.mark.skipif(HOST is None, reason="reads counters of the kernels compiled for the CPU")
 DEVICE = "cpu" if HOST else "cuda"
 
 LAYERS = [
@@ -49,13 +49,13 @@ def same(x, weight, k=1, **options):
     x, weight = x.to(DEVICE), weight.to(DEVICE)
     plain = compete("off", x, weight, k, **options)
     before = HOST.screened() if HOST else None
-    found = compete("always", x, weight, k, **options)
-    assert torch.equal(found[0], plain[0])
-    assert torch.equal(found[1], plain[1])
+    screened = compete("always", x, weight, k, **options)
+    assert torch.equal(screened[0], plain[0])
+    assert torch.equal(screened[1], plain[1])
     if HOST is None:
         return None
-    seen, left = (after - earlier for after, earlier in zip(HOST.screened(), before, strict=True))
-    assert seen == len(found[0])
+    count, left = (after - earlier for after, earlier in zip(HOST.screened(), before, strict=True))
+    assert count == len(screened[0])
     return left
 
 
@@ -84,7 +84,7 @@ def test_clear_winners_are_decided_by_few_responses():
 
 
 def test_neurons_nearer_than_bfloat16_are_told_apart():
-    """More rivals than candidates, all alike in bfloat16: every patch competes again, and the right one wins."""
+    """More neurons than candidates, all equal in bfloat16: every patch competes again, and the right neuron wins."""
     base = cases.random((1, 64))
     weight = base * (1 + torch.arange(300)[:, None] * 2.0**-17)
     x = base * torch.tensor([1.0, -1.0, 3.0])[:, None]
@@ -106,19 +106,21 @@ def test_rounding_that_deceives_is_seen_through():
 
 @pytest.mark.parametrize("loser", ["weights", "patches"])
 def test_what_rounding_takes_is_in_the_bound(loser):
-    """One neuron wins by what bfloat16 takes from it (or from the patch where it looks); a rival that keeps all seems
-    stronger, and thirty others, enough for a list of candidates, seem so too: were the loss left out of the bound, the
-    rival would be certified."""
-    place = 2.0**-7  # of bfloat16 in [1, 2): what is less than a half above 1 is rounded down to 1
+    """Neuron 7 wins by what bfloat16 takes from it (or from the patch), as the bound must allow for.
+
+    By the rounded numbers neuron 3 is stronger, and so are thirty others, enough for a list of candidates: without the
+    loss in the bound neuron 3 would be certified.
+    """
+    unit = 2.0**-7  # of bfloat16 in [1, 2): what is less than a half above 1 is rounded down to 1
     x, weight = torch.ones(1, 256), torch.ones(40, 256)
     if loser == "weights":
-        weight[5:, :51] += place  # 256 + 51/128
-        weight[3, :115] += place  # the rival's 256 + 115/128
-        weight[7] = 1 + 0.495 * place  # 256 + 127/128, rounded 256
+        weight[5:, :51] += unit  # 256 + 51/128
+        weight[3, :115] += unit  # neuron 3: 256 + 115/128
+        weight[7] = 1 + 0.495 * unit  # 256 + 127/128, rounded 256
     else:
-        x[0, :128] += 0.495 * place
-        weight[5:, 128:144] += place  # 256 + 16/128, and 63/128 for what the patch loses
-        weight[3, 128:160] += place  # the rival's 256 + 32/128, and 63/128
+        x[0, :128] += 0.495 * unit
+        weight[5:, 128:144] += unit  # 256 + 16/128, and 63/128 for what the patch loses
+        weight[3, 128:160] += unit  # neuron 3: 256 + 32/128, and 63/128
         weight[7, :128], weight[7, 128:] = 2, 0  # 256, and 127/128
     winners, _ = compete("always", x.to(DEVICE), weight.to(DEVICE))
     assert winners.tolist() == [[7]]
@@ -166,7 +168,7 @@ def test_ties_go_to_the_lower_index():
 
 @pytest.mark.parametrize("patches", cases.PATCHES)
 def test_empty_patches_are_decided_at_once(patches):
-    """As many as a digit's rim has: they answer everybody with 0 and cost nobody all responses."""
+    """As many as a digit's rim has: every response is 0, and not all responses need to be computed."""
     x, weight = cases.random((20, 90)), cases.random((200, 90), seed=1)
     x[::2] = 0
     for cosine in (False, True):
@@ -233,8 +235,8 @@ def test_the_bound_reaches_as_far_as_rounding_errs():
         x = cases.random((40, inputs), seed=seed, offset=0.3)
         weight = cases.random((100, inputs), seed=seed + 9)
         near = weight.bfloat16().float()
-        rivals = near + (weight - near) * torch.tensor([0.0, 0.9, 0.99])[:, None, None]
-        same(x, torch.cat([*rivals, weight]), 5)
+        others = near + (weight - near) * torch.tensor([0.0, 0.9, 0.99])[:, None, None]
+        same(x, torch.cat([*others, weight]), 5)
 
 
 @needs_emulation
@@ -287,13 +289,13 @@ def test_any_order_of_threads_gives_the_same_bits(dtype):
     layer = LAYERS[-1]
     x, weight = cases.tensors(layer, dtype, "cpu")
     weight[100:] = weight[:50]  # ties, and patches that compete again
-    found = []
+    results = []
     for seed in (0, 1, 2):
         HOST.seed(seed)
-        found.append(compete("always", x, weight, 3, patches="centred", **layer.geometry))
+        results.append(compete("always", x, weight, 3, patches="centred", **layer.geometry))
     HOST.seed(int(os.environ.get("CUDAEMU_SEED", 1)))
-    for winners, responses in found[1:]:
-        assert torch.equal(winners, found[0][0]) and torch.equal(responses, found[0][1])
+    for winners, responses in results[1:]:
+        assert torch.equal(winners, results[0][0]) and torch.equal(responses, results[0][1])
 
 
 @pytest.mark.parametrize("P", [0, 1, 64, 65])
@@ -347,7 +349,7 @@ def test_half_types_in_any_layout(layout, dtype):
 @needs_emulation
 @pytest.mark.parametrize("mode", ["off", "always"])
 def test_keys_that_steps_group_by(mode):
-    """Steps of rules that teach by rank and by response are the CPU's, screened or not."""
+    """Steps of rules with coefficients by rank and by response are the CPU's, screened or not."""
     x, weight = cases.tensors(cases.Layer((70, 40), (150, 40)), torch.float32, "cpu")
     frozen = cases.some(150, share=0.3)
     for rule in (hk.KrotovHopfield(k=3), hk.WTA(k=2, coefficient="response"), hk.WTA(similarity="cosine")):

@@ -1,4 +1,4 @@
-"""winner_step_ by the CUDA kernels: how many launches a step takes, lists that are cut, rows that nobody teaches."""
+"""winner_step_ by the CUDA kernels: how many launches a step takes, lists that are cut, rows that do not learn."""
 
 import pytest
 import torch
@@ -91,8 +91,8 @@ def test_coefficients_of_every_rank():
 
 
 @needs_emulation
-def test_a_step_that_nobody_looks_at_is_skipped_and_counted():
-    """A NaN in one patch, a label that names nobody there is: the weights stay as they are."""
+def test_a_step_whose_values_are_not_read_is_skipped_and_counted():
+    """A NaN in one patch, or a label beyond the last neuron: the weights stay as they are."""
     x, weight = cases.tensors(cases.Layer((300, 12), (5, 12)), torch.float32, DEVICE)
     before, labels = weight.clone(), torch.arange(300) % 5
     spoilt, wrong = x.clone(), labels.clone()

@@ -1,4 +1,4 @@
-"""compete by Triton: shares that are merged, certified winners, what a GPU cannot be asked."""
+"""compete by Triton: shares that are merged, certified winners, values that a GPU does not read."""
 
 import functools
 import importlib
@@ -64,7 +64,7 @@ def test_clear_winners_are_decided_by_few_responses(undecided):
 
 
 def test_neurons_nearer_than_bfloat16_are_told_apart(undecided):
-    """More rivals than candidates, all alike in bfloat16: every patch competes again, and the right one wins."""
+    """More neurons than candidates, all equal in bfloat16: every patch competes again, and the right neuron wins."""
     base = cases.random((1, 64))
     weight = base * (1 + torch.arange(100)[:, None] * 2.0**-17)
     x = base * torch.tensor([1.0, -1.0, 3.0])[:, None]
@@ -73,8 +73,8 @@ def test_neurons_nearer_than_bfloat16_are_told_apart(undecided):
     assert winners.tolist() == [[99, 98], [0, 1], [99, 98]] and (undecided[:3] == 1).all()
 
 
-def test_rounding_that_deceives_is_seen_through(undecided):
-    """Weights half a bfloat16 apart round to the same side: by what is left the last would come out first."""
+def test_misleading_rounding_changes_no_winner(undecided):
+    """Weights half a bfloat16 apart round to the same side: by the rounded numbers the last neurons would win."""
     step = 2.0**-8
     weight = torch.ones(40, 64)
     weight[:20] += step * 0.49  # rounded down to 1
@@ -95,7 +95,7 @@ def test_ties_are_certified_to_the_lower_index(undecided):
 
 @pytest.mark.parametrize("patches", ["raw", "centred"])
 def test_empty_patches_are_decided_at_once(undecided, patches):
-    """As many as a digit's rim has: they answer everybody with 0 and cost nobody a walk; a mask has it walk."""
+    """As many as a digit's rim has: every response is 0, which needs no walk; with ineligible neurons it does."""
     x, weight = cases.random((20, 90)), cases.random((70, 90), seed=1)
     x[::2] = 0
     with hk.screening("always"):
@@ -132,7 +132,7 @@ def test_launches_of_any_size_are_made_of_powers_of_two(mode, P, N, monkeypatch)
 
 @pytest.mark.parametrize("neurons", [10, 70])  # fewer than candidates, and more
 def test_flat_patches_are_no_candidates(undecided, neurons):
-    """Their bounds come from rounding alone; standardised they answer everybody with 0, and the first neurons win."""
+    """Their bounds come from rounding alone; standardised, all responses are 0, and the first neurons win."""
     x = torch.full((6, 90), 0.1)
     x[3:] += cases.random((3, 90))
     with hk.screening("always"):
@@ -172,12 +172,12 @@ def test_any_number_of_shares_gives_the_same_bits(monkeypatch):
     x, weight = cases.tensors(layer, torch.float32, "cpu")
     mask = cases.some(300, share=0.6)
     for mode, k in (("off", 20), ("off", 1), ("always", 3)):
-        found = []
+        results = []
         for processors in (1, 2, 8):
             monkeypatch.setattr(walk, "processors", lambda tensor, number=processors: number)
             with hk.screening(mode):
-                found.append(hk.ops.compete(x, weight, k=k, mask=mask, patches="centred"))
-        assert calls.same_bits(found[0], found[1]) and calls.same_bits(found[0], found[2])
+                results.append(hk.ops.compete(x, weight, k=k, mask=mask, patches="centred"))
+        assert all(calls.same_bits(results[0], other) for other in results[1:])
 
 
 @pytest.mark.parametrize("mode", ["off", "always"])
@@ -201,8 +201,8 @@ WIDTH_BEFORE = interpreted.WIDTH - 1
 
 
 @pytest.mark.parametrize("mode", ["off", "always"])
-def test_what_is_not_finite_wins_where_nobody_can_look(mode, monkeypatch):
-    """On a GPU a patch with a NaN must not go unseen: its response is infinite, and so is the step that it makes."""
+def test_what_is_not_finite_wins_where_values_are_not_read(mode, monkeypatch):
+    """On a GPU the response to a patch with a NaN is infinite, and so is the step, which is then skipped."""
     x, weight = cases.tensors(cases.Layer((9, 20), (40, 20)), torch.float32, "cpu")
     clean = hk.ops.compete(x, weight, k=2)
     for bad in (torch.nan, torch.inf, -torch.inf):

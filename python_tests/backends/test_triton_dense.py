@@ -1,4 +1,4 @@
-"""The three ways of the dense rules on Triton, each forced on the same shapes; launches, NaN, and guarded outputs."""
+"""The three algorithms of the dense rules on Triton: sums, steps, launches, NaN, and guarded outputs."""
 
 import itertools
 
@@ -16,9 +16,10 @@ import triton.language as tl  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 
 from hebbkern.backends import dense  # noqa: E402
-from hebbkern.backends.triton import dense_update, launch, responses  # noqa: E402
+from hebbkern.backends.triton import launch, responses  # noqa: E402
+from hebbkern.backends.triton.launchers import LAUNCHERS  # noqa: E402
 
-WAYS = ["general", "residual", "on chip"]
+ALGORITHMS = ["general", "residual", "on chip"]
 RULES = [("relu", "triangular"), ("tanh", "triangular"), ("linear", "diagonal"), ("tanh", "none")]
 SOFT = [("softmax", "diagonal"), ("softmax", "none")]
 LAYERS = [  # at most 64 neurons and inputs
@@ -28,7 +29,7 @@ LAYERS = [  # at most 64 neurons and inputs
     cases.Layer((2, 3, 9, 8), (17, 3, 4, 3), {"stride": (2, 1), "padding": (1, 0), "dilation": (1, 2)}),
     cases.Layer((5, 6, 7, 8), (50, 6, 3, 3), {"padding": 1}),
 ]
-FAKE = [  # a layer for each way
+FAKE = [  # layers for each algorithm
     ("general", (4096, 300), (200, 300), {}),
     ("general", (16, 3, 32, 32), (96, 3, 5, 5), {"padding": 2}),
     ("residual", (64, 2304), (4096, 2304), {}),
@@ -49,7 +50,7 @@ def triton_backend():
 
 @pytest.fixture
 def force(monkeypatch):
-    return lambda way: monkeypatch.setattr(dense, "way", lambda *shapes: way)
+    return lambda algorithm: monkeypatch.setattr(dense, "algorithm", lambda *shapes: algorithm)
 
 
 def scaled(layer, dtype, device):
@@ -57,27 +58,51 @@ def scaled(layer, dtype, device):
     return x, (weight / weight[0].numel() ** 0.5).to(dtype)
 
 
-def rules_of(way):
-    return {"general": RULES + SOFT, "residual": RULES[:2], "on chip": RULES + SOFT}[way]
+def rules_of(algorithm):
+    return {"general": RULES + SOFT, "residual": RULES[:2], "on chip": RULES + SOFT}[algorithm]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
-@pytest.mark.parametrize("way", WAYS)
-def test_every_way_gives_the_sums(triton_backend, force, way, layer, dtype):
-    force(way)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_algorithm_gives_the_sums(triton_backend, force, algorithm, layer, dtype):
+    force(algorithm)
     x, weight = scaled(layer, dtype, triton_backend)
     frozen = cases.some(layer.neurons, triton_backend)
-    for (activation, decay), patches in itertools.product(rules_of(way), cases.PATCHES):
+    for (activation, decay), patches in itertools.product(rules_of(algorithm), cases.PATCHES):
         options = {"activation": activation, "decay": decay, "patches": patches, "frozen": frozen, **layer.geometry}
         oracle.check_dense_update(hk.ops.dense_update(x, weight, **options), x, weight, **options)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
+@pytest.mark.parametrize("algorithm", ["general", "on chip"])
+def test_decay_by_activity(triton_backend, force, algorithm, layer, dtype):
+    """YᵀX - diag(Σ y) W in float64, in a tolerance of the numbers that are summed; steps have the bits of the sum."""
+    force(algorithm)
+    x, weight = scaled(layer, dtype, triton_backend)
+    W = torch.tensor(oracle.exact(weight)).flatten(1)
+    for activation, patches in itertools.product(("linear", "relu", "tanh"), cases.PATCHES):
+        X = torch.tensor(hk.reference.unfold(oracle.exact(x), layer.kernel, patches, **layer.geometry))
+        U = X @ W.T
+        Y = {"linear": U, "relu": U.relu(), "tanh": U.tanh()}[activation]
+        want, size = Y.T @ X - Y.sum(0)[:, None] * W, Y.abs().T @ X.abs() + Y.abs().sum(0)[:, None] * W.abs()
+        options = {"activation": activation, "decay": "activity", "patches": patches, **layer.geometry}
+        total, count = hk.ops.dense_update(x, weight, **options)
+        eps = torch.finfo(total.dtype).eps
+        off = (total.cpu().double().flatten(1) - want).abs()
+        assert (off <= 40 * eps * (size + size.max())).all() and count.item() == len(X)
+        parts, fused = weight.clone(), weight.clone()
+        hk.ops.apply_(parts, total, denominator=count, lr=0.1)
+        hk.ops.dense_step_(fused, x, lr=0.1, **options)
+        assert calls.same_bits([parts], [fused])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("layer", LAYERS[1:], ids=str)
-@pytest.mark.parametrize("way", WAYS)
-def test_every_way_takes_the_step_of_its_sum(triton_backend, force, way, layer, dtype):
-    force(way)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_algorithm_takes_the_step_of_its_sum(triton_backend, force, algorithm, layer, dtype):
+    force(algorithm)
     x, weight = scaled(layer, dtype, triton_backend)
     frozen = cases.some(layer.neurons, triton_backend)
     for patches, mask in (("raw", None), ("standardised", frozen)):
@@ -93,8 +118,8 @@ def test_split_products_are_float32(triton_backend, force):
     """The interpreter multiplies tf32x3 as it multiplies float32; what is tested is that every kernel takes it."""
     torch.set_float32_matmul_precision("high")
     try:
-        for way, layer in itertools.product(WAYS, LAYERS[1:4]):
-            force(way)
+        for algorithm, layer in itertools.product(ALGORITHMS, LAYERS[1:4]):
+            force(algorithm)
             x, weight = scaled(layer, torch.float32, triton_backend)
             oracle.check_dense_update(hk.ops.dense_update(x, weight, **layer.geometry), x, weight, **layer.geometry)
         assert torch.get_float32_matmul_precision() == "high"
@@ -124,21 +149,19 @@ def fake(shape, dtype):
 @pytest.mark.parametrize("patches", cases.PATCHES)
 @pytest.mark.parametrize("case", FAKE, ids=lambda case: f"{case[0]}-{case[1]}")
 def test_few_launches_and_nothing_read(case, patches, dtype):
-    """On fake tensors, whose values nobody can read."""
-    from hebbkern.backends.triton.dense_step import dense_step_
-
-    way, x_shape, w_shape, geometry = case
+    """On fake tensors, whose values cannot be read."""
+    algorithm, x_shape, w_shape, geometry = case
     where = patches, *(hk.ops.library.pair(geometry.get(key, d)) for key, d in GEOMETRY)
     with FakeTensorMode(), launch.recorded() as launches:
         x, weight = fake(x_shape, dtype), fake(w_shape, dtype)
         frozen = fake(w_shape[0], torch.bool)
-        total, count = dense_update.dense_update(x, weight, "relu", "triangular", 1.0, *where, frozen)
-        of_sanger = [entry.kernel.__name__ for entry in launches]
-        dense_step_(weight, x, "relu", "triangular", 0.1, *where, frozen)
+        total, count = LAUNCHERS["dense_update"](x, weight, "relu", "triangular", 1.0, *where, frozen)
+        of_update = [entry.kernel.__name__ for entry in launches]
+        LAUNCHERS["dense_step_"](weight, x, "relu", "triangular", 0.1, *where, frozen)
     assert total.shape == weight.shape and total.dtype == torch.float32 and count.shape == (1,)
     marks = {"general": "activate_kernel", "residual": "residual_kernel", "on chip": "gather_kernel"}
-    assert marks[way] in of_sanger and len(of_sanger) <= 4
-    assert 1 < len(launches) - len(of_sanger) <= 5
+    assert marks[algorithm] in of_update and len(of_update) <= 4
+    assert 1 < len(launches) - len(of_update) <= 5
 
 
 GEOMETRY = (("stride", 1), ("padding", 0), ("dilation", 1))
@@ -147,11 +170,11 @@ GEOMETRY = (("stride", 1), ("padding", 0), ("dilation", 1))
 @pytest.mark.parametrize("patches", ["raw", "standardised"])
 @pytest.mark.parametrize("bad", [float("nan"), -float("inf")])
 @pytest.mark.parametrize("argument", ["x", "weight"])
-@pytest.mark.parametrize("way", WAYS)
-def test_a_bad_number_reaches_the_sum(triton_backend, force, monkeypatch, way, argument, bad, patches):
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_bad_number_reaches_the_sum(triton_backend, force, monkeypatch, algorithm, argument, bad, patches):
     """Nothing may turn it into a number: apply_ is where a GPU finds it."""
-    force(way)
-    for layer, (activation, decay) in itertools.product(LAYERS[1:4:2], rules_of(way)):
+    force(algorithm)
+    for layer, (activation, decay) in itertools.product(LAYERS[1:4:2], rules_of(algorithm)):
         arguments = dict(zip(("x", "weight"), scaled(layer, torch.float32, triton_backend), strict=True))
         arguments[argument].view(-1)[-1] = bad
         options = {"activation": activation, "decay": decay, "patches": patches, **layer.geometry}
@@ -160,11 +183,11 @@ def test_a_bad_number_reaches_the_sum(triton_backend, force, monkeypatch, way, a
         assert not total.isfinite().all(), (layer, activation, decay)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
-def test_an_overflow_of_responses_reaches_the_sum(triton_backend, force, monkeypatch, way, activation):
+def test_an_overflow_of_responses_reaches_the_sum(triton_backend, force, monkeypatch, algorithm, activation):
     """Of the kind that f would swallow: relu(-inf) is 0, tanh(inf) is 1."""
-    force(way)
+    force(algorithm)
     x, weight = torch.full((20, 30), 3e38), torch.full((10, 30), -3e38 if activation == "relu" else 3e38)
     with interpreted.unreadable(monkeypatch):
         total, _ = hk.ops.dense_update(x.to(triton_backend), weight.to(triton_backend), activation=activation)
@@ -172,13 +195,13 @@ def test_an_overflow_of_responses_reaches_the_sum(triton_backend, force, monkeyp
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
-@pytest.mark.parametrize("way", WAYS)
-def test_nothing_is_written_beside_the_outputs(triton_backend, force, monkeypatch, way, layer):
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_nothing_is_written_beside_the_outputs(triton_backend, force, monkeypatch, algorithm, layer):
     """The interpreter lets a stray store pass."""
-    force(way)
+    force(algorithm)
     x, weight = scaled(layer, torch.float32, triton_backend)
     with interpreted.guarded(monkeypatch):
-        for activation, decay in rules_of(way):
+        for activation, decay in rules_of(algorithm):
             options = {"decay": decay, "patches": "standardised", **layer.geometry}
             hk.ops.dense_update(x, weight, activation=activation, **options)
             if activation != "softmax":
@@ -209,9 +232,9 @@ def test_exponential_and_tanh_are_those_of_torch(triton_backend, dtype):
         assert got[~known].isnan().all() and (off <= 4 * unit * want.abs() + smallest)[known].all()
 
 
-def test_the_way_is_chosen_by_shapes():
-    assert dense.way(50000, 64, 64, "triangular") == "on chip"
-    assert dense.way(65536, 96, 75, "triangular") == dense.way(64, 4096, 2304, "diagonal") == "general"
-    assert dense.way(64, 4096, 2304, "triangular") == "residual"
-    assert dense.way(5000, 4096, 2304, "triangular") == "general"
+def test_shapes_choose_the_algorithm():
+    assert dense.algorithm(50000, 64, 64, "triangular") == "on chip"
+    assert dense.algorithm(65536, 96, 75, "triangular") == dense.algorithm(64, 4096, 2304, "diagonal") == "general"
+    assert dense.algorithm(64, 4096, 2304, "triangular") == "residual"
+    assert dense.algorithm(5000, 4096, 2304, "triangular") == "general"
     assert dense.PROCESSORS == launch.PROCESSORS

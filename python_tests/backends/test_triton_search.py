@@ -1,4 +1,4 @@
-"""kwinners and nearest_patch by Triton: every path, however the work is cut, what they launch, and nothing written beside."""
+"""kwinners and nearest_patch by Triton: every path, however the work is cut, what they launch, and no stray stores."""
 
 import pytest
 import torch
@@ -92,7 +92,7 @@ def test_bits_are_kept(short, size, dtype):
 
 @pytest.mark.parametrize("size", [40, 250], ids=["in registers", "in chunks"])
 def test_exactly_k_of_nans(monkeypatch, short, size):
-    """On a GPU nobody looks for them: as many are kept as were asked for."""
+    """On a GPU, where values are not read, k entries are kept all the same."""
     monkeypatch.setattr(kwinners, "readable", lambda tensor: False)
     y = torch.ones(2, size, device=DEVICE)
     y[:, ::3], y[:, 1::5] = torch.nan, -torch.nan
@@ -130,11 +130,11 @@ def test_ties_across_runs(monkeypatch, programs):
     torch.testing.assert_close(distance.cpu().double(), torch.from_numpy(smallest), rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("asked", [[], [0], [64], [130, 131]], ids=str)
-def test_tiles_of_neurons_that_are_not_asked_for(asked):
+@pytest.mark.parametrize("eligible", [[], [0], [64], [130, 131]], ids=str)
+def test_tiles_of_neurons_that_are_not_eligible(eligible):
     x, weight = cases.random((50, 33), device=DEVICE), cases.random((132, 33), device=DEVICE, seed=1)
     mask = torch.zeros(132, dtype=torch.bool, device=DEVICE)
-    mask[asked] = True
+    mask[eligible] = True
     nearest, distance = nearest_patch.nearest_patch(x, weight, *LINEAR, mask)
     everyone = nearest_patch.nearest_patch(x, weight, *LINEAR, None)
     assert torch.equal(nearest[mask], everyone[0][mask]) and torch.equal(distance[mask], everyone[1][mask])
@@ -142,7 +142,7 @@ def test_tiles_of_neurons_that_are_not_asked_for(asked):
 
 
 def test_near_ties_are_decided_by_the_differences():
-    """Patches a millionth apart, far from zero: the expansion cannot tell them, the differences can."""
+    """Patches a millionth apart, far from zero: too near for the expansion, not for the differences."""
     weight = cases.random((20, 64), offset=100.0, device=DEVICE)
     x = weight.repeat(2, 1)
     x[:20, 0] += 2e-3
@@ -151,7 +151,7 @@ def test_near_ties_are_decided_by_the_differences():
 
 
 def test_what_is_not_finite_is_never_nearest(monkeypatch):
-    """On a GPU nobody looks for it; such patches and neurons find nobody, and nothing else is touched."""
+    """On a GPU, where values are not read, such patches and neurons match nothing, and no other result changes."""
     monkeypatch.setattr(nearest_patch, "readable", lambda tensor: False)
     x, weight = cases.random((40, 30), device=DEVICE), cases.random((20, 30), device=DEVICE, seed=1)
     x[7, 3], x[9, 4], weight[5, 2], weight[6, 2] = torch.nan, torch.inf, torch.nan, 1e30

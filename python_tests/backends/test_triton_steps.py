@@ -30,8 +30,8 @@ def by_triton():
 
 
 @pytest.fixture
-def unseen(monkeypatch):
-    """Values cannot be looked at, as on a GPU."""
+def unread(monkeypatch):
+    """Values are not read, as on a GPU."""
     with interpreted.unreadable(monkeypatch):
         yield
     status.skipped(torch.device("cpu"))
@@ -80,37 +80,37 @@ def test_reading_a_value_would_have_failed():
 def test_a_neuron_learns_the_same_whatever_others_learn():
     """To the bit, also where its list is cut in pieces: 300 and 600 of its patches, among others."""
     x = cases.random((1500, 33))
-    taught = torch.full((1500, 1), -1, dtype=torch.int32)
-    taught[3::5, 0], taught[4::5, 0], taught[1::5, 0] = 2, 5, 5
-    alone = taught.masked_fill(taught != 2, -1), taught.masked_fill(taught != 5, -1)
-    others = torch.where(taught < 0, torch.arange(1500, dtype=torch.int32)[:, None] % 2, taught)
+    targets = torch.full((1500, 1), -1, dtype=torch.int32)
+    targets[3::5, 0], targets[4::5, 0], targets[1::5, 0] = 2, 5, 5
+    alone = targets.masked_fill(targets != 2, -1), targets.masked_fill(targets != 5, -1)
+    others = torch.where(targets < 0, torch.arange(1500, dtype=torch.int32)[:, None] % 2, targets)
     c = torch.tensor([0.7])
     together = hk.ops.accumulate(x, others, c, neurons=6)
-    for who, part in zip((2, 5), alone, strict=True):
+    for neuron, part in zip((2, 5), alone, strict=True):
         single = hk.ops.accumulate(x, part, c, neurons=6)
-        assert calls.same_bits([t[who] for t in together], [t[who] for t in single])
-        own = (taught == who).flatten()
-        single = hk.ops.accumulate(x[own], taught[own], c, neurons=6)
-        assert calls.same_bits([t[who] for t in together], [t[who] for t in single])
+        assert calls.same_bits([t[neuron] for t in together], [t[neuron] for t in single])
+        own = (targets == neuron).flatten()
+        single = hk.ops.accumulate(x[own], targets[own], c, neurons=6)
+        assert calls.same_bits([t[neuron] for t in together], [t[neuron] for t in single])
 
 
 @on_cpu
 @pytest.mark.parametrize("lengths", [(256, 257, 511, 0, 513), (2000,), (1, 255, 700, 2, 260, 256), (257, 257, 257)])
 def test_lists_longer_than_pieces(lengths):
     """Whole numbers: every sum is exact, whatever the order."""
-    taught = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-    shuffled = taught[torch.randperm(len(taught), generator=torch.Generator().manual_seed(0))]
-    x = cases.integers((len(taught), 17), -3, 3)
-    for who in (taught, shuffled):
-        total, decay, count = hk.ops.accumulate(x, who[:, None], torch.tensor([-2.0]), neurons=len(lengths))
-        assert torch.equal(total, torch.zeros(len(lengths), 17).index_add(0, who, -2 * x))
+    targets = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    shuffled = targets[torch.randperm(len(targets), generator=torch.Generator().manual_seed(0))]
+    x = cases.integers((len(targets), 17), -3, 3)
+    for labels in (targets, shuffled):
+        total, decay, count = hk.ops.accumulate(x, labels[:, None], torch.tensor([-2.0]), neurons=len(lengths))
+        assert torch.equal(total, torch.zeros(len(lengths), 17).index_add(0, labels, -2 * x))
         assert count.tolist() == list(lengths) and decay.tolist() == [-2.0 * n for n in lengths]
 
 
 @on_cpu
 @pytest.mark.parametrize("flaw", FLAWS, ids=str)
 @pytest.mark.parametrize("normalise", NORMALISE)
-def test_a_step_that_is_not_finite_is_skipped_and_counted(unseen, normalise, flaw):
+def test_a_step_that_is_not_finite_is_skipped_and_counted(unread, normalise, flaw):
     for argument in ("sum", "decay", "denominator", "weight"):
         arguments = calls.call("apply_") | {"normalise": normalise, "frozen": None}
         arguments[argument].view(-1)[-1] = flaw
@@ -125,7 +125,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(unseen, normalise, fla
 @on_cpu
 @pytest.mark.parametrize("normalise", NORMALISE)
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
-def test_a_step_that_overflows_is_skipped_and_the_next_one_says_so(unseen, dtype, normalise):
+def test_a_step_that_overflows_is_skipped_and_the_next_one_says_so(unread, dtype, normalise):
     weight, total = torch.ones(70, 20, dtype=dtype), torch.ones(70, 20, dtype=hk.ops.checks.result_dtype(dtype))
     weight[-1, -1] = total[-1] = torch.finfo(dtype).max
     before, lr = calls.raw(weight), torch.finfo(dtype).max
@@ -144,7 +144,7 @@ def test_a_step_that_overflows_is_skipped_and_the_next_one_says_so(unseen, dtype
 
 @on_cpu
 @pytest.mark.parametrize("flaw", FLAWS, ids=str)
-def test_a_flawed_batch_teaches_nobody(unseen, flaw):
+def test_a_flawed_batch_changes_no_weight(unread, flaw):
     for how in ({}, {"labels": torch.zeros(64, dtype=torch.int64)}):
         arguments = {"weight": cases.random((10, 20)), "x": cases.random((64, 20)), "lr": 0.1, **how}
         arguments["x"][7, 3] = flaw
@@ -157,7 +157,7 @@ def test_a_flawed_batch_teaches_nobody(unseen, flaw):
 
 @on_cpu
 @pytest.mark.parametrize("wrong", [{"taught": 99}, {"taught": -2}, {"coefficients": FLAWS[0]}, {"responses": FLAWS[1]}])
-def test_broken_entries_spoil_every_sum(unseen, wrong):
+def test_broken_entries_spoil_every_sum(unread, wrong):
     arguments = calls.call("accumulate") | {"frozen": None}
     (argument, bad), *_ = wrong.items()
     arguments[argument].view(-1)[5] = bad

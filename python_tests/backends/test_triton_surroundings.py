@@ -1,4 +1,4 @@
-"""The Triton backend amid what users do around it: strided masks, autocast, torch's settings, subclasses."""
+"""The Triton backend under strided masks, autocast, torch's settings of precision and subclasses of Parameter."""
 
 import importlib
 
@@ -17,7 +17,7 @@ from gpu_report.workloads import STEPS
 pytestmark = interpreted.needs_interpreter
 tl, triton = importlib.import_module("triton.language"), interpreted.triton
 ordered_sum = importlib.import_module("hebbkern.backends.triton.arithmetic").ordered_sum
-place = importlib.import_module("hebbkern.backends.triton.patches").place
+patch_view = importlib.import_module("hebbkern.backends.triton.patches").patch_view
 
 
 @triton.jit
@@ -35,11 +35,11 @@ def by_triton():
 @pytest.fixture
 def settings():
     """torch's settings of precision, put back afterwards."""
-    places = torch.backends.cuda.matmul, torch.backends.cudnn.conv
-    before = [place.fp32_precision for place in places]
-    yield places
-    for place, value in zip(places, before, strict=True):
-        place.fp32_precision = value
+    products = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = [product.fp32_precision for product in products]
+    yield products
+    for product, value in zip(products, before, strict=True):
+        product.fp32_precision = value
 
 
 def strided(mask):
@@ -73,11 +73,11 @@ def test_autocast_changes_nothing(name, backend, layer):
 def test_both_ways_to_set_the_precision(settings, value):
     """torch refuses to mix them; operators read and restore what was set."""
     arguments = {name: calls.call(name) for name in calls.OPERATORS}
-    for place in settings:
-        place.fp32_precision = value
+    for product in settings:
+        product.fp32_precision = value
     for name in calls.OPERATORS:
         calls.run(name, arguments[name])
-    assert [place.fp32_precision for place in settings] == [value] * 2
+    assert [product.fp32_precision for product in settings] == [value] * 2
     precision = importlib.import_module("hebbkern.backends.triton.arithmetic").precision
     assert precision() == ("ieee" if value == "ieee" else "tf32x3")
 
@@ -93,7 +93,7 @@ def test_a_skipped_step_of_a_subclass_is_counted(monkeypatch):
         assert torch.equal(weight, before)
         with pytest.raises(RuntimeError, match="1 step was skipped"):
             hk.synchronize()
-        hk.synchronize()  # said once
+        hk.synchronize()  # raised once
 
 
 def test_a_gpu_is_served_by_eager_while_kernels_are_interpreted(monkeypatch):
@@ -101,7 +101,7 @@ def test_a_gpu_is_served_by_eager_while_kernels_are_interpreted(monkeypatch):
         importlib.import_module("hebbkern.backends"),
         importlib.import_module("hebbkern.backends.triton"),
     )
-    monkeypatch.setattr(kernels, "serves", lambda tensor: False)
+    monkeypatch.setattr(kernels, "supports", lambda tensor: False)
 
     class Gpu:
         device = torch.device("cuda")
@@ -113,7 +113,7 @@ def test_a_gpu_is_served_by_eager_while_kernels_are_interpreted(monkeypatch):
 
 
 def test_arguments_fit_the_types_that_kernels_name():
-    """A float's place takes no None on a GPU, which the interpreter lets pass."""
+    """An argument that is a float takes no None on a GPU, which the interpreter lets pass."""
     for step in STEPS:
         for launch in trace(step).launches:
             named = getattr(launch.kernel, "fn", launch.kernel).__annotations__
@@ -154,13 +154,13 @@ def test_steps_are_those_of_the_cpus_kernels(rule, layer, screening):
 
 @pytest.mark.parametrize("layer", [calls.LINEAR, calls.CONVOLUTION], ids=str)
 def test_no_kernel_is_compiled_for_a_symbol(layer):
-    """torch.compile with dynamic shapes: what a kernel asks while it is compiled must be plain numbers."""
+    """torch.compile with dynamic shapes: a kernel must be specialised on plain numbers."""
     x, _ = cases.tensors(layer, torch.float32, "cpu")
     with FakeTensorMode(shape_env=ShapeEnv()) as mode:
         symbolic = mode.from_tensor(x)
-        found = place(symbolic, layer.kernel)
+        view = patch_view(symbolic, layer.kernel)
     assert isinstance(symbolic.shape[0], torch.SymInt)
-    assert all(type(number) in (int, bool) for number in found.shape)
+    assert all(type(number) in (int, bool) for number in view.shape)
 
 
 @pytest.mark.parametrize("inputs", [1, 4, 64])

@@ -78,13 +78,13 @@ def test_a_falling_rate_is_no_new_shape(on_gpu, monkeypatch, tmp_path):
     monkeypatch.setenv("HEBBKERN_AUTOTUNE", str(file))
     monkeypatch.setattr(tuning, "do_bench", lambda call: (call(), 1.0)[1])
     x, weight = cases.tensors(cases.Layer((20, 30), (10, 30)), torch.float32, "cpu")
-    found = []
+    contents = []
     with hk.backend("triton"):
         for lr in (0.3, 0.2, 0.1):
             hk.ops.winner_step_(weight, x, lr=lr)
             hk.ops.dense_step_(weight, x, lr=lr)
-            found.append(file.read_text())
-    assert found[0] == found[1] == found[2]
+            contents.append(file.read_text())
+    assert contents[0] == contents[1] == contents[2]
 
 
 @pytest.mark.parametrize("text", ["", "[1]", '{"a": "b"}', '{"a": -1}'])
@@ -102,8 +102,8 @@ def test_a_file_of_something_else_is_refused(on_gpu, monkeypatch, tmp_path, text
 def test_every_tile_finds_the_winners(dtype, monkeypatch):
     layer = cases.Layer((70, 100), (257, 100))
     x, weight = cases.tensors(layer, dtype, "cpu")
-    where = importlib.import_module("hebbkern.backends.triton.patches").place(x)
-    for tile in range(len(walk.tiles_of(where, dtype, 257, 3))):
+    view = importlib.import_module("hebbkern.backends.triton.patches").patch_view(x)
+    for tile in range(len(walk.tiles_of(view, dtype, 257, 3))):
         monkeypatch.setattr(compete, "fastest", lambda *choice, number=tile: choice[3][number])
         with hk.backend("triton"), hk.screening("off"):
             oracle.check_compete(hk.ops.compete(x, weight, k=3), x, weight, k=3)

@@ -1,6 +1,7 @@
-"""What the tests of Triton's kernels share: guarded results, recorded launches, values that nobody may look at."""
+"""What the tests of Triton's kernels share: guarded results, recorded launches, values that must not be read."""
 
 import contextlib
+import dataclasses
 import importlib
 import sys
 
@@ -9,7 +10,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
-kernels = importlib.import_module("hebbkern.backends.triton")
+launchers = importlib.import_module("hebbkern.backends.triton.launchers")
 launching = importlib.import_module("hebbkern.backends.triton.launch")
 
 GUARD = 12345  # what surrounds every result
@@ -22,9 +23,9 @@ needs_interpreter = pytest.mark.skipif(
 
 @contextlib.contextmanager
 def guarded(monkeypatch):
-    """Within, what new_empty and empty_like allocate lies between guards, which must be whole on leaving; poisoned.
+    """A context in which new_empty and empty_like allocate poisoned memory between guards, checked on leaving.
 
-    The interpreter lets a kernel store beyond a tensor, into whatever lies there.
+    The interpreter lets a kernel store beyond a tensor, over whatever lies there.
     """
     allocated = []
 
@@ -52,23 +53,29 @@ def guarded(monkeypatch):
 
 
 def launches(operator, *arguments):
-    """Names of the kernels that the operator would launch on a GPU."""
+    """Names of the kernels that the operator would launch on a GPU for these arguments."""
     return [launch.kernel.__name__ for launch in recorded(operator, *arguments)]
 
 
 def recorded(operator, *arguments):
-    """What the operator would launch on a GPU for tensors like these, found without one and without their values."""
-    with FakeTensorMode(allow_non_fake_inputs=False) as mode, launching.recorded() as found:
+    """What the operator would launch on a GPU for tensors like these; needs no GPU and reads no values."""
+    with FakeTensorMode(allow_non_fake_inputs=False) as mode, launching.recorded() as launches:
         on_gpu = [mode.from_tensor(a).to("cuda") if isinstance(a, torch.Tensor) else a for a in arguments]
-        kernels.LAUNCHERS[operator](*on_gpu)
-    return found
+        launchers.LAUNCHERS[operator](*on_gpu)
+    return launches
 
 
 @contextlib.contextmanager
 def unreadable(monkeypatch):
-    """Within, launchers treat CPU tensors as a GPU's: no value is looked at."""
+    """A context in which launchers treat CPU tensors as a GPU's: no value is read."""
+
+    def unread(tensor):
+        return False
+
     with monkeypatch.context() as patch:
         for name, module in list(sys.modules.items()):
             if name.startswith("hebbkern.backends.triton.") and hasattr(module, "readable"):
-                patch.setattr(module, "readable", lambda tensor: False)
+                patch.setattr(module, "readable", unread)
+        stages = importlib.import_module("hebbkern.backends.triton.dense")
+        patch.setattr(stages, "STAGES", dataclasses.replace(stages.STAGES, readable=unread))
         yield

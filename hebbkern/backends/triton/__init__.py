@@ -76,4 +76,4 @@ def trace(name: str, *arguments: Any) -> Any:
 def report_skipped(device: torch.device | None) -> None:
     """Wait for `device`, or all devices, and raise RuntimeError if steps were skipped there."""
     if status := sys.modules.get("hebbkern.backends.triton.status"):  # not imported: no step was taken
-        status.tell(device)
+        status.report_skipped(device)

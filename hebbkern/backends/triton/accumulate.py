@@ -1,24 +1,25 @@
-"""accumulate: entries grouped by the neuron they teach, then each neuron's patches added up, straight from the image.
+"""accumulate: sums of the patches that each neuron learns from, read straight from the image.
 
-Entry (p, r) gets a key, the neuron that it teaches; a stable sort of the keys turns them into one list a neuron, in
+Entry (p, r) gets a key, the neuron that learns from it; a stable sort of the keys turns them into one list a neuron, in
 patch order. A list longer than PIECE is cut at fixed multiples of PIECE from its own start, and the pieces' sums are
-added in order: what a neuron learns depends on nothing but its own patches (its bits on the tile as well, which the
-shapes choose).
+added in order: the sum of a neuron depends on its own patches only (its bits on the tile as well, which the shapes
+choose).
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from hebbkern import checks
 from hebbkern.backends.triton.apply import PIECE, combined, slot_of
 from hebbkern.backends.triton.arithmetic import ordered_sum
 from hebbkern.backends.triton.launch import INTERPRETED, block, launch, power_of_2, readable
-from hebbkern.backends.triton.moments import moments
-from hebbkern.backends.triton.patches import corners, load_patches, place, taps
-from hebbkern.ops.accumulate import check
+from hebbkern.backends.triton.moments import moments_of
+from hebbkern.backends.triton.patches import PatchView, corners, load_patches, patch_view, taps
 
 ENTRIES = 8  # patches of a list that a tile adds up side by side
 # A warp reads 128 neighbours, each thread has 8 loads in flight.
@@ -28,62 +29,61 @@ TILE, WIDTH = (1 << 19, 1024) if INTERPRETED.value else (1024, 128)
 class Lists(NamedTuple):
     """Sums of lists, before those that were cut are put together (apply.combined)."""
 
-    starts: torch.Tensor  # int32 [K + 3]: where the entries of each key begin, once sorted
-    partial: torch.Tensor  # [slots, N]
-    decay_partial: torch.Tensor  # [slots]
-    total: torch.Tensor  # [K, N]
-    decay: torch.Tensor  # [K]
+    starts: Tensor  # int32 [K + 3]: where the entries of each key begin, once sorted
+    partial: Tensor  # [slots, N]
+    decay_partial: Tensor  # [slots]
+    total: Tensor  # [K, N]
+    decay: Tensor  # [K]
 
-    def of_taught(self, *results):
+    def learning_rows(self, *results: Tensor) -> list[Tensor]:
         """Rows of the neurons that learn; where values can be read."""
-        taught = self.starts[1:-2] > self.starts[:-3]
-        return [result[taught] for result in results]
+        learning = self.starts[1:-2] > self.starts[:-3]
+        return [result[learning] for result in results]
 
 
 class Coefficients(NamedTuple):
-    """How much each entry (p, r) teaches: values[p, r], times its response where that is positive if ``rectified``.
+    """The coefficient of each entry (p, r): values[p, r], times its response where that is positive if ``rectified``.
 
     The decay adds up values times ``decays``, the responses, or the values alone without them.
     """
 
-    values: torch.Tensor
+    values: Tensor
     down: int  # strides; 0 for the same in every patch
     right: int
-    rectified: torch.Tensor | None = None  # [P, R], contiguous
-    decays: torch.Tensor | None = None
+    rectified: Tensor | None = None  # [P, R], contiguous
+    decays: Tensor | None = None
     decays_down: int = 0
     decays_right: int = 0
 
 
 @triton.jit
 def keys_kernel(
-    taught, down, right, share, values, values_down, values_right, responses, responses_down, responses_right, frozen,
+    targets, down, right, share, values, values_down, values_right, responses, responses_down, responses_right, frozen,
     keys, E, R, K, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The key of each entry: its neuron, or K where it teaches nobody, or K + 1 where something about it is wrong.
+    """The key of each entry: its neuron, or K where no neuron learns from it, or K + 1 where it is not valid.
 
-    ``share`` patches have a row of ``taught`` in common.
+    ``share`` patches have a row of ``targets`` in common.
     """
     entry = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    known = entry < E
+    exists = entry < E
     patch, rank = (entry // R).to(tl.int64), (entry % R).to(tl.int64)
-    neuron = tl.load(taught + patch // share * down + rank * right, mask=known, other=-1)
-    c = tl.load(values + patch * values_down + rank * values_right, mask=known, other=0.0)
+    neuron = tl.load(targets + patch // share * down + rank * right, mask=exists, other=-1)
+    c = tl.load(values + patch * values_down + rank * values_right, mask=exists, other=0.0)
     broken = (neuron < -1) | (neuron >= K) | ~(tl.abs(c) < float("inf"))
     if responses is not None:
-        response = tl.load(responses + patch * responses_down + rank * responses_right, mask=known, other=0.0)
+        response = tl.load(responses + patch * responses_down + rank * responses_right, mask=exists, other=0.0)
         broken = broken | ~(tl.abs(response) < float("inf"))
-    nobody = (neuron == -1) | (c == 0)
+    idle = (neuron == -1) | (c == 0)
     if frozen is not None:
-        inside = known & ~broken & ~nobody
-        nobody = nobody | (tl.load(frozen + neuron, mask=inside, other=0) != 0)
-    key = tl.where(broken, K + 1, tl.where(nobody, K, neuron.to(tl.int32)))
-    tl.store(keys + entry, key, mask=known)
+        idle = idle | (tl.load(frozen + neuron, mask=exists & ~broken & ~idle, other=0) != 0)
+    key = tl.where(broken, K + 1, tl.where(idle, K, neuron.to(tl.int32)))
+    tl.store(keys + entry, key, mask=exists)
 
 
 @triton.jit
 def _lists(job, slots, starts, keys, E, K, PIECE: tl.constexpr):
-    """Which entries each job adds up, of whose list, and whether there is anything to write.
+    """Of each job: the neuron of its list, the first and last entries that it adds up, and whether it writes a sum.
 
     The first jobs, which have the most to do, own the slots of pieces (apply.slot_of), the others a list each.
     """
@@ -92,13 +92,28 @@ def _lists(job, slots, starts, keys, E, K, PIECE: tl.constexpr):
     # A piece beginning in here holds the entry at the low end, or begins its list, which then reaches past the end.
     at = tl.where(job % 2 == 0, low, low + PIECE - 1)
     neuron = tl.where(cut, tl.load(keys + at, mask=cut & (at < E), other=K), job - slots)
-    known = neuron < K
-    start, end = tl.load(starts + neuron, mask=known, other=0), tl.load(starts + neuron + 1, mask=known, other=0)
+    exists = neuron < K
+    start, end = tl.load(starts + neuron, mask=exists, other=0), tl.load(starts + neuron + 1, mask=exists, other=0)
     piece = tl.where(cut & (job % 2 == 0), tl.cdiv(low - start, PIECE), 0)
     first = start + piece * PIECE
     long = end - start > PIECE
-    mine = known & tl.where(cut, long & (first < end) & (slot_of(start, piece, PIECE) == job), ~long)
+    mine = exists & tl.where(cut, long & (first < end) & (slot_of(start, piece, PIECE) == job), ~long)
     return neuron, first, tl.where(mine, tl.minimum(first + PIECE, end), first), mine
+
+
+@triton.jit
+def _coefficients_of(entry, patch, rank, valid, values, of_values, rectified, decays, of_decays, shares):
+    """Of each entry its coefficient, and ``shares`` with its term of the decay; of_values, of_decays: strides."""
+    c = tl.load(values + patch * of_values[0] + rank * of_values[1], mask=valid, other=0.0)
+    if rectified is not None:
+        # + 0: rounded before it is added up, as are coefficients that were multiplied before.
+        c = tl.fma(c, tl.maximum(tl.load(rectified + entry, mask=valid, other=0.0), 0), tl.zeros_like(c))
+    if decays is None:
+        shares += c
+    else:
+        spot = patch * of_decays[0] + rank * of_decays[1]
+        shares = tl.fma(c, tl.load(decays + spot, mask=valid, other=0.0), shares)
+    return c, shares
 
 
 @triton.jit
@@ -114,34 +129,30 @@ def gather_kernel(
     One broken entry makes all sums NaN.
     """
     wide: tl.constexpr = total.dtype.element_ty
+    layout = (sc, sh, sw, H, W)
     job = tl.program_id(0) * BLOCK_J + tl.arange(0, BLOCK_J)
     neuron, first, last, mine = _lists(job, slots, starts, keys, E, K, PIECE)
     if not EMPTY:
         mine = mine & (last > first)
     if tl.max(mine.to(tl.int32), axis=0) > 0:
         column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-        far, below, beside = taps(column, sc, sh, sw, SHAPE)
+        tap = taps(column, layout, SHAPE)
         sums, shares = tl.zeros([BLOCK_J * BLOCK_E, BLOCK_N], wide), tl.zeros([BLOCK_J * BLOCK_E], wide)
         for at in range(0, tl.max(last - first, axis=0), BLOCK_E):
             ahead = first[:, None] + (at + tl.arange(0, BLOCK_E))[None, :]
-            known = tl.reshape((ahead < last[:, None]).to(tl.int32), [BLOCK_J * BLOCK_E]) != 0
-            entry = tl.load(order + tl.reshape(ahead, [BLOCK_J * BLOCK_E]), mask=known, other=0).to(tl.int32)
+            valid = tl.reshape((ahead < last[:, None]).to(tl.int32), [BLOCK_J * BLOCK_E]) != 0
+            entry = tl.load(order + tl.reshape(ahead, [BLOCK_J * BLOCK_E]), mask=valid, other=0).to(tl.int32)
             patch, rank = entry // R, (entry % R).to(tl.int64)
-            c = tl.load(values + patch.to(tl.int64) * values_down + rank * values_right, mask=known, other=0.0)
-            if rectified is not None:
-                # + 0: rounded before it is added up, as in coefficients that came so.
-                c = tl.fma(c, tl.maximum(tl.load(rectified + entry, mask=known, other=0.0), 0), tl.zeros_like(c))
-            if decays is None:
-                shares += c
-            else:
-                spot = patch.to(tl.int64) * decays_down + rank * decays_right
-                shares = tl.fma(c, tl.load(decays + spot, mask=known, other=0.0), shares)
-            start, row, right = corners(patch, sb, sh, sw, Ho, Wo, SHAPE)
-            tile = load_patches(x, start, row, right, known, far, below, beside, column < N, H, W, SHAPE).to(wide)
+            c, shares = _coefficients_of(
+                entry, patch.to(tl.int64), rank, valid, values, (values_down, values_right), rectified,
+                decays, (decays_down, decays_right), shares,
+            )  # fmt: skip
+            corner = corners(patch, (sb, sh, sw, Ho, Wo), SHAPE)
+            tile = load_patches(x, corner, valid, tap, column < N, layout, SHAPE).to(wide)
             if offset is not None:
-                tile = tile - tl.load(offset + patch, mask=known, other=0.0)[:, None]
+                tile = tile - tl.load(offset + patch, mask=valid, other=0.0)[:, None]
             if scale is not None:
-                tile = tile * tl.load(scale + patch, mask=known, other=0.0)[:, None]
+                tile = tile * tl.load(scale + patch, mask=valid, other=0.0)[:, None]
             sums = tl.fma(c[:, None], tile, sums)
         spoilt = tl.where(tl.load(starts + K + 2) > tl.load(starts + K + 1), float("nan"), 0.0).to(wide)
         sums = tl.permute(tl.reshape(sums, [BLOCK_J, BLOCK_E, BLOCK_N]), (0, 2, 1))
@@ -163,49 +174,53 @@ def combine_kernel(
     starts, partial, decay_partial, total, decay, count, K, N,
     PIECE: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Puts the sums of lists that were cut together; counts every list."""
+    """Add up the sums of the pieces of lists that were cut; count the entries of every list."""
     row = tl.program_id(0) * BLOCK_J + tl.arange(0, BLOCK_J)
-    known = row < K
-    start, end = tl.load(starts + row, mask=known, other=0), tl.load(starts + row + 1, mask=known, other=0)
+    exists = row < K
+    start, end = tl.load(starts + row, mask=exists, other=0), tl.load(starts + row + 1, mask=exists, other=0)
     cut = end - start > PIECE
     if tl.program_id(1) == 0:
-        tl.store(count + row, (end - start).to(count.dtype.element_ty), mask=known)
-        one = combined(
-            decay, decay_partial, start, end, row[:, None], tl.zeros([1], tl.int32), known[:, None], 1, PIECE
-        )
-        tl.store(decay + row, tl.sum(one, axis=1), mask=known & cut)
+        tl.store(count + row, (end - start).to(count.dtype.element_ty), mask=exists)
+        none = tl.zeros([1], tl.int32)
+        one = combined(decay, decay_partial, start, end, row[:, None], none, exists[:, None], 1, PIECE)
+        tl.store(decay + row, tl.sum(one, axis=1), mask=exists & cut)
     if tl.max(cut.to(tl.int32), axis=0) > 0:
         column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
         spot = row.to(tl.int64)[:, None] * N + column[None, :]
-        mask = (known & cut)[:, None] & (column < N)[None, :]
+        mask = (exists & cut)[:, None] & (column < N)[None, :]
         tl.store(total + spot, combined(total, partial, start, end, spot, column, mask, N, PIECE), mask=mask)
 
 
-def countable(op, entries):
+def check_count(op: str, entries: int) -> None:
     """Kernels number entries, patches times ranks, in 32 bits."""
     if entries >= 2**31:
         checks.fail(op, "x", "have fewer than 2^31 patches times ranks", entries)
 
 
-def keys_of(op, taught, share, coefficients, neurons, frozen, count):
+def keys_of(
+    op: str, targets: Tensor, share: int, coefficients: Coefficients, neurons: int, frozen: Tensor | None, count: int
+) -> Tensor:
     """int32 [count], the key of every entry, in one launch."""
-    countable(op, count)
-    keys = taught.new_empty(count, dtype=torch.int32)
-    c, ranks = coefficients, max(taught.shape[1], 1)
+    check_count(op, count)
+    keys = targets.new_empty(count, dtype=torch.int32)
+    c, ranks = coefficients, max(targets.shape[1], 1)
     size = 1024
     launch(
-        keys_kernel, (triton.cdiv(count, size),), taught, *taught.stride(), share, c.values, c.down, c.right,
+        keys_kernel, (triton.cdiv(count, size),), targets, *targets.stride(), share, c.values, c.down, c.right,
         c.decays, c.decays_down, c.decays_right, frozen, keys, count, ranks, neurons, BLOCK=size,
     )  # fmt: skip
     return keys
 
 
-def grouped(where, keys, ranks, coefficients, neurons, offset, scale, empty):
-    """Lists of the patches at ``where`` by their keys; one launch beside ATen's sort.
+def grouped(
+    view: PatchView, keys: Tensor, ranks: int, coefficients: Coefficients, neurons: int, shift: tuple, empty: bool
+) -> Lists:
+    """Lists of the patches by their keys, and their sums; one launch beside ATen's sort.
 
-    Without ``empty``, rows of neurons that nobody teaches stay unwritten.
+    ``shift``: offset and scale of the patches, or None. Without ``empty``, rows of neurons that do not learn stay
+    unwritten.
     """
-    x, N, E = where.x, where.entries, keys.numel()
+    x, N, E = view.x, view.entries, keys.numel()
     dtype = checks.result_dtype(x.dtype)
     keys, order = keys.sort(stable=True)
     starts = torch.searchsorted(keys, torch.arange(neurons + 3, dtype=torch.int32, device=x.device), out_int32=True)
@@ -218,35 +233,38 @@ def grouped(where, keys, ranks, coefficients, neurons, offset, scale, empty):
     block_j = power_of_2(slots + neurons, 1, tile // (ENTRIES * block_n))
     grid = triton.cdiv(slots + neurons, block_j), triton.cdiv(N, block_n)
     launch(
-        gather_kernel, grid, *where.arguments, offset, scale, starts, keys, order, *coefficients,
+        gather_kernel, grid, *view.arguments, *shift, starts, keys, order, *coefficients,
         total, decay, partial, decay_partial, slots, E, max(ranks, 1), neurons, N,
-        registers=255, EMPTY=empty, SHAPE=where.shape, PIECE=PIECE, BLOCK_J=block_j, BLOCK_E=ENTRIES,
+        registers=255, EMPTY=empty, SHAPE=view.shape, PIECE=PIECE, BLOCK_J=block_j, BLOCK_E=ENTRIES,
         BLOCK_N=block_n,
     )  # fmt: skip
     return Lists(starts, partial, decay_partial, total, decay)
 
 
-def accumulate(x, taught, coefficients, responses, neurons, kernel, patches, stride, padding, dilation, frozen):
-    check(x, taught, coefficients, responses, neurons, kernel, patches, stride, padding, dilation, frozen)
+def accumulate(
+    x: Tensor, targets: Tensor, coefficients: Tensor, responses: Tensor | None, neurons: int, kernel: Sequence[int],
+    patches: str, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], frozen: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The operator ``accumulate``."""
     if readable(x):
         checks.finite("accumulate", x=x, coefficients=coefficients, responses=responses)
-        checks.named_range("accumulate", "taught", taught, neurons)
+        checks.named_range("accumulate", "targets", targets, neurons)
     frozen = None if frozen is None else frozen.contiguous()
-    where = place(x, kernel, stride, padding, dilation)
-    known = moments("accumulate", where, patches)
+    view = patch_view(x, kernel, stride, padding, dilation)
+    moments = moments_of("accumulate", view, patches)
     down = coefficients.stride(0) if coefficients.dim() == 2 else 0
-    how = Coefficients(coefficients, down, coefficients.stride(-1))
+    shares = Coefficients(coefficients, down, coefficients.stride(-1))
     if responses is not None:
-        how = how._replace(decays=responses, decays_down=responses.stride(0), decays_right=responses.stride(1))
-    ranks = taught.shape[1]
-    keys = keys_of("accumulate", taught, 1, how, neurons, frozen, where.patches * ranks)
-    lists = grouped(where, keys, ranks, how, neurons, known.offset, known.scale, True)
+        shares = shares._replace(decays=responses, decays_down=responses.stride(0), decays_right=responses.stride(1))
+    ranks = targets.shape[1]
+    keys = keys_of("accumulate", targets, 1, shares, neurons, frozen, view.patches * ranks)
+    lists = grouped(view, keys, ranks, shares, neurons, moments[:2], True)
     total, decay = lists.total, lists.decay
     count = torch.empty_like(decay)
-    block_j, block_n = power_of_2(neurons, 1, block(8)), power_of_2(where.entries, 16, 512)
+    block_j, block_n = power_of_2(neurons, 1, block(8)), power_of_2(view.entries, 16, 512)
     launch(
-        combine_kernel, (triton.cdiv(neurons, block_j), triton.cdiv(where.entries, block_n)), lists.starts,
-        lists.partial, lists.decay_partial, total, decay, count, neurons, where.entries,
+        combine_kernel, (triton.cdiv(neurons, block_j), triton.cdiv(view.entries, block_n)), lists.starts,
+        lists.partial, lists.decay_partial, total, decay, count, neurons, view.entries,
         PIECE=PIECE, BLOCK_J=block_j, BLOCK_N=block_n,
     )  # fmt: skip
     return total.view(neurons, x.shape[1], *kernel), decay, count

@@ -1,35 +1,40 @@
-"""apply_: a survey of every number of the step, then the step itself, if all of them are sound.
+"""apply_: a survey of every number of the step, then the step itself, if all of them are finite.
 
-A program of either kernel owns whole rows. The survey leaves its programs' findings in a small table, which every
+A program of either kernel owns whole rows. The survey leaves its programs' results in a small table, which every
 program of the step reads first: either all of them write, or none does and the first counts the step as skipped.
 """
 
+from __future__ import annotations
+
 import struct
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from hebbkern import checks
 from hebbkern.backends.triton import status
 from hebbkern.backends.triton.arithmetic import narrowed, quotient, root
 from hebbkern.backends.triton.launch import INTERPRETED, launch, power_of_2, processors, readable
-from hebbkern.ops.apply import check
 
-CALM = 64 if INTERPRETED.value else 1  # tiles are that much larger in the interpreter, which pays by the operation
-TILE = 1024 * CALM  # entries in flight: 8 of a weight and of a sum by each of 128 threads, some 64 registers
-SHARE = 8  # programs a multiprocessor, which all fit on it; more would spend longer on reading what all found
+if TYPE_CHECKING:
+    from hebbkern.backends.triton.accumulate import Lists
+
+# Entries in flight: 8 of a weight and of a sum by each of 128 threads, some 64 registers. Larger in the interpreter,
+# whose time is by the operation.
+TILE = 1024 * (64 if INTERPRETED.value else 1)
+SHARE = 8  # programs a multiprocessor, which all fit on it; more would spend longer on reading the table
 REGISTERS = 128  # a thread's, so that ptxas does not spill a few of some 50 for one block more a multiprocessor
 SMALLEST = tl.constexpr(1e-30)  # what a global maximum is at least
 ROUNDED = tl.constexpr(1 + 2.0**-18)  # more than the roundings between a bound and what it bounds
-
-
 PIECE = 256  # entries of a neuron's list that are added in one go, in accumulate.py
 
 
 @triton.jit
 def slot_of(start, piece, PIECE: tl.constexpr):
-    """Where the sum of a piece of a list that begins at ``start`` is kept, if the list is longer than a piece.
+    """The slot for the sum of a piece of a list that begins at ``start``, if the list is longer than a piece.
 
     Two slots for each PIECE entries of all lists: at most two long lists have a piece that begins among them, and only
     one of these two pieces can be its list's first.
@@ -72,7 +77,7 @@ def _rates(weight, row, moving, lr, strides, N, wide: tl.constexpr, FORM: tl.con
 
 @triton.jit
 def _rows(row, known, decay, decay_step, denominator, denominator_step, frozen, starts, wide: tl.constexpr):
-    """Of each row: whether it is looked at, whether it moves, its decay and its denominator."""
+    """Of each row: whether it is read, whether it moves, its decay and its denominator."""
     if starts is not None:
         known = known & (tl.load(starts + row + 1, mask=known, other=0) > tl.load(starts + row, mask=known, other=0))
     moving = known
@@ -90,7 +95,7 @@ def _rows(row, known, decay, decay_step, denominator, denominator_step, frozen, 
 
 @triton.jit
 def _delta(w, total, shrink, share, moving, HOW: tl.constexpr):
-    """Δ, 0 in rows that do not move; HOW: is there a decay, a denominator, a global maximum?"""
+    """Δ, 0 in rows that do not move; HOW: whether there is a decay, a denominator, a global maximum."""
     if HOW[0]:
         total = tl.fma(-shrink[:, None], w, total)
     if HOW[1]:
@@ -105,9 +110,9 @@ def combined(total, partial, start, end, spot, column, mask, N, PIECE: tl.conste
     whole = tl.load(total + spot, mask=mask & (pieces == 0)[:, None], other=0.0)
     for piece in range(tl.max(pieces, axis=0)):
         slot = slot_of(start, piece, PIECE)
-        there = mask & (piece < pieces)[:, None]
-        part = tl.load(partial + slot.to(tl.int64)[:, None] * N + column[None, :], mask=there, other=0.0)
-        whole = tl.where(there, whole + part, whole)
+        exists = mask & (piece < pieces)[:, None]
+        part = tl.load(partial + slot.to(tl.int64)[:, None] * N + column[None, :], mask=exists, other=0.0)
+        whole = tl.where(exists, whole + part, whole)
     return whole
 
 
@@ -130,16 +135,16 @@ def _survey_rows(weight, total, partial, row, known, moving, shrink, share, boun
             s = combined(total, partial, bounds[0], bounds[1], spot, column, mask, N, PIECE)
             tl.store(total + spot, s, mask=mask & (bounds[1] - bounds[0] > PIECE)[:, None])
         delta = _delta(w, s, shrink, share, moving, HOW)
-        fine = _finite(w) & _finite(s) & _finite(delta)
+        good = _finite(w) & _finite(s) & _finite(delta)
         if NORMALISE == "global_max":
-            highest = tl.maximum(highest, tl.max(tl.where(fine, tl.abs(delta), 0), axis=1))
-            heaviest = tl.maximum(heaviest, tl.max(tl.where(fine & moving[:, None], tl.abs(w), 0), axis=1))
+            highest = tl.maximum(highest, tl.max(tl.where(good, tl.abs(delta), 0), axis=1))
+            heaviest = tl.maximum(heaviest, tl.max(tl.where(good & moving[:, None], tl.abs(w), 0), axis=1))
         else:
             moved = tl.fma(rate[:, None], delta, w)
             if NORMALISE == "none":
                 moved = narrowed(moved, weight.dtype.element_ty).to(wide)
-            fine = fine & (_finite(moved) | ~moving[:, None])
-        unsound += tl.max((~fine & mask).to(tl.int32), axis=1)
+            good = good & (_finite(moved) | ~moving[:, None])
+        unsound += tl.max((~good & mask).to(tl.int32), axis=1)
     return unsound, highest, heaviest
 
 
@@ -152,7 +157,7 @@ def survey_kernel(
 ):  # fmt: skip
     """Per program: whether all its numbers are finite, and for a global maximum what bounds the step (``_verdict``).
 
-    With ``starts``, the lists of accumulate.py, it adds up those that were cut, and leaves out untaught rows.
+    With ``starts``, the lists of accumulate.py, it adds up those that were cut, and leaves out rows that do not learn.
     """
     program = tl.program_id(0)
     wide: tl.constexpr = total.dtype.element_ty
@@ -211,9 +216,12 @@ def _verdict(sound, largest, top, steepest, lr, programs, wide: tl.constexpr, LI
 
 
 @triton.jit
-def _moved(weight, total, row, column, moving, shrink, share, scale, rate, strides, N, HOW: tl.constexpr,
-           FORM: tl.constexpr):  # fmt: skip
-    """Where a tile lies, which of it moves, its steps and new weights before normalising."""
+def _moved(weight, total, row, column, state, strides, N, HOW: tl.constexpr, FORM: tl.constexpr):
+    """Where a tile lies, which of it moves, its steps and new weights before normalising.
+
+    state: of each row whether it moves, its decay, denominator, scale and rate.
+    """
+    moving, shrink, share, scale, rate = state
     mask = moving[:, None] & (column < N)[None, :]
     spot = _spot(row, column, strides, FORM)
     s = tl.load(total + row.to(tl.int64)[:, None] * N + column[None, :], mask=mask, other=0.0)
@@ -221,20 +229,21 @@ def _moved(weight, total, row, column, moving, shrink, share, scale, rate, strid
     delta = _delta(w, s, shrink, share, moving, HOW)
     if HOW[2]:
         delta = quotient(delta, scale)
-    # Spelt out as one multiply-add, so that no compiler chooses otherwise here than in finish.conclude.
+    # An explicit multiply-add, so that no compiler chooses otherwise here than in finish.conclude.
     return spot, mask, rate[:, None] * delta, tl.fma(rate[:, None], delta, w)
 
 
 @triton.jit
-def _lengths(weight, total, row, moving, shrink, share, scale, rate, strides, N, NORMALISE: tl.constexpr,
-             HOW: tl.constexpr, FORM: tl.constexpr, BLOCK_N: tl.constexpr):  # fmt: skip
+def _lengths(
+    weight, total, row, state, strides, N,
+    NORMALISE: tl.constexpr, HOW: tl.constexpr, FORM: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
     """Of each row: whether it moves at all, its largest entry, and its length in units of that, 1 where that is 0."""
+    moving, _, _, scale, _ = state
     highest, furthest = tl.zeros(row.shape, scale.dtype), tl.zeros(row.shape, scale.dtype)
     for first in range(0, N, BLOCK_N):
         column = first + tl.arange(0, BLOCK_N)
-        _, _, step, moved = _moved(
-            weight, total, row, column, moving, shrink, share, scale, rate, strides, N, HOW, FORM
-        )
+        _, _, step, moved = _moved(weight, total, row, column, state, strides, N, HOW, FORM)
         highest = tl.maximum(highest, tl.max(tl.abs(moved), axis=1))
         furthest = tl.maximum(furthest, tl.max(tl.abs(step), axis=1))
     highest = tl.where(highest == 0, 1, highest)
@@ -242,9 +251,7 @@ def _lengths(weight, total, row, moving, shrink, share, scale, rate, strides, N,
     if NORMALISE == "row_l2":
         for first in range(0, N, BLOCK_N):
             column = first + tl.arange(0, BLOCK_N)
-            _, _, _, moved = _moved(
-                weight, total, row, column, moving, shrink, share, scale, rate, strides, N, HOW, FORM
-            )
+            _, _, _, moved = _moved(weight, total, row, column, state, strides, N, HOW, FORM)
             part = quotient(moved, highest[:, None])  # no square overflows, and the length is at least 1
             squares += tl.sum(part * part, axis=1)
     return moving & (furthest != 0), highest, tl.where(squares == 0, 1, root(squares))
@@ -253,7 +260,7 @@ def _lengths(weight, total, row, moving, shrink, share, scale, rate, strides, N,
 @triton.jit
 def step_kernel(
     weight, s0, s1, s2, s3, total, decay, decay_step, denominator, denominator_step, frozen,
-    starts, sound, largest, top, steepest, flag, lr, K, N, programs,
+    starts, sound, largest, top, steepest, skipped, lr, K, N, programs,
     NORMALISE: tl.constexpr, POWER: tl.constexpr, LIMIT: tl.constexpr, PARTS: tl.constexpr, FORM: tl.constexpr,
     BLOCK_J: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -265,7 +272,7 @@ def step_kernel(
     good, scale = _verdict(sound, largest, top, steepest, lr, programs, wide, LIMIT, PARTS)
     if not good:
         if tl.program_id(0) == 0:
-            tl.store(flag, tl.load(flag) + 1)
+            tl.store(skipped, tl.load(skipped) + 1)
         return
     for low in range(tl.program_id(0) * BLOCK_J, K, tl.num_programs(0) * BLOCK_J):
         row = low + tl.arange(0, BLOCK_J)
@@ -273,16 +280,13 @@ def step_kernel(
             row, row < K, decay, decay_step, denominator, denominator_step, frozen, starts, wide
         )
         rate, base = _rates(weight, row, moving, lr, strides, N, wide, FORM, POWER, BLOCK_N)
-        rate = base * rate
+        state = (moving, shrink, share, scale, base * rate)
         if ROWS:
-            moving, highest, length = _lengths(
-                weight, total, row, moving, shrink, share, scale, rate, strides, N, NORMALISE, HOW, FORM, BLOCK_N
-            )
+            moving, highest, length = _lengths(weight, total, row, state, strides, N, NORMALISE, HOW, FORM, BLOCK_N)
+            state = (moving, shrink, share, scale, base * rate)
         for first in range(0, N, BLOCK_N):
             column = first + tl.arange(0, BLOCK_N)
-            spot, mask, step, moved = _moved(
-                weight, total, row, column, moving, shrink, share, scale, rate, strides, N, HOW, FORM
-            )
+            spot, mask, step, moved = _moved(weight, total, row, column, state, strides, N, HOW, FORM)
             if ROWS:
                 moved = quotient(quotient(moved, highest[:, None]), length[:, None])
             else:
@@ -292,7 +296,7 @@ def step_kernel(
 
 @triton.jit
 def commit_kernel(
-    weight, s0, s1, s2, s3, moved, sound, frozen, flag, K, N, blocks,
+    weight, s0, s1, s2, s3, moved, sound, frozen, skipped, K, N, blocks,
     PARTS: tl.constexpr, FORM: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Copies a tile of rows that are not frozen, if every block was sound."""
@@ -302,7 +306,7 @@ def commit_kernel(
         unsound += (tl.load(sound + part, mask=part < blocks, other=1) != 1).to(tl.int32)
     if tl.max(unsound, axis=0) > 0:
         if (tl.program_id(0) == 0) & (tl.program_id(1) == 0):
-            tl.store(flag, tl.load(flag) + 1)
+            tl.store(skipped, tl.load(skipped) + 1)
         return
     row = tl.program_id(0) * BLOCK_J + tl.arange(0, BLOCK_J)
     moving = row < K
@@ -314,21 +318,27 @@ def commit_kernel(
     tl.store(weight + _spot(row, column, (s0, s1, s2, s3), FORM), value, mask=mask)
 
 
-def _rows_of(weight):
+def _rows_of(weight: Tensor) -> tuple[tuple, tuple[int, int]]:
     """Kernel arguments of a weight of any strides, and the constexpr FORM."""
     images = weight if weight.dim() == 4 else weight[:, :, None, None]
     dense = weight[0].is_contiguous()
     return (weight, *images.stride()), (0 if dense else images[0, 0].numel(), images.shape[3])
 
 
-def _bits(lr):
+def _bits(lr: float) -> int:
     """A float64 as an integer of its bits: a kernel's float arguments are float32."""
     return struct.unpack("<q", struct.pack("<d", lr))[0]
 
 
-def take(op, weight, total, decay, denominator, lr, normalise, rate_power, frozen, lists=None):
-    """The step, in two launches; with ``lists`` (accumulate.Lists) of the neurons that they teach, whose sums may still
-    be in pieces. Raises where values can be read, otherwise it is skipped and counted if a number is not finite."""
+def take_step(
+    op: str, weight: Tensor, total: Tensor, decay: Tensor | None, denominator: Tensor | None, lr: float,
+    normalise: str, rate_power: float, frozen: Tensor | None, lists: Lists | None = None,
+) -> None:  # fmt: skip
+    """The step, in two launches; with ``lists`` of the neurons in them only, whose sums may still be in pieces.
+
+    Where values can be read, an infinite sum raises ValueError. On a GPU the step is skipped and counted if a number is
+    not finite.
+    """
     K, N = weight.shape[0], weight[0].numel()
     rows, form = _rows_of(weight)
     block_n = power_of_2(N, 16, 256)
@@ -337,11 +347,11 @@ def take(op, weight, total, decay, denominator, lr, normalise, rate_power, froze
     sound = weight.new_empty(programs, dtype=torch.int32)
     bounds = [total.new_empty(programs) if normalise == "global_max" else None for _ in range(3)]
     frozen = None if frozen is None else frozen.contiguous()
-    flag = status.flag(weight)
+    skipped = status.skip_count(weight)
     decays = decay, 0 if decay is None else decay.stride(0)
     denominators = denominator, 0 if denominator is None or denominator.shape[0] < K else denominator.stride(0)
     flat = total.reshape(K, N).contiguous()
-    settings = {"NORMALISE": normalise, "POWER": float(rate_power), "FORM": form}
+    settings: dict[str, Any] = {"NORMALISE": normalise, "POWER": float(rate_power), "FORM": form}
     settings |= {"BLOCK_J": block_j, "BLOCK_N": block_n}
     starts, partial, decay_partial = (None, None, None) if lists is None else lists[:3]
     launch(
@@ -349,36 +359,39 @@ def take(op, weight, total, decay, denominator, lr, normalise, rate_power, froze
         *bounds, _bits(lr), K, N, in_place=True, registers=REGISTERS, PIECE=PIECE, **settings,
     )  # fmt: skip
     if lists is not None and readable(weight):
-        checks.no_overflow(op, checks.SUMS, *lists.of_taught(flat, decay))
+        checks.no_overflow(op, checks.SUMS, *lists.learning_rows(flat, lists.decay))
     launch(
-        step_kernel, (programs,), *rows, flat, *decays, *denominators, frozen, starts, sound, *bounds, flag,
+        step_kernel, (programs,), *rows, flat, *decays, *denominators, frozen, starts, sound, *bounds, skipped,
         _bits(lr), K, N, programs, in_place=True, LIMIT=torch.finfo(weight.dtype).max, PARTS=power_of_2(programs),
         **settings,
     )  # fmt: skip
-    status.settle(op, weight, flag)
+    status.raise_if_counted(op, weight, skipped)
 
 
-def apply_(weight, sum, decay, denominator, lr, normalise, rate_power, frozen):
-    check(weight, sum, decay, denominator, lr, normalise, rate_power, frozen)
-    status.look(weight)
+def apply_(
+    weight: Tensor, sum: Tensor, decay: Tensor | None, denominator: Tensor | None, lr: float, normalise: str,
+    rate_power: float, frozen: Tensor | None,
+) -> None:  # fmt: skip
+    """The operator ``apply_``."""
+    status.raise_if_skipped(weight)
     if readable(weight):
         checks.finite("apply_", weight=weight, sum=sum, decay=decay, denominator=denominator)
-    take("apply_", weight, sum, decay, denominator, lr, normalise, rate_power, frozen)
+    take_step("apply_", weight, sum, decay, denominator, lr, normalise, rate_power, frozen)
 
 
-def commit(op, weight, moved, sound, frozen):
-    """Writes ``moved`` [K, N] into the rows of ``weight`` that are not frozen if every one of ``sound`` [blocks] is 1.
+def commit(op: str, weight: Tensor, moved: Tensor, sound: Tensor, frozen: Tensor | None) -> None:
+    """Write ``moved`` [K, N] into the rows of ``weight`` that are not frozen if every one of ``sound`` [blocks] is 1.
 
-    Otherwise the weight stays as it is: an error where values can be read, a step counted as skipped elsewhere.
+    Otherwise the weight stays as it is: ValueError where values can be read, a step counted as skipped elsewhere.
     """
     K, N = moved.shape
     rows, form = _rows_of(weight)
-    flag = status.flag(weight)
+    skipped = status.skip_count(weight)
     block_n = power_of_2(N, 16, 512)
     block_j = power_of_2(K, 1, TILE // block_n)
     grid = triton.cdiv(K, block_j), triton.cdiv(N, block_n)
     launch(
-        commit_kernel, grid, *rows, moved, sound, frozen, flag, K, N, sound.numel(), PARTS=1024, FORM=form,
+        commit_kernel, grid, *rows, moved, sound, frozen, skipped, K, N, sound.numel(), PARTS=1024, FORM=form,
         in_place=True, BLOCK_J=block_j, BLOCK_N=block_n,
     )  # fmt: skip
-    status.settle(op, weight, flag)
+    status.raise_if_counted(op, weight, skipped)

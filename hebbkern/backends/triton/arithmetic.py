@@ -1,4 +1,4 @@
-"""Arithmetic that every kernel shares: products of tiles, and rounding to the dtype of the weights."""
+"""Arithmetic that all kernels share: products of tiles, ordered sums, and rounding to the dtype of the weights."""
 
 import torch
 import triton
@@ -31,7 +31,7 @@ def ordered_sum(tile):
     """[R], the sum of each row of a tile [R, C]: neighbours first, then neighbouring pairs, and so on.
 
     tl.sum adds in the order of the layout that the compiler gives the tile, by the strides of what it was loaded from.
-    C up to 64: of longer rows the steps take more registers than there are.
+    C is at most 64: longer rows take more registers than there are.
     """
     for _ in tl.static_range(31):
         if tile.shape[1] > 1:
@@ -58,10 +58,10 @@ def root(a):
         return tl.sqrt_rn(a)
 
 
-def precision():
+def precision() -> str:
     """How float32 tiles are multiplied, by torch.backends.cuda.matmul.fp32_precision.
 
-    "ieee" (torch's default, "none") is exact float32, without tensor cores. Else, also after
+    "ieee" (torch's default, "none") is exact float32, without tensor cores. Otherwise, also after
     torch.set_float32_matmul_precision("high"), each factor is split into two tf32 numbers and three of their products
     are summed on tensor cores ("tf32x3", error about 2^-21).
     """

@@ -6,7 +6,9 @@ sum = G - tril(C) W, G - diag(d) W, or G; the triangular product stops at the di
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
+from hebbkern.backends.dense import Task
 from hebbkern.backends.triton.arithmetic import narrowed, precision, product, quotient
 from hebbkern.backends.triton.launch import PROCESSORS, block, launch, power_of_2
 
@@ -14,12 +16,12 @@ from hebbkern.backends.triton.launch import PROCESSORS, block, launch, power_of_
 class Outputs:
     """Where a kernel writes: the sum [K, N], or the weights after the step and, a program, whether they are finite."""
 
-    def __init__(self, task, programs):
+    def __init__(self, task: Task, programs: int) -> None:
         flat = task.flat
         self.sums = flat.new_empty(flat.shape, dtype=task.dtype) if task.lr is None else None
         self.moved = None if task.lr is None else torch.empty_like(flat)
         self.sound = None if task.lr is None else flat.new_empty(programs, dtype=torch.int32)
-        # A float's place takes no None on a GPU.
+        # 0.0: an argument that is a float takes no None on a GPU.
         self.arguments = task.flat, task.frozen, self.sums, self.moved, self.sound, task.lr or 0.0
 
 
@@ -41,7 +43,7 @@ def conclude(total, neuron, column, weight, frozen, sums, moved, lr, P, K, N):
         rate = tl.full([1, 1], lr, total.dtype)
         count = tl.full([1, 1], P, total.dtype)
         delta = quotient(total, count)
-        # Spelt out as one multiply-add, so that no compiler chooses otherwise here than in apply_.
+        # An explicit multiply-add, so that no compiler chooses otherwise here than in apply_.
         after = narrowed(tl.fma(delta, rate, before.to(total.dtype)), before.dtype)
         after = tl.where(delta * rate == 0, before, after)
         tl.store(moved + at, after, mask=inside)
@@ -61,18 +63,18 @@ def finish_kernel(
     row = tl.cdiv(K, BLOCK_K) - 1 - program // tl.cdiv(N, BLOCK_N)
     neuron = row * BLOCK_K + tl.arange(0, BLOCK_K)
     column = program % tl.cdiv(N, BLOCK_N) * BLOCK_N + tl.arange(0, BLOCK_N)
-    known, within = neuron < K, column < N
+    exists, within = neuron < K, column < N
     wide = gradient.dtype.element_ty
-    inside = known[:, None] & within[None, :]
+    inside = exists[:, None] & within[None, :]
     at = neuron.to(tl.int64)[:, None] * N + column[None, :]
     total = tl.load(gradient + at, mask=inside, other=0)
     if shift is not None:
-        total -= tl.load(shift + neuron, mask=known, other=0)[:, None]
+        total -= tl.load(shift + neuron, mask=exists, other=0)[:, None]
     if gram is not None:
         less = tl.zeros([BLOCK_K, BLOCK_N], wide)
         for first in range(0, row * BLOCK_K + BLOCK_K, BLOCK_L):
             other = first + tl.arange(0, BLOCK_L)
-            below = known[:, None] & (other[None, :] <= neuron[:, None])
+            below = exists[:, None] & (other[None, :] <= neuron[:, None])
             c = tl.load(gram + neuron.to(tl.int64)[:, None] * K + other[None, :], mask=below, other=0)
             w_at = other.to(tl.int64)[:, None] * N + column[None, :]
             w = tl.load(weight + w_at, mask=(other < K)[:, None] & within[None, :], other=0)
@@ -80,14 +82,16 @@ def finish_kernel(
         total -= less
     elif diagonal is not None:
         w = tl.load(weight + at, mask=inside, other=0).to(wide)
-        total -= tl.load(diagonal + neuron, mask=known, other=0)[:, None] * w
+        total -= tl.load(diagonal + neuron, mask=exists, other=0)[:, None] * w
     sound_here = conclude(total, neuron, column, weight, frozen, sums, moved, lr, P, K, N)
     if moved is not None:
         tl.store(sound + program, sound_here)
 
 
-def finish(task, gradient, gram=None, diagonal=None, shift=None):
-    """The ``Outputs`` of the products G [K, N], C [K, K] or d [K], and of what centring takes off each row of G."""
+def finish(
+    task: Task, gradient: Tensor, gram: Tensor | None, diagonal: Tensor | None, shift: Tensor | None = None
+) -> Outputs:
+    """The ``Outputs`` of the products G [K, N], C [K, K] or d [K]; ``shift`` is subtracted from the rows of G."""
     K, N = task.flat.shape
     # 64 x 64 reads an operand of the triangle 64 times less often than it is used; 32 x 32 where those are too few to
     # give every processor a program.

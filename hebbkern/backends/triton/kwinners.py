@@ -5,13 +5,15 @@ Entries compete as integers of their own width that are ordered as they are, so 
 too long for these, digit by digit in chunks that come from L2 after the first time.
 """
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from hebbkern import checks
 from hebbkern.backends.triton.launch import launch, power_of_2, processors, readable
-from hebbkern.ops.kwinners import check
 
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes an entry
 # 512 threads may hold 128 registers each: 32 entries at one for the bits, one for the key and one for the rank among
@@ -54,17 +56,17 @@ def kwinners_kernel(
     """A program owns BLOCK_R rows whole: [rows, entries] for AXIS 1, [entries, rows] for AXIS 0."""
     row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     entry = tl.arange(0, BLOCK_D)
-    known = tl.expand_dims(entry < D, 1 - AXIS) & tl.expand_dims(row < rows, AXIS)
+    exists = tl.expand_dims(entry < D, 1 - AXIS) & tl.expand_dims(row < rows, AXIS)
     entry = tl.expand_dims(entry.to(tl.int64), 1 - AXIS)
     start = tl.expand_dims(row // near * y_far + row % near * y_near, AXIS)
-    bits = tl.load(y + start + entry * y_along, mask=known, other=0)
-    keys = tl.where(known, _keys(bits), -(1 << (BITS - 1)))
+    bits = tl.load(y + start + entry * y_along, mask=exists, other=0)
+    keys = tl.where(exists, _keys(bits), -(1 << (BITS - 1)))
     threshold, above = _kth_highest(keys, k, BITS, AXIS)
     threshold, room = tl.expand_dims(threshold, AXIS), tl.expand_dims(k - above, AXIS)
     equal = keys == threshold
     kept = (keys > threshold) | (equal & (tl.cumsum(equal.to(tl.int32), axis=AXIS) <= room))
     start = tl.expand_dims(row // near * out_far + row % near * out_near, AXIS)
-    tl.store(out + start + entry * out_along, tl.where(kept, bits, 0), mask=known)
+    tl.store(out + start + entry * out_along, tl.where(kept, bits, 0), mask=exists)
 
 
 @triton.jit
@@ -88,8 +90,8 @@ def kwinners_long_kernel(
             entry = first + lane
             keys = _keys(tl.load(y + entry.to(tl.int64) * y_along, mask=entry < D, other=0))
             here = (keys >> shift) - (threshold >> shift)
-            alike = (here >= 0) & (here < VALUES) & (entry < D)
-            counts += tl.histogram(tl.where(alike, here, 0).to(tl.int32), VALUES, mask=alike)
+            equal = (here >= 0) & (here < VALUES) & (entry < D)
+            counts += tl.histogram(tl.where(equal, here, 0).to(tl.int32), VALUES, mask=equal)
         at_least = tl.cumsum(counts, axis=0, reverse=True)
         chosen = tl.max(tl.where(at_least >= room, digit, 0), axis=0)
         room -= tl.sum(tl.where(digit > chosen, counts, 0), axis=0)
@@ -106,8 +108,8 @@ def kwinners_long_kernel(
         tl.store(out + entry.to(tl.int64) * out_along, tl.where(kept, bits, 0), mask=entry < D)
 
 
-def _merged(sizes, strides):
-    """One size and one stride for dimensions that lie regularly, else None."""
+def _merged(sizes: Sequence[int], strides: Sequence[int]) -> tuple[int, int] | None:
+    """One size and one stride for dimensions that can be merged, else None."""
     size, stride = 1, 0
     for extent, step in reversed(list(zip(sizes, strides, strict=True))):
         if extent == 1:
@@ -120,8 +122,8 @@ def _merged(sizes, strides):
     return size, stride
 
 
-def _lines(y, dim):
-    """y, or a copy that lies regularly; how many positions follow ``dim``; strides before, after and along it."""
+def _lines(y: Tensor, dim: int) -> tuple[Tensor, int, tuple[int, int, int]]:
+    """y, or a contiguous copy; how many positions follow ``dim``; strides before, after and along it."""
     before = _merged(y.shape[:dim], y.stride()[:dim])
     after = _merged(y.shape[dim + 1 :], y.stride()[dim + 1 :])
     if before is None or after is None:
@@ -129,8 +131,8 @@ def _lines(y, dim):
     return y, after[0], (before[1], after[1], y.stride(dim))
 
 
-def kwinners(y, k, dim):
-    check(y, k, dim)
+def kwinners(y: Tensor, k: int, dim: int) -> Tensor:
+    """The operator ``kwinners``."""
     if readable(y):
         checks.finite("kwinners", y=y)
     out, size, dim = y.new_empty(y.shape), y.element_size(), dim % y.dim()
@@ -145,7 +147,7 @@ def kwinners(y, k, dim):
         return out
     block = power_of_2(D, 16)
     # Rows of up to 2048 entries share a program of 4 warps; columns lie side by side, 8 of float32 to a sector, and
-    # share one of 16 (a quarter of what these hold: addresses are dear). At least a warp's worth of entries,
+    # share one of 16 (a quarter of what these hold: addresses take registers). At least a warp's worth of entries,
     # but not so many that processors are left without a program.
     most = max(1, (LONGEST[size] // 4 if columns else 2048) // block)
     each = 256 if columns else 512  # entries a warp

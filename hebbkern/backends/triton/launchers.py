@@ -5,8 +5,7 @@ from __future__ import annotations
 from hebbkern.backends.triton.accumulate import accumulate
 from hebbkern.backends.triton.apply import apply_
 from hebbkern.backends.triton.compete import compete
-from hebbkern.backends.triton.dense_step import dense_step_
-from hebbkern.backends.triton.dense_update import dense_update
+from hebbkern.backends.triton.dense import dense_step_, dense_update
 from hebbkern.backends.triton.kwinners import kwinners
 from hebbkern.backends.triton.nearest_patch import nearest_patch
 from hebbkern.backends.triton.winner_step import winner_step_

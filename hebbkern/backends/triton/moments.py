@@ -8,53 +8,50 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from hebbkern import checks
 from hebbkern.backends.triton.arithmetic import narrowed, ordered_sum
 from hebbkern.backends.triton.launch import block, launch, power_of_2, readable
-from hebbkern.backends.triton.patches import FLAT_SHARE, LINEAR, corners, load_patches, taps
+from hebbkern.backends.triton.patches import FLAT_SHARE, LINEAR, PatchView, corners, load_entries, own_patches
 
 
 class Rounding(NamedTuple):
-    """What screening knows: the weights in bfloat16, and norms of what is kept (size) and lost (slip) by rounding."""
+    """What screening needs: the weights in bfloat16, and norms of what rounding keeps (size) and loses (slip)."""
 
-    rounded: torch.Tensor  # [K, N], rows apart by a multiple of 8 so that 16 bytes can be loaded at once
-    p_size: torch.Tensor  # [P], of the rounded patch, its offset taken off
-    p_slip: torch.Tensor
-    w_size: torch.Tensor  # [K], of the weights as they are
-    w_slip: torch.Tensor
+    rounded: Tensor  # [K, N], rows apart by a multiple of 8 so that 16 bytes can be loaded at once
+    p_size: Tensor  # [P], of the rounded patch, its offset taken off
+    p_slip: Tensor
+    w_size: Tensor  # [K], of the weights as they are
+    w_slip: Tensor
 
 
 class Moments(NamedTuple):
-    """None where a number is the same everywhere: offset 0, scale 1, total not asked for, inverse 1."""
+    """None: every offset is 0, every scale is 1, the total is not needed, every inverse is 1."""
 
-    offset: torch.Tensor | None = None  # [P]
-    scale: torch.Tensor | None = None  # [P]
-    total: torch.Tensor | None = None  # [K], Σ w
-    inverse: torch.Tensor | None = None  # [K], 1 / |w|, 0 for a row of zeros
+    offset: Tensor | None = None  # [P]
+    scale: Tensor | None = None  # [P]
+    total: Tensor | None = None  # [K], Σ w
+    inverse: Tensor | None = None  # [K], 1 / |w|, 0 for a row of zeros
     rounding: Rounding | None = None
 
 
 @triton.jit
-def _entries(x, start, row, column, known, first, sc, sh, sw, H, W, N, SHAPE: tl.constexpr, BLOCK: tl.constexpr):
-    """The next BLOCK entries of each patch, wide, and which of them there are."""
-    entry = first + tl.arange(0, BLOCK)
-    offset, down, right = taps(entry, sc, sh, sw, SHAPE)
-    tile = load_patches(x, start, row, column, known, offset, down, right, entry < N, H, W, SHAPE)
+def _wide_entries(x, corner, valid, first, N, layout, SHAPE: tl.constexpr, BLOCK: tl.constexpr):
+    """load_entries in float32 or float64, and which entries there are."""
+    tile, entry = load_entries(x, corner, valid, first, N, layout, SHAPE, BLOCK)
     return tile.to(tl.float64 if tile.dtype == tl.float64 else tl.float32), entry < N
 
 
 @triton.jit
-def moments_of(
-    x, start, row, column, known, sc, sh, sw, H, W, N, CENTRE: tl.constexpr, SHAPE: tl.constexpr, BLOCK: tl.constexpr
-):
+def sums_and_norms(x, corner, valid, N, layout, CENTRE: tl.constexpr, SHAPE: tl.constexpr, BLOCK: tl.constexpr):
     """Sum, mean, norm and norm about the mean of each patch; no square overflows or vanishes."""
     wide = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
-    rows: tl.constexpr = known.shape[0]
+    rows: tl.constexpr = valid.shape[0]
     sums = tl.zeros([rows, BLOCK], wide)
     largest = tl.zeros([rows], wide)
     for first in range(0, N, BLOCK):
-        tile, _ = _entries(x, start, row, column, known, first, sc, sh, sw, H, W, N, SHAPE, BLOCK)
+        tile, _ = _wide_entries(x, corner, valid, first, N, layout, SHAPE, BLOCK)
         sums += tile
         largest = tl.maximum(largest, tl.max(tl.abs(tile), axis=1))
     total = ordered_sum(sums)
@@ -64,14 +61,14 @@ def moments_of(
     about = tl.zeros([rows, BLOCK], wide)
     slips = tl.zeros([rows, BLOCK], wide)
     for first in range(0, N, BLOCK):
-        tile, within = _entries(x, start, row, column, known, first, sc, sh, sw, H, W, N, SHAPE, BLOCK)
+        tile, within = _wide_entries(x, corner, valid, first, N, layout, SHAPE, BLOCK)
         share = tile / unit[:, None]
         squares = tl.fma(share, share, squares)
         if CENTRE:
             share = tl.where(within[None, :], (tile - mean[:, None]) / unit[:, None], 0)
             slips += share
             about = tl.fma(share, share, about)
-    # The mean was rounded: what it leaves of the sum is made good.
+    # The mean was rounded: add what it leaves of the sum.
     slip = ordered_sum(slips) / N
     spread = tl.sqrt(tl.maximum(ordered_sum(about) - slip * slip * N, 0)) * unit
     return total, tl.fma(slip, unit, mean), tl.sqrt(ordered_sum(squares)) * unit, spread
@@ -79,36 +76,35 @@ def moments_of(
 
 @triton.jit
 def _rounding_of(
-    x, start, row, column, known, mean, rounded, sc, sh, sw, H, W, N,
-    CENTRE: tl.constexpr, SHAPE: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Norm of each patch in bfloat16 and of what that takes from it; ``rounded`` (may be None) is where it goes."""
-    size = tl.zeros([known.shape[0]], tl.float32)
-    slip = tl.zeros([known.shape[0]], tl.float32)
-    largest = tl.zeros([known.shape[0]], tl.float32)
-    furthest = tl.zeros([known.shape[0]], tl.float32)
+    x, corner, valid, mean, rounded, N, layout, CENTRE: tl.constexpr, SHAPE: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Norm of each patch in bfloat16 and of what that takes from it; ``rounded`` (may be None): where to write it."""
+    size = tl.zeros([valid.shape[0]], tl.float32)
+    slip = tl.zeros([valid.shape[0]], tl.float32)
+    largest = tl.zeros([valid.shape[0]], tl.float32)
+    furthest = tl.zeros([valid.shape[0]], tl.float32)
     for first in range(0, N, BLOCK):
-        tile, within = _entries(x, start, row, column, known, first, sc, sh, sw, H, W, N, SHAPE, BLOCK)
+        tile, within = _wide_entries(x, corner, valid, first, N, layout, SHAPE, BLOCK)
         if CENTRE:
             tile = tl.where(within[None, :], tile - mean[:, None], 0.0)
         near = narrowed(tile, tl.bfloat16)
         if rounded is not None:
             at = rounded[:, None] + (first + tl.arange(0, BLOCK))[None, :]
-            tl.store(at, near, mask=known[:, None] & within[None, :])
+            tl.store(at, near, mask=valid[:, None] & within[None, :])
         kept = near.to(tl.float32)
         lost = tile - kept
         size += tl.sum(kept * kept, axis=1)
         slip += tl.sum(lost * lost, axis=1)
         largest = tl.maximum(largest, tl.max(tl.abs(kept), axis=1))
         furthest = tl.maximum(furthest, tl.max(tl.abs(lost), axis=1))
-    # A norm is at least its largest entry, whose square may vanish: 0 is nothing but zeros.
+    # A norm is at least its largest entry, whose square may vanish: a norm of 0 means zeros only.
     return tl.maximum(tl.sqrt(size), largest), tl.maximum(tl.sqrt(slip), furthest)
 
 
 @triton.jit
-def _inverse(length, nothing, norm):
-    """1 / length, 0 for nothing; NaN where the norm overflowed, which would pass for zeros otherwise."""
-    inverse = tl.where(nothing, 0, 1 / tl.where(nothing, 1, length))
+def _inverse(length, zero, norm):
+    """1 / length, 0 where ``zero``; NaN where the norm overflowed, which would pass for zeros otherwise."""
+    inverse = tl.where(zero, 0, 1 / tl.where(zero, 1, length))
     return tl.where(norm < float("inf"), inverse, float("nan"))
 
 
@@ -118,66 +114,62 @@ def moments_kernel(
     P, K, N, stride,
     SHAPE: tl.constexpr, SCALE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """A program owns BLOCK_P patches, or behind these as many neurons; what it reads again comes from L1.
+    """A program owns BLOCK_P patches, or after all patches as many neurons; second reads come from L1.
 
     SCALE: "unit" (to norm 1, about the mean if there is an offset) or "flat" (and flat patches to zeros).
     """
     program = tl.program_id(0)
     of_patches = tl.cdiv(P, BLOCK_P) if offset is not None or scale is not None or p_size is not None else 0
     CENTRE: tl.constexpr = offset is not None
+    layout = (sc, sh, sw, H, W)
     if program < of_patches:
-        patch = program * BLOCK_P + tl.arange(0, BLOCK_P)
-        known = patch < P
-        start, row, column = corners(patch, sb, sh, sw, Ho, Wo, SHAPE)
+        patch, valid, corner = own_patches(program, P, (sb, sh, sw, Ho, Wo), SHAPE, BLOCK_P)
         mean = None
         if CENTRE or scale is not None:
-            _, mean, norm, spread = moments_of(
-                x, start, row, column, known, sc, sh, sw, H, W, N, CENTRE, SHAPE, BLOCK_N
-            )
+            _, mean, norm, spread = sums_and_norms(x, corner, valid, N, layout, CENTRE, SHAPE, BLOCK_N)
         if CENTRE:
-            tl.store(offset + patch, mean, mask=known)
+            tl.store(offset + patch, mean, mask=valid)
         if scale is not None:
             length = spread if CENTRE else norm
-            nothing = length == 0
+            zero = length == 0
             if SCALE == "flat":
-                nothing = length <= norm * FLAT_SHARE
-            tl.store(scale + patch, _inverse(length, nothing, norm), mask=known)
+                zero = length <= norm * FLAT_SHARE
+            tl.store(scale + patch, _inverse(length, zero, norm), mask=valid)
         if p_size is not None:
-            size, slip = _rounding_of(
-                x, start, row, column, known, mean, None, sc, sh, sw, H, W, N, CENTRE, SHAPE, BLOCK_N
-            )
-            tl.store(p_size + patch, size, mask=known)
-            tl.store(p_slip + patch, slip, mask=known)
+            size, slip = _rounding_of(x, corner, valid, mean, None, N, layout, CENTRE, SHAPE, BLOCK_N)
+            tl.store(p_size + patch, size, mask=valid)
+            tl.store(p_slip + patch, slip, mask=valid)
     elif weight is not None:
         neuron = (program - of_patches) * BLOCK_P + tl.arange(0, BLOCK_P)
-        known = neuron < K
-        start, row, column = corners(neuron, N, 0, 0, 1, 1, LINEAR)
-        sums, _, norm, _ = moments_of(weight, start, row, column, known, 1, 0, 0, 1, 1, N, False, LINEAR, BLOCK_N)
+        exists = neuron < K
+        begin = corners(neuron, (N, 0, 0, 1, 1), LINEAR)
+        sums, _, norm, _ = sums_and_norms(weight, begin, exists, N, (1, 0, 0, 1, 1), False, LINEAR, BLOCK_N)
         if total is not None:
-            tl.store(total + neuron, sums, mask=known)
+            tl.store(total + neuron, sums, mask=exists)
         if inverse is not None:
-            tl.store(inverse + neuron, _inverse(norm, norm == 0, norm), mask=known)
+            tl.store(inverse + neuron, _inverse(norm, norm == 0, norm), mask=exists)
         if rounded is not None:
             rows = rounded + neuron.to(tl.int64) * stride
-            _, slip = _rounding_of(
-                weight, start, row, column, known, None, rows, 1, 0, 0, 1, 1, N, False, LINEAR, BLOCK_N
-            )
-            tl.store(w_size + neuron, norm, mask=known)
-            tl.store(w_slip + neuron, slip, mask=known)
+            _, slip = _rounding_of(weight, begin, exists, None, rows, N, (1, 0, 0, 1, 1), False, LINEAR, BLOCK_N)
+            tl.store(w_size + neuron, norm, mask=exists)
+            tl.store(w_slip + neuron, slip, mask=exists)
 
 
-def moments(op, where, patches, *, weight=None, unit=False, total=False, rounding=False):
-    """Moments of the patches at ``where`` and of the rows of ``weight`` [K, N], in at most one launch.
+def moments_of(
+    op: str, view: PatchView, patches: str, *, weight: Tensor | None = None,
+    unit: bool = False, total: bool = False, rounding: bool = False,
+) -> Moments:  # fmt: skip
+    """Moments of the patches and of the rows of ``weight`` [K, N], in at most one launch.
 
-    ``unit`` scales patches to norm 1 (after centring, if they are), and asks for the rows' inverse norms;
-    ``total`` asks for the rows' sums; ``rounding`` for what screening needs (float32 only).
+    ``unit`` scales patches to norm 1 (after centring, if they are centred), and requests the rows' inverse norms;
+    ``total`` requests the rows' sums; ``rounding`` what screening needs (float32 only).
     """
-    x, P, N = where.x, where.patches, where.entries
+    x, P, N = view.x, view.patches, view.entries
     K = 0 if weight is None else weight.shape[0]
     dtype = checks.result_dtype(x.dtype)
     scaled = unit or patches == "standardised"
 
-    def numbers(rows, wanted):
+    def numbers(rows: int, wanted: bool) -> Tensor | None:
         return x.new_empty(rows, dtype=dtype) if wanted else None
 
     offset, scale = numbers(P, patches != "raw"), numbers(P, scaled)
@@ -193,14 +185,14 @@ def moments(op, where, patches, *, weight=None, unit=False, total=False, roundin
     # Numbers, not bools: torch.compile may have a symbol for P, which no bool can be multiplied with.
     programs = int(of_patches) * triton.cdiv(P, rows_each) + int(of_rows) * triton.cdiv(K, rows_each)
     launch(
-        moments_kernel, (programs,), *where.arguments, weight, offset, scale, sums, inverse, *(near or [None] * 5),
-        P, K, N, stride, SHAPE=where.shape, SCALE="flat" if patches == "standardised" else "unit",
+        moments_kernel, (programs,), *view.arguments, weight, offset, scale, sums, inverse, *(near or [None] * 5),
+        P, K, N, stride, SHAPE=view.shape, SCALE="flat" if patches == "standardised" else "unit",
         BLOCK_P=rows_each, BLOCK_N=power_of_2(N, 16, block(64)),
     )  # fmt: skip
-    if scaled and readable(x):
+    if scale is not None and readable(x):
         checks.finite_norms(op, torch.where(scale == 0, 1, 1 / scale))
     return Moments(offset, scale, sums, inverse, near)
 
 
-def any_of(*tensors):
+def any_of(*tensors: object) -> bool:
     return any(tensor is not None for tensor in tensors)

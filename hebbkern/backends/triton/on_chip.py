@@ -7,13 +7,13 @@ depends on shapes alone, so the bits are the same on every device.
 import triton
 import triton.language as tl
 
-from hebbkern.backends.dense import LARGEST
+from hebbkern.backends.dense import LARGEST, Task
 from hebbkern.backends.triton.arithmetic import precision, product
-from hebbkern.backends.triton.finish import finish
+from hebbkern.backends.triton.finish import Outputs, finish
 from hebbkern.backends.triton.launch import PROCESSORS, launch, power_of_2
-from hebbkern.backends.triton.moments import moments
+from hebbkern.backends.triton.moments import moments_of
 from hebbkern.backends.triton.patches import corners, load_patches, taps
-from hebbkern.backends.triton.responses import activated, exponential, softened
+from hebbkern.backends.triton.responses import activated, exponential, softmax_share
 
 RUNS = 2 * PROCESSORS  # programs share the patches, at most
 
@@ -24,7 +24,7 @@ def _competed(u, neuron, K, temperature):
     best, winner = tl.max(tl.where((neuron < K)[None, :] & (u == u), u, float("-inf")), axis=1, return_indices=True)
     degree = tl.full([1, 1], temperature, u.dtype)
     mass = tl.sum(tl.where((neuron < K)[None, :], exponential((u - best[:, None]) / degree), 0), axis=1)
-    share = softened(u, best[:, None], winner[:, None], mass[:, None], neuron[None, :], degree)
+    share = softmax_share(u, best[:, None], winner[:, None], mass[:, None], neuron[None, :], degree)
     return tl.where((neuron < K)[None, :], share, 0)
 
 
@@ -37,10 +37,11 @@ def gather_kernel(
     """A program owns RUN patches and leaves their G, and their C or d behind it, in its row of ``runs``."""
     run = tl.program_id(0)
     neuron, column = tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_N)
-    there, within = neuron < K, column < N
+    exists, within = neuron < K, column < N
     wide = runs.dtype.element_ty
-    reach, down, right = taps(column, sc, sh, sw, SHAPE)
-    inside = there[:, None] & within[None, :]
+    layout = (sc, sh, sw, H, W)
+    tap = taps(column, layout, SHAPE)
+    inside = exists[:, None] & within[None, :]
     w = tl.load(weight + neuron[:, None] * N + column[None, :], mask=inside, other=0)
     if offset is not None or scale is not None:
         w = w.to(wide)
@@ -49,14 +50,14 @@ def gather_kernel(
     diagonal = tl.zeros([BLOCK_K], wide)
     for first in range(run * RUN, min(run * RUN + RUN, P), BLOCK_P):
         patch = first + tl.arange(0, BLOCK_P)
-        known = patch < P
-        start, row, left = corners(patch, sb, sh, sw, Ho, Wo, SHAPE)
-        tile = load_patches(x, start, row, left, known, reach, down, right, within, H, W, SHAPE)
+        valid = patch < P
+        corner = corners(patch, (sb, sh, sw, Ho, Wo), SHAPE)
+        tile = load_patches(x, corner, valid, tap, within, layout, SHAPE)
         if offset is not None:
-            less = tl.load(offset + patch, mask=known, other=0)
+            less = tl.load(offset + patch, mask=valid, other=0)
             tile = tl.where(within[None, :], tile.to(wide) - less[:, None], 0)
         if scale is not None:
-            tile = tile.to(wide) * tl.load(scale + patch, mask=known, other=0)[:, None]
+            tile = tile.to(wide) * tl.load(scale + patch, mask=valid, other=0)[:, None]
         u = product(tile, tl.trans(w), tl.zeros([BLOCK_P, BLOCK_K], wide), PRECISION)
         y = _competed(u, neuron, K, temperature) if ACTIVATION == "softmax" else activated(u, ACTIVATION)
         gradient = product(tl.trans(y), tile.to(wide), gradient, PRECISION)
@@ -64,13 +65,15 @@ def gather_kernel(
             gram = product(tl.trans(y), y, gram, PRECISION)
         if DECAY == "diagonal":
             diagonal += tl.sum(y * (u if ACTIVATION == "softmax" else y), axis=0)
-    size = K * N + (K * K if DECAY == "triangular" else K if DECAY == "diagonal" else 0)
+        if DECAY == "activity":
+            diagonal += tl.sum(y, axis=0)
+    size = K * N + (K * K if DECAY == "triangular" else 0 if DECAY == "none" else K)
     to = runs + run.to(tl.int64) * size
     tl.store(to + neuron[:, None] * N + column[None, :], gradient, mask=inside)
     if DECAY == "triangular":
-        tl.store(to + K * N + neuron[:, None] * K + neuron[None, :], gram, mask=there[:, None] & there[None, :])
-    if DECAY == "diagonal":
-        tl.store(to + K * N + neuron, diagonal, mask=there)
+        tl.store(to + K * N + neuron[:, None] * K + neuron[None, :], gram, mask=exists[:, None] & exists[None, :])
+    if DECAY == "diagonal" or DECAY == "activity":
+        tl.store(to + K * N + neuron, diagonal, mask=exists)
 
 
 @triton.jit
@@ -85,26 +88,27 @@ def add_kernel(runs, sums, COUNT, SIZE, BLOCK_R: tl.constexpr, BLOCK: tl.constex
     tl.store(sums + entry, total, mask=entry < SIZE)
 
 
-def on_chip(task):
-    """The ``Outputs``."""
+def on_chip(task: Task) -> Outputs:
+    """The ``Outputs``, where all weights fit on chip."""
     P, (K, N) = task.count, task.flat.shape
-    found = moments(task.op, task.where, task.patches)
+    moments = moments_of(task.op, task.view, task.patches)
     block_p = power_of_2(P, 16, 32)
     # Split in two tf32 numbers, weights of 64 x 64 take more than a thread's 255 registers on sm_80.
-    how = precision() if max(K, N) <= LARGEST // 2 else "ieee"
+    multiplied = precision() if max(K, N) <= LARGEST // 2 else "ieee"
     run = power_of_2(triton.cdiv(P, RUNS), block_p)
     runs = triton.cdiv(P, run)
-    size = K * N + {"triangular": K * K, "diagonal": K, "none": 0}[task.decay]
+    size = K * N + {"triangular": K * K, "none": 0}.get(task.decay, K)
     rows = task.x.new_empty((runs, size), dtype=task.dtype)
     launch(
-        gather_kernel, (runs,), *task.where.arguments, task.flat, found.offset, found.scale, rows, task.temperature,
-        run, P, K, N, SHAPE=task.where.shape, ACTIVATION=task.activation, DECAY=task.decay, PRECISION=how,
-        warps=8, registers=255, BLOCK_P=block_p, BLOCK_K=power_of_2(K, 16), BLOCK_N=power_of_2(N, 16),
+        gather_kernel, (runs,), *task.view.arguments, task.flat, moments.offset, moments.scale, rows,
+        task.temperature, run, P, K, N, SHAPE=task.view.shape, ACTIVATION=task.activation, DECAY=task.decay,
+        PRECISION=multiplied, warps=8, registers=255,
+        BLOCK_P=block_p, BLOCK_K=power_of_2(K, 16), BLOCK_N=power_of_2(N, 16),
     )  # fmt: skip
     sums = rows[0]
     if runs > 1:
         sums = task.x.new_empty(size, dtype=task.dtype)
         # 16 loads in flight for each of a warp's 128 bytes: the runs' sums come from L2.
         launch(add_kernel, (triton.cdiv(size, 64),), rows, sums, runs, size, warps=2, BLOCK_R=16, BLOCK=64)
-    products = {"triangular": {"gram": sums[K * N :]}, "diagonal": {"diagonal": sums[K * N :]}, "none": {}}
-    return finish(task, sums[: K * N], **products[task.decay])
+    gram = sums[K * N :] if task.decay == "triangular" else None
+    return finish(task, sums[: K * N], gram, sums[K * N :] if task.scales_rows else None)

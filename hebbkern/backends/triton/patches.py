@@ -1,12 +1,13 @@
-"""Where the patches of an input lie, and what is known of each: mean, norm. Nothing is ever unfolded.
+"""How kernels read the patches of an input: from where they lie in the images. Nothing is ever unfolded.
 
-``place(x, ...)`` sees a linear layer as 1x1 patches of images of one pixel. A kernel takes its arguments by
-``*where.arguments`` (x, its four strides, height, width, rows and columns of patches) and the constexpr
-``SHAPE = where.shape``; entry i of patch p is then ``load_patches`` of ``corners(p)`` and ``taps(i)``.
-``moments`` gives the two numbers a patch that centring and standardising need: x̃ = (x - offset) · scale.
+``patch_view(x, ...)`` describes a linear layer as 1x1 patches of images of one pixel. A kernel takes its arguments by
+``*view.arguments`` (x, its four strides, height, width, rows and columns of patches) and the constexpr
+``SHAPE = view.shape``. Its functions pass them on in two tuples, ``grid = (sb, sh, sw, Ho, Wo)``, which says where the
+patches lie, and ``layout = (sc, sh, sw, H, W)``, which says where the entries of a patch lie.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -20,7 +21,7 @@ LINEAR = tl.constexpr((1, 1, 1, 1, 0, 0, 1, 1, True, False))  # SHAPE of rows of
 FLAT_SHARE = tl.constexpr(FLAT)
 
 
-class Place(NamedTuple):
+class PatchView(NamedTuple):
     """The patches of one input: kernel arguments, compile-time SHAPE, and how many patches of how many entries."""
 
     arguments: tuple
@@ -30,23 +31,34 @@ class Place(NamedTuple):
     x: torch.Tensor
 
 
-def place(x, kernel=(), stride=(1, 1), padding=(0, 0), dilation=(1, 1)):
-    """x [B, N] with kernel (), or x [B, C, H, W] with (kh, kw)."""
+def patch_view(
+    x: torch.Tensor, kernel: Sequence[Any] = (),
+    stride: Sequence[int] = (1, 1), padding: Sequence[int] = (0, 0), dilation: Sequence[int] = (1, 1),
+) -> PatchView:  # fmt: skip
+    """The view of x [B, N] with kernel (), or of x [B, C, H, W] with kernel (kh, kw)."""
     images = x if x.dim() == 4 else x[:, :, None, None]
     kernel = tuple(map(int, kernel)) or (1, 1)
     span = [dilation[axis] * (kernel[axis] - 1) + 1 for axis in (0, 1)]
     rows, columns = ((images.shape[2 + a] + 2 * padding[a] - span[a]) // stride[a] + 1 for a in (0, 1))
     patches, entries = images.shape[0] * rows * columns, images.shape[1] * kernel[0] * kernel[1]
     reach = sum(stride * (size - 1) for stride, size in zip(images.stride()[1:], images.shape[1:], strict=True))
-    # bool(): for torch.compile it may be a symbol, which no kernel can ask.
+    # bool(): for torch.compile it may be a symbol, on which no kernel can be specialised.
     shape = (*kernel, *stride, *padding, *dilation, max(padding) == 0, bool(reach >= 2**31))
     arguments = (x, *images.stride(), *images.shape[2:], rows, columns)
-    return Place(arguments, tuple(map(int, shape[:8])) + shape[8:], patches, entries, x)
+    return PatchView(arguments, tuple(map(int, shape[:8])) + shape[8:], patches, entries, x)
 
 
 @triton.jit
-def corners(patch, sb, sh, sw, Ho, Wo, SHAPE: tl.constexpr):
+def own_patches(number, P, grid, SHAPE: tl.constexpr, BLOCK_P: tl.constexpr):
+    """Tile ``number`` of patches: their numbers, whether each is below P, and their corners."""
+    patch = number * BLOCK_P + tl.arange(0, BLOCK_P)
+    return patch, patch < P, corners(patch, grid, SHAPE)
+
+
+@triton.jit
+def corners(patch, grid, SHAPE: tl.constexpr):
     """Of each patch: where its first entry lies from x on, and the row and column of its upper left corner."""
+    sb, sh, sw, Ho, Wo = grid
     image = patch // (Ho * Wo)
     within = patch % (Ho * Wo)
     row = within // Wo * SHAPE[STRIDE_H] - SHAPE[PAD_H]
@@ -55,8 +67,9 @@ def corners(patch, sb, sh, sw, Ho, Wo, SHAPE: tl.constexpr):
 
 
 @triton.jit
-def taps(entry, sc, sh, sw, SHAPE: tl.constexpr):
+def taps(entry, layout, SHAPE: tl.constexpr):
     """Of each entry: where it lies from its patch's first on, and how many rows and columns below its corner."""
+    sc, sh, sw, _, _ = layout
     area: tl.constexpr = SHAPE[KERNEL_H] * SHAPE[KERNEL_W]
     channel = entry // area
     down = entry % area // SHAPE[KERNEL_W] * SHAPE[DILATE_H]
@@ -69,11 +82,21 @@ def taps(entry, sc, sh, sw, SHAPE: tl.constexpr):
 
 
 @triton.jit
-def load_patches(x, start, row, column, known, offset, down, right, within, H, W, SHAPE: tl.constexpr):
-    """[patches, entries] of x; 0 in the padding, in a patch not ``known`` and in an entry not ``within``."""
-    inside = known[:, None] & within[None, :]
+def load_patches(x, corner, valid, tap, within, layout, SHAPE: tl.constexpr):
+    """[patches, entries] of x; 0 in the padding, in a patch not ``valid`` and in an entry not ``within``."""
+    start, row, column = corner
+    offset, down, right = tap
+    inside = valid[:, None] & within[None, :]
     if not SHAPE[INSIDE]:
+        _, _, _, H, W = layout
         y = row[:, None] + down[None, :]
         z = column[:, None] + right[None, :]
         inside = inside & (y >= 0) & (y < H) & (z >= 0) & (z < W)
     return tl.load(x + start[:, None] + offset[None, :], mask=inside, other=0.0)
+
+
+@triton.jit
+def load_entries(x, corner, valid, first, N, layout, SHAPE: tl.constexpr, BLOCK: tl.constexpr):
+    """Entries first to first + BLOCK of each patch, [patches, BLOCK], and their numbers [BLOCK]; 0 from N on."""
+    entry = first + tl.arange(0, BLOCK)
+    return load_patches(x, corner, valid, taps(entry, layout, SHAPE), entry < N, layout, SHAPE), entry

@@ -1,10 +1,13 @@
-"""Y = f(U) of the dense rules, in the place of U, and its column sums."""
+"""Y = f(U) of the dense rules, written over U, and its column sums."""
+
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from hebbkern.backends.dense import exact_products, strided
+from hebbkern.backends.dense import Task, exact_products, strided
 from hebbkern.backends.triton.launch import block, launch, power_of_2
 
 
@@ -43,48 +46,51 @@ def activated(u, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
-def softened(u, best, winner, mass, neuron, temperature):
-    """r from each patch's highest response, the neuron it belongs to, and Σ e^((u - best) / temperature)."""
+def softmax_share(u, best, winner, mass, neuron, temperature):
+    """r, from each patch's highest response, the winner, and Σ e^((u - best) / temperature)."""
     share = exponential((u - best) / temperature) / mass
     return tl.where(neuron == winner, share, -share) + (u - u)
 
 
 @triton.jit
-def _responses_at(u, at, offset, scale, total, patch, known, neuron, there, K):
+def _responses_at(u, spot, offset, scale, total):
     """The responses to x̃, [neurons, patches]; 0 beyond the last of either."""
-    inside = there[:, None] & known[None, :]
-    value = tl.load(u + at, mask=inside, other=0)
+    at, patch, valid, neuron, exists = spot
+    value = tl.load(u + at, mask=exists[:, None] & valid[None, :], other=0)
     if offset is not None:
-        less = tl.load(offset + patch, mask=known, other=0)
-        value -= tl.load(total + neuron, mask=there, other=0)[:, None] * less[None, :]
+        less = tl.load(offset + patch, mask=valid, other=0)
+        value -= tl.load(total + neuron, mask=exists, other=0)[:, None] * less[None, :]
     if scale is not None:
-        value *= tl.load(scale + patch, mask=known, other=0)[None, :]
+        value *= tl.load(scale + patch, mask=valid, other=0)[None, :]
     return value
 
 
 @triton.jit
-def _put(
-    y, value, u, at, offset, scale, taught, diagonal, shift, part, patch, known, neuron, there, K, SOFT: tl.constexpr
+def _write(
+    y, value, u, spot, offset, scale, scaled, diagonal, shift, sums_at, SOFT: tl.constexpr, ACTIVITY: tl.constexpr
 ):
-    """Write Y of a tile, Y · scale, and what the tile adds to the column sums."""
-    inside = there[:, None] & known[None, :]
+    """Write Y of a tile, Y · scale, and what the tile adds to the column sums, which lie from ``sums_at`` on."""
+    at, patch, valid, neuron, exists = spot
+    inside = exists[:, None] & valid[None, :]
     tl.store(y + at, value, mask=inside)
     if diagonal is not None:
-        factor = u if SOFT else value
-        tl.store(diagonal + part * K + neuron, tl.sum(value * factor, axis=1), mask=there)
+        term = value
+        if not ACTIVITY:
+            term = value * (u if SOFT else value)
+        tl.store(diagonal + sums_at + neuron, tl.sum(term, axis=1), mask=exists)
     if scale is not None:
-        value *= tl.load(scale + patch, mask=known, other=0)[None, :]
-        if taught is not None:
-            tl.store(taught + at, value, mask=inside)
+        value *= tl.load(scale + patch, mask=valid, other=0)[None, :]
+        if scaled is not None:
+            tl.store(scaled + at, value, mask=inside)
     if shift is not None:
-        less = tl.load(offset + patch, mask=known, other=0)
-        tl.store(shift + part * K + neuron, tl.sum(value * less[None, :], axis=1), mask=there)
+        less = tl.load(offset + patch, mask=valid, other=0)
+        tl.store(shift + sums_at + neuron, tl.sum(value * less[None, :], axis=1), mask=exists)
 
 
 @triton.jit
 def activate_kernel(
-    u, S, sb, sk, ss, offset, scale, total, y, taught, diagonal, shift, temperature: tl.float64, K,
-    ACTIVATION: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_S: tl.constexpr,
+    u, S, sb, sk, ss, offset, scale, total, y, scaled, diagonal, shift, temperature: tl.float64, K,
+    ACTIVATION: tl.constexpr, ACTIVITY: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     """A program owns BLOCK_S patches of an image and BLOCK_K neurons, or (softmax) all neurons, tile after tile.
 
@@ -94,7 +100,7 @@ def activate_kernel(
     part = tl.program_id(0).to(tl.int64)
     image = part // tl.cdiv(S, BLOCK_S)
     within = (part % tl.cdiv(S, BLOCK_S)) * BLOCK_S + tl.arange(0, BLOCK_S)
-    patch, known = image * S + within, within < S
+    patch, valid = image * S + within, within < S
     start = image * sb + within * ss
     lane = tl.arange(0, BLOCK_K)
     if SOFT:
@@ -105,9 +111,9 @@ def activate_kernel(
         for first in range(0, K, BLOCK_K):
             neuron = first + lane
             at = neuron.to(tl.int64)[:, None] * sk + start[None, :]
-            value = _responses_at(u, at, offset, scale, total, patch, known, neuron, neuron < K, K)
+            value = _responses_at(u, (at, patch, valid, neuron, neuron < K), offset, scale, total)
             value = tl.where((neuron < K)[:, None], value, float("-inf"))
-            # A NaN is nobody's maximum, but makes its patch's Σ e^u a NaN.
+            # A NaN is no maximum, but makes its patch's Σ e^u a NaN.
             top, index = tl.max(tl.where(value == value, value, float("-inf")), axis=0, return_indices=True)
             winner = tl.where(top[None, :] > best, first + index[None, :], winner)
             rise = tl.where(top[None, :] > best, top[None, :], best)
@@ -117,25 +123,20 @@ def activate_kernel(
         for first in range(0, K, BLOCK_K):
             neuron = first + lane
             at = neuron.to(tl.int64)[:, None] * sk + start[None, :]
-            value = _responses_at(u, at, offset, scale, total, patch, known, neuron, neuron < K, K)
-            share = softened(value, best, winner, mass, neuron[:, None], degree)
-            _put(
-                y, share, value, at, offset, scale, taught, diagonal, shift, part, patch, known, neuron, neuron < K, K,
-                True,
-            )  # fmt: skip
+            spot = (at, patch, valid, neuron, neuron < K)
+            value = _responses_at(u, spot, offset, scale, total)
+            share = softmax_share(value, best, winner, mass, neuron[:, None], degree)
+            _write(y, share, value, spot, offset, scale, scaled, diagonal, shift, part * K, True, False)
     else:
         neuron = tl.program_id(1) * BLOCK_K + lane
         at = neuron.to(tl.int64)[:, None] * sk + start[None, :]
-        value = _responses_at(u, at, offset, scale, total, patch, known, neuron, neuron < K, K)
-        value = activated(value, ACTIVATION)
-        _put(
-            y, value, value, at, offset, scale, taught, diagonal, shift, part, patch, known, neuron, neuron < K, K,
-            False,
-        )  # fmt: skip
+        spot = (at, patch, valid, neuron, neuron < K)
+        value = activated(_responses_at(u, spot, offset, scale, total), ACTIVATION)
+        _write(y, value, value, spot, offset, scale, scaled, diagonal, shift, part * K, False, ACTIVITY)
 
 
-def activate(task, found, u, sums):
-    """U becomes Y in its place; Y · scale, and the column sums if ``sums`` asks for them."""
+def activate(task: Task, moments: Any, u: Tensor, sums: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Write Y over U. Returns Y · scale, and with ``sums`` the column sums that are needed."""
     (S, *strides), images = strided(u)
     K, soft = task.flat.shape[0], task.activation == "softmax"
     # 64 x 64: coalesced along either stride, and 1/64 of U for the column sums; softmax keeps a narrower strip in L1.
@@ -143,14 +144,14 @@ def activate(task, found, u, sums):
     block_s = power_of_2(S, 16, block(32 if soft else side))
     block_k = power_of_2(K, 16, block(side))
     parts = images * triton.cdiv(S, block_s)
-    taught = torch.empty_like(u) if sums and found.scale is not None else None
-    diagonal = u.new_empty((parts, K)) if sums and task.decay == "diagonal" else None
-    shift = u.new_empty((parts, K)) if sums and found.offset is not None else None
+    scaled = torch.empty_like(u) if sums and moments.scale is not None else None
+    diagonal = u.new_empty((parts, K)) if sums and task.scales_rows else None
+    shift = u.new_empty((parts, K)) if sums and moments.offset is not None else None
     launch(
-        activate_kernel, (parts, 1 if soft else triton.cdiv(K, block_k)), u, S, *strides, found.offset,
-        found.scale, found.total, u, taught, diagonal, shift, task.temperature, K,
-        ACTIVATION=task.activation, in_place=True, BLOCK_K=block_k, BLOCK_S=block_s,
+        activate_kernel, (parts, 1 if soft else triton.cdiv(K, block_k)), u, S, *strides, moments.offset,
+        moments.scale, moments.total, u, scaled, diagonal, shift, task.temperature, K,
+        ACTIVATION=task.activation, ACTIVITY=task.decay == "activity", in_place=True, BLOCK_K=block_k, BLOCK_S=block_s,
     )  # fmt: skip
     with exact_products(u):
-        columns = [None if part is None else part.sum(0) for part in (diagonal, shift)]
-    return u if taught is None else taught, *columns
+        diagonal, shift = (None if part is None else part.sum(0) for part in (diagonal, shift))
+    return u if scaled is None else scaled, diagonal, shift

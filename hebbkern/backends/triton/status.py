@@ -1,27 +1,25 @@
-"""Steps that were skipped because a number in them was not finite: kernels count them, whoever asks is told.
+"""Counts of skipped steps: a step with a number that is not finite leaves the weights and is counted.
 
 The count of a device lies in memory that its kernels write and the host reads without waiting.
 """
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
-from torch._subclasses.functional_tensor import FunctionalTensor
+from torch import Tensor
 
 from hebbkern import checks
+from hebbkern._torch_private import has_values
 from hebbkern.backends.triton.launch import readable
 
-_told = {}  # device -> the count that was told last
-_counts = {}  # device -> int32 [1]; in pinned memory for a GPU
+_reported: dict[torch.device, int] = {}  # the count that was reported last
+_counts: dict[torch.device, Tensor] = {}  # int32 [1]; in pinned memory for a GPU
 
 
-def _real(tensor):
-    """Whether it has memory: fake tensors, and those that torch.compile traces, have none."""
-    return not isinstance(tensor, (FakeTensor, FunctionalTensor))
+def skip_count(weight: Tensor) -> Tensor:
+    """int32 [1] that the kernels of a step on ``weight`` increment if they skip it.
 
-
-def flag(weight):
-    """Where the kernels of one step of ``weight`` count if they skip it: alone if it can be read right after."""
-    if readable(weight) or not _real(weight):
+    Its own for a step whose weight can be read right after, else that of the device.
+    """
+    if readable(weight) or not has_values(weight):
         return torch.zeros(1, dtype=torch.int32, device=weight.device)
     if weight.device not in _counts:
         with torch.inference_mode(False):
@@ -30,33 +28,29 @@ def flag(weight):
     return _counts[weight.device]
 
 
-def settle(op, weight, flag):
-    """Raises where it can be seen at once that the step was skipped, its inputs having been found finite before."""
-    if readable(weight) and int(flag):
+def raise_if_counted(op: str, weight: Tensor, count: Tensor) -> None:
+    """Raise ValueError if ``count`` can be read and the step, whose arguments were found finite, was skipped."""
+    if readable(weight) and int(count):
         checks.fail(op, "weight", "stay finite", "a step that overflows it")
 
 
-def look(weight):
-    """Raises if earlier steps on the device of ``weight`` are known to have been skipped. Waits for nothing."""
-    if _real(weight):
-        _tell(weight.device)
+def raise_if_skipped(weight: Tensor) -> None:
+    """Raise RuntimeError if steps on the weight's device are known to have been skipped. Does not wait."""
+    if has_values(weight):
+        checks.none_skipped(skipped(weight.device), weight.device)
 
 
-def skipped(device):
-    """How many steps on ``device`` were skipped since last asked; the count itself is its kernels' to write."""
+def skipped(device: torch.device) -> int:
+    """How many steps on ``device`` were skipped since the last call; the count itself is written by kernels only."""
     count = int(_counts[device]) if device in _counts else 0
-    number, _told[device] = count - _told.get(device, 0), count
+    number, _reported[device] = count - _reported.get(device, 0), count
     return number
 
 
-def _tell(device):
-    checks.none_skipped(skipped(device), device)
-
-
-def tell(device=None):
-    """Waits for ``device``, by default all on which steps were taken, and raises if some of them were skipped."""
+def report_skipped(device: torch.device | None = None) -> None:
+    """Wait for ``device``, by default for all with steps, and raise RuntimeError if steps there were skipped."""
     for known in list(_counts):
         if device is None or known == device:
             if known.type == "cuda":
                 torch.cuda.synchronize(known)
-            _tell(known)
+            checks.none_skipped(skipped(known), known)

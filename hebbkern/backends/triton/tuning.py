@@ -1,12 +1,14 @@
-"""Tiles: the first of a short list is the default; HEBBKERN_AUTOTUNE=FILE has them timed, and FILE keep the fastest.
+"""Tiles: the first of a short list is the default; HEBBKERN_AUTOTUNE=FILE times them, and FILE keeps the fastest.
 
 Without the variable nothing is timed and the first call costs one compilation. With it, the first call with new shapes
-on a GPU tries the list, which takes seconds; FILE makes later processes take the same tiles, hence give the same bits.
+on a GPU tries the list, which takes seconds; later processes take the tiles in FILE, hence give the same bits.
 """
 
 import json
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from triton.compiler.errors import CompileTimeAssertionFailure
@@ -15,11 +17,11 @@ from triton.testing import do_bench
 
 from hebbkern.backends.triton import launch
 
-_known = {}  # file -> {key: index into the list}
+_known: dict[str, dict[str, int]] = {}  # file -> {key: index into the list}
 
 
-def fastest(kernel, like, shape, tiles, run):
-    """One of ``tiles``, for ``run(tile)`` on the device of ``like``; ``shape`` is what the choice depends on."""
+def fastest(kernel: str, like: torch.Tensor, shape: Sequence, tiles: Sequence, run: Callable[[Any], Any]) -> Any:
+    """One of ``tiles``, for ``run(tile)`` on the device of ``like``; ``shape``: what the choice depends on."""
     path = os.environ.get("HEBBKERN_AUTOTUNE")
     if not path or len(tiles) == 1 or not timeable(like):
         return tiles[0]
@@ -33,27 +35,27 @@ def fastest(kernel, like, shape, tiles, run):
     return tiles[_known[path][key]]
 
 
-def timeable(like):
-    """Whether launches run now, on a GPU: not where they are recorded, traced or captured in a CUDA graph."""
+def timeable(like: torch.Tensor) -> bool:
+    """Whether launches run now, on a GPU, and are not recorded, traced or captured in a CUDA graph."""
     return like.device.type == "cuda" and launch.launches_run() and not torch.cuda.is_current_stream_capturing()
 
 
-def _seconds(run, tile):
-    """Infinite for a tile that asks for more than the processor has."""
+def _seconds(run: Callable, tile: Any) -> Any:
+    """Infinite for a tile that needs more than the processor has."""
     try:
         return do_bench(lambda: run(tile))
     except (OutOfResources, PTXASError, CompileTimeAssertionFailure):
         return float("inf")
 
 
-def _write(path, choices):
-    """All at once: another process may be reading."""
+def _write(path: Path, choices: dict[str, int]) -> None:
+    """Replace the file in one go: another process may be reading it."""
     partial = path.with_name(f"{path.name}.{os.getpid()}")
     partial.write_text(json.dumps(choices, indent=1, sort_keys=True) + "\n")
     os.replace(partial, path)
 
 
-def _read(path):
+def _read(path: Path) -> dict[str, int]:
     """The choices that ``path`` holds; none where it does not exist."""
     if not path.exists():
         return {}

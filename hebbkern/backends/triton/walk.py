@@ -1,15 +1,17 @@
 """The walk of a competition: tiles of patches, and every neuron's response to them, of which the strongest stay."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from hebbkern.backends.triton.arithmetic import precision, product
 from hebbkern.backends.triton.launch import block, power_of_2, processors
-from hebbkern.backends.triton.patches import corners, load_patches, taps
-from hebbkern.backends.triton.ranks import empty, keep
+from hebbkern.backends.triton.lists import empty_lists, insert
+from hebbkern.backends.triton.moments import Moments
+from hebbkern.backends.triton.patches import PatchView, load_entries
 
 
 class Tile(NamedTuple):
@@ -20,7 +22,11 @@ class Tile(NamedTuple):
     inputs: int
     warps: int
     stages: int
-    registers: int | None = None  # a thread's at most
+    registers: int | None = None  # the most that a thread may have
+
+    @property
+    def launch_options(self) -> dict[str, Any]:
+        return {"warps": self.warps, "stages": self.stages, "registers": self.registers}
 
 
 # The first of each list is the default.
@@ -35,53 +41,42 @@ TILES = {
     "ieee": (Tile(64, 64, 16, 8, 4, registers=255), Tile(64, 32, 32, 4, 3), Tile(32, 32, 32, 4, 3)),
     "double": (Tile(32, 64, 16, 4, 2, registers=255), Tile(32, 32, 16, 4, 3)),
 }
-# Responses and names of the lists, patches x k of each, have 4 registers a thread: more winners, fewer patches.
+# Responses and indices of the lists, patches x k of each, have 4 registers a thread: more winners, fewer patches.
 LISTED = 256
 MOST_SHARES = 16  # programs to a tile of patches; merging reads k winners from each
 
 
 @triton.jit
-def own_patches(sb, sh, sw, Ho, Wo, P, SHAPE: tl.constexpr, BLOCK_P: tl.constexpr):
-    """A program's patches: numbers, which there are, and their corners."""
-    patch = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
-    known = patch < P
-    start, row, column = corners(patch, sb, sh, sw, Ho, Wo, SHAPE)
-    return patch, known, start, row, column
-
-
-@triton.jit
 def walk(
-    x, start, row, column, known, sc, sh, sw, H, W, weight, offset, scale, total, inverse, mask, begin, end, N,
+    x, corner, valid, layout, weight, offset, scale, total, inverse, eligible, begin, end, N,
     SHAPE: tl.constexpr, TOP: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """The TOP strongest of neurons ``begin`` to ``end`` for each patch of this offset and scale.
+    """The lists of the TOP strongest of neurons ``begin`` to ``end`` for each patch of this offset and scale.
 
-    A response that is no finite number counts as +inf: it wins, so that somebody sees it.
+    A response that is no finite number counts as +inf: it wins, so that the step finds it.
     """
     wide = tl.float64 if weight.dtype.element_ty == tl.float64 else tl.float32
     # Of cosines both factors have norm 1 before they are multiplied, so that no product overflows or vanishes; half
     # types are multiplied as they are, exactly.
     UNIT: tl.constexpr = inverse is not None and weight.dtype.element_ty.primitive_bitwidth > 16
-    best, who = empty(known.shape[0], TOP, wide)
+    best, index = empty_lists(valid.shape[0], TOP, wide)
     for first in range(begin, end, BLOCK_K):
         neuron = first + tl.arange(0, BLOCK_K)
-        there = neuron < end
-        response = tl.zeros([known.shape[0], BLOCK_K], wide)
+        exists = neuron < end
+        response = tl.zeros([valid.shape[0], BLOCK_K], wide)
         if inverse is not None:
-            unit = tl.load(inverse + neuron, mask=there, other=0)
+            unit = tl.load(inverse + neuron, mask=exists, other=0)
         for first_entry in range(0, N, BLOCK_N):
-            entry = first_entry + tl.arange(0, BLOCK_N)
-            away, down, right = taps(entry, sc, sh, sw, SHAPE)
-            tile = load_patches(x, start, row, column, known, away, down, right, entry < N, H, W, SHAPE)
+            tile, entry = load_entries(x, corner, valid, first_entry, N, layout, SHAPE, BLOCK_N)
             at = weight + neuron[None, :].to(tl.int64) * N + entry[:, None]
-            rows = tl.load(at, mask=there[None, :] & (entry < N)[:, None], other=0.0)
+            rows = tl.load(at, mask=exists[None, :] & (entry < N)[:, None], other=0.0)
             tile = tile.to(rows.dtype)
             if UNIT:
                 tile *= scale[:, None]
                 rows *= unit[None, :]
             response = product(tile, rows, response, PRECISION)
         if offset is not None:  # (x - offset) . w
-            less, sums = offset, tl.load(total + neuron, mask=there, other=0)
+            less, sums = offset, tl.load(total + neuron, mask=exists, other=0)
             if UNIT:
                 less *= scale
                 sums *= unit
@@ -89,54 +84,68 @@ def walk(
         if not UNIT:
             if inverse is not None:
                 response *= unit[None, :]
-            if scale is not None:  # a flat patch's is 0: all its responses are equal
+            if scale is not None:  # 0 for a flat patch, to which all responses are equal
                 response *= scale[:, None]
         response = tl.where(tl.abs(response) < float("inf"), response, float("inf"))
-        if mask is not None:
-            there = there & tl.load(mask + neuron, mask=there, other=0).to(tl.int1)
-        best, who = keep(best, who, tl.where(there[None, :], response, float("-inf")), neuron[None, :])
-    return best, who
+        if eligible is not None:
+            exists = exists & tl.load(eligible + neuron, mask=exists, other=0).to(tl.int1)
+        best, index = insert(best, index, tl.where(exists[None, :], response, float("-inf")), neuron[None, :])
+    return best, index
 
 
 class Keys(NamedTuple):
-    """What accumulate groups by, to be written by the last kernel of a contest."""
+    """What accumulate groups by, for the last kernel of a competition to write."""
 
-    keys: torch.Tensor | None = None  # int32 [P * k]
-    coefficients: tuple = ()  # a rank's; where 0, it teaches nobody
-    frozen: torch.Tensor | None = None
+    keys: Tensor | None = None  # int32 [P * k]
+    coefficients: tuple = ()  # of each rank; nothing learns where it is 0
+    frozen: Tensor | None = None
     by_response: bool = False
 
     @property
-    def silent(self):
-        """The ranks that teach nobody, as bits of an int64."""
+    def zero_ranks(self) -> int:
+        """The ranks of coefficient 0, as bits of an int64."""
         ranks = sum(1 << rank for rank, c in enumerate(self.coefficients) if c == 0)
         return ranks - (1 << 64) if ranks >= 1 << 63 else ranks
 
 
-def tiles_of(where, dtype, K, k):
+class Competition(NamedTuple):
+    """What a competition reads, and where its last kernel writes."""
+
+    view: PatchView
+    rows: Tensor  # [K, N], the weights to the power p - 1
+    moments: Moments
+    eligible: Tensor | None  # bool [K]
+    k: int
+    winners: Tensor  # int32 [P, k]
+    responses: Tensor  # [P, k]
+    keys: Keys
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Patches P, neurons K, inputs N."""
+        K, N = self.rows.shape
+        return self.view.patches, K, N
+
+
+def tiles_of(view: PatchView, dtype: torch.dtype, K: int, k: int) -> tuple[Tile, ...]:
     """The tiles of TILES for these patches, K neurons and k winners, no larger than the layer; each once."""
     kind = "double" if dtype == torch.float64 else precision() if dtype == torch.float32 else "half"
-    return tuple(dict.fromkeys(fitted(tile, where, K, LISTED // power_of_2(k)) for tile in TILES[kind]))
+    return tuple(dict.fromkeys(fitted(tile, view, K, LISTED // power_of_2(k)) for tile in TILES[kind]))
 
 
-def fitted(tile, where, K, most_patches):
+def fitted(tile: Tile, view: PatchView, K: int, most_patches: int) -> Tile:
     """``tile`` cut to the layer; smaller for a convolution, whose addresses take registers."""
     neurons, inputs = tile.neurons, tile.inputs
-    if where.x.dim() == 4:
+    if view.x.dim() == 4:
         neurons, inputs = max(neurons // 2, 32), max(inputs // 2, 16)
     return tile._replace(
-        patches=power_of_2(where.patches, 16, block(min(tile.patches, max(most_patches, 16)))),
+        patches=power_of_2(view.patches, 16, block(min(tile.patches, max(most_patches, 16)))),
         neurons=power_of_2(K, 16, neurons),
-        inputs=power_of_2(where.entries, 16, block(inputs)),
+        inputs=power_of_2(view.entries, 16, block(inputs)),
     )
 
 
-def running(tile):
-    """How a launch runs programs of this tile."""
-    return {"warps": tile.warps, "stages": tile.stages, "registers": tile.registers}
-
-
-def shared(P, K, tile, like):
+def shares_of(P: int, K: int, tile: Tile, like: Tensor) -> tuple[int, int]:
     """How many programs share the neurons among them for each tile of patches, and how many neurons each has.
 
     Two programs a multiprocessor hide each other's ranking; a share is a whole number of tiles of neurons.
