@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-
 from test_dhp_learning import FAST, Learner, learn, side_by_side, small, task, training
 
 

@@ -2,7 +2,6 @@
 
 # ruff: noqa: E402 (the examples are no package)
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "examples"))
 
-import dhp_benchmarks as benchmarks
-from dhp_networks import Heads, Network, TwiceLinear, perceptron
+from examples.papers.dhp_softmax import benchmarks
+from examples.papers.dhp_softmax.networks import Heads, Network, TwiceLinear, perceptron
 from hebbkern.continual import streams
 from hebbkern.datasets import Dataset
 from hebbkern.nn import DHPLinear

@@ -2,7 +2,6 @@
 
 # ruff: noqa: E402 (the examples import packages that may be missing)
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,14 +12,13 @@ for package in ("ignite", "scipy", "tqdm"):
     pytest.importorskip(package, reason=f"{package} is not installed")
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "examples"))
 
-import cnn_training
 import hebbkern as hk
-from cnn_cache import Cache
-from cnn_network import PAPER, Shape, build, outputs, settle
-from cnn_training import Hebbian, Plan, Samples, Taught, accuracy, fit, learn, teach
-from cnn_vae import VAE
+from examples.papers.hebbian_cnn import training as cnn_training
+from examples.papers.hebbian_cnn.cache import Cache
+from examples.papers.hebbian_cnn.network import PAPER, Shape, build, outputs, settle
+from examples.papers.hebbian_cnn.training import Hebbian, Plan, Samples, Taught, accuracy, fit, learn, teach
+from examples.papers.hebbian_cnn.vae import VAE
 
 SMALL = (Shape(6, 5, 2), Shape(7, 3), Shape(9))
 
