@@ -1,12 +1,9 @@
-"""The examples, at their smallest, on images that are made up: what they compute, write, and do not look at."""
+"""examples.papers.krotov_hopfield on small made-up images: figures, files, and that the test set stays unread."""
 
-# ruff: noqa: E402 (the examples import packages that may be missing)
+# ruff: noqa: E402 (the modules import packages that may be missing)
 
 import json
-import runpy
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,12 +14,10 @@ import hebbkern as hk
 for package in ("ignite", "matplotlib", "tqdm"):
     pytest.importorskip(package, reason=f"{package} is not installed")
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
-
-from examples.papers.common import tables
-from examples.papers.krotov_hopfield import __main__ as krotov_cnn
+from examples.papers.common import readouts
+from examples.papers.krotov_hopfield import __main__ as command_line
+from examples.papers.krotov_hopfield import experiment, network, recipes, search
 from examples.papers.krotov_hopfield import filters as filters_of
-from examples.papers.krotov_hopfield import network, recipes
 
 TEST_IMAGES = 37  # as many as no other part of the data has
 ROWS = 6
@@ -49,13 +44,14 @@ def data(tmp_path):
 @pytest.fixture
 def measured(monkeypatch):
     """How many samples each measured accuracy was of."""
-    sizes, measure = [], network.measure
+    sizes, measure = [], readouts.measure
 
     def count(model, x, y):
         sizes.append(len(y))
         return measure(model, x, y)
 
-    monkeypatch.setattr(krotov_cnn, "measure", count)
+    for module in (experiment, search):
+        monkeypatch.setattr(module, "measure", count)
     return sizes
 
 
@@ -79,13 +75,14 @@ def quick(monkeypatch):
         monkeypatch.setattr(recipes, name, small(getattr(recipes, name)))
     plans = {name: replace(plan, epochs=2, batch=20) for name, plan in recipes.SCHEDULES.items()}
     monkeypatch.setattr(recipes, "SCHEDULES", plans)
-    monkeypatch.setattr(recipes, "BACKPROP", network.Schedule(epochs=2, batch=20))
+    monkeypatch.setattr(recipes, "BACKPROP", readouts.Schedule(epochs=2, batch=20))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_the_table_has_every_row_and_sees_the_test_set_once_for_each(data, tmp_path, measured, capsys):
     command, folder = options(data, tmp_path, "--best", "WTA whitened eps0.1 contrast0.1")
-    krotov_cnn.main(command)
+    command_line.main(command)
     report, printed = json.loads((folder / "krotov_cnn.json").read_text()), capsys.readouterr().out
     assert measured.count(TEST_IMAGES) == measured.count(120) == 2 * ROWS
     assert {"command", "version", "machine", "seconds", "rows"} <= set(report)
@@ -102,7 +99,7 @@ def test_the_table_has_every_row_and_sees_the_test_set_once_for_each(data, tmp_p
 
 @pytest.mark.usefixtures("quick")
 def test_rows_are_written_one_by_one(data, tmp_path, monkeypatch):
-    row, done = krotov_cnn.Experiment.row, []
+    row, done = experiment.Experiment.row, []
 
     def interrupted(self, name, recipe, plan, seed):
         if len(done) == 8:
@@ -110,10 +107,10 @@ def test_rows_are_written_one_by_one(data, tmp_path, monkeypatch):
         done.append((name, seed))
         return row(self, name, recipe, plan, seed)
 
-    monkeypatch.setattr(krotov_cnn.Experiment, "row", interrupted)
+    monkeypatch.setattr(experiment.Experiment, "row", interrupted)
     command, folder = options(data, tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        krotov_cnn.main(command)
+        command_line.main(command)
     report = json.loads((folder / "krotov_cnn.json").read_text())
     names = list(recipes.rows(recipes.BEST, recipes.BEST_RANDOM))
     assert [len(report["runs"][name]) for name in names] == [2, 2, 1, 1, 1, 1]
@@ -125,7 +122,7 @@ def test_rows_can_be_added_and_replaced(data, tmp_path):
     reports = []
     for rows, filters in (("*backprop", "9"), ("random", "9"), ("random", "9"), ("random", "10")):
         command, folder = options(data, tmp_path, "--rows", rows, "--filters", filters)
-        krotov_cnn.main(command)
+        command_line.main(command)
         reports.append(json.loads((folder / "krotov_cnn.json").read_text()))
     assert [list(report["runs"]) for report in reports] == [
         ["end-to-end backprop"],
@@ -141,14 +138,14 @@ def test_rows_can_be_added_and_replaced(data, tmp_path):
 @pytest.mark.usefixtures("quick")
 def test_the_search_never_sees_the_test_set(data, tmp_path, measured, monkeypatch):
     command, folder = options(data, tmp_path, "--search")
-    fitted, fit = set(), network.fit
+    fitted, fit = set(), readouts.fit
 
     def count(model, x, y, *rest, **more):
         fitted.add(len(y))
         fit(model, x, y, *rest, **more)
 
-    monkeypatch.setattr(krotov_cnn, "fit", count)
-    krotov_cnn.main(command)
+    monkeypatch.setattr(experiment, "fit", count)
+    command_line.main(command)
     report = json.loads((folder / "krotov_cnn_search.json").read_text())
     assert set(measured) == {20} and fitted == {100}  # the last sixth of the training set validates
     trials, chosen = report["trials"], report["chosen"]
@@ -159,21 +156,21 @@ def test_the_search_never_sees_the_test_set(data, tmp_path, measured, monkeypatc
     for kind in ("learnt", "random"):
         name, means = chosen[kind]["recipe"], chosen[kind]["finalists"]
         same = [trial for trial in trials if (trial["recipe"], trial["schedule"]) == (name, chosen["schedule"])]
-        found = {trial["seed"]: trial["validation"] for trial in same}
-        assert set(found) == {0, 1} and max(means.values()) == means[name] == np.mean(list(found.values()))
+        by_seed = {trial["seed"]: trial["validation"] for trial in same}
+        assert set(by_seed) == {0, 1} and max(means.values()) == means[name] == np.mean(list(by_seed.values()))
         assert name.startswith("random") == (kind == "random")
-    monkeypatch.delattr(krotov_cnn, "fit")  # all is known
-    krotov_cnn.main(command)
+    monkeypatch.delattr(experiment, "fit")  # all is known
+    command_line.main(command)
     again = json.loads((folder / "krotov_cnn_search.json").read_text())
     assert again["chosen"] == chosen and again["trials"] == trials and again["seconds"] >= report["seconds"]
 
 
 def test_the_test_set_opens_once_for_a_row_and_seed():
-    sets = krotov_cnn.Sets(*[torch.zeros(1)] * 4, fitted=1, classes=2)
-    sets.test("row", 0)
-    sets.test("row", 1)
+    data = experiment.Data(*[torch.zeros(1)] * 4, fitted=1, classes=2)
+    data.test("row", 0)
+    data.test("row", 1)
     with pytest.raises(AssertionError, match="row has seen the test set with seed 1"):
-        sets.test("row", 1)
+        data.test("row", 1)
 
 
 def published(pool):
@@ -196,8 +193,8 @@ def by_place(weight, filters=7):
 @pytest.mark.parametrize("pool", [2, 4])
 def test_end_to_end_is_torchs_network_gradients_too(images, pool):
     whole, images, labels = published(pool), images.double(), torch.arange(30) % 3
-    found = filters_of.moments(images)
-    ours = network.Network(7, found, images.shape[1:], 3, pool=pool).double()
+    moments = filters_of.moments(images)
+    ours = network.Network(7, moments, images.shape[1:], 3, pool=pool).double()
     ours.dtype, linear = torch.float64, ours.readout.each[0]
     with torch.no_grad():
         for mine, theirs in ((ours.conv, whole[0].weight), (linear, by_place(whole[5].weight))):
@@ -212,7 +209,7 @@ def test_end_to_end_is_torchs_network_gradients_too(images, pool):
     torch.testing.assert_close(ours.scale.grad, whole[1].weight.grad, atol=1e-9, rtol=0)
     torch.testing.assert_close(ours.shift.grad, whole[1].bias.grad, atol=1e-9, rtol=0)
     torch.testing.assert_close(linear.weight.grad, by_place(whole[5].weight.grad), atol=1e-9, rtol=0)
-    ours.mean, ours.covariance = 255 * found.mean, 255**2 * found.raw
+    ours.mean, ours.covariance = 255 * moments.mean, 255**2 * moments.raw
     torch.testing.assert_close(ours.eval()(images)[:, 0], logits, atol=1e-4, rtol=0)
     assert not torch.allclose(ours(images[:5])[:, 0], ours.train()(images[:5])[:, 0], atol=1e-2)
 
@@ -237,11 +234,11 @@ def test_cached_features_are_pooled_standardised_responses(images):
 
 def test_moments_are_those_of_the_patches(images):
     patches = images.unfold(2, 5, 1).unfold(3, 5, 1).reshape(-1, 25).double()
-    found = filters_of.moments(images)
-    torch.testing.assert_close(found.mean, patches.mean(0), atol=1e-6, rtol=0)
-    torch.testing.assert_close(found.raw, patches.T.cov(correction=0), atol=1e-5, rtol=0)
+    moments = filters_of.moments(images)
+    torch.testing.assert_close(moments.mean, patches.mean(0), atol=1e-6, rtol=0)
+    torch.testing.assert_close(moments.raw, patches.T.cov(correction=0), atol=1e-5, rtol=0)
     centred = patches - patches.mean(1, keepdim=True)
-    torch.testing.assert_close(found.centred, centred.T.cov(correction=0), atol=1e-5, rtol=0)
+    torch.testing.assert_close(moments.centred, centred.T.cov(correction=0), atol=1e-5, rtol=0)
 
 
 def test_whitened_patches_are_white_but_for_their_mean(images):
@@ -252,12 +249,12 @@ def test_whitened_patches_are_white_but_for_their_mean(images):
 
 
 def test_whitening_is_folded_into_the_filters(images):
-    found = filters_of.moments(images)
+    moments = filters_of.moments(images)
     plain, whitened = (
-        filters_of.make(filters_of.Recipe("random", whiten=whiten), images, found, count=4, seed=3)
+        filters_of.make(filters_of.Recipe("random", whiten=whiten), images, moments, count=4, seed=3)
         for whiten in (None, 0.1)
     )
-    on_white = filters_of.unfold(images) @ filters_of.whitener(found, 0.1) @ plain.flatten(1).T
+    on_white = filters_of.unfold(images) @ filters_of.whitener(moments, 0.1) @ plain.flatten(1).T
     torch.testing.assert_close(filters_of.unfold(images) @ whitened.flatten(1).T, on_white, atol=1e-4, rtol=1e-4)
 
 
@@ -271,10 +268,10 @@ def test_windows_are_pieces_of_their_images(images):
 
 def test_learning_follows_the_seed(images):
     recipe = filters_of.Recipe("KH", hk.KrotovHopfield(k=2, patches="centred"), images=60, epochs=2, patches=32)
-    found = filters_of.moments(images)
-    first, again, other = (filters_of.make(recipe, images, found, count=5, seed=seed) for seed in (0, 0, 1))
+    moments = filters_of.moments(images)
+    first, again, other = (filters_of.make(recipe, images, moments, count=5, seed=seed) for seed in (0, 0, 1))
     start, elsewhere = (
-        filters_of.make(filters_of.Recipe("random"), images, found, count=5, seed=seed) for seed in (0, 1)
+        filters_of.make(filters_of.Recipe("random"), images, moments, count=5, seed=seed) for seed in (0, 1)
     )
     assert not torch.equal(start, elsewhere)
     assert torch.equal(first, again) and not torch.equal(first, other) and not torch.equal(first, start)
@@ -283,23 +280,23 @@ def test_learning_follows_the_seed(images):
 def test_effective_rank_counts_equal_directions():
     for rank in (1, 7, 25):
         filters = torch.eye(25)[torch.arange(50) % rank].view(50, 1, 5, 5)
-        found = filters_of.effective_rank(filters)
+        ranks = filters_of.effective_rank(filters)
         even = np.bincount(np.arange(50) % rank) ** 0.5  # singular values
         shares = even / even.sum()
-        assert found["entropy"] == pytest.approx(np.exp(-(shares * np.log(shares)).sum()))
-        assert found["participation"] == pytest.approx((even**2).sum() ** 2 / (even**4).sum())
+        assert ranks["entropy"] == pytest.approx(np.exp(-(shares * np.log(shares)).sum()))
+        assert ranks["participation"] == pytest.approx((even**2).sum() ** 2 / (even**4).sum())
 
 
 def test_readouts_train_by_adam_whose_rate_falls_to_0_each_by_its_own_schedule(images):
     x, y = images.flatten(1), torch.arange(30) % 3
-    first = network.Schedule(rate=0.01, epochs=3, batch=10, smoothing=0.2)
+    first = readouts.Schedule(rate=0.01, epochs=3, batch=10, smoothing=0.2)
     plans = [first, replace(first, rate=0.002, decay=0.5, smoothing=0.0)]
     torch.manual_seed(0)
-    model = network.Readouts(x.shape[1], 3, 2)
+    model = readouts.Readouts(x.shape[1], 3, 2)
     single = [torch.nn.Linear(x.shape[1], 3) for _ in plans]
     for mine, theirs in zip(model.each, single, strict=True):
         theirs.load_state_dict(mine.state_dict())
-    network.fit(model, x, y, plans, seed=5)
+    readouts.fit(model, x, y, plans, seed=5)
     order, orders = torch.Generator().manual_seed(5), []
     for _ in range(3):
         orders += torch.randperm(3, generator=order).tolist()
@@ -312,7 +309,7 @@ def test_readouts_train_by_adam_whose_rate_falls_to_0_each_by_its_own_schedule(i
             torch.nn.functional.cross_entropy(layer(x[batch]), y[batch], label_smoothing=plan.smoothing).backward()
             optimiser.step()
         torch.testing.assert_close(mine.weight, layer.weight, atol=1e-5, rtol=1e-4)
-    assert network.measure(model, x, y) == [
+    assert readouts.measure(model, x, y) == [
         pytest.approx((layer(x).argmax(1) == y).float().mean().item()) for layer in single
     ]
 
@@ -330,53 +327,3 @@ def test_what_was_chosen_is_known():
     assert len(set(names)) == len(names)
     with pytest.raises(ValueError, match=r"recipe must be one of .*random centred.*, got nothing"):
         recipes.by_name("nothing")
-
-
-def test_drop_in_trains_its_first_layers_locally_and_the_rest_by_backprop(monkeypatch, capsys):
-    pytest.importorskip("torchvision", reason="torchvision is not installed")
-    path = EXAMPLES / "drop_in.py"
-    assert len(path.read_text().splitlines()) < 40
-    monkeypatch.setattr(sys, "argv", [str(path), "--images", "60", "--epochs", "1"])
-    left = runpy.run_path(str(path))
-    assert capsys.readouterr().out.startswith("test accuracy ")
-    torch.manual_seed(0)
-    model, moved = left["model"], {}
-    for name, layer in model.named_modules():
-        if isinstance(layer, torch.nn.Conv2d):
-            moved[name] = isinstance(layer, hk.nn.HebbianConv2d)
-    assert [name for name, hebbian in moved.items() if hebbian] == [
-        "conv1",
-        *[f"layer1.{block}.conv{index}" for block in (0, 1) for index in (1, 2)],
-    ]
-    assert all(weight.grad is not None for weight in left["later"])
-    assert all(layer.weight.grad is None for layer in model.modules() if isinstance(layer, hk.nn.HebbianConv2d))
-
-
-def test_a_table_stands_between_its_marks(tmp_path, monkeypatch):
-    rows = [
-        {
-            "table": "Table 1",
-            "row": "ours",
-            "measure": "accuracy",
-            "unit": "%",
-            "paper": 91.5,
-            "mean": 92.0,
-            "std": 0.25,
-        }
-        | {"seeds": 3},
-        {"table": "Table 2", "row": "chance", "measure": "rank", "unit": "", "paper": None, "mean": 1.5, "std": 0.0}
-        | {"seeds": 1},
-    ]
-    found = {"rows": rows, "machine": "a machine", "version": "0.1", "seconds": 12.4, "command": "python x.py"}
-    (tmp_path / "results").mkdir()
-    (tmp_path / "results" / "x.json").write_text(json.dumps(found))
-    page = tmp_path / "page.md"
-    page.write_text("before\n<!-- hebbkern bench: x -->\nold\n<!-- end of hebbkern bench: x -->\nafter\n")
-    monkeypatch.setattr(tables, "ROOT", tmp_path)
-    tables.main(["x", str(page)])
-    lines = page.read_text().splitlines()
-    assert lines[0] == "before" and lines[-1] == "after" and "old" not in lines
-    assert "| ours | accuracy | 92.00 ± 0.25 % | 3 | 91.50 | +0.50 |" in lines
-    assert "| chance | rank | 1.50 | 1 |  |  |" in lines
-    assert lines.index("**Table 1**") < lines.index("**Table 2**")
-    assert "a machine, hebbkern 0.1, 12 s. `python x.py`" in lines

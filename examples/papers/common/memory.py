@@ -1,18 +1,18 @@
-"""Freed memory stays with the process, where glibc else gives large blocks back to the kernel."""
+"""Keeps freed memory in the process, where glibc returns large blocks to the kernel by default."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 
-TRIM_THRESHOLD, MMAP_MAX = -1, -4  # glibc's numbers, in malloc.h
+TRIM_THRESHOLD, MMAP_MAX = -1, -4  # constants of glibc's malloc.h
 
 
 def keep() -> None:
-    """For good; does nothing where the C library is not glibc.
+    """Tells glibc to keep freed memory until the process ends; does nothing with another C library.
 
-    glibc hands blocks of 32 MB and more back to the kernel as soon as they are free, and the next step's first touch
-    faults them in again, page by page: 18,000 faults and 42 of 205 ms a step of hebbian_cnn.py's backprop.
+    glibc returns blocks of 32 MB and more to the kernel when they are freed, and the next step faults them in again,
+    page by page: 18,000 faults and 42 of the 205 ms that a backprop step of `hebbian_cnn` takes.
     """
     with contextlib.suppress(OSError, AttributeError):
         library = ctypes.CDLL("libc.so.6")

@@ -1,34 +1,38 @@
-"""Puts what an example found, results/<example>.json, as a table between its marks in a page.
+"""Writes a result file, results/<name>.json, as a table between its marks in a page.
 
-python examples/tables.py krotov_cnn docs/results.md
-python examples/tables.py dhp_softmax docs/results.md --wide "Table*" "Chosen*"     # of these names only, a line a row
+python -m examples.papers.common.tables krotov_cnn docs/results.md
+python -m examples.papers.common.tables dhp_softmax docs/results.md --wide "Table*" "Chosen*"
 """
 
+from __future__ import annotations
+
+import argparse
 import json
-import sys
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
 from hebbkern.benchmark import report
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 HEAD = ("row", "measure", "ours", "seeds", "paper", "gap to the paper")
 
 
-def markdown(found: dict, *, wide: bool = False) -> str:
-    """The rows of results/*.json (DESIGN.md, Results): mean ± standard deviation over seeds, beside the paper's.
+def markdown(results: dict, *, wide: bool = False) -> str:
+    """Returns the rows of a result file as Markdown: mean ± standard deviation over seeds, beside the paper's figure.
 
-    One table for each of the paper's, headed by its name where there are several; `wide`: all measures of a row in one
-    line, the paper's in brackets.
+    Args:
+        results: the content of results/*.json.
+        wide: all measures of a row stand in one line, with the paper's figures in brackets.
     """
-    names = list(dict.fromkeys(row["table"] for row in found["rows"]))
+    names = list(dict.fromkeys(row["table"] for row in results["rows"]))
     parts = []
     for name in names:
-        rows = [row for row in found["rows"] if row["table"] == name]
+        rows = [row for row in results["rows"] if row["table"] == name]
         parts += [f"**{name}**", ""] if len(names) > 1 else []
         parts += [*(_wide if wide else _narrow)(rows), ""]
-    where = f"{found['machine']}, hebbkern {found['version']}, {found['seconds']:.0f} s."
-    return "\n".join([*parts, f"{where} `{found['command']}`"])
+    machine = f"{results['machine']}, hebbkern {results['version']}, {results['seconds']:.0f} s."
+    return "\n".join([*parts, f"{machine} `{results['command']}`"])
 
 
 def _narrow(rows: list[dict]) -> list[str]:
@@ -40,7 +44,9 @@ def _wide(rows: list[dict]) -> list[str]:
     lines = [_line(("row", *measures, "seeds")), "| --- " * (len(measures) + 2) + "|"]
     for name in dict.fromkeys(row["row"] for row in rows):
         own = {row["measure"]: row for row in rows if row["row"] == name}
-        lines.append(_line((name, *(_both(own[of]) if of in own else "" for of in measures), _seeds(own))))
+        lines.append(
+            _line((name, *(_both(own[measure]) if measure in own else "" for measure in measures), _seeds(own)))
+        )
     return lines
 
 
@@ -54,12 +60,12 @@ def _seeds(own: dict[str, dict]) -> int:
 
 
 def _ours(row: dict) -> str:
-    """Of runs that diverged only their number."""
-    unit, lost, mean = f" {row['unit']}".rstrip(), row.get("diverged", 0), row["mean"]
+    """Returns mean ± deviation and the number of runs that diverged; of these alone "diverged"."""
+    unit, diverged, mean = f" {row['unit']}".rstrip(), row.get("diverged", 0), row["mean"]
     if mean is None:
         return "diverged"
     value = f"{mean:.2f}{unit}" if row["seeds"] == 1 else f"{mean:.2f} ± {row['std']:.2f}{unit}"
-    return f"{value}, {lost} diverged" if lost else value
+    return f"{value}, {diverged} diverged" if diverged else value
 
 
 def _cells(row: dict) -> tuple:
@@ -68,18 +74,22 @@ def _cells(row: dict) -> tuple:
     return row["row"], row["measure"], _ours(row), row["seeds"], "" if paper is None else f"{paper:.2f}", gap
 
 
-def _line(cells) -> str:
+def _line(cells: Iterable) -> str:
     return f"| {' | '.join(map(str, cells))} |"
 
 
-def main(argv=None) -> None:
-    given = sys.argv[1:] if argv is None else argv
-    example, page, *patterns = [word for word in given if word != "--wide"]
-    found = json.loads((ROOT / "results" / f"{example}.json").read_text())
-    rows = [row for row in found["rows"] if any(fnmatch(row["table"], pattern) for pattern in patterns or ["*"])]
-    table = markdown(found | {"rows": rows}, wide="--wide" in given)
-    text = report.put_between_marks(Path(page).read_text(), table, f": {example}")
-    Path(page).write_text(text)
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", help="of the file in results/, without .json")
+    parser.add_argument("page", type=Path, help="a Markdown file with the marks of the table")
+    parser.add_argument("tables", nargs="*", help="patterns of table names (default: all)")
+    parser.add_argument("--wide", action="store_true", help="one line per row")
+    options = parser.parse_intermixed_args(argv)
+    results = json.loads((ROOT / "results" / f"{options.name}.json").read_text())
+    patterns = options.tables or ["*"]
+    rows = [row for row in results["rows"] if any(fnmatch(row["table"], pattern) for pattern in patterns)]
+    table = markdown(results | {"rows": rows}, wide=options.wide)
+    options.page.write_text(report.put_between_marks(options.page.read_text(), table, f": {options.name}"))
 
 
 if __name__ == "__main__":

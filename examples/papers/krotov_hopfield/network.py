@@ -1,18 +1,16 @@
-"""The network of krotov_cnn.py, convolution → batch norm → RePU → max pool → linear, trained in one of two ways.
+"""The network, convolution → batch norm → ReLU → max pool → linear, trained in one of two ways.
 
-Both ways pool the responses at once: max pooling and what comes between it and the convolution commute. Batch norm is
-an affine function of each filter's response, so it can be folded into the filter, sign and all, and its statistics
-follow exactly from the mean and covariance of the patches: w·μ and wᵀCw. What is left of the large passes is one
-matrix product and one maximum for each place of a pool, which stay in the processor's cache (`pooled`).
+`features` computes the pooled responses of given filters once, for readouts (common/readouts.py) to train on. They are
+bfloat16: 29 kB per image of 28x28 with 400 filters and pools of 4, 115 kB with pools of 2. The linear layer absorbs
+the scale of batch norm, whose shift stays 0 (shifts of −1 to 0.7 for all filters were no better on validation data);
+the power of RePU is 1. The experiment subtracts the mean of the training features: the bias of the linear layer can
+represent it, but Adam learns faster without it (random filters gain a point in 8 epochs).
 
-`features` and `Readouts`: the filters are given, and stay. What they say is the same in every epoch, so it is computed
-once and kept as bfloat16, 29 kB an image of 28x28 with 400 filters and pool 4 (115 kB with pool 2). Batch norm's scale
-is left to the linear layer, which absorbs it; its shift stays 0 (shifts of −1 to 0.7 for all filters were no better on
-validation data), and RePU's power is 1. What is read out is less its mean over the training images, which the linear
-layer's bias absorbs, but Adam does not: random filters gain a point in 8 epochs. One pass can train several readouts.
+`Network` trains everything end to end.
 
-`Network`: everything is trained end to end, by the same `fit`: Adam, batches whose order is drawn anew in each epoch
-(their images are not, which lets a batch be a view), a rate that falls linearly to 0.
+Both pool the responses before batch norm and ReLU, which commute with a maximum once batch norm is folded into the
+filters, sign and all. The statistics of batch norm follow exactly from the mean μ and the covariance C of the patches:
+w·μ and wᵀCw. What remains is a matrix product and a maximum for each place of a pool, both in the processor's cache.
 
 Shapes: images [n, C, H, W] from 0 to 1; filters [K, C, SIDE, SIDE]; N = C·SIDE². The pool divides H − SIDE + 1 and
 W − SIDE + 1. Deterministic in the seed, on one machine.
@@ -20,41 +18,25 @@ W − SIDE + 1. Deterministic in the seed, on one machine.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from examples.papers.common.readouts import Readouts, mean_of
 from examples.papers.krotov_hopfield.filters import SIDE, Moments
 
 EPSILON = 1e-5  # of batch norm
-LEVELS = 255  # images of 8 bits, times this, are exact in bfloat16
-CHUNK = 16  # images whose responses to one place of a pool fit into the cache
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Of a training by Adam, whose rate falls linearly from `rate` to 0.
-
-    Args:
-        batch: samples a step. decay: decoupled weight decay. smoothing: of the labels.
-    """
-
-    rate: float = 1e-3
-    epochs: int = 10
-    batch: int = 256
-    decay: float = 0.0
-    smoothing: float = 0.0
+LEVELS = 255  # 8-bit images times LEVELS are exact in bfloat16
+CHUNK = 16  # images whose responses at one place of a pool fit into the cache
 
 
 def pixels(shape: tuple[int, ...], pool: int) -> int:
-    """Places of a channel after pooling, for images [C, H, W]."""
+    """Returns the number of places per channel after pooling, for images [C, H, W]."""
     return (shape[1] - SIDE + 1) // pool * ((shape[2] - SIDE + 1) // pool)
 
 
 def patches(images: Tensor, pool: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """[pool², n·h·w, N], times LEVELS: for each place in a pool, the patch there of every pool of every image."""
+    """Returns, for each place in a pool, the patches there times LEVELS: [pool², n·h·w, N]."""
     cut = (images * LEVELS).to(dtype).unfold(2, SIDE, 1).unfold(3, SIDE, 1)
     height, width = cut.shape[2] // pool, cut.shape[3] // pool
     cut = cut.unflatten(3, (width, pool)).unflatten(2, (height, pool))  # [n, C, h, pool, w, pool, SIDE, SIDE]
@@ -62,49 +44,52 @@ def patches(images: Tensor, pool: int, dtype: torch.dtype = torch.bfloat16) -> T
 
 
 class Pooled(torch.autograd.Function):
-    """Patches [places, cells, N] and weights [N, K] → [cells, K], each filter's largest response in each pool.
+    """The largest response of each filter in each pool: patches [places, cells, N], weights [N, K] → [cells, K].
 
-    Its gradient goes to the first of the places that respond most, as torch's does.
+    The gradient goes to the first of the places with the largest response, as torch's does.
     """
 
     @staticmethod
-    def forward(ctx, seen: Tensor, weight: Tensor, size: int) -> Tensor:
-        out = seen.new_empty((seen.shape[1], weight.shape[1]))
-        for part, best in zip(seen.split(size, 1), out.split(size), strict=True):
+    def forward(ctx, patches: Tensor, weight: Tensor, size: int) -> Tensor:
+        out = patches.new_empty((patches.shape[1], weight.shape[1]))
+        for part, best in zip(patches.split(size, 1), out.split(size), strict=True):
             torch.mm(part[0], weight, out=best)
             response = torch.empty_like(best)
             for place in part[1:]:
                 torch.maximum(best, torch.mm(place, weight, out=response), out=best)
-        ctx.save_for_backward(seen, weight, out)
+        ctx.save_for_backward(patches, weight, out)
         ctx.size = size
         return out
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
-        seen, weight, out = ctx.saved_tensors
+        patches, weight, out = ctx.saved_tensors
         total = torch.zeros(weight.shape, dtype=torch.promote_types(weight.dtype, torch.float32), device=weight.device)
-        parts = (seen.split(ctx.size, 1), out.split(ctx.size), gradient.split(ctx.size))
-        for part, best, left in zip(*parts, strict=True):
-            left, response, share = left.clone(), torch.empty_like(best), torch.empty_like(best)
+        parts = (patches.split(ctx.size, 1), out.split(ctx.size), gradient.split(ctx.size))
+        for part, best, remaining in zip(*parts, strict=True):
+            remaining, response, share = remaining.clone(), torch.empty_like(best), torch.empty_like(best)
             for place in part:
                 torch.eq(torch.mm(place, weight, out=response), best, out=response)
-                left -= torch.mul(response, left, out=share)
+                remaining -= torch.mul(response, remaining, out=share)
                 total += place.mT @ share
         return None, total.to(weight.dtype), None
 
 
-def pooled(seen: Tensor, weight: Tensor, cells: int) -> Tensor:
-    """`Pooled`, of patches with `cells` pools an image."""
-    return Pooled.apply(seen, weight, CHUNK * cells)
+def pooled(patches: Tensor, weight: Tensor, cells: int) -> Tensor:
+    """Returns `Pooled` of patches with `cells` pools per image."""
+    return Pooled.apply(patches, weight, CHUNK * cells)
 
 
 @torch.no_grad()
-def features(images: Tensor, filters: Tensor, found: Moments, *, pool: int) -> Tensor:
-    """[n, h·w·K] bfloat16: pooled responses, standardised by the moments of the training patches, rectified."""
+def features(images: Tensor, filters: Tensor, statistics: Moments, *, pool: int) -> Tensor:
+    """Returns pooled responses, standardised by the moments of the training patches and rectified.
+
+    [n, h·w·K] bfloat16.
+    """
     rows, cells = filters.flatten(1).double(), pixels(images.shape[1:], pool)
-    deviation = ((rows @ found.raw) * rows).sum(1).clamp(min=0).add(EPSILON).sqrt()
+    deviation = ((rows @ statistics.raw) * rows).sum(1).clamp(min=0).add(EPSILON).sqrt()
     weight = (rows / deviation[:, None] / LEVELS).mT.bfloat16()
-    shift = (LEVELS * found.mean @ weight.double()).bfloat16()
+    shift = (LEVELS * statistics.mean @ weight.double()).bfloat16()
     out = torch.empty((len(images), cells * len(filters)), dtype=torch.bfloat16, device=images.device)
     for part, target in zip(images.split(8 * CHUNK), out.split(8 * CHUNK), strict=True):
         torch.sub(pooled(patches(part, pool), weight, cells), shift, out=target.view(-1, len(filters)))
@@ -112,42 +97,24 @@ def features(images: Tensor, filters: Tensor, found: Moments, *, pool: int) -> T
     return out
 
 
-@torch.no_grad()
-def mean_of(x: Tensor) -> Tensor:
-    """[inputs] of [n, inputs], summed in float32."""
-    return (sum(part.sum(0, dtype=torch.float32) for part in x.split(1000)) / len(x)).to(x.dtype)
-
-
-class Readouts(nn.Module):
-    """[B, inputs] → [B, readouts, classes]: linear layers on the same inputs, float32, multiplied as bfloat16."""
-
-    def __init__(self, inputs: int, classes: int, count: int = 1):
-        super().__init__()
-        self.each = nn.ModuleList(nn.Linear(inputs, classes) for _ in range(count))
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight = torch.cat([layer.weight.to(x.dtype) for layer in self.each])
-        bias = torch.cat([layer.bias for layer in self.each])
-        return (F.linear(x, weight).to(bias.dtype) + bias).unflatten(1, (len(self.each), -1))
-
-
 class Network(nn.Module):
-    """[B, C, H, W] → [B, 1, classes], the paper's figure 2.
+    """The paper's figure 2: [B, C, H, W] → [B, 1, classes].
 
-    In training, batch norm is by the statistics of the batch; otherwise by `found`, the moments of training patches.
-    What is read out is less its mean over the images of `centre` before training, a constant.
+    In training mode batch norm takes the statistics of the batch, in evaluation mode `statistics`, the moments of the
+    training patches. `centre` sets a constant that is subtracted from what the linear layer reads.
     """
 
-    def __init__(self, count: int, found: Moments, shape: tuple[int, ...], classes: int, *, pool: int):
+    def __init__(self, count: int, statistics: Moments, shape: tuple[int, ...], classes: int, *, pool: int):
         super().__init__()
         self.conv = nn.Conv2d(shape[0], count, SIDE, bias=False)
         self.scale, self.shift = nn.Parameter(torch.ones(count)), nn.Parameter(torch.zeros(count))
         self.pool, self.cells, self.dtype = pool, pixels(shape, pool), torch.bfloat16
         self.readout = Readouts(count * self.cells, classes)
-        self.mean, self.covariance = LEVELS * found.mean.float(), LEVELS**2 * found.raw.float()
+        self.mean, self.covariance = LEVELS * statistics.mean.float(), LEVELS**2 * statistics.raw.float()
         self.offset = torch.zeros(count * self.cells)
 
     def centre(self, images: Tensor) -> None:
+        """Sets the constant to the mean of the hidden responses to these images."""
         self.offset = mean_of(self.hidden(images)).float()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -155,51 +122,14 @@ class Network(nn.Module):
         return self.readout(hidden - self.offset.to(hidden))
 
     def hidden(self, x: Tensor) -> Tensor:
-        """[B, h·w·K], pooled."""
-        seen, rows = patches(x, self.pool, self.dtype), self.conv.weight.flatten(1)
+        """Returns the pooled responses [B, h·w·K]."""
+        places, rows = patches(x, self.pool, self.dtype), self.conv.weight.flatten(1)
         mean, covariance = self.mean, self.covariance
         if self.training:
-            every = seen.flatten(0, 1).to(rows.dtype)
+            every = places.flatten(0, 1).to(rows.dtype)
             mean = every.mean(0)
             covariance = every.mT @ every / len(every) - mean.outer(mean)
         deviation = ((rows @ covariance) * rows).sum(1).clamp(min=0).add(EPSILON * LEVELS**2).sqrt()
         weight = (rows * (self.scale / deviation)[:, None]).mT.to(self.dtype)
         shift = self.shift - mean @ weight.to(mean.dtype)
-        return F.relu(pooled(seen, weight, self.cells) + shift.to(self.dtype)).view(len(x), -1)
-
-
-def fit(model: nn.Module, x: Tensor, y: Tensor, plans: list[Schedule], *, seed: int) -> None:
-    """Trains the readouts of `model`, each by its plan, in place; all plans have the same batch and epochs."""
-    readouts = model.each if isinstance(model, Readouts) else [model]
-    groups = [
-        {"params": readout.parameters(), "lr": plan.rate, "weight_decay": plan.decay}
-        for readout, plan in zip(readouts, plans, strict=True)
-    ]
-    optimiser = torch.optim.AdamW(groups, fused=True)
-    batches = list(zip(x.split(plans[0].batch), y.split(plans[0].batch), strict=True))
-    steps, generator = plans[0].epochs * len(batches), torch.Generator().manual_seed(seed)
-    decay = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1 - step / steps)
-    model.train()
-    for _ in range(plans[0].epochs):
-        for index in torch.randperm(len(batches), generator=generator).tolist():
-            images, labels = batches[index]
-            logits = model(images)
-            losses = [
-                F.cross_entropy(logits[:, which], labels, label_smoothing=plan.smoothing)
-                for which, plan in enumerate(plans)
-            ]
-            optimiser.zero_grad(set_to_none=True)
-            sum(losses).backward()
-            optimiser.step()
-            decay.step()
-
-
-@torch.no_grad()
-def measure(model: nn.Module, x: Tensor, y: Tensor, chunk: int = 500) -> list[float]:
-    """Accuracy of each readout, in [0, 1]."""
-    model.eval()
-    right = sum(
-        (model(images).argmax(2) == labels[:, None]).sum(0)
-        for images, labels in zip(x.split(chunk), y.split(chunk), strict=True)
-    )
-    return (right / len(x)).tolist()
+        return F.relu(pooled(places, weight, self.cells) + shift.to(self.dtype)).view(len(x), -1)
