@@ -1,4 +1,4 @@
-"""examples/cnn_softhebb.py: SoftHebb's network at its smallest, on images that are made up."""
+"""examples.papers.hebbian_cnn.softhebb with few filters, on small made-up images."""
 
 import math
 from dataclasses import replace
@@ -10,11 +10,11 @@ import hebbkern as hk
 
 pytest.importorskip("tqdm", reason="tqdm is not installed")
 
-
-from examples.papers.common import held_out as once
-from examples.papers.hebbian_cnn import network as cnn_network
-from examples.papers.hebbian_cnn import softhebb
-from examples.papers.krotov_hopfield.network import Schedule
+from examples.papers.common.held_out import HeldOutData
+from examples.papers.common.readouts import Schedule
+from examples.papers.hebbian_cnn import network, softhebb
+from examples.papers.hebbian_cnn.network import set_statistics
+from hebbkern.nn.learning import hebbian_layers
 
 CLASSES, TEST_IMAGES = 3, 24
 SMALL = replace(
@@ -36,12 +36,12 @@ def images(count, seed=0):
 
 
 @pytest.fixture
-def sets():
-    return once.Sets(*images(60), *images(TEST_IMAGES, seed=1))
+def data():
+    return HeldOutData(*images(60), *images(TEST_IMAGES, seed=1))
 
 
 def lengths(model):
-    return {name: layer.weight.flatten(1).norm(dim=1) for name, layer in hk.nn.lesson.hebbian_layers(model).items()}
+    return {name: layer.weight.flatten(1).norm(dim=1) for name, layer in hebbian_layers(model).items()}
 
 
 @pytest.mark.parametrize("power", [0.7, 1.0, 1.4])
@@ -57,7 +57,7 @@ def test_the_triangle_is_its_formula(power):
 def test_the_network_is_the_papers():
     """The authors' network: 96, 384, 1536 filters of sides 5, 3, 3; 24576 features of 32x32 images."""
     model = softhebb.build(softhebb.Plan())
-    convs = list(hk.nn.lesson.hebbian_layers(model).values())
+    convs = list(hebbian_layers(model).values())
     assert [tuple(conv.weight.shape) for conv in convs] == [(96, 3, 5, 5), (384, 96, 3, 3), (1536, 384, 3, 3)]
     assert [conv.padding_mode for conv in convs] == ["reflect"] * 3
     assert [1 / conv.rule.temperature for conv in convs] == pytest.approx([1.0, 0.65, 0.25])
@@ -105,20 +105,20 @@ def test_a_step_is_the_rules_on_what_each_layer_sees():
         h = twin.get_submodule(f"pool{number}")(twin.get_submodule(f"triangle{number}")(conv(h)))
 
 
-def test_settled_statistics_are_those_of_the_images():
+def test_statistics_are_those_of_the_images():
     x, _ = images(40)
     model = softhebb.build(SMALL)
-    softhebb.settle(model, x)
+    set_statistics(model, x)
     assert not any(module.training for module in model.modules())
     torch.testing.assert_close(model.norm1.running_mean, x.mean(dim=(0, 2, 3)))
     torch.testing.assert_close(model.norm1.running_var, x.var(dim=(0, 2, 3)), rtol=1e-4, atol=0)
 
 
 def test_features_are_what_the_network_answers(monkeypatch):
-    monkeypatch.setattr(cnn_network, "CHUNK", 3)
+    monkeypatch.setattr(network, "CHUNK", 3)
     x, _ = images(7)
     model = softhebb.build(SMALL)
-    softhebb.settle(model, x)
+    set_statistics(model, x)
     got = softhebb.outputs(model, x)
     assert got.dtype == torch.bfloat16 and got.shape == (7, 12 * 2 * 2)
     with torch.no_grad():
@@ -141,8 +141,8 @@ def test_random_filters_stay_as_drawn_and_learnt_ones_start_there():
 
 
 def test_features_are_read_out_less_their_mean_by_their_deviation():
-    seen = trial(*images(60), "random").x.float()
-    assert seen.mean(dim=0).abs().max() < 0.02 and seen.std().item() == pytest.approx(1, abs=0.01)
+    features = trial(*images(60), "random").x.float()
+    assert features.mean(dim=0).abs().max() < 0.02 and features.std().item() == pytest.approx(1, abs=0.01)
 
 
 def test_two_runs_give_the_same_bits():
@@ -151,22 +151,22 @@ def test_two_runs_give_the_same_bits():
     assert one.choose() == other.choose()
 
 
-def test_a_run_chooses_on_validation_images_and_opens_the_test_set_once_a_row(sets, monkeypatch):
+def test_a_run_chooses_on_validation_images_and_opens_the_test_set_once_a_row(data, monkeypatch):
     measured, measure = [], softhebb.measure
     monkeypatch.setattr(softhebb, "measure", lambda model, x, y: measured.append(len(y)) or measure(model, x, y))
     fitted, fit = [], softhebb.fit
     monkeypatch.setattr(
         softhebb, "fit", lambda m, x, y, plans, seed: fitted.append(len(y)) or fit(m, x, y, plans, seed=seed)
     )
-    found = list(softhebb.run(sets, plan=SMALL, seeds=[0, 1]))
-    assert [(result.kind, result.seed) for result in found] == [(k, s) for s in (0, 1) for k in ("learnt", "random")]
+    results = list(softhebb.run(data, plan=SMALL, seeds=[0, 1]))
+    assert [(result.kind, result.seed) for result in results] == [(k, s) for s in (0, 1) for k in ("learnt", "random")]
     assert measured == [12, TEST_IMAGES] * 4 and fitted == [48, 60] * 4
-    for result in found:
+    for result in results:
         assert result.readout in SMALL.readouts
         assert result.validation > 100 / CLASSES and result.test > 100 / CLASSES
 
 
-def test_what_is_learnt_is_kept(sets, monkeypatch):
+def test_what_is_learnt_is_kept(data, monkeypatch):
     kept = {}
 
     def keep(key, make):
@@ -174,15 +174,15 @@ def test_what_is_learnt_is_kept(sets, monkeypatch):
             kept[key] = {name: part.clone() for name, part in make().items()}
         return kept[key]
 
-    first = list(softhebb.run(sets, plan=SMALL, seeds=[0, 1], keep=keep))
+    first = list(softhebb.run(data, plan=SMALL, seeds=[0, 1], keep=keep))
     assert len(kept) == 2, "of a seed what has learnt, not what is drawn"
     monkeypatch.setattr(softhebb, "learn", lambda *arguments, **options: pytest.fail("it has learnt before"))
-    again = once.Sets(sets.x, sets.y, sets.x_test, sets.y_test)
+    again = HeldOutData(data.x, data.y, data.x_test, data.y_test)
     assert list(softhebb.run(again, plan=SMALL, seeds=[0, 1], keep=keep)) == first
     with pytest.raises(pytest.fail.Exception, match="it has learnt before"):
         list(softhebb.run(again, plan=replace(SMALL, length=5.0), seeds=[0], keep=keep))
 
 
-def test_a_fast_run(sets):
-    (learnt, random) = softhebb.run(sets, fast=True, seeds=[0])
+def test_a_fast_run(data):
+    (learnt, random) = softhebb.run(data, fast=True, seeds=[0])
     assert (learnt.kind, random.kind) == softhebb.KINDS and learnt.readout.epochs < 20

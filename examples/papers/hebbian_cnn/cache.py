@@ -1,11 +1,11 @@
-"""What hebbian_cnn.py computes once and keeps on disk: learnt weights, and the features that readouts are trained on.
+"""A cache on disk of learnt weights, and of the features that readouts are trained on.
 
     cache = Cache(Path("runs/hebbian_cnn/cache"), gigabytes=30)
     x = cache.features("CIFAR10 HPCA HH 0", (60000, 18432), fill)       # bfloat16, mapped from the file
     state = cache.state("CIFAR10 HPCA HH 0", make)
 
-A key must name all that its content depends on. A file appears under its name when it is complete, so that a run that
-was interrupted leaves nothing half done. Features that were not used for longest go when there are more than fit.
+A key must name all that its content depends on. A file gets its name when it is complete, so an interrupted process
+leaves no partial file under it. When the features exceed the limit, the least recently used ones are deleted.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ BYTES = 2  # of bfloat16
 
 
 class Cache:
-    """A folder of files named by a digest of their keys."""
+    """A folder whose files are named by a digest of their keys."""
 
     def __init__(self, folder: Path, gigabytes: float):
         self.folder, self.limit = folder, int(gigabytes * 1e9)
         folder.mkdir(parents=True, exist_ok=True)
         for partial in folder.glob("*.partial"):
-            if time.time() - partial.stat().st_mtime > 86_400:  # of a run that was killed, not of one beside this
+            if time.time() - partial.stat().st_mtime > 86_400:  # a day: no running process writes it
                 partial.unlink(missing_ok=True)
 
     def _path(self, key: str, suffix: str) -> Path:
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.{suffix}"
 
     def features(self, key: str, shape: tuple[int, ...], fill: Callable[[Tensor], Any]) -> Tensor:
-        """[*shape] bfloat16; where there is no file, `fill` writes into what becomes one."""
+        """Returns a bfloat16 tensor of this shape, mapped from its file; `fill` writes it where there is no file."""
         path, count = self._path(key, "bf16"), torch.Size(shape).numel()
         if not path.exists():
             self._make_room(count * BYTES)
@@ -49,7 +49,7 @@ class Cache:
 
     @contextlib.contextmanager
     def _partial(self, path: Path) -> Iterator[Path]:
-        """Where to write what then appears at `path`; on an error nothing stays."""
+        """Yields a path to write to; the file then moves to `path`, or is deleted after an error."""
         partial = path.with_suffix(f".{os.getpid()}.partial")
         try:
             yield partial
@@ -58,7 +58,7 @@ class Cache:
             partial.unlink(missing_ok=True)
 
     def _make_room(self, wanted: int) -> None:
-        """Features that stay mapped stay readable after their file has gone."""
+        """Deletes least recently used features until `wanted` bytes fit; mapped tensors stay readable."""
         files = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in self.folder.glob("*.bf16"))
         held = sum(size for _, size, _ in files)
         for _, size, path in files:
@@ -68,7 +68,7 @@ class Cache:
             held -= size
 
     def state(self, key: str, make: Callable[[], dict]) -> dict:
-        """A dict of tensors and plain values; where there is no file, what `make` gives."""
+        """Returns a dict of tensors and plain values; `make` makes it where there is no file."""
         path = self._path(key, "pt")
         if not path.exists():
             with self._partial(path) as partial:

@@ -1,7 +1,7 @@
-"""What hebbian_cnn.py runs: a recipe per method, and the paper's tables as cells, each naming what it is computed from.
+"""A recipe per method, and the paper's tables as cells, each of which names what it is computed from.
 
-A table is the same for each data set: 1 to 4 MNIST, 5 to 8 CIFAR-10, 9 to 12 CIFAR-100 (top-5). Settings were chosen on
-validation data (docs/results.md says which were tried); the paper's stand beside them where they differ.
+The tables repeat for each data set: 1 to 4 MNIST, 5 to 8 CIFAR-10, 9 to 12 CIFAR-100 (top-5). Settings were chosen on
+validation data (docs/results.md says which were tried); the comments give the paper's where they differ.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 import hebbkern as hk
-from examples.papers.hebbian_cnn.training import Hebbian, Plan, Taught
+from examples.papers.hebbian_cnn.training import SHC, Hebbian, Plan
 
 DATA = ("MNIST", "CIFAR10", "CIFAR100")
 TOP = {"MNIST": 1, "CIFAR10": 1, "CIFAR100": 5}
@@ -27,20 +27,20 @@ HEBBIAN = {
     "random": Hebbian(hk.Sanger(), epochs=0),
     "random, whitened": Hebbian(hk.WTA(), epochs=0),
 }
-# Most patches of digits are all alike, which makes their second moments large: CIFAR's rates diverge.
+# Most patches of digits are alike, so their second moments are large and the rates of CIFAR diverge.
 SLOW = {name: replace(HEBBIAN[name], lr=(2e-3, 1e-3, 1e-3, 1e-3, 1e-3)) for name in ("HPCA", "HPCA, bfloat16")}
 DIGITS = HEBBIAN | SLOW
-MIRRORED = ("CIFAR10", "CIFAR100")  # where gradients learn from mirrored images too, if a plan says so
-WHITENED = ("HWTA", "random, whitened")  # where the images are their input
+MIRRORED = ("CIFAR10", "CIFAR100")  # data sets whose images may be mirrored
+WHITENED = ("HWTA", "random, whitened")  # methods whose input images are whitened
 # The paper: 1e-3, 20 epochs, 5e-2; the classifier's at 5e-4.
 BACKPROP = Plan(rate=0.02, last=1e-3, epochs=12, decay=2e-3, dropout=0.5, mirror=True)
 AUTOENCODER = Plan(rate=1e-3, epochs=2, decay=0.0, momentum=None)
 READOUT = Plan(rate=1e-3, epochs=8, decay=5e-4, mirror=True)
-TAUGHT = Taught(lr=0.1, cosine=True)
+CENTROIDS = SHC(lr=0.1, cosine=True)
 
 
 class Source(NamedTuple):
-    """Features, or the network itself: the stages of `pattern`, its H's learnt by `method`."""
+    """The stages of `pattern`, whose H's learn by `method`."""
 
     method: str
     pattern: str
@@ -48,7 +48,13 @@ class Source(NamedTuple):
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure of a table: what a classifier makes of a source. "head" is the one that was trained with the source."""
+    """A figure of a table: the accuracy or best epoch of a classifier on a source.
+
+    Args:
+        classifier: "head" (trained together with the source), "SGD", "SHC", "SoftHebb" or "time".
+        paper: the paper's figure.
+        figure: which figure of the run, "test", "epoch" or "epoch_seconds".
+    """
 
     row: str
     measure: str
@@ -61,7 +67,7 @@ class Cell:
 
 PATTERNS = ["BBBBB", "HBBBB", "BHBBB", "BBHBB", "BBBHB", "BBBBH", "HHBBB", "BHHBB", "BBHHB", "BBBHH", "HHHBB"]
 PATTERNS += ["BHHHB", "BBHHH", "HHHHB", "BHHHH", "HHHHH"]
-BESIDE = ("HPCA, bfloat16", "random", "random, whitened")  # HPCA learnt by products of bfloat16, and chance
+BESIDE = ("HPCA, bfloat16", "random", "random, whitened")  # HPCA with products in bfloat16, and random filters
 FIRST = {"backprop": 0, "VAE": 1, "HPCA": 2, "HWTA": 3}  # columns of the paper's first table of a data set
 FEATURES = {  # layer by layer: backprop, VAE, HPCA, HWTA
     "MNIST": """95.80 98.67 98.23 98.16  97.26 98.90 98.47 98.52  98.77 98.30 98.47 98.55
@@ -110,7 +116,7 @@ CLASSIFIERS = {  # layer by layer: SGD, its epochs, SHC, its epochs
 
 
 class Table(NamedTuple):
-    """Its title, the data set it is about, and its cells, random filters beside every learnt ones."""
+    """Title, data set and cells of a table, with random filters beside all learnt ones."""
 
     title: str
     data: str
@@ -118,16 +124,16 @@ class Table(NamedTuple):
 
 
 def tables() -> dict[str, Table]:
-    """The paper's by their numbers, and two of ours."""
+    """Returns the paper's tables by their numbers, and two of ours."""
     kinds = {"features": features, "hybrids": hybrids, "re-training": again, "SHC and SGD": classifiers}
-    found = {}
+    result = {}
     for data in DATA:
         for kind, cells in kinds.items():
-            number = len(found) + 1
-            found[str(number)] = Table(f"Table {number}: {TITLES[data]}, {kind}", data, cells(data))
-    found["softhebb"] = Table("SoftHebb: CIFAR-10, linear readout of three Hebbian layers", "CIFAR10", softhebb())
-    found["time"] = Table("Time: 40,000 images of 32x32, batches of 64, five layers at once", "CIFAR10", times())
-    return found
+            number = len(result) + 1
+            result[str(number)] = Table(f"Table {number}: {TITLES[data]}, {kind}", data, cells(data))
+    result["softhebb"] = Table("SoftHebb: CIFAR-10, linear readout of three Hebbian layers", "CIFAR10", softhebb())
+    result["time"] = Table("Time: 40,000 images of 32x32, batches of 64, five layers at once", "CIFAR10", times())
+    return result
 
 
 def _grid(text: str, columns: int) -> list[list[float]]:
@@ -136,13 +142,14 @@ def _grid(text: str, columns: int) -> list[list[float]]:
 
 
 def _read(method: str, layer: int) -> tuple[Source, str]:
-    """Layer 5 of the network trained by backprop has its own classifier."""
+    """Returns a source and its classifier; layer 5 of the network trained by backprop has its own."""
     if method in HEBBIAN:
         return Source(method, "H" * layer), "SGD"
     return Source(method, "BBBBB"[:layer]), "head" if (method, layer) == ("backprop", 5) else "SGD"
 
 
 def features(data: str) -> list[Cell]:
+    """Returns the cells of a classifier on each layer, method by method."""
     cells = []
     for layer, paper in enumerate(_grid(FEATURES[data], 4), 1):
         for method in (*FIRST, *BESIDE):
@@ -152,9 +159,10 @@ def features(data: str) -> list[Cell]:
 
 
 def hybrids(data: str) -> list[Cell]:
+    """Returns the cells of networks that mix Hebbian layers and backprop."""
     cells = []
     for at, pattern in enumerate(PATTERNS):
-        whitened = ("random, whitened",) if pattern[0] == "H" else ()  # beside HWTA, whose first layer sees such images
+        whitened = ("random, whitened",) if pattern[0] == "H" else ()  # beside HWTA, whose input images are whitened
         for method in ("HPCA", "HWTA", "random", *whitened):
             paper = float(HYBRIDS[data, method].split()[at]) if (data, method) in HYBRIDS else None
             own = method if "H" in pattern else "backprop"
@@ -163,7 +171,7 @@ def hybrids(data: str) -> list[Cell]:
 
 
 def again(data: str) -> list[Cell]:
-    """Layer 5 and the classifier once more, on four layers of the network trained by backprop."""
+    """Returns the cells of layer 5 and the classifier, trained again on four layers of the backprop network."""
     sources = {
         "backprop": (Source("backprop", "BBBBB"), "head"),
         "SHC": (Source("backprop", "BBBBB"), "SHC"),
@@ -178,6 +186,7 @@ def again(data: str) -> list[Cell]:
 
 
 def classifiers(data: str) -> list[Cell]:
+    """Returns the cells of classifiers by SGD and by SHC on each layer of the backprop network."""
     cells = []
     for layer, paper in enumerate(_grid(CLASSIFIERS[data], 4), 1):
         source = Source("backprop", "BBBBB"[:layer])
@@ -191,15 +200,15 @@ def classifiers(data: str) -> list[Cell]:
 
 
 def softhebb() -> list[Cell]:
-    """Journé et al., Hebbian deep learning without feedback, ICLR 2023: 80.3 %."""
+    """Returns the cells of SoftHebb; 80.3 % is of Journé et al., Hebbian deep learning without feedback, ICLR 2023."""
     rows = {"learnt": ("SoftHebb", 80.3), "random": ("random SoftHebb", None)}
     return [Cell(row, "accuracy", Source(name, "HHH"), "SoftHebb", paper) for row, (name, paper) in rows.items()]
 
 
 def times() -> list[Cell]:
-    """An epoch of learning, beside a pass without learning."""
+    """Returns the cells of the times per epoch, with learning and without."""
     rows = {"HPCA": "HPCA", "HPCA by products of bfloat16": "HPCA, bfloat16", "HWTA": "HWTA", "no learning": "pass"}
     return [
-        Cell(row, "an epoch", Source(way, "HHHHH"), "time", figure="epoch_seconds", unit="s")
-        for row, way in rows.items()
+        Cell(row, "an epoch", Source(method, "HHHHH"), "time", figure="epoch_seconds", unit="s")
+        for row, method in rows.items()
     ]

@@ -1,15 +1,15 @@
 """SoftHebb's network of four layers: three convolutions learn by soft winner-take-all, a linear layer reads them out.
 
 Journé, Rodriguez, Guo and Moraitis, Hebbian deep learning without feedback (SoftHebb), ICLR 2023: 80.3 % on CIFAR-10.
-The settings in `STAGES` and `Plan` are those of the authors' released network. All convolutions learn at once, in one
-epoch over the images, without labels, gradients or augmentation: each on what the layers before it answer, batch norm
-by the batch. Afterwards batch norm's statistics are taken anew (`settle`), over many images and for weights that stay.
+The settings in `STAGES` and `Plan` are those of the authors' released network. All convolutions learn together in one
+epoch over the images, without labels, gradients or augmentation: each on the outputs of the layers before it, with
+batch norm by the batch. Then the statistics of batch norm are estimated again over many images, for the final weights.
 
-What the network says of an image is the same in every epoch of the readout, so it is computed once (`outputs`), and
-several readouts are trained on it side by side. Features are less their mean and divided by their deviation, one number
-for all: random filters stay 25 long while learnt ones shrink, and to Adam's steps lengths are not all the same. The
-authors' readout drops half of its inputs in training; on validation images that was worth nothing here (80.10 against
-80.06 %, of 40,000 images) and cost twice the time.
+The features of an image are the same in every epoch of the readout, so they are computed once, and several readouts
+are trained on them side by side. Features are centred and divided by one standard deviation for all: random filters
+keep their norm of 25 while learnt ones shrink, and the steps of Adam depend on the scale. The authors' readout has a
+dropout of one half; on validation images it gained nothing here (80.10 and 80.06 %, with 40,000 images) at twice the
+time.
 
 Shapes: images [n, C, H, W] from 0 to 1, H and W divisible by 8. Deterministic in the seed, on one machine.
 """
@@ -27,11 +27,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import hebbkern as hk
-from examples.papers.common import held_out as once
-from examples.papers.hebbian_cnn.network import CHUNK, outputs, settle
-from examples.papers.krotov_hopfield.network import Readouts, Schedule, fit, mean_of, measure
+from examples.papers.common.held_out import HeldOutData
+from examples.papers.common.readouts import Readouts, Schedule, fit, mean_of, measure
+from examples.papers.hebbian_cnn.network import CHUNK, outputs, set_statistics
 
 KINDS = ("learnt", "random")
+Keep = Callable[[str, Callable[[], dict]], dict]
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,12 @@ class Stage:
     """Batch norm, a convolution, the triangle and a pool.
 
     Args:
-        channels, side: filters of the convolution, and their side; padding keeps the size of the image.
-        inverse: of the softmax's temperature. rate: of learning. power: of the triangle.
-        pool: "max" (4x4, every second place) or "average" (2x2).
+        channels: filters of the convolution.
+        side: of the filters; padding keeps the size of the image.
+        inverse: inverse temperature of the softmax.
+        rate: learning rate.
+        power: of the triangle.
+        pool: "max" (4x4, stride 2) or "average" (2x2).
     """
 
     channels: int
@@ -61,13 +65,14 @@ STAGES = (
 
 @dataclass(frozen=True)
 class Plan:
-    """How the network learns, and what its readouts may be.
+    """How the network learns, and the readouts to choose from. Its text is part of the keys of the cache.
 
     Args:
-        batch: images a step, for one epoch.
-        length: of a filter at the start, on average; learning takes it towards 1 (to 4.6, 5.1 and 17.8 on CIFAR-10).
-        rate_power: see `hebbkern.SoftWTA`. settled: images over which batch norm's statistics are taken.
-        readouts: among which the validation images choose; all of the same batch and epochs.
+        batch: images per step, for one epoch.
+        length: average initial norm of a filter; learning takes it towards 1 (to 4.6, 5.1 and 17.8 on CIFAR-10).
+        rate_power: see `hebbkern.SoftWTA`.
+        settled: number of images for the statistics of batch norm.
+        readouts: schedules, of the same batch and epochs; the best on validation images is taken.
     """
 
     stages: tuple[Stage, ...] = STAGES
@@ -87,7 +92,7 @@ FAST = Plan(
 
 @dataclass(frozen=True)
 class Result:
-    """Accuracies in percent: `validation` of a readout that learnt from the other images, `test` from all of them."""
+    """Accuracies in percent: `validation` after learning from the other training images, `test` from all of them."""
 
     kind: str
     seed: int
@@ -116,7 +121,7 @@ class Triangle(nn.Module):
 
 
 def build(plan: Plan, *, channels: int = 3, seed: int = 0, device: str | torch.device = "cpu") -> nn.Sequential:
-    """Images [B, channels, H, W] → [B, features]; weights from N(0, length² / inputs), drawn from the seed."""
+    """Returns a network [B, channels, H, W] → [B, features]; the seed draws weights from N(0, length² / inputs)."""
     generator, parts = torch.Generator().manual_seed(seed), OrderedDict()
     for number, stage in enumerate(plan.stages, 1):
         rule = hk.SoftWTA(temperature=1 / stage.inverse, rate_power=plan.rate_power, normalise="global_max")
@@ -134,26 +139,35 @@ def build(plan: Plan, *, channels: int = 3, seed: int = 0, device: str | torch.d
 
 @torch.no_grad()
 def learn(model: nn.Sequential, x: Tensor, plan: Plan, *, seed: int = 0, progress: bool = False) -> None:
-    """One epoch over the images x, in an order drawn from the seed; every convolution learns from each batch."""
+    """Trains every convolution in one epoch over the images x, in an order drawn from the seed."""
     rates = {f"conv{number}": stage.rate for number, stage in enumerate(plan.stages, 1)}
     last, rate = list(rates.items())[-1]
-    before = model[: list(dict(model.named_children())).index(last)]  # the last one's answer is not asked for
+    before = model[: list(dict(model.named_children())).index(last)]  # the output of the last one is not needed
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).to(x.device)
     model.train()
     with hk.learning(model, rates):
         for batch in tqdm(order.split(plan.batch), desc="learning", disable=not progress):
             images = x[batch].contiguous(memory_format=torch.channels_last)  # a tenth faster
-            model.get_submodule(last).learn(before(images), rate)
+            model.get_submodule(last).learn(before(images), lr=rate)
 
 
 class Trial:
-    """A network, learnt or as drawn, and readouts of what it says of the training images, the last fifth to validate.
+    """A network, learnt or random, and the readouts of its features; the last fifth of the images validates.
 
-    Its filters learn from all of these images, without labels. Features are kept as bfloat16, 49 kB an image: 2.5 GB
-    for 50,000.
+    The filters learn from all images, without labels. Features are bfloat16: 49 kB per image, 2.5 GB for 50,000.
     """
 
-    def __init__(self, plan: Plan, x: Tensor, y: Tensor, *, kind: str, seed: int, keep=None, progress: bool = False):
+    def __init__(
+        self,
+        plan: Plan,
+        x: Tensor,
+        y: Tensor,
+        *,
+        kind: str,
+        seed: int,
+        keep: Keep | None = None,
+        progress: bool = False,
+    ):
         self.plan, self.y, self.seed = plan, y, seed
         self.model = build(plan, channels=x.shape[1], seed=seed, device=x.device)
 
@@ -162,9 +176,9 @@ class Trial:
             return self.model.state_dict()
 
         if kind == "learnt":
-            about = replace(plan, settled=0, readouts=())  # which learning does not depend on
+            about = replace(plan, settled=0, readouts=())  # learning does not depend on these
             self.model.load_state_dict(make() if keep is None else keep(f"SoftHebb {about} {seed}", make))
-        settle(self.model, x[: plan.settled], CHUNK)
+        set_statistics(self.model, x[: plan.settled], CHUNK)
         self.x = outputs(self.model, x)
         self.mean = mean_of(self.x)
         self.x -= self.mean
@@ -172,7 +186,7 @@ class Trial:
         self.x /= self.deviation
 
     def fitted(self, readouts: tuple[Schedule, ...], count: int) -> Readouts:
-        """Readouts that learnt from the first `count` images."""
+        """Returns readouts trained on the first `count` images."""
         torch.manual_seed(self.seed)
         classes = int(self.y.max()) + 1
         model = Readouts(self.x.shape[1], classes, len(readouts)).to(self.x.device)
@@ -180,47 +194,47 @@ class Trial:
         return model
 
     def choose(self) -> tuple[Schedule, float]:
-        """The readout that does best on the validation images, and its accuracy on them in percent."""
+        """Returns the best readout on the validation images, and its accuracy there in percent."""
         cut = len(self.x) - len(self.x) // 5
         shares = measure(self.fitted(self.plan.readouts, cut), self.x[cut:], self.y[cut:])
         best = max(shares)
         return self.plan.readouts[shares.index(best)], 100 * best
 
     def test(self, readout: Schedule, x: Tensor, y: Tensor) -> float:
-        """Accuracy in percent on other images, of a readout that learnt from all training images."""
-        seen = outputs(self.model, x).sub_(self.mean).div_(self.deviation)
-        return 100 * measure(self.fitted((readout,), len(self.x)), seen, y)[0]
+        """Returns the accuracy in percent on other images, after training the readout on all training images."""
+        features = outputs(self.model, x).sub_(self.mean).div_(self.deviation)
+        return 100 * measure(self.fitted((readout,), len(self.x)), features, y)[0]
 
 
 def run(
-    sets,
+    data: HeldOutData,
     *,
     fast: bool = False,
     seeds: Iterable[int] = range(3),
     progress: bool = False,
-    device=None,
+    device: str | torch.device | None = None,
     plan: Plan | None = None,
-    keep: Callable[[str, Callable[[], dict]], dict] | None = None,
+    keep: Keep | None = None,
 ) -> Iterator[Result]:
-    """Learnt and random filters with each seed, as they are done; the readout is chosen on validation images.
+    """Yields the results of learnt and of random filters with each seed; the readout is chosen on validation images.
+
+    With 50,000 images of 32x32 one processor core takes 21 minutes for learning, 8 for the features of all images and
+    3 for the readouts (AVX-512 with bf16).
 
     Args:
-        sets: x, x_test [n, C, H, W] from 0 to 1, y, y_test; the training images in a random order.
+        data: images from 0 to 1; the training images in a random order.
         fast: an eighth of the channels and a fifth of the readout's epochs.
-        device: where to compute; by default where the images are.
-        plan: in place of what `fast` asks for.
-        keep: gives what was learnt once by a key that tells the settings and the seed, not the images, or makes it, as
-            `cnn_cache.Cache.state`.
-
-    With 50,000 images of 32x32, minutes of one processor core (measured, AVX-512 with bf16): learning 21, features of
-    all images 8, readouts 3.
+        device: where to compute; None takes the device of the images.
+        plan: replaces the plan that `fast` chooses.
+        keep: cache of what is learnt: called with a key that names the settings and the seed, but not the images, and
+            with a function that makes the state, as `Cache.state` is.
     """
     plan = plan or (FAST if fast else Plan())
-    tensors = (sets.x, sets.y, sets.x_test, sets.y_test)
-    opened = once.Sets(*(tensor.to(device or tensor.device) for tensor in tensors))
+    tensors = (data.x, data.y, data.x_test, data.y_test)
+    moved = HeldOutData(*(tensor.to(device or tensor.device) for tensor in tensors))
     for seed in seeds:
         for kind in KINDS:
-            trial = Trial(plan, opened.x, opened.y, kind=kind, seed=seed, keep=keep, progress=progress)
+            trial = Trial(plan, moved.x, moved.y, kind=kind, seed=seed, keep=keep, progress=progress)
             readout, validation = trial.choose()
-            test = trial.test(readout, *opened.test(kind, seed))
+            test = trial.test(readout, *moved.test(kind, seed))
             yield Result(kind, seed, validation, test, readout)

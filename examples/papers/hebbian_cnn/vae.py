@@ -1,11 +1,11 @@
-"""The unsupervised baseline of hebbian_cnn.py: a β-VAE whose encoder is the five stages (the paper's figure 5).
+"""The unsupervised baseline: a β-VAE whose encoder is the five stages (the paper's figure 5).
 
     model = VAE(stages, latent=256)
     loss = model.loss(images)           # ½‖x − x̂‖² + β KL, a mean over the images
 
-The encoder's last stage is mapped to the mean and the logarithm of the variance of 256 Gaussian variables; the decoder
-mirrors the stages: a linear layer for each linear one, upsampling for pools, transposed convolutions for convolutions,
-ReLU and batch norm between them. β-VAE: Higgins et al., ICLR 2017; β = 0.5 and 256 variables are the paper's.
+Linear layers map the encoder's last stage to the means and log variances of 256 Gaussian variables. The decoder
+mirrors the stages: linear layers, upsampling for pools, transposed convolutions, with ReLU and batch norm in between.
+β-VAE: Higgins et al., ICLR 2017; β = 0.5 and 256 variables are the paper's.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ BETA = 0.5
 
 
 class VAE(nn.Module):
-    """Stages, and what turns their answers into images again."""
+    """An encoder of stages, and a decoder back to images."""
 
     def __init__(self, stages: nn.Sequential, latent: int = 256, beta: float = BETA):
         super().__init__()
@@ -31,22 +31,22 @@ class VAE(nn.Module):
         self.decoder = nn.Sequential(first, *(mirrored(stage, last=stage is stages[0]) for stage in reversed(stages)))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What is drawn for each image, decoded; means and logarithms of variances [B, latent]."""
-        seen = self.stages(x).flatten(1)
-        mean, spread = self.mean(seen).float(), self.spread(seen).float()
-        drawn = mean + torch.randn_like(mean) * (spread / 2).exp() if self.training else mean
-        return self.decoder(drawn), mean, spread
+        """Returns decoded images, and means and log variances [B, latent]; in training mode a sample is decoded."""
+        encoded = self.stages(x).flatten(1)
+        mean, spread = self.mean(encoded).float(), self.spread(encoded).float()
+        code = mean + torch.randn_like(mean) * (spread / 2).exp() if self.training else mean
+        return self.decoder(code), mean, spread
 
     def loss(self, x: Tensor) -> Tensor:
-        """−ELBO with unit variance of the pixels, KL times β; without labels."""
-        seen, mean, spread = self(x)
-        distance = F.mse_loss(seen.float(), x.float(), reduction="sum") / 2
+        """Returns −ELBO with pixels of unit variance and KL times β; needs no labels."""
+        decoded, mean, spread = self(x)
+        distance = F.mse_loss(decoded.float(), x.float(), reduction="sum") / 2
         divergence = (mean.square() + spread.exp() - 1 - spread).sum() / 2
         return (distance + self.beta * divergence) / len(x)
 
 
 def mirrored(stage: Stage, *, last: bool) -> nn.Sequential:
-    """From a stage's outputs back to the shape of its inputs; the last one answers pixels, of any sign."""
+    """Returns layers from a stage's outputs back to its inputs; the last ones give pixels of any sign."""
     parts: list[nn.Module] = []
     if len(stage.outputs) == 1:
         count = stage.inputs.numel()
