@@ -1,4 +1,4 @@
-"""The supervised half of the HebbCL example and its baselines, on made-up images: what they compute and look at."""
+"""The supervised part of examples.papers.hebbcl and its baselines on small made-up images."""
 
 from dataclasses import replace
 
@@ -25,7 +25,7 @@ def data():
 
 @pytest.fixture
 def model(data):
-    return supervised.taught(SMALL, data[0].flatten(1), data[1], seed=0)
+    return supervised.trained(SMALL, data[0].flatten(1), data[1], seed=0)
 
 
 def test_the_average_is_over_tasks_not_over_images():
@@ -43,7 +43,7 @@ def noise():
 @pytest.mark.parametrize("k", [1, 2, 5, 12])
 def test_an_answer_at_power_1_is_the_models_own(model, noise, k):
     model.k = k
-    answers = list(supervised.answered(model, noise, [(3, 2.0), (k, 1), (20, 1)]))
+    answers = list(supervised.predictions(model, noise, [(3, 2.0), (k, 1), (20, 1)]))
     assert torch.equal(answers[1], model.predict(noise))
 
 
@@ -53,15 +53,15 @@ def test_a_sharpened_answer_sums_powers_of_the_positive_winners(model, noise):
     for image, winners in enumerate(model.transform(noise).double()):
         for neuron, activation in enumerate(winners.tolist()):
             sums[image, neuron // 3] += max(activation, 0) ** 4
-    plain, sharp = supervised.answered(model, noise, [(8, 1), (8, 4)])
+    plain, sharp = supervised.predictions(model, noise, [(8, 1), (8, 4)])
     assert torch.equal(sharp, sums.argmax(1)) and not torch.equal(sharp, plain)
 
 
 def test_accuracies_are_of_these_answers(model, noise, data):
-    found = model.predict(noise)
-    wanted = supervised.task_average(found == data[3], data[3])
+    predicted = model.predict(noise)
+    wanted = supervised.task_average(predicted == data[3], data[3])
     assert supervised.accuracy(model, noise, data[3], [(model.k, 1)]) == [pytest.approx(wanted)]
-    assert supervised.accuracy(model, noise, found, [(model.k, 1)]) == [100]
+    assert supervised.accuracy(model, noise, predicted, [(model.k, 1)]) == [100]
 
 
 def test_whitening_has_seen_the_first_task_alone(data):
@@ -77,12 +77,12 @@ def test_whitening_has_seen_the_first_task_alone(data):
 
 def test_a_model_learns_the_tasks_one_after_the_other(data, model):
     x, y = data[0].flatten(1), data[1]
-    first = supervised.taught(SMALL, x[y < 2], y[y < 2], seed=0)
+    first = supervised.trained(SMALL, x[y < 2], y[y < 2], seed=0)
     assert model.classes.tolist() == [0, 1, 2, 3] and first.classes.tolist() == [0, 1]
     assert torch.equal(model.weight[:6], first.weight), "later classes changed the neurons of earlier ones"
-    assert torch.equal(supervised.taught(SMALL, x, y, seed=0).weight, model.weight)
+    assert torch.equal(supervised.trained(SMALL, x, y, seed=0).weight, model.weight)
     for recipe in (replace(SMALL, hebb=False), replace(SMALL, hebb=False, start="normal")):
-        starts = [supervised.taught(recipe, x, y, seed=seed).weight for seed in (0, 1)]
+        starts = [supervised.trained(recipe, x, y, seed=seed).weight for seed in (0, 1)]
         assert not torch.equal(*starts)
 
 
@@ -90,7 +90,7 @@ def test_the_seed_draws_the_order_of_the_images(data, monkeypatch):
     orders = []
     monkeypatch.setattr(hk.continual.HebbCL, "partial_fit", lambda self, X, y, **options: orders.append(X))
     for seed in (0, 0, 1):
-        supervised.taught(replace(SMALL, epochs=2), data[0].flatten(1), data[1], seed)
+        supervised.trained(replace(SMALL, epochs=2), data[0].flatten(1), data[1], seed)
     first, again, other = orders[:4], orders[4:8], orders[8:]
     assert all(map(torch.equal, first, again)) and not any(map(torch.equal, first, other))
     assert not torch.equal(first[0], first[1]) and torch.allclose(first[0].sum(0), first[1].sum(0))
@@ -99,15 +99,15 @@ def test_the_seed_draws_the_order_of_the_images(data, monkeypatch):
 def test_the_rate_falls_with_the_epochs_of_each_task(data, monkeypatch):
     rates = []
     monkeypatch.setattr(hk.continual.HebbCL, "partial_fit", lambda *of, lr, **options: rates.append(lr))
-    supervised.taught(replace(SMALL, lr=0.6), data[0].flatten(1), data[1], seed=0)
+    supervised.trained(replace(SMALL, lr=0.6), data[0].flatten(1), data[1], seed=0)
     assert rates == pytest.approx([0.6, 0.4, 0.2] * 2)
 
 
 def test_rows_share_models_and_look_at_the_test_set_once_a_seed(data, monkeypatch):
     looks, learnt = [], []
-    accuracy, taught = supervised.accuracy, supervised.taught
+    accuracy, trained = supervised.accuracy, supervised.trained
     monkeypatch.setattr(supervised, "accuracy", lambda *of: looks.append(len(of[2])) or accuracy(*of))
-    monkeypatch.setattr(supervised, "taught", lambda *of: learnt.append(of[0]) or taught(*of))
+    monkeypatch.setattr(supervised, "trained", lambda *of: learnt.append(of[0]) or trained(*of))
     untaught = replace(SMALL, hebb=False, start="normal")
     table = [Answer("a", SMALL, 1, paper=93.25), Answer("b", SMALL, 2, 3.0), Answer("c", untaught, 1)]
     rows = list(supervised.supervised_rows("mnist", *data, seeds=2, table=table))
@@ -211,7 +211,7 @@ def test_the_search_of_baselines_validates_on_what_it_does_not_learn_and_notes_w
     monkeypatch.setitem(baselines.RATES, "mnist", (0.3,))
     monkeypatch.setattr(baselines, "STRENGTHS", {"SGD": (0.0,), "L2": (1e9,)})
     kept = list(baselines.baseline_search("mnist", x, y, seeds=2))
-    assert [(found["row"], found["lr"], found["strength"]) for found in kept] == [("SGD", 0.3, 0.0), ("L2", 0.3, 1e9)]
+    assert [(row["row"], row["lr"], row["strength"]) for row in kept] == [("SGD", 0.3, 0.0), ("L2", 0.3, 1e9)]
     assert kept[1]["values"] == [None, None]
     assert all(50 <= value < 75 for value in kept[0]["values"]), "the last task is known, the first forgotten"
     swapped = torch.cat((y[:-12_000], torch.where(y[-12_000:] < 2, y[-12_000:], 5 - y[-12_000:])))
@@ -219,5 +219,5 @@ def test_the_search_of_baselines_validates_on_what_it_does_not_learn_and_notes_w
 
 
 def test_a_baseline_of_another_name_is_refused():
-    with pytest.raises(ValueError, match=r"hebbcl_baselines: row must be one of SGD, .*, got Adam"):
+    with pytest.raises(ValueError, match=r"hebbcl baselines: row must be one of SGD, .*, got Adam"):
         baselines.consolidation(baselines.Baseline("Adam", 0.1), torch.nn.Linear(2, 2), 0)

@@ -1,6 +1,6 @@
-"""examples/hebbcl.py at its smallest, on images that are made up: what it computes, writes, and does not look at."""
+"""examples.papers.hebbcl on small made-up images: rows, files and pictures; the test set is read once."""
 
-# ruff: noqa: E402 (the examples import packages that may be missing)
+# ruff: noqa: E402 (the modules import packages that may be missing)
 
 import json
 from collections import Counter
@@ -17,8 +17,8 @@ for package in ("matplotlib", "sklearn"):
 
 ROOT = Path(__file__).parents[2]
 
-from examples.papers.hebbcl import __main__ as hebbcl
-from examples.papers.hebbcl import pictures, recipes, unsupervised
+from examples.papers.hebbcl import __main__ as command_line
+from examples.papers.hebbcl import experiment, pictures, recipes, unsupervised
 from examples.papers.hebbcl import search as searching
 
 CLASSES, TRAIN, TEST = 4, 160, 61  # the test set has a size of its own
@@ -41,7 +41,7 @@ def bars(path, seed, invert=False):
 @pytest.fixture
 def command(tmp_path, monkeypatch):
     """Everything, with few neurons and clusters, and with stubs for what has labels."""
-    monkeypatch.setattr(hebbcl, "RECIPES", {"mnist": SMALL, "omniglot": replace(SMALL, blur=3)})
+    monkeypatch.setattr(experiment, "RECIPES", {"mnist": SMALL, "omniglot": replace(SMALL, blur=3)})
     few = {"Table 1": (5, 8), "Table 3": (4,)}
     for module in (unsupervised, searching):
         monkeypatch.setattr(module, "CLUSTERS", dict.fromkeys(("mnist", "omniglot"), few))
@@ -52,7 +52,7 @@ def command(tmp_path, monkeypatch):
         for row in table:
             yield about | {"row": row.row, "paper": None, "values": [float(len(x_test))] * seeds, "seconds": [0.0]}
 
-    for module, name in ((hebbcl.supervised, "supervised_rows"), (hebbcl.baselines, "baseline_rows")):
+    for module, name in ((experiment.supervised, "supervised_rows"), (experiment.baselines, "baseline_rows")):
         monkeypatch.setattr(module, name, rows)
         monkeypatch.setattr(module, "TABLE", {"mnist": SUPERVISED})
     sources = ["--mnist", bars(tmp_path / "a.npz", 0), "--omniglot", bars(tmp_path / "b.npz", 1, invert=True)]
@@ -74,12 +74,13 @@ def neighbours(monkeypatch):
     return sizes
 
 
+@pytest.mark.slow
 def test_every_row_beside_the_papers_figures(command, neighbours, capsys):
     arguments, folder = command
-    hebbcl.main(arguments)
+    command_line.main(arguments)
     report, printed = json.loads((folder / "hebbcl.json").read_text()), capsys.readouterr().out
     assert {"command", "version", "machine", "seconds", "rows"} <= set(report)
-    assert str(folder) not in report["command"] and "/" not in report["command"].split("hebbcl.py")[1]
+    assert str(folder) not in report["command"] and "/" not in report["command"].split("examples.papers.hebbcl")[1]
     wanted = {"table", "row", "measure", "unit", "paper", "mean", "std", "seeds", "chosen_on"}
     assert all(set(row) == wanted and row["seeds"] == 2 for row in report["rows"])
     tables = Counter(row["table"] for row in report["rows"])
@@ -97,10 +98,11 @@ def test_every_row_beside_the_papers_figures(command, neighbours, capsys):
     assert max(drawn.values()) < 300_000
 
 
+@pytest.mark.slow
 def test_rows_are_written_one_by_one_and_taken_up_again(command, monkeypatch):
     arguments, folder = command
     arguments += ["--parts", "unsupervised mnist"]
-    learn, done = unsupervised.taught, []
+    learn, done = unsupervised.trained, []
 
     def interrupted(recipe, x, y, seed):
         if len(done) == 5:
@@ -108,42 +110,42 @@ def test_rows_are_written_one_by_one_and_taken_up_again(command, monkeypatch):
         done.append((recipe, seed))
         return learn(recipe, x, y, seed)
 
-    monkeypatch.setattr(unsupervised, "taught", interrupted)
+    monkeypatch.setattr(unsupervised, "trained", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        hebbcl.main(arguments)
+        command_line.main(arguments)
     first = json.loads((folder / "hebbcl.json").read_text())
     assert {run["row"] for run in first["runs"]} == {"HebbCL", "HebbCL, as it is"}
-    monkeypatch.setattr(unsupervised, "taught", lambda *given: done.append(given[0]) or learn(*given))
+    monkeypatch.setattr(unsupervised, "trained", lambda *given: done.append(given[0]) or learn(*given))
     del done[:]
-    hebbcl.main(arguments)
+    command_line.main(arguments)
     second = json.loads((folder / "hebbcl.json").read_text())
     assert len(done) == 2 * (len(unsupervised.ROWS) - 4) and SMALL not in done  # neither those two rows nor pixels
     kept = {(run["table"], run["row"], run["measure"]): run for run in second["runs"]}
     assert len(kept) == len(second["runs"]) == 6 * 5 + 10 * 2
     assert all(kept[run["table"], run["row"], run["measure"]] == run for run in first["runs"])
     del done[:]
-    hebbcl.main(arguments)
+    command_line.main(arguments)
     assert not done
-    hebbcl.main([*arguments, "--again"])
+    command_line.main([*arguments, "--again"])
     assert done.count(SMALL) == 2 * 2
-    hebbcl.main([*arguments[:-1], "supervised *", "--again"])  # the other rows stay
+    command_line.main([*arguments[:-1], "supervised *", "--again"])  # the other rows stay
     third = json.loads((folder / "hebbcl.json").read_text())
     assert len(third["runs"]) == len(second["runs"]) + len(SUPERVISED)
-    assert third["command"].count("hebbcl.py") == 2
+    assert third["command"].count("examples.papers.hebbcl") == 2
 
 
 @pytest.mark.filterwarnings("ignore:Number of distinct clusters")  # so few neurons
 def test_the_search_never_sees_the_test_set(command, neighbours, monkeypatch):
     arguments, folder = command
 
-    def refuse(self, *who):
+    def refuse(self, *row_and_seed):
         raise AssertionError("the test set was opened")
 
-    monkeypatch.setattr(unsupervised.Sets, "test", refuse)
+    monkeypatch.setattr(unsupervised.Data, "test", refuse)
     monkeypatch.setattr(searching, "KS", (2, 3))
     monkeypatch.setattr(searching, "SPARSE", 1)
     monkeypatch.setattr(searching, "SPACE", searching.SPACE | {"batch": (8, 16), "neurons": (1, 2, 3, 4)})
-    hebbcl.main([*arguments, "--search", "--trials", "12", "--parts", "unsupervised mnist"])
+    command_line.main([*arguments, "--search", "--trials", "12", "--parts", "unsupervised mnist"])
     found = json.loads((folder / "hebbcl_search.json").read_text())["searches"]["mnist"]
     held = sum(n // 6 for n in Counter(np.arange(TRAIN) % CLASSES).values())  # of each class one in six
     assert set(neighbours) == {(TRAIN - held, held)}
@@ -156,25 +158,25 @@ def test_the_search_never_sees_the_test_set(command, neighbours, monkeypatch):
     for trial in trials:
         for k, (accuracy, error) in trial["found"].items():
             assert trial["scores"][k] == pytest.approx(accuracy - 2 * error, abs=0.03)
-    monkeypatch.delattr(searching, "taught")  # all is known
-    hebbcl.main([*arguments, "--search", "--trials", "12", "--parts", "unsupervised mnist"])
+    monkeypatch.delattr(searching, "trained")  # all is known
+    command_line.main([*arguments, "--search", "--trials", "12", "--parts", "unsupervised mnist"])
     again = json.loads((folder / "hebbcl_search.json").read_text())["searches"]["mnist"]
     assert again["chosen"] == chosen and again["trials"] == trials
 
 
 def test_a_model_that_runs_out_of_room_does_not_count(monkeypatch):
     x, y = torch.rand(240, 9, generator=GENERATOR), torch.arange(240) % 2
-    sets = unsupervised.Sets(x, y, x[:0], y[:0], (3, 3))
+    data = unsupervised.Data(x, y, x[:0], y[:0], (3, 3))
     monkeypatch.setattr(searching, "MOST", 12)
     monkeypatch.setattr(searching, "KS", (2,))
     monkeypatch.setattr(searching, "SPARSE", 2)
     monkeypatch.setattr(searching, "CLUSTERS", {"mnist": {"Table 1": (2,)}})
-    search = searching.Search("mnist", sets, lambda found: None)
+    search = searching.Search("mnist", data, lambda content: None)
     for batch, counts in ((50, True), (20, False)):  # a neuron a batch: 5 or 11 of the 12 in 200 of 240 images
         recipe = replace(SMALL, batch=batch, threshold=1e9, max_neurons=12)
         assert bool(search.trial(recipe, 0)) == counts
     monkeypatch.setattr(searching, "KS", (2, 3))  # winners of the 5 neurons
-    again = searching.Search("mnist", sets, lambda found: None)
+    again = searching.Search("mnist", data, lambda content: None)
     assert list(again.trial(replace(SMALL, batch=50, threshold=1e9), 0)) == [2]
 
 
@@ -185,10 +187,10 @@ def test_the_stream_shows_each_image_once_class_by_class_shuffled_by_the_seed():
     for seed in (0, 0, 1):
         pairs = [task[:] for task in unsupervised.class_stream(x, y, seed)]
         assert [labels.unique().tolist() for _, labels in pairs] == [[0], [1], [2]]
-        seen = torch.cat([images for images, _ in pairs])[:, 0].long()
-        assert torch.equal(y[seen], torch.cat([labels for _, labels in pairs]))
-        assert torch.equal(seen.sort().values, torch.arange(40))
-        passes.append(seen.tolist())
+        order = torch.cat([images for images, _ in pairs])[:, 0].long()
+        assert torch.equal(y[order], torch.cat([labels for _, labels in pairs]))
+        assert torch.equal(order.sort().values, torch.arange(40))
+        passes.append(order.tolist())
     assert passes[0] == passes[1] != passes[2]
 
 
@@ -198,7 +200,7 @@ def test_labels_and_boundaries_do_not_reach_the_model(monkeypatch):
     monkeypatch.setattr(
         unsupervised.HebbCL, "learn", lambda self, *all_given: given.append(all_given) or learn(self, *all_given)
     )
-    unsupervised.taught(SMALL, x, y, 0)
+    unsupervised.trained(SMALL, x, y, 0)
     assert [len(images) for (images,) in given] == [8] * 6 + [2]  # classes of 17, 17 and 16
 
 
@@ -223,11 +225,11 @@ def test_blurring_averages_squares_twice_and_keeps_ink_on_paper(command):
     wanted = once[0, :, 3:11, 3:12].flatten(1)
     unsupervised.blurred_(x, (8, 9), 3)
     torch.testing.assert_close(x.double(), wanted / wanted.amax(1, keepdim=True), atol=1e-6, rtol=0)
-    sets = hebbcl.Experiment(hebbcl.parse(arguments)).flat("omniglot")
+    data = experiment.Experiment(command_line.parse(arguments)).flat("omniglot")
     source = np.load(arguments[3])
     sharp = 1 - source["x_train"].reshape(TRAIN, -1)  # dark on white in the file
-    np.testing.assert_allclose(sets.sharp[0], sharp, atol=1e-6)
-    assert sets.x.amax(1).eq(1).all() and not np.allclose(sets.x, sharp, atol=0.1)
+    np.testing.assert_allclose(data.sharp[0], sharp, atol=1e-6)
+    assert data.x.amax(1).eq(1).all() and not np.allclose(data.x, sharp, atol=0.1)
 
 
 def test_many_pixels_are_averaged():
@@ -253,7 +255,7 @@ def test_rows_leave_out_what_they_say():
     x, y = torch.rand(64, 9, generator=GENERATOR), torch.arange(64) % 2
     models = {}
     for row in unsupervised.ROWS[:-2]:
-        models[row.row] = unsupervised.taught(row.recipe(SMALL), x, y, 0)
+        models[row.row] = unsupervised.trained(row.recipe(SMALL), x, y, 0)
     full, wide, free = (models[name] for name in ("HebbCL", "without expansion", "without freezing"))
     assert full.width == 9 and full.frozen.sum() == 8  # one after each of 8 batches
     assert wide.width == 16 and free.width == 9 and not free.frozen.any()
@@ -269,19 +271,19 @@ def test_rows_leave_out_what_they_say():
 def test_untaught_neurons_are_as_many_as_those_that_learnt(monkeypatch):
     x, y, learnt = torch.rand(64, 9, generator=GENERATOR), torch.arange(64) % 2, []
     stream = unsupervised.streamed
-    monkeypatch.setattr(unsupervised, "streamed", lambda recipe, *data: learnt.append(recipe) or stream(recipe, *data))
+    monkeypatch.setattr(unsupervised, "streamed", lambda recipe, *rest: learnt.append(recipe) or stream(recipe, *rest))
     for row in unsupervised.ROWS:
         if "untaught" in row.row:
-            assert unsupervised.taught(row.recipe(SMALL), x, y, 0).width == 9
+            assert unsupervised.trained(row.recipe(SMALL), x, y, 0).width == 9
     assert learnt == [SMALL] * 3
 
 
 def test_frozen_neurons_look_the_same_after_all_classes():
     x, y = torch.rand(200, 16, generator=GENERATOR), torch.arange(200) % 4
-    sets = unsupervised.Sets(x, y, x, y, (4, 4))
-    before, after = pictures.before_and_after(SMALL, sets)
+    data = unsupervised.Data(x, y, x, y, (4, 4))
+    before, after = pictures.before_and_after(SMALL, data)
     assert len(before) == 8 and torch.equal(before[:7], after[:7])  # 50 images, a neuron each 8; the last still learns
-    before, after = pictures.before_and_after(replace(SMALL, freeze=False), sets)
+    before, after = pictures.before_and_after(replace(SMALL, freeze=False), data)
     assert not torch.equal(before, after)
 
 
@@ -291,25 +293,37 @@ def test_the_settings_are_those_that_the_search_chose():
         assert found[name]["chosen"] == asdict(recipe)
 
 
+@pytest.mark.parametrize("name", ["mnist", "cifar10", "omniglot"])
+def test_committed_rows_have_the_keys_of_the_present_settings(name):
+    """So that they are not computed again; of rows that were computed in parts, at least one has its key."""
+    runs = json.loads((ROOT / "results" / "hebbcl.json").read_text())["runs"]
+    there = {(run["part"], run["row"], run["settings"]) for run in runs}
+    arguments = command_line.parse(["--omniglot", "omniglot.npz"])
+    for part in experiment.Experiment(arguments).parts():
+        if part.name.endswith(name):
+            keys = {(part.name, row.row, experiment.settings_key(part.settings(row), arguments)) for row in part.rows}
+            assert keys & there
+
+
 def test_the_test_set_opens_once_for_a_row_and_seed():
-    sets = unsupervised.Sets(*[torch.zeros(1)] * 4, shape=(1, 1))
-    sets.test("mnist", "row", 0)
-    sets.test("mnist", "row", 1)
+    data = unsupervised.Data(*[torch.zeros(1)] * 4, shape=(1, 1))
+    data.test("mnist", "row", 0)
+    data.test("mnist", "row", 1)
     with pytest.raises(AssertionError, match="has seen the test set"):
-        sets.test("mnist", "row", 1)
+        data.test("mnist", "row", 1)
 
 
 def test_rows_of_other_runs_join(command, tmp_path):
     """Each with the machine it ran on; nothing is computed again, and the commands stand one after the other."""
     arguments, folder = command
-    hebbcl.main([*arguments, "--parts", "supervised mnist"])
+    command_line.main([*arguments, "--parts", "supervised mnist"])
     here = json.loads((folder / "hebbcl.json").read_text())
     there = here | {
         "command": "elsewhere",
         "runs": [run | {"part": "baselines mnist", "machine": "other"} for run in here["runs"]],
     }
     (tmp_path / "other.json").write_text(json.dumps(there))
-    hebbcl.main([*arguments, "--parts", "supervised mnist", "--also", str(tmp_path / "other.json")])
+    command_line.main([*arguments, "--parts", "supervised mnist", "--also", str(tmp_path / "other.json")])
     joined = json.loads((folder / "hebbcl.json").read_text())
     assert len(joined["runs"]) == len(joined["rows"]) == 2 * len(here["runs"])
     assert joined["machine"] == f"{here['machine']}; other" and " && elsewhere && " in joined["command"]

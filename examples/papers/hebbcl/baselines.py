@@ -1,16 +1,17 @@
-"""The fine-tuning baselines of Table 2 of HebbCL: a network that learns tasks by gradients, and what holds it to them.
+"""The fine-tuning baselines of Table 2: a network that learns tasks by gradients, with methods against forgetting.
 
     for row in baseline_rows("mnist", x_train, y_train, x_test, y_test, seeds=5):
         print(row["row"], row["values"])
 
-Class-incremental, as in `hebbcl_supervised`: five tasks of two classes in order, a single head of ten units, the whole
+Class-incremental, as in supervised.py: five tasks of two classes in order, a single head of ten units, the whole
 softmax in training and at test time. The paper does not describe the network of its baselines: here it is an MLP with
 one hidden layer of ReLUs, as wide as HebbCL for MNIST (640), a quarter of that for CIFAR-10 (500), where 2000 would be
-6 million weights and a minute a run. One epoch a task, batches of 100, SGD without momentum, images less 0.5.
+6 million weights and a minute per run. One epoch per task, batches of 100, SGD without momentum, images less 0.5.
 
 Rate and strength of each method are those of the highest final accuracy on the last 10,000 training images after
 learning the others (`baseline_search`), with one seed; for MAS on MNIST, where some seeds do far worse than the first,
-by the mean of three. Steps of too large a lr · strength · importance diverge; such settings are not taken.
+those of the highest mean of three. Steps with too large a lr · strength · importance diverge; such settings are not
+taken.
 """
 
 from __future__ import annotations
@@ -24,18 +25,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from examples.papers.hebbcl.supervised import VALIDATION, found, task_average, tasks_of
+from examples.papers.hebbcl.supervised import VALIDATION, row_of, task_average, tasks_of
 from hebbkern.continual.consolidation import EWC, L2, MAS, Consolidation, LwF, OnlineEWC, SynapticIntelligence
 
 HIDDEN = {"mnist": 640, "cifar10": 500}
 BATCH = 100
-LOOKED_AT = 500  # samples of a task by which EWC and MAS tell what matters
+SAMPLES = 500  # of a task, from which EWC and MAS estimate importances
 RATES = {"mnist": (0.01, 0.03, 0.1), "cifar10": (0.003, 0.01)}
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """A method with its learning rate and strength (λ or c; 0 for SGD), and what the paper found for it."""
+    """A method with its learning rate, its strength (λ or c; 0 for SGD) and the paper's figure."""
 
     row: str
     lr: float
@@ -43,7 +44,7 @@ class Baseline:
     paper: float | None = None
 
 
-# Found by `baseline_search`.
+# Chosen by `baseline_search`.
 TABLE = {
     "mnist": [
         Baseline("SGD", 0.1, 0.0, 19.01),
@@ -65,7 +66,7 @@ TABLE = {
     ],
 }
 
-# What `baseline_search` goes through, with each rate.
+# What `baseline_search` tries, with each rate.
 STRENGTHS = {
     "SGD": (0.0,),
     "L2": (0.01, 0.1, 1.0),
@@ -87,16 +88,10 @@ def baseline_rows(
     seeds: int = 5,
     table: list[Baseline] | None = None,
 ) -> Iterator[dict]:
-    """The rows of Table 2 that learn by gradients, as they are done.
+    """Yields the rows of Table 2 that learn by gradients, as they are done; as `supervised_rows`.
 
     Args:
-        name: "mnist" or "cifar10". x, x_test: [n, channels, height, width] floats from 0 to 1. y, y_test: int64 [n],
-            classes counted from 0.
-        seeds: networks a row, from seed 0 on. table: other rows than `TABLE[name]`.
-
-    Yields:
-        table, row, measure, unit, paper, chosen_on; values: test accuracies in percent, seconds: of learning, one a
-        seed each.
+        y, y_test: labels from 0, int64 [n].
     """
     for baseline in TABLE[name] if table is None else table:
         values, seconds = [], []
@@ -105,14 +100,14 @@ def baseline_rows(
             network = finetuned(baseline, x, y, hidden=HIDDEN[name], seed=seed)
             seconds.append(time.perf_counter() - begin)
             values.append(accuracy(network, x_test, y_test))
-        yield found(name, baseline, values, seconds)
+        yield row_of(name, baseline, values, seconds)
 
 
 def baseline_search(name: str, x: Tensor, y: Tensor, *, seeds: int = 1) -> Iterator[dict]:
-    """What each rate and strength reaches on the last `VALIDATION` of the training images x, y, as they are done.
+    """Yields the accuracy of each rate and strength on the last `VALIDATION` training images, as they are done.
 
     Yields:
-        row, lr, strength; values: accuracies in percent, one a seed, None where weights became infinite.
+        row, lr, strength; values: accuracies in percent, one per seed, None where weights became infinite.
     """
     for row, strengths in STRENGTHS.items():
         for lr, strength in product(RATES[name], strengths):
@@ -129,7 +124,7 @@ def baseline_search(name: str, x: Tensor, y: Tensor, *, seeds: int = 1) -> Itera
 
 
 def finetuned(baseline: Baseline, x: Tensor, y: Tensor, *, hidden: int, seed: int) -> nn.Module:
-    """A network that went through the tasks of x, y one after the other; weights and orders by the seed."""
+    """Returns a network that learnt the tasks of x, y in order; the seed draws weights and orders."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = mlp(x[0].numel(), hidden, int(y.max()) + 1)
@@ -148,28 +143,33 @@ def finetuned(baseline: Baseline, x: Tensor, y: Tensor, *, hidden: int, seed: in
 
 
 def consolidation(baseline: Baseline, network: nn.Module, seed: int) -> Consolidation:
-    """The method of a row by its name. Raises ValueError for another."""
+    """Returns the method of a row.
+
+    Raises:
+        ValueError: the row is not one of the methods.
+    """
     strength = baseline.strength
     methods = {
         "SGD": lambda: Consolidation(),
         "L2": lambda: L2(network, strength),
-        "EWC": lambda: EWC(network, strength, samples=LOOKED_AT, seed=seed),
-        "Online EWC": lambda: OnlineEWC(network, strength, samples=LOOKED_AT, seed=seed),
+        "EWC": lambda: EWC(network, strength, samples=SAMPLES, seed=seed),
+        "Online EWC": lambda: OnlineEWC(network, strength, samples=SAMPLES, seed=seed),
         "Synaptic Intelligence": lambda: SynapticIntelligence(network, strength),
-        "MAS": lambda: MAS(network, strength, samples=LOOKED_AT),
+        "MAS": lambda: MAS(network, strength, samples=SAMPLES),
         "LwF": lambda: LwF(strength),
     }
     if baseline.row not in methods:
-        raise ValueError(f"hebbcl_baselines: row must be one of {', '.join(methods)}, got {baseline.row}")
+        raise ValueError(f"hebbcl baselines: row must be one of {', '.join(methods)}, got {baseline.row}")
     return methods[baseline.row]()
 
 
 def mlp(inputs: int, hidden: int, classes: int) -> nn.Module:
+    """Returns the network: one hidden layer of ReLUs on centred images."""
     return nn.Sequential(Centre(), nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, classes))
 
 
 class Centre(nn.Module):
-    """Images from 0 to 1 as rows from −0.5 to 0.5."""
+    """Turns images from 0 to 1 into rows from −0.5 to 0.5."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.flatten(1) - 0.5
@@ -177,6 +177,6 @@ class Centre(nn.Module):
 
 @torch.no_grad()
 def accuracy(network: nn.Module, x: Tensor, y: Tensor) -> float:
-    """Percent, the average over tasks."""
-    found = torch.cat([network(part).argmax(1) for part in x.split(1000)])
-    return task_average(found == y, y)
+    """Returns the accuracy in percent, averaged over tasks."""
+    predicted = torch.cat([network(part).argmax(1) for part in x.split(1000)])
+    return task_average(predicted == y, y)

@@ -1,4 +1,4 @@
-"""Figures 1 to 5 of the HebbCL paper, drawn from models of our own: the weights of neurons as images."""
+"""Figures 1 to 5 of the HebbCL paper, drawn from our own models: the weights of neurons as images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from examples.papers.hebbcl.recipes import Recipe
-from examples.papers.hebbcl.unsupervised import ROWS, Sets, class_stream, learn, taught, untrained
+from examples.papers.hebbcl.unsupervised import ROWS, Data, class_stream, learn, trained, untrained
 from hebbkern import plots
 
 SHOWN = {"mnist": 100, "omniglot": 36}  # neurons
@@ -18,41 +18,41 @@ TITLES = {"mnist": "Figure 2: MNIST", "omniglot": "Figure 3: Omniglot"}
 
 
 def tiles(weight: Tensor) -> Tensor:
-    """Each neuron by its largest weight, as its scale means nothing."""
+    """Returns the weights of each neuron divided by the largest: the scale of a neuron has no meaning."""
     return weight / weight.abs().flatten(1).amax(1).clamp(min=1e-12).view(-1, *[1] * (weight.dim() - 1))
 
 
-def weights(name: str, sets: Sets, recipe: Recipe, folder: Path) -> Path:
-    """Figures 2 and 3: neurons after the stream, evenly chosen among all in the order in which they were added."""
-    model = taught(recipe, sets.x, sets.y, 0)
+def weights(name: str, data: Data, recipe: Recipe, folder: Path) -> Path:
+    """Draws Figures 2 and 3: neurons after the stream, at even distances in the order in which they were added."""
+    model = trained(recipe, data.x, data.y, 0)
     chosen = torch.linspace(0, model.width - 1, min(SHOWN[name], model.width)).long()
     title = f"{TITLES[name]}, {len(chosen)} of {model.width} neurons"
     weight = tiles(model.weight[chosen])
-    return plots.weight_grid(weight, folder / f"hebbcl_{name}.png", shape=sets.shape, title=title)
+    return plots.weight_grid(weight, folder / f"hebbcl_{name}.png", shape=data.shape, title=title)
 
 
-def forgetting(sets: Sets, recipe: Recipe, folder: Path) -> Path:
-    """Figure 5: neurons after the first class, and the same ones after all classes, for four variants."""
+def forgetting(data: Data, recipe: Recipe, folder: Path) -> Path:
+    """Draws Figure 5: neurons after the first class and the same ones after all classes, for four variants."""
     rows, by_name = [], {row.row: row for row in ROWS}
     for name in VARIANTS:
-        rows += before_and_after(by_name[name].recipe(recipe), sets)
+        rows += before_and_after(by_name[name].recipe(recipe), data)
     title = "Figure 5: after class 0, below after all classes. Pairs from the top:\n" + ", ".join(VARIANTS)
     path = folder / "hebbcl_forgetting.png"
-    return plots.weight_grid(tiles(torch.cat(rows)), path, shape=sets.shape, columns=COMPARED, title=title)
+    return plots.weight_grid(tiles(torch.cat(rows)), path, shape=data.shape, columns=COMPARED, title=title)
 
 
-def before_and_after(recipe: Recipe, sets: Sets) -> tuple[Tensor, Tensor]:
-    """The weights [COMPARED, inputs] of the first neurons that converged to class 0, then and at the end."""
-    model, stream = untrained(recipe, sets.x.shape[1], 0), class_stream(sets.x, sets.y, 0)
+def before_and_after(recipe: Recipe, data: Data) -> tuple[Tensor, Tensor]:
+    """Returns the weights [COMPARED, inputs] of the first neurons that converged to class 0, then and at the end."""
+    model, stream = untrained(recipe, data.x.shape[1], 0), class_stream(data.x, data.y, 0)
     learn(model, stream[:1], recipe.batch)
-    chosen = model.settled.long().argsort(descending=True, stable=True)[:COMPARED]
-    chosen, before = chosen.sort().values, model.weight[chosen.sort().values].clone()
+    chosen = model.settled.long().argsort(descending=True, stable=True)[:COMPARED].sort().values
+    before = model.weight[chosen].clone()
     learn(model, stream[1:], recipe.batch)
     return before, model.weight[chosen]
 
 
 def classes(pictured: dict[int, Tensor], folder: Path) -> None:
-    """Figures 1 and 4, from the neurons of the first two classes of CIFAR-10, [n, 3, 32, 32] each."""
+    """Draws Figures 1 and 4 from the neurons of the first two classes of CIFAR-10, [n, 3, 32, 32] each."""
     airplanes, cars = (tiles(weight) for weight in list(pictured.values())[:2])
     title = "Figure 4: CIFAR-10, neurons of the class airplane"
     plots.weight_grid(airplanes[:100], folder / "hebbcl_cifar10.png", title=title)

@@ -1,4 +1,4 @@
-"""What hebbcl.py learns with, and the paper's figures beside which it prints its own."""
+"""Settings of the unsupervised model, and the paper's figures."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from dataclasses import asdict, dataclass
 class Recipe:
     """Settings of the unsupervised model (`hebbkern.continual.HebbCL`).
 
-    Attributes:
-        batch: samples a minibatch.
-        blur: images are averaged over squares of so many pixels, twice, before the model sees them; 0: they are not.
-        untaught: neurons learn nothing and stay as they start: "uniform" or "normal", as HebbCL draws them, or
+    The text of a recipe is the key of its figures in results/hebbcl.json.
+
+    Args:
+        batch: samples per minibatch.
+        blur: side of the squares over which images are averaged twice; 0 leaves images as they are.
+        untaught: if not empty, neurons do not learn: "uniform" or "normal" random ones as HebbCL draws them, or
             "samples", training images drawn by the seed from all classes.
     """
 
@@ -34,13 +36,12 @@ class Recipe:
     blur: int = 0
 
     def settings(self) -> dict:
-        """Arguments of HebbCL."""
+        """Returns the arguments of HebbCL."""
         return {name: value for name, value in asdict(self).items() if name not in ("batch", "untaught", "blur")}
 
 
-# Found by hebbcl_search.py on validation data. MNIST's threshold makes neurons wait for several batches until they have
-# converged. Omniglot's lets nearly all pass after a single step: its neurons stay close to the samples they started on,
-# so that the row "untaught, on samples" is the one to compare them with.
+# Chosen by search.py on validation data. With MNIST's threshold neurons converge after several batches. With Omniglot's
+# nearly all converge after one step and stay close to the samples they start on: compare "untaught, on samples".
 RECIPES = {
     "mnist": Recipe(batch=500, lr=1.0, threshold=0.4, k=20, neurons=12, similarity="cosine"),
     "omniglot": Recipe(batch=50, lr=0.5, threshold=0.5, k=40, neurons=1, blur=9),
@@ -57,10 +58,10 @@ def _figures(clusters: tuple[int, ...], error: float, *accuracies: float) -> dic
     return {"10-NN error": error} | named
 
 
-# Which steps Table 3's rows leave out is not legible in the text that we have. Its columns hold five marks under H,
-# five under F and E together, three under K. That fits HFEK, HFK, HK, HFE, H, in the order of the table: neurons are
-# added where others freeze, so that without freezing none is. It also fits what the text says of each variant. Our own
-# row "without freezing", where neurons are added as if some were frozen, has then no figure of the paper beside it.
+# Our text of Table 3 does not show which steps its rows leave out. Its columns hold five marks under H, five under F
+# and E together, three under K. That fits HFEK, HFK, HK, HFE, H in the order of the table, because neurons are added
+# where others freeze, and it fits the description of each variant. Our row "without freezing", where neurons are added
+# as if others were frozen, then has no counterpart in the paper.
 _TABLE_3 = {
     "HebbCL": ((6.48, 63.09), (71.62, 14.07)),
     "without expansion": ((8.79, 28.96), (81.95, 9.30)),

@@ -1,21 +1,22 @@
-"""HebbCL with labels (algorithm 2) on split MNIST and split CIFAR-10: the last row of Table 2, and what it must beat.
+"""HebbCL with labels (algorithm 2) on split MNIST and split CIFAR-10: the last row of Table 2 and its baselines.
 
     for row in supervised_rows("cifar10", x_train, y_train, x_test, y_test, seeds=5):
         print(row["row"], row["values"])
 
-Class-incremental: the classes come in order, five tasks of two, each gone through some epochs and never seen again; no
-task is named at test time, and one answer is given among all classes, the one whose neurons' k-winners activations have
-the highest sum. As many neurons as in the paper: 64 a class for MNIST, 200 for CIFAR-10.
+Class-incremental: the classes come in order, in five tasks of two; each task is learnt for some epochs and never seen
+again. At test time the task is unknown: the prediction is the class, among all, whose neurons have the highest sum of
+k-winners activations. There are as many neurons as in the paper: 64 per class for MNIST, 200 for CIFAR-10.
 
-Where the paper is silent: each image is centred and brought to norm 1, new neurons start on samples of their class, the
-learning rate falls linearly with the epochs of a task, rows are divided by their norm (by their largest weight, 86 and
-42 % are reached on validation data, on MNIST less than without learning). CIFAR-10 is whitened by ZCA that is fitted on
-the images of the first task alone, as a continual learner has not seen the others; "images only centred" leaves the
-whitening out. "sharpened" raises the activations to a power before they are summed, which is beyond the paper.
+Where the paper is silent: each image is centred and scaled to norm 1, new neurons start on samples of their class, the
+learning rate falls linearly over the epochs of a task, rows are divided by their norm (divided by their largest weight
+they reach 86 and 42 % on validation data, on MNIST less than without learning). CIFAR-10 is whitened by a ZCA that is
+fitted on the images of the first task alone, because a continual learner has not seen the others; "images only centred"
+leaves the whitening out. "sharpened" raises the activations to a power before they are summed, which goes beyond the
+paper.
 
-The baselines see the same classes and images, and no learning: neurons that stay on samples of their class, and neurons
-that stay as drawn. Each of them may choose its k and power as the learnt ones do. All choices were made by `search`, on
-the last 10,000 training images after learning the others; each row then sees the test set once a seed.
+The baselines do not learn: neurons that stay on samples of their class, and random neurons. Their k and power are
+chosen as those of the learnt neurons are. All choices were made by `search`, on the last 10,000 training images after
+learning the others; each row then reads the test set once per seed.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -42,12 +44,16 @@ POWERS = (1, 2, 3, 4, 5, 6, 8, 12, 16)
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model learns.
+    """How a model learns. The text of a recipe is part of the keys in results/hebbcl.json.
 
-    Attributes:
-        per_class: neurons a class. lr: at the start of each task. epochs: of each task. batch: samples of both classes.
-        normalise, start: as HebbCL takes them. hebb: False = neurons stay there.
-        whiten: ε of the ZCA fitted on the first task's images; None = images as they are.
+    Args:
+        per_class: neurons per class.
+        lr: at the start of each task.
+        epochs: of each task.
+        batch: samples of both classes.
+        normalise, start: arguments of HebbCL.
+        hebb: False leaves neurons as they start.
+        whiten: ε of the ZCA fitted on the images of the first task; None does not whiten.
     """
 
     per_class: int
@@ -62,13 +68,20 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Answer:
-    """A row of the table: how a learnt model answers. Rows of one recipe follow each other and share their models."""
+    """A row of the table: how a model predicts. Rows of one recipe are adjacent and share their models."""
 
     row: str
     recipe: Recipe
     k: int
     power: float = 1.0
     paper: float | None = None
+
+
+class Row(Protocol):
+    """A row of Table 2: its name and the paper's figure."""
+
+    row: str
+    paper: float | None
 
 
 MNIST = Recipe(per_class=64)
@@ -86,7 +99,7 @@ def _rows(recipe: Recipe, paper: float, k: int, sharp: tuple[int, float], untaug
     ]
 
 
-# Found by `search`.
+# Chosen by `search`.
 TABLE = {
     "mnist": _rows(MNIST, 93.25, 1, sharp=(5, 16), untaught=(15, 16)),
     "cifar10": [
@@ -97,7 +110,7 @@ TABLE = {
 }
 MEASURE = {"mnist": "split MNIST accuracy", "cifar10": "split CIFAR-10 accuracy"}
 
-# What `search` goes through.
+# What `search` tries.
 CANDIDATES = {
     "mnist": [
         *(replace(MNIST, lr=lr, epochs=epochs) for lr in (0.1, 0.3, 0.5, 1.0) for epochs in (1, 5, 10)),
@@ -125,46 +138,49 @@ def supervised_rows(
     seeds: int = 5,
     table: list[Answer] | None = None,
 ) -> Iterator[dict]:
-    """The rows of Table 2 that learn by HebbCL, or not at all, as they are done.
+    """Yields the rows of Table 2 that learn by HebbCL, or not at all, as they are done.
 
     Args:
-        name: "mnist" or "cifar10". x, x_test: [n, channels, height, width] floats from 0 to 1. y, y_test: int64 [n].
-        seeds: models a row, from seed 0 on. table: other rows than `TABLE[name]`.
+        name: "mnist" or "cifar10".
+        x, x_test: images [n, channels, height, width] from 0 to 1.
+        y, y_test: labels, int64 [n].
+        seeds: models per row, from seed 0 on.
+        table: replaces the rows `TABLE[name]`.
 
     Yields:
-        table, row, measure, unit, paper, chosen_on; values: test accuracies in percent, seconds: of learning, one a
-        seed each.
+        table, row, measure, unit, paper, chosen_on, and one item per seed in values (test accuracies in percent) and
+        seconds (of learning).
     """
     table = TABLE[name] if table is None else table
     for epsilon, rows in groupby(table, key=lambda answer: answer.recipe.whiten):
-        view = whitening(epsilon, x, y)
-        seen, seen_test = view(x), view(x_test)
+        prepared = whitening(epsilon, x, y)
+        inputs, inputs_test = prepared(x), prepared(x_test)
         for recipe, answers in groupby(rows, key=lambda answer: answer.recipe):
-            yield from _rows_of(recipe, list(answers), name, (seen, y, seen_test, y_test), seeds)
+            yield from _rows_of(recipe, list(answers), name, (inputs, y, inputs_test, y_test), seeds)
 
 
-def _rows_of(recipe: Recipe, answers: list[Answer], name: str, sets: tuple[Tensor, ...], seeds: int) -> Iterator[dict]:
-    """The rows of one recipe: each seed learns once, and each row looks at the test set once a seed."""
-    x, y, x_test, y_test = sets
+def _rows_of(recipe: Recipe, answers: list[Answer], name: str, data: tuple[Tensor, ...], seeds: int) -> Iterator[dict]:
+    """Yields the rows of one recipe: each seed learns once, and each row reads the test set once per seed."""
+    x, y, x_test, y_test = data
     values, seconds = {answer.row: [] for answer in answers}, []
     for seed in range(seeds):
         begin = time.perf_counter()
-        model = taught(recipe, x, y, seed)
+        model = trained(recipe, x, y, seed)
         seconds.append(time.perf_counter() - begin)
         for answer in answers:
             values[answer.row].append(accuracy(model, x_test, y_test, [(answer.k, answer.power)])[0])
     for answer in answers:
-        yield found(name, answer, values[answer.row], seconds)
+        yield row_of(name, answer, values[answer.row], seconds)
 
 
-def found(name: str, row, values: list[float], seconds: list[float]) -> dict:
-    """What a row of Table 2 (with a name and the paper's figure) came to: a value and seconds of learning a seed."""
+def row_of(name: str, row: Row, values: list[float], seconds: list[float]) -> dict:
+    """Returns the figures of a row of Table 2: accuracy and seconds of learning per seed."""
     about = {"table": "Table 2", "measure": MEASURE[name], "unit": "%", "chosen_on": "validation"}
     return about | {"row": row.row, "paper": row.paper, "values": values, "seconds": seconds}
 
 
 def whitening(epsilon: float | None, x: Tensor, y: Tensor) -> Callable[[Tensor], Tensor]:
-    """What is done to images before a model sees them flat, from the images of the first task of (x, y) alone."""
+    """Returns the preparation of images [n, ...] → [n, inputs], fitted on the first task of (x, y) alone."""
     if epsilon is None:
         return lambda images: images.flatten(1)
     fitted = zca(tasks_of(x, y)[0][:][0], epsilon=epsilon)
@@ -172,12 +188,12 @@ def whitening(epsilon: float | None, x: Tensor, y: Tensor) -> Callable[[Tensor],
 
 
 def tasks_of(x: Tensor, y: Tensor) -> list[streams.Task]:
-    """The classes in order, two a task."""
+    """Returns the classes in order, two per task."""
     return streams.split(x, y, len(y.unique()) // 2)
 
 
-def taught(recipe: Recipe, x: Tensor, y: Tensor, seed: int) -> HebbCL:
-    """A model that went through the tasks of x [n, inputs], y [n] one after the other; orders and starts by seed."""
+def trained(recipe: Recipe, x: Tensor, y: Tensor, seed: int) -> HebbCL:
+    """Returns a model that learnt the tasks of x [n, inputs], y [n] in order; the seed draws orders and starts."""
     model = HebbCL(
         x.shape[1],
         per_class=recipe.per_class,
@@ -196,69 +212,69 @@ def taught(recipe: Recipe, x: Tensor, y: Tensor, seed: int) -> HebbCL:
     return model
 
 
-def answered(model: HebbCL, x: Tensor, answers: list[tuple[int, float]]) -> Iterator[Tensor]:
-    """The class of each x [n, inputs], int64 [n], for each (k, power): that of the highest Σ over the k winners.
+def predictions(model: HebbCL, x: Tensor, answers: list[tuple[int, float]]) -> Iterator[Tensor]:
+    """Yields the predicted class of each x [n, inputs], int64 [n], for each (k, power).
 
-    Summed are activations at power 1 (which is `model.predict`), max(activation, 0)^power at others. All answers share
-    one look for winners, of which there are 64 at most.
+    It is the class with the highest sum over the k winners: of activations at power 1 (as `model.predict`), of
+    max(activation, 0)^power at others. All share one competition.
     """
     most = min(max(k for k, _ in answers), model.width)
     winners, responses = compete(x, model.weight, most, patches=model.patches)
     groups = winners.long() // model.per_class
     for k, power in answers:
         own, votes = groups[:, :k], responses[:, :k] if power == 1 else responses[:, :k].clamp(min=0) ** power
-        sums, nobody = torch.zeros(len(x), len(model.classes)), torch.ones(len(x), len(model.classes), dtype=torch.bool)
-        sums.scatter_add_(1, own, votes).masked_fill_(nobody.scatter_(1, own, False) & (power == 1), -math.inf)
+        sums = torch.zeros(len(x), len(model.classes))
+        without = torch.ones_like(sums, dtype=torch.bool).scatter_(1, own, False)  # classes that have no winner
+        sums.scatter_add_(1, own, votes).masked_fill_(without & (power == 1), -math.inf)
         yield model.classes[sums.argmax(1)]
 
 
 def accuracy(model: HebbCL, x: Tensor, y: Tensor, answers: list[tuple[int, float]]) -> list[float]:
-    """Percent of x [n, inputs] whose class y [n] is found, averaged over tasks, for each (k, power)."""
-    return [task_average(found == y, y) for found in answered(model, x, answers)]
+    """Returns the accuracy in percent on x [n, inputs], y [n], averaged over tasks, for each (k, power)."""
+    return [task_average(predicted == y, y) for predicted in predictions(model, x, answers)]
 
 
 def task_average(correct: Tensor, y: Tensor) -> float:
-    """Percent of the answers that are correct, bool [n], averaged over the tasks of y [n]."""
+    """Returns the percentage of `correct`, bool [n], averaged over the tasks of y [n]."""
     tasks = y.unique().view(-1, 2)
     return 100 * statistics.fmean(correct[torch.isin(y, task)].double().mean().item() for task in tasks)
 
 
 def clearly_above(values: list[float], others: list[float]) -> bool:
-    """Whether the mean of values is above that of others by more than two standard errors of the difference."""
+    """Returns whether the mean of values is above that of others by more than two standard errors."""
     error = math.sqrt(sum(statistics.variance(some) / len(some) for some in (values, others)))
     return statistics.fmean(values) - statistics.fmean(others) > 2 * error
 
 
 def search(name: str, x: Tensor, y: Tensor, seed: int = 0, candidates: list[Recipe] | None = None) -> Iterator[dict]:
-    """What each candidate reaches on the last `VALIDATION` of the training images x, y, as they are done.
+    """Yields the accuracies of each candidate on the last `VALIDATION` training images, as they are done.
 
     Yields:
-        recipe: its settings; plain: the best (accuracy, k, power) at power 1, sharpened: at any; seconds.
+        recipe: its settings; plain and sharpened: the best (accuracy, k, power) at power 1 and at any; seconds.
     """
     answers = [(k, power) for k in KS for power in POWERS]
     for epsilon, recipes in groupby(candidates or CANDIDATES[name], key=lambda recipe: recipe.whiten):
-        view = whitening(epsilon, x[:-VALIDATION], y[:-VALIDATION])
-        seen = view(x)
+        inputs = whitening(epsilon, x[:-VALIDATION], y[:-VALIDATION])(x)
         for recipe in recipes:
             begin = time.perf_counter()
-            model = taught(recipe, seen[:-VALIDATION], y[:-VALIDATION], seed)
+            model = trained(recipe, inputs[:-VALIDATION], y[:-VALIDATION], seed)
             seconds = time.perf_counter() - begin
-            found = accuracy(model, seen[-VALIDATION:], y[-VALIDATION:], answers)
-            reached = [(value, *answer) for value, answer in zip(found, answers, strict=True)]
+            values = accuracy(model, inputs[-VALIDATION:], y[-VALIDATION:], answers)
+            reached = [(value, *answer) for value, answer in zip(values, answers, strict=True)]
             plain = max(one for one in reached if one[2] == 1)
             yield {"recipe": asdict(recipe), "plain": plain, "sharpened": max(reached), "seconds": seconds}
 
 
 def class_weights(model: HebbCL, label: int, shape: tuple[int, ...]) -> Tensor:
-    """The neurons of one class as images [per_class, *shape]."""
+    """Returns the neurons of a class as images [per_class, *shape]."""
     group = int((model.classes == label).nonzero())
     return model.weight.detach()[group * model.per_class :][: model.per_class].view(-1, *shape)
 
 
 def pictured(x: Tensor, y: Tensor, labels: tuple[int, ...] = (0, 1), seed: int = 0) -> dict[int, Tensor]:
-    """Neurons of some classes, [200, 3, 32, 32] each, after all tasks of CIFAR-10: Figures 4 (class 0) and 1 (0, 1).
+    """Returns neurons of some classes, [200, 3, 32, 32] each, after all tasks of CIFAR-10, for Figures 1 and 4.
 
-    Of the recipe without whitening, whose weights are pictures of what they answer to.
+    The recipe has no whitening, so that weights look like images.
     """
-    model = taught(CENTRED, whitening(CENTRED.whiten, x, y)(x), y, seed)
+    model = trained(CENTRED, whitening(CENTRED.whiten, x, y)(x), y, seed)
     return {label: class_weights(model, label, tuple(x.shape[1:])) for label in labels}
