@@ -1,6 +1,6 @@
-"""examples/dhp_softmax.py at its smallest, on made-up images: what it computes, writes, and does not look at."""
+"""examples.papers.dhp_softmax on small made-up images: rows, files, pictures and the samples that stay unread."""
 
-# ruff: noqa: E402 (the examples import packages that may be missing)
+# ruff: noqa: E402 (the modules import packages that may be missing)
 
 import json
 import math
@@ -14,10 +14,9 @@ import torch
 for package in ("matplotlib", "PIL"):
     pytest.importorskip(package, reason=f"{package} is not installed")
 
-ROOT = Path(__file__).parents[2]
-
 from examples.papers.common import tables
-from examples.papers.dhp_softmax import __main__ as dhp_softmax
+from examples.papers.dhp_softmax import __main__ as command_line
+from examples.papers.dhp_softmax import experiment as experiments
 from examples.papers.dhp_softmax import pictures, recipes
 from examples.papers.dhp_softmax.training import learn
 from hebbkern.continual import metrics
@@ -39,7 +38,7 @@ def digits(path):
 
 @pytest.fixture
 def command(tmp_path):
-    others = [word for name in dhp_softmax.SOURCES if name != "mnist" for word in (f"--{name}", "")]
+    others = [word for name in command_line.SOURCES if name != "mnist" for word in (f"--{name}", "")]
     folder = tmp_path / "results"
     return ["--mnist", digits(tmp_path / "a.npz"), *others, "--fast", "--results", str(folder)], folder
 
@@ -53,7 +52,7 @@ def learnt(monkeypatch):
         runs.append((benchmark.name, settings, seed, on))
         return learn(benchmark, settings, seed, device, on=on)
 
-    monkeypatch.setattr(dhp_softmax, "learn", spy)
+    monkeypatch.setattr(experiments, "learn", spy)
     return runs
 
 
@@ -61,12 +60,13 @@ def report(folder):
     return json.loads((folder / "dhp_softmax.json").read_text())
 
 
+@pytest.mark.slow
 def test_every_row_beside_the_papers_figures(command, learnt, capsys):
     arguments, folder = command
-    dhp_softmax.main([*arguments, "--parts", "table1 split,eta split"])
+    command_line.main([*arguments, "--parts", "table1 split,eta split"])
     found, printed = report(folder), capsys.readouterr().out
     assert {"command", "version", "machine", "torch", "seconds", "rows", "runs"} <= set(found)
-    assert str(folder) not in found["command"] and "/" not in found["command"].split("dhp_softmax.py")[1]
+    assert str(folder) not in found["command"] and "/" not in found["command"].split("examples.papers.dhp_softmax")[1]
     assert len(learnt) == len(found["runs"]) == 8 + 5 - 1  # η = 0.001 is in both tables
     assert {run["on"] for run in found["runs"]} == {"test"} and {run["seed"] for run in found["runs"]} == {0}
     rows = {(row["table"], row["row"], row["measure"]): row for row in found["rows"]}
@@ -82,34 +82,35 @@ def test_every_row_beside_the_papers_figures(command, learnt, capsys):
     }.items():
         assert rows[table, name, measure]["paper"] == paper
         assert name in printed
-    experiment = dhp_softmax.Experiment(dhp_softmax.parse(arguments), found["runs"])
+    experiment = experiments.Experiment(command_line.parse(arguments), found["runs"])
     for row in recipes.table1("split") + recipes.table4("split"):
         (run,) = experiment.of(row, range(1))
         R = run["R"]
         assert len(R) == 5 and all(row[i + 1 :] == [None] * (4 - i) for i, row in enumerate(R))
-        mine = {measure: rows[row.table, row.row, measure] for measure in dhp_softmax.MEASURES}
+        mine = {measure: rows[row.table, row.row, measure] for measure in experiments.MEASURES}
         assert mine["average accuracy"]["mean"] == pytest.approx(sum(R[4]) / 5)
         assert mine["backward transfer"]["mean"] == pytest.approx(sum(R[4][i] - R[i][i] for i in range(4)) / 400)
         assert ("plastic" in run) == (row.settings.row == "DHP Softmax")
     assert rows["Table 1, Split MNIST", "Finetune", "average accuracy"]["mean"] > 80  # a head a task, easy images
-    dhp_softmax.main([*arguments, "--parts", "table1 split,eta split"])
+    command_line.main([*arguments, "--parts", "table1 split,eta split"])
     assert len(learnt) == 12 and report(folder)["rows"] == found["rows"]
 
 
+@pytest.mark.slow
 def test_runs_of_other_results_join(command, learnt, tmp_path):
     arguments, folder = command
     elsewhere = [*arguments[:-1], str(tmp_path / "elsewhere")]
-    dhp_softmax.main([*elsewhere, "--parts", "table1 split", "--rows", "*Finetune"])
-    dhp_softmax.main([*arguments, "--parts", "table1 split", "--rows", "DHP Softmax"])
+    command_line.main([*elsewhere, "--parts", "table1 split", "--rows", "*Finetune"])
+    command_line.main([*arguments, "--parts", "table1 split", "--rows", "DHP Softmax"])
     assert [settings.row for _, settings, _, _ in learnt] == ["Finetune", "DHP Softmax"]
     there = str(tmp_path / "elsewhere" / "dhp_softmax.json")
-    dhp_softmax.main([*arguments, "--parts", "table1 split", "--rows", "*t*", "--also", there])
+    command_line.main([*arguments, "--parts", "table1 split", "--rows", "*t*", "--also", there])
     assert [settings.row for _, settings, _, _ in learnt[2:]] == [
         f"DHP Softmax + {method}" for method in ("SI", "Online EWC", "MAS")
     ]
     assert {row["row"] for row in report(folder)["rows"]} >= {"Finetune", "DHP Softmax"}
     assert len(report(folder)["runs"]) == 5
-    dhp_softmax.main([*arguments, "--parts", "table1 split", "--rows", "Finetune", "--seeds", "3"])
+    command_line.main([*arguments, "--parts", "table1 split", "--rows", "Finetune", "--seeds", "3"])
     assert [seed for _, _, seed, _ in learnt[5:]] == [1, 2]
     (row,) = [row for row in report(folder)["rows"] if (row["row"], row["unit"]) == ("Finetune", "%")]
     values = [np.mean(run["R"][-1]) for run in report(folder)["runs"] if not run["settings"].get("dhp")]
@@ -118,12 +119,13 @@ def test_runs_of_other_results_join(command, learnt, tmp_path):
     assert row["error"] == pytest.approx(np.std(values, ddof=1) / math.sqrt(3))
 
 
+@pytest.mark.slow
 def test_settings_are_chosen_by_validation_and_then_tested(command, learnt, monkeypatch):
     arguments, folder = command
     monkeypatch.setattr(recipes, "METHODS", ("Finetune", "MAS"))
     tried = [(1e-9, 1), (0.01, 1), (0.01, 3)]
     monkeypatch.setattr(recipes, "TRIED", {"Finetune": tried[:2], "MAS": tried})
-    dhp_softmax.main([*arguments, "--parts", "search split,chosen split"])
+    command_line.main([*arguments, "--parts", "search split,chosen split"])
     tried, tested = learnt[:5], learnt[5:]
     assert {on for *_, on in tried} == {"validation"} and {on for *_, on in tested} == {"test"}
     rows = {settings.row for _, settings, _, _ in tried}
@@ -164,18 +166,19 @@ def test_the_letter_is_told_where_the_table_departs_from_it():
         assert not {row.settings for row in rows} & {row.settings for row in recipes.table1(benchmark)}
 
 
+@pytest.mark.slow
 def test_pictures_of_the_runs_that_are_there(command, learnt, capsys):
     arguments, folder = command
-    dhp_softmax.main([*arguments, "--parts", "pictures"])
+    command_line.main([*arguments, "--parts", "pictures"])
     assert not list(folder.glob("*.png")) and not learnt
-    dhp_softmax.main([*arguments, "--parts", "table1 permuted", "--rows", "DHP Softmax"])
-    dhp_softmax.main([*arguments, "--parts", "table1 split", "--rows", "*SI"])
+    command_line.main([*arguments, "--parts", "table1 permuted", "--rows", "DHP Softmax"])
+    command_line.main([*arguments, "--parts", "table1 split", "--rows", "*SI"])
     capsys.readouterr()
-    dhp_softmax.main([*arguments, "--parts", "pictures"])
+    command_line.main([*arguments, "--parts", "pictures"])
     drawn = {path.stem.removeprefix("dhp_softmax_"): path.stat().st_size for path in folder.glob("*.png")}
     assert set(drawn) == {"permuted", "plastic", "eta", "split"}  # η = 0.001 of Table 4 is the row of Table 1
     assert max(drawn.values()) < 300_000
-    (missing,) = [line for line in capsys.readouterr().out.splitlines() if "for want of runs" in line]
+    (missing,) = [line for line in capsys.readouterr().out.splitlines() if "because of missing runs" in line]
     assert all(f"Figure {number}" in missing for number in (5, 6, 8))
     assert not any(f"Figure {number}" in missing for number in ("2a", "2b", 3, 4))
 
@@ -248,7 +251,7 @@ def test_the_plastic_part_is_drawn_task_by_task(drawn):
 
 def test_a_twelfth_is_held_out_the_same_of_all_permutations(command):
     arguments, _ = command
-    experiment = dhp_softmax.Experiment(dhp_softmax.parse(arguments), [])
+    experiment = experiments.Experiment(command_line.parse(arguments), [])
     benchmark = experiment.benchmark("permuted", "none", 0)
     assert len(benchmark.train) == len(benchmark.validation) == len(benchmark.test) == 10
     kept, out = benchmark.train[0].indices, benchmark.validation[0].indices
@@ -274,20 +277,29 @@ def test_a_twelfth_is_held_out_the_same_of_all_permutations(command):
 
 def test_each_seed_has_permutations_of_its_own(command, monkeypatch):
     arguments, _ = command
-    monkeypatch.setattr(dhp_softmax, "learn", lambda benchmark, *rest, on: benchmark)
-    experiment = dhp_softmax.Experiment(dhp_softmax.parse(arguments), [])
+    monkeypatch.setattr(experiments, "learn", lambda benchmark, *rest, on: benchmark)
+    experiment = experiments.Experiment(command_line.parse(arguments), [])
     made = list(experiment.missing([(row, range(2)) for row in recipes.table1("permuted")[:2]]))
     orders = [benchmark.train[0].transform.order for benchmark in made]
     assert torch.equal(orders[0], orders[2]) and torch.equal(orders[1], orders[3])  # of both rows
     assert not torch.equal(orders[0], orders[1])
 
 
+def test_committed_runs_are_those_of_the_recipes():
+    """Their keys are settings by name: after a change of a name or a default they would be computed again."""
+    path = Path(__file__).parents[2] / "results" / "dhp_softmax.json"
+    known = experiments.Experiment(command_line.parse(["--notmnist", "notmnist"]), experiments.read([path]))
+    lines = [line for rows, seeds in known.parts().values() for row in rows for line in known.lines(row, seeds)]
+    committed = json.loads(path.read_text())["rows"]
+    assert len(committed) > 300 and not [row for row in committed if row not in lines]
+
+
 def test_what_was_learnt_from_scratch_counts_as_known_at_the_end():
     alone = [[90.0, None, None], [None, 70.0, None], [None, None, 50.0]]
-    assert dhp_softmax.filled(alone)[-1] == pictures.at_last(alone) == [90.0, 70.0, 50.0]
+    assert experiments.filled(alone)[-1] == pictures.at_last(alone) == [90.0, 70.0, 50.0]
     assert (
-        metrics.average_accuracy(dhp_softmax.filled(alone)) == 70
-        and metrics.backward_transfer(dhp_softmax.filled(alone)) == 0
+        metrics.average_accuracy(experiments.filled(alone)) == 70
+        and metrics.backward_transfer(experiments.filled(alone)) == 0
     )
     kept = [[90.0, None], [60.0, 70.0]]
-    assert dhp_softmax.filled(kept)[-1] == pictures.at_last(kept) == [60.0, 70.0]
+    assert experiments.filled(kept)[-1] == pictures.at_last(kept) == [60.0, 70.0]

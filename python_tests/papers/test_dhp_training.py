@@ -1,9 +1,6 @@
-"""The loop of the DHP examples: what a step is, when a task ends, what stays unopened, and who runs beside whom."""
-
-# ruff: noqa: E402 (the examples are no package)
+"""The loop of examples.papers.dhp_softmax: steps, the end of tasks, samples that stay unread, runs side by side."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,13 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-ROOT = Path(__file__).parents[2]
-
 from examples.papers.dhp_softmax import recipes, training
 from examples.papers.dhp_softmax.networks import Heads, Network, TwiceLinear, perceptron
 from examples.papers.dhp_softmax.training import Benchmark, Best, Learner, Settings, learn, side_by_side
 from hebbkern.continual.consolidation import Consolidation
-from hebbkern.continual.tasks import Task
+from hebbkern.continual.streams import Task
 from hebbkern.nn import DHPLinear
 
 FAST = Settings(batch=8, epochs=2, lr=0.1)
@@ -70,13 +65,13 @@ class Scripted:
         self.network, self.accuracies = nn.ModuleList([DHPLinear(3, 2)]), iter(accuracies)
         self.method = Consolidation()
 
-    def right(self, task, x, labels):
+    def accuracy(self, task, x, labels):
         return torch.tensor(next(self.accuracies))
 
 
 def ends(best, epoch):
     """Whether the task ends after this epoch."""
-    steps = best.over(0, epoch, (None, None))
+    steps = best.ends(0, epoch, (None, None))
     assert next(steps) is None
     with pytest.raises(StopIteration) as end:
         next(steps)
@@ -87,13 +82,13 @@ def test_the_best_epoch_comes_back_with_its_trace():
     learner = Scripted([0.5, 0.9, 0.9, 0.2])
     (layer,) = learner.network
     best = Best(learner, Settings(epochs=1, patience=2))
-    told = []
+    ended = []
     for epoch in range(4):
         with torch.no_grad():
             for tensor in learner.network.state_dict().values():
                 tensor.fill_(epoch)
-        told.append(ends(best, epoch))
-    assert told == [False, False, False, True]  # the second 0.9 is no gain
+        ended.append(ends(best, epoch))
+    assert ended == [False, False, False, True]  # the second 0.9 is no gain
     best.restore()
     for tensor in (layer.weight, layer.alpha, layer.eta, layer.trace):
         assert (tensor == 1).all()
@@ -106,7 +101,7 @@ def test_the_best_epoch_comes_back_with_its_trace():
 def test_a_task_ends_after_so_many_epochs_without_gain(monkeypatch, gains, epochs, patience, wanted):
     calls = []
 
-    def right(self, task, x, labels):
+    def accuracy(self, task, x, labels):
         if x is validation:
             calls.append(task)
             return torch.tensor(min(calls.count(task), gains) / 100)
@@ -114,7 +109,7 @@ def test_a_task_ends_after_so_many_epochs_without_gain(monkeypatch, gains, epoch
 
     benchmark = small(tasks=2)
     validation, whole = torch.zeros(1), training.whole
-    monkeypatch.setattr(Learner, "right", right)
+    monkeypatch.setattr(Learner, "accuracy", accuracy)
     monkeypatch.setattr(
         training, "whole", lambda of, device: (validation, None) if of in benchmark.validation else whole(of, device)
     )
@@ -136,16 +131,16 @@ def test_the_next_task_starts_from_the_best_epoch(monkeypatch, dhp, method):
 
     monkeypatch.setattr(training, "consolidation", kept)
     closed = [x for x, _ in (training.whole(of, CPU) for of in benchmark.validation)]
-    right, calls = Learner.right, []
+    accuracy, calls = Learner.accuracy, []
 
     def scripted(self, t, x, labels):
         if any(torch.equal(x, other) for other in closed):
             calls.append(t)
             return torch.tensor(1.0 / calls.count(t))
-        return right(self, t, x, labels)
+        return accuracy(self, t, x, labels)
 
     wanted = last(learn(benchmark, settings, 0))
-    monkeypatch.setattr(Learner, "right", scripted)
+    monkeypatch.setattr(Learner, "accuracy", scripted)
     found = last(learn(benchmark, replace(settings, patience=2), 0))
     assert found["epochs"] == [3, 3, 3] and found["R"] == wanted["R"]
     if method != "Finetune":
@@ -161,7 +156,7 @@ def test_a_step_follows_loss_and_penalty_the_plastic_part_the_loss_alone(method)
     x, labels = task(20)[:]
     for _ in range(5):
         learner.step(x, labels, 0)
-    learner.method.after_task(learner.network, [(x, labels)], lambda network, x: network.seen(x, 0))
+    learner.method.after_task(learner.network, [(x, labels)], lambda network, x: network.loss_outputs(x, 0))
     x, labels = task(20, 1, seed=1)[:]
     learner.step(x, labels, 1)  # away from where the penalty is 0
     learner.begin()
@@ -191,30 +186,30 @@ def test_the_first_step_of_adam_is_its_rate_whatever_the_gradient():
         assert (parameter - before[name]).abs().max().item() == pytest.approx(0.01, rel=0.01)
 
 
-def test_a_method_is_told_of_the_task_and_of_the_outputs_that_its_loss_was_over(monkeypatch):
-    benchmark, told, seen = small(), [], []
+def test_a_method_gets_the_task_and_the_outputs_that_the_loss_is_over(monkeypatch):
+    benchmark, right, steps = small(), [], []
 
-    class Told(Consolidation):
+    class Checked(Consolidation):
         def after_task(self, model, data, outputs):
             ((x, labels),) = data
-            t = len(told)
+            t = len(right)
             wanted, own = benchmark.train[t][:]
-            told.append(torch.equal(x, wanted) and torch.equal(labels, own))
-            told[-1] &= torch.equal(outputs(model, x), model.seen(x, t)) and not torch.equal(*both(model, x))
+            right.append(torch.equal(x, wanted) and torch.equal(labels, own))
+            right[-1] &= torch.equal(outputs(model, x), model.loss_outputs(x, t)) and not torch.equal(*both(model, x))
 
     def both(model, x):
-        return model.seen(x, 0), model.seen(x, 1)
+        return model.loss_outputs(x, 0), model.loss_outputs(x, 1)
 
-    monkeypatch.setattr(training, "consolidation", lambda settings, network, seed: Told())
+    monkeypatch.setattr(training, "consolidation", lambda settings, network, seed: Checked())
     step = Learner.step
-    monkeypatch.setattr(Learner, "step", lambda self, x, labels, t: seen.append((t, x)) or step(self, x, labels, t))
+    monkeypatch.setattr(Learner, "step", lambda self, x, labels, t: steps.append((t, x)) or step(self, x, labels, t))
     for seed in (0, 0, 1):
-        told.clear()
+        right.clear()
         last(learn(benchmark, replace(FAST, heads="own"), seed))
-        assert told == [True, True, True]
+        assert right == [True, True, True]
     x, passes = [part[:][0] for part in benchmark.train], []
-    for first in range(0, len(seen), 3):  # 8, 8 and 4 of 20 samples
-        t, batches = seen[first][0], torch.cat([batch for _, batch in seen[first : first + 3]])
+    for first in range(0, len(steps), 3):  # 8, 8 and 4 of 20 samples
+        t, batches = steps[first][0], torch.cat([batch for _, batch in steps[first : first + 3]])
         order = [(batch == x[t]).all(1).nonzero().item() for batch in batches]
         assert sorted(order) == list(range(20))
         passes.append(order)
@@ -224,12 +219,12 @@ def test_a_method_is_told_of_the_task_and_of_the_outputs_that_its_loss_was_over(
 
 @pytest.mark.parametrize("per_sample, sizes", [(True, [20]), (False, [8, 8, 4])])
 def test_importances_are_of_samples_or_of_batches(monkeypatch, per_sample, sizes):
-    seen = []
+    counts = []
     monkeypatch.setattr(
-        Consolidation, "after_task", lambda self, model, data, outputs: seen.append([len(x) for x, _ in data])
+        Consolidation, "after_task", lambda self, model, data, outputs: counts.append([len(x) for x, _ in data])
     )
     last(learn(small(), replace(FAST, per_sample=per_sample), 0))
-    assert seen == [sizes] * 3
+    assert counts == [sizes] * 3
     method = training.consolidation(
         replace(FAST, method="MAS", per_sample=per_sample), Learner(small(), FAST, 0, CPU).network, 0
     )
@@ -261,7 +256,7 @@ def test_methods_hold_the_slow_weights(method):
 
 
 class Closed:
-    """A set that nobody may look at."""
+    """A set that must not be read."""
 
     samples = 10
 
@@ -313,7 +308,7 @@ def test_looks_at_the_plastic_part(monkeypatch):
     assert (eta == 0.125).all() and len(set(alpha)) == 1 and hebb[-1] > hebb[0] > 0
 
 
-def test_only_the_first_seed_of_dhp_alone_is_looked_at():
+def test_the_plastic_part_is_recorded_for_the_first_seed_of_dhp_alone():
     for settings, seed in ((replace(FAST, dhp=True), 1), (replace(FAST, dhp=True, method="SI"), 0), (FAST, 0)):
         assert "plastic" not in last(learn(small(), settings, seed))
 
@@ -352,7 +347,7 @@ def test_runs_side_by_side_all_end(at_once):
         going.remove(index)
         yield {"index": index}
 
-    found = [told["index"] for told in side_by_side(map(run, range(9)), "cpu", at_once)]
+    found = [result["index"] for result in side_by_side(map(run, range(9)), "cpu", at_once)]
     assert sorted(found) == list(range(9)) and not going
     assert (found == list(range(9))) == (at_once == 1)
 

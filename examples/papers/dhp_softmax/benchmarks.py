@@ -1,9 +1,9 @@
 """The streams of tasks of the DHP experiments, with networks for them.
 
-    sets = {"mnist": hk.datasets.load("MNIST")}
-    benchmark = build("split", sets, seed=0)
+    datasets = {"mnist": hk.datasets.load("MNIST")}
+    benchmark = build("split", datasets, seed=0)
 
-A twelfth of each task's training samples is held out: for early stopping, and to choose by.
+A twelfth of each task's training samples is held out, for early stopping and to choose settings by.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from hebbkern.continual import streams
 from hebbkern.continual.streams import Task
 from hebbkern.datasets import Dataset
 
-HELD_OUT = 12  # one in so many samples
-COUNTED = 0  # the seed of which samples Imbalanced Permuted MNIST leaves out: one for all runs (appendix A.2)
-MNIST = 60000  # training images that the counts are of
+HELD_OUT = 12  # one sample in 12
+COUNTED = 0  # seed of the samples that Imbalanced Permuted MNIST leaves out, the same in all runs (appendix A.2)
+MNIST = 60000  # training images, to which the counts refer
 MIXTURE = ("mnist", "notmnist", "fashionmnist", "svhn", "cifar10")
 NEEDS = {
     "permuted": ("mnist",),
@@ -34,19 +34,22 @@ NEEDS = {
 
 
 def build(name: str, sets: Mapping[str, Dataset], seed: int) -> Benchmark:
-    """A benchmark by its name, a key of `NEEDS`.
+    """Returns a benchmark by its name, a key of `NEEDS`.
 
     Args:
-        sets: the data sets that there are: all that the benchmark needs; the mixture takes those it finds.
+        sets: data sets by name: all that the benchmark needs; the mixture takes those that are given.
         seed: of the permutations, which differ from run to run.
 
-    Raises ValueError for another name, or where sets lacks what is needed.
+    Raises:
+        ValueError: the name is unknown, or a data set is missing.
     """
     if name not in NEEDS:
-        raise ValueError(f"dhp_benchmarks: name must be one of {', '.join(NEEDS)}, got {name}")
+        raise ValueError(f"dhp_softmax benchmarks: name must be one of {', '.join(NEEDS)}, got {name}")
     missing = [needed for needed in NEEDS[name] if needed not in sets]
     if missing and (name != "mixture" or len(missing) == len(MIXTURE)):
-        raise ValueError(f"dhp_benchmarks: sets must hold {' and '.join(NEEDS[name])}, got no {', '.join(missing)}")
+        raise ValueError(
+            f"dhp_softmax benchmarks: sets must hold {' and '.join(NEEDS[name])}, got no {', '.join(missing)}"
+        )
     train, test = STREAMS[name](sets, seed)
     train, test = streams.relabel(train), streams.relabel(test, like=train)
     kept, out = zip(*map(held_out, train), strict=True)
@@ -60,7 +63,7 @@ def build(name: str, sets: Mapping[str, Dataset], seed: int) -> Benchmark:
 
 
 def permuted(sets: Mapping[str, Dataset], seed: int) -> tuple[list[Task], list[Task]]:
-    """Ten orders of MNIST's pixels."""
+    """Returns training and test tasks: ten permutations of MNIST's pixels."""
     data = sets["mnist"]
     parts = (data.x_train, data.y_train), (data.x_test, data.y_test)
     train, test = (streams.permuted(*part, tasks=10, seed=seed) for part in parts)
@@ -68,9 +71,9 @@ def permuted(sets: Mapping[str, Dataset], seed: int) -> tuple[list[Task], list[T
 
 
 def imbalanced(sets: Mapping[str, Dataset], seed: int) -> tuple[list[Task], list[Task]]:
-    """The same with as many samples of each class in each task as Table 2 says; tested on all.
+    """Returns the permuted tasks with the class counts of Table 2, tested on all samples.
 
-    Of a smaller MNIST as large a share, as far as there are so many.
+    A smaller MNIST gets the same shares of its samples.
     """
     train, test = permuted(sets, seed)
     there = train[0].labels.bincount().tolist()
@@ -80,20 +83,20 @@ def imbalanced(sets: Mapping[str, Dataset], seed: int) -> tuple[list[Task], list
 
 
 def split(sets: Mapping[str, Dataset], seed: int) -> tuple[list[Task], list[Task]]:
-    """0/1, 2/3, 4/5, 6/7, 8/9: the order is the paper's for every seed."""
+    """Returns the tasks 0/1, 2/3, 4/5, 6/7, 8/9, in the paper's order for every seed."""
     data = sets["mnist"]
     return streams.split(data.x_train, data.y_train, 5), streams.split(data.x_test, data.y_test, 5)
 
 
 def mixture(sets: Mapping[str, Dataset], seed: int) -> tuple[list[Task], list[Task]]:
-    """A data set a task, in the paper's order, those that are there."""
+    """Returns a task per given data set, in the paper's order."""
     there = [sets[name] for name in MIXTURE if name in sets]
     train = streams.mixture((data.name, data.x_train, data.y_train) for data in there)
     return train, streams.mixture((data.name, data.x_test, data.y_test) for data in there)
 
 
 def cifar(sets: Mapping[str, Dataset], seed: int) -> tuple[list[Task], list[Task]]:
-    """All of CIFAR-10, then five times ten classes of CIFAR-100, in their order (Figure 8)."""
+    """Returns CIFAR-10 and five times ten classes of CIFAR-100, in order (Figure 8)."""
     ten, hundred = sets["cifar10"], sets["cifar100"]
     train = streams.split(ten.x_train, ten.y_train, 1)
     train += streams.split(hundred.x_train, hundred.y_train, 5, classes=range(50))
@@ -112,7 +115,7 @@ BODIES = {
 
 
 def held_out(task: Task) -> tuple[Task, Task]:
-    """The task without a twelfth of its samples, and those; the same places for tasks of one size."""
+    """Returns the task without a twelfth of its samples, and these; tasks of one size hold out the same positions."""
     order = torch.randperm(task.samples, generator=torch.Generator().manual_seed(task.samples))
     cut = task.samples // HELD_OUT
     return tuple(

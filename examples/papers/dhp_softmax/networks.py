@@ -1,11 +1,11 @@
-"""The networks of the DHP experiments: hidden layers, and one or several readouts that answer for the tasks.
+"""The networks of the DHP experiments: hidden layers, and one or several readouts for the tasks.
 
     heads = Heads("own", classes=(2,) * 5)
     network = Network(perceptron(784, 256, 256), 256, heads, lambda inputs, classes: hk.nn.DHPLinear(inputs, classes))
-    network.loss(x, labels, task=0)      # to learn by; a DHP readout moves its trace here
-    network(x, task=0)                   # [B, classes of the task], to be judged by
+    network.loss(x, labels, task=0)      # the training loss; a DHP readout updates its trace here
+    network(x, task=0)                   # [B, classes of the task], the prediction
 
-Images go in as [B, channels, height, width].
+Images have the shape [B, channels, height, width].
 """
 
 from __future__ import annotations
@@ -25,14 +25,13 @@ HEADS = ("own", "one", "masked", "shared")
 
 @dataclass(frozen=True)
 class Heads:
-    """Who answers for a task. Labels are counted from 0 within each task, whatever the kind.
+    """The readouts of the tasks. Labels count from 0 within each task, whatever the kind.
 
-    kind:
-        "own": a readout for each task.
-        "one": one readout of all tasks' classes. The loss is over all of them, judged is within the task.
-        "masked": as "one", but the loss too is over the task's classes alone.
-        "shared": one readout, whose outputs mean other classes in each task.
-    classes: of each task.
+    Args:
+        kind: "own": a readout per task. "one": one readout of all tasks' classes; the loss is over all of them, the
+            prediction within the task. "masked": as "one", but the loss is also within the task. "shared": one
+            readout, whose outputs mean other classes in each task.
+        classes: number of classes of each task.
     """
 
     kind: str
@@ -40,23 +39,24 @@ class Heads:
 
     def __post_init__(self):
         if self.kind not in HEADS:
-            raise ValueError(f"dhp_networks: heads must be one of {', '.join(HEADS)}, got {self.kind}")
+            raise ValueError(f"dhp_softmax networks: heads must be one of {', '.join(HEADS)}, got {self.kind}")
 
     @property
     def outputs(self) -> tuple[int, ...]:
-        """Of each readout."""
+        """The number of outputs of each readout."""
         return {"own": self.classes, "shared": (max(self.classes),)}.get(self.kind, (sum(self.classes),))
 
     def readout(self, task: int) -> int:
+        """Returns the index of the task's readout."""
         return task if self.kind == "own" else 0
 
     def first(self, task: int) -> int:
-        """Where in the readout the task's classes begin."""
+        """Returns the index of the task's first class in its readout."""
         return sum(self.classes[:task]) if self.kind in ("one", "masked") else 0
 
 
 class Network(nn.Module):
-    """body, a readout for it by `readout(inputs, classes)`, and who answers for which task."""
+    """A body, and the readouts that `readout(inputs, classes)` makes for the tasks."""
 
     def __init__(self, body: nn.Module, inputs: int, heads: Heads, readout: Callable[[int, int], nn.Module]):
         super().__init__()
@@ -64,16 +64,16 @@ class Network(nn.Module):
         self.readouts = nn.ModuleList(readout(inputs, classes) for classes in heads.outputs)
 
     def forward(self, x: Tensor, task: int) -> Tensor:
-        """[B, classes of the task]."""
+        """Returns the logits of the task's classes: [B, classes]."""
         z = self.readouts[self.heads.readout(task)](self.body(x))
         return z[:, self._own(task)]
 
-    def seen(self, x: Tensor, task: int) -> Tensor:
-        """[B, outputs]: those that the loss is over."""
+    def loss_outputs(self, x: Tensor, task: int) -> Tensor:
+        """Returns the logits [B, outputs] that the loss is over."""
         return self(x, task) if self.heads.kind != "one" else self.readouts[0](self.body(x))
 
     def loss(self, x: Tensor, labels: Tensor, task: int) -> Tensor:
-        """Cross entropy, for labels [B] counted from 0 within the task."""
+        """Returns the cross entropy, for labels [B] that count from 0 within the task."""
         readout, first = self.readouts[self.heads.readout(task)], self.heads.first(task)
         h = self.body(x)
         z = readout(h, labels + first) if isinstance(readout, DHPLinear) else readout(h)
@@ -82,7 +82,7 @@ class Network(nn.Module):
         return F.cross_entropy(z[:, self._own(task)], labels)
 
     def slow_weights(self) -> list[str]:
-        """The names of what consolidation holds: all parameters but the plastic part of DHP readouts."""
+        """Returns the names of the consolidated parameters: all but the plastic part of DHP readouts."""
         plastic = {
             id(p) for readout in self.readouts if isinstance(readout, DHPLinear) for p in (readout.alpha, readout.eta)
         }
@@ -94,7 +94,7 @@ class Network(nn.Module):
 
 
 class TwiceLinear(nn.Module):
-    """z = h (θ + θ')ᵀ: the baselines' readout, with as many weights as a DHP readout has (section 4)."""
+    """The baselines' readout z = h (θ + θ')ᵀ, with as many weights as a DHP readout (section 4)."""
 
     def __init__(self, inputs: int, classes: int):
         super().__init__()
@@ -108,16 +108,16 @@ class TwiceLinear(nn.Module):
 
 
 def perceptron(inputs: int, *hidden: int) -> nn.Module:
-    """Fully connected layers of ReLUs (sections 4.1 to 4.3)."""
+    """Returns fully connected layers with ReLUs (sections 4.1 to 4.3)."""
     widths = zip((inputs, *hidden), hidden, strict=False)
     layers = [layer for a, b in widths for layer in (nn.Linear(a, b), nn.ReLU())]
     return nn.Sequential(nn.Flatten(), *layers)
 
 
 def mixture_body() -> tuple[nn.Module, int]:
-    """Table 3, for images [B, 3, 32, 32]: three convolutions, a fully connected layer, leaky ReLUs of slope 0.2.
+    """Returns the body of Table 3 and its width: three convolutions and a linear layer, leaky ReLUs of slope 0.2.
 
-    (The text of appendix A.4 has two convolutions and slope 0.3; the table is taken.) Gives the body and its width.
+    Images are [B, 3, 32, 32]. The text of appendix A.4 has two convolutions and slope 0.3; here the table counts.
     """
     layers, channels = [], 3
     for out in (20, 50, 50):
@@ -128,9 +128,10 @@ def mixture_body() -> tuple[nn.Module, int]:
 
 
 def cifar_body() -> tuple[nn.Module, int]:
-    """Zenke et al. 2017, appendix: 3x3 convolutions of 32, 32, 64, 64 channels, pooled after each second, 512 units.
+    """Returns the body of Zenke et al. 2017, appendix, and its width.
 
-    Dropout of 0.25 after each pooling and of 0.5 before the readout. Gives the body and its width.
+    3x3 convolutions of 32, 32, 64, 64 channels, a pool after every second one, 512 units; dropout of 0.25 after each
+    pool and of 0.5 before the readout.
     """
 
     def pair(a: int, b: int) -> list[nn.Module]:

@@ -1,6 +1,6 @@
-"""What the DHP experiments run: the paper's settings and figures, and the grids that others are chosen from.
+"""The rows of the tables: the paper's settings and figures, and the grids that other settings are chosen from.
 
-A part is a list of rows; a row is a benchmark with settings, and what the paper says of it.
+A part of the experiment is a list of rows; a row is a benchmark with settings, and the paper's figures.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ TITLES = {
     "cifar": "Split CIFAR-10/100, 15 epochs",
 }
 
-# Appendix A and section 4, but for the epochs of the last two (the paper: 50; Zenke et al. 2017: 60) and the samples
-# that Online EWC and MAS look at in the mixture. The paper is silent on CIFAR's batch, Adam and SI: Zenke's.
+# Appendix A and section 4, but for the epochs of the last two (the paper: 50; Zenke et al. 2017: 60) and the number of
+# samples for Online EWC and MAS in the mixture. CIFAR's batch, Adam and SI, which the paper does not give, are Zenke's.
 BASES = {
     "permuted": Settings(),
     "imbalanced": Settings(),
@@ -36,10 +36,10 @@ STRENGTHS = {
     "mixture": {"SI": 0.1, "Online EWC": 100.0, "MAS": 1.0},
     "cifar": {"SI": 0.1},
 }
-# Where the text leaves a choice. These were chosen by test accuracies, so as to come near the paper's; the figures of
-# the other choices stand in docs/results.md.
+# Choices that the text leaves open. They were chosen by test accuracies, to come near the paper's; docs/results.md has
+# the figures of the other choices.
 BY_BATCH = ("imbalanced",)  # λ = 400 diverges with importances of single samples
-BOUNDED = ("Online EWC", "MAS")  # beside which a free η falls below 0 and the trace explodes
+BOUNDED = ("Online EWC", "MAS")  # with these a free η falls below 0 and the trace explodes
 XI = {"split": 0.001, "cifar": 0.001}
 
 # Table 1: average accuracy in percent and BWT, without and with DHP. Figure 8 for the last.
@@ -85,7 +85,14 @@ ETAS = {  # Table 4: average accuracy
 
 @dataclass(frozen=True)
 class Row:
-    """benchmark and settings, under the name they have in a table, with the paper's accuracy and BWT."""
+    """A row of a table.
+
+    Args:
+        row: its name.
+        paper: the paper's average accuracy in percent and backward transfer.
+        on: the samples for the accuracies, "test" or "validation".
+        chosen_on: what the settings were chosen by, "paper" or "validation".
+    """
 
     table: str
     row: str
@@ -97,10 +104,10 @@ class Row:
 
 
 def table1(benchmark: str) -> list[Row]:
-    """Each method without and with DHP, by the paper's settings.
+    """Returns each method without and with DHP, by the paper's settings.
 
-    Readouts start as the text says: those with DHP as in listing 1, whose weights are [inputs, classes] and so start
-    from the number of classes; those of an ordinary network as torch's. `alike` and `unalike` tell the two apart.
+    Readouts start as the text says. Those with DHP follow listing 1: its weights are [inputs, classes], so their bound
+    depends on the number of classes. The others start as torch's. `alike` and `unalike` separate the two effects.
     """
     title, rows = f"{'Figure 8' if benchmark == 'cifar' else 'Table 1'}, {TITLES[benchmark]}", []
     for (method, papers), dhp in product(PAPER[benchmark].items(), (False, True)):
@@ -111,49 +118,51 @@ def table1(benchmark: str) -> list[Row]:
 
 
 def alike(benchmark: str) -> list[Row]:
-    """The rows of Table 1 without DHP, their readouts started as those with DHP are."""
+    """Returns the rows of Table 1 without DHP, with the initial readouts of those with DHP."""
     rows = [row for row in table1(benchmark) if not row.settings.dhp]
     return [changed(row, "all readouts started alike", start="classes") for row in rows]
 
 
 def bounded(benchmark: str) -> list[Row]:
-    """The rows with DHP whose η is free in Table 1, with it kept from 0 to 1."""
+    """Returns the rows with DHP whose η is free in Table 1, with η kept from 0 to 1."""
     rows = [row for row in table1(benchmark) if row.settings.dhp and not row.settings.bounded]
     return [changed(row, "η kept from 0 to 1", bounded=True) for row in rows]
 
 
 def unalike(benchmark: str) -> list[Row]:
-    """Those with DHP, their readouts started as torch's are; η free."""
+    """Returns the rows with DHP, with the initial readouts of torch and a free η."""
     rows = [row for row in table1(benchmark) if row.settings.dhp]
     changes = {"start": "inputs", "bounded": False, "per_sample": True}
     return [changed(row, "DHP's readouts started as torch's, η free", **changes) for row in rows]
 
 
 def changed(row: Row, title: str, **changes) -> Row:
+    """Returns a row with other settings, in a table of its own."""
     return replace(row, table=f"{row.table}, {title}", settings=replace(row.settings, **changes))
 
 
 def literal(benchmark: str) -> list[Row]:
-    """Table 1 with importances by sample and η free, where `table1` has them otherwise."""
+    """Returns the rows of Table 1 with importances by sample and a free η, where `table1` departs from these."""
     rows = []
     for row in table1(benchmark):
         settings = replace(row.settings, per_sample=True, bounded=False)
         if settings != row.settings:
             departures = {"importances by sample": not row.settings.per_sample, "η free": row.settings.bounded}
-            how = ", ".join(name for name, there in departures.items() if there)
+            changes = ", ".join(name for name, departs in departures.items() if departs)
             title = f"{row.table}, to the letter"
-            rows.append(replace(row, table=title, row=f"{row.row}, {how}", settings=settings))
+            rows.append(replace(row, table=title, row=f"{row.row}, {changes}", settings=settings))
     return rows
 
 
 def stopped(benchmark: str) -> list[Row]:
-    """Finetune with early stopping (appendix A.1) after 10 to 30 epochs, and DHP as in `unalike`."""
+    """Returns Finetune with early stopping (appendix A.1) after 10 to 30 epochs, and DHP as in `unalike`."""
     finetune = next(row for row in table1(benchmark) if row.settings.row == "Finetune")
     dhp = next(row for row in unalike(benchmark) if row.settings.row == "DHP Softmax")
     return [changed(finetune, "stopped early", patience=5), changed(dhp, "stopped early", patience=5)]
 
 
 def paper_settings(benchmark: str, method: str, dhp: bool) -> Settings:
+    """Returns the settings of a row of Table 1."""
     return replace(
         BASES[benchmark],
         method=method,
@@ -167,9 +176,9 @@ def paper_settings(benchmark: str, method: str, dhp: bool) -> Settings:
 
 
 def table4(benchmark: str) -> list[Row]:
-    """DHP Softmax from several η."""
+    """Returns DHP Softmax with several initial η."""
     base = paper_settings(benchmark, "Finetune", dhp=True)
-    if benchmark == "imbalanced":  # those that were run: readouts as torch starts them, η free
+    if benchmark == "imbalanced":  # as it was run: initial readouts of torch, a free η
         base = replace(base, start="inputs", bounded=False)
     return [
         Row(
@@ -184,14 +193,14 @@ def table4(benchmark: str) -> list[Row]:
 
 
 def protocols() -> list[Row]:
-    """Split MNIST in the ways in which the text may be read: Finetune with one or two sets of weights, and DHP."""
+    """Returns Split MNIST in several readings of the text: Finetune with one or two sets of weights, and DHP."""
     rows = []
     for heads, inputs, rate, start in product(HEADS, INPUTS, RATES, ("inputs", "classes")):
-        told = f"{HEADS[heads]}, {INPUTS[inputs]}, {rate}, readouts from the number of {start}"
+        reading = f"{HEADS[heads]}, {INPUTS[inputs]}, {rate}, readouts from the number of {start}"
         for name, readout in READOUTS.items():
             settings = Settings(heads=heads, inputs=inputs, start=start, **RATES[rate], **readout)
             paper = PAPER["split"]["Finetune"][settings.dhp]
-            rows.append(Row("Split MNIST, protocols", f"{name}: {told}", "split", settings, paper))
+            rows.append(Row("Split MNIST, protocols", f"{name}: {reading}", "split", settings, paper))
     return rows
 
 
@@ -217,9 +226,9 @@ READOUTS = {
 
 
 def grid(benchmark: str) -> list[Row]:
-    """What the second table is chosen from, by validation accuracy; of ten tasks the first five.
+    """Returns the candidates for the second table, compared by validation accuracy on the first five of ten tasks.
 
-    Without DHP: with it the same settings are taken, as the paper does.
+    They are without DHP; the rows with DHP take the same settings, as in the paper.
     """
     rows = []
     tasks = None if benchmark == "split" else 5
@@ -228,7 +237,7 @@ def grid(benchmark: str) -> list[Row]:
         for lr, factor in TRIED[method]:
             strength = paper.strength * factor
             settings = replace(paper, start="classes", tasks=tasks, per_sample=True, lr=lr, strength=strength)
-            rows.append(Row(f"{TITLES[benchmark]}, search", told(settings), benchmark, settings, on="validation"))
+            rows.append(Row(f"{TITLES[benchmark]}, search", label(settings), benchmark, settings, on="validation"))
     return rows
 
 
@@ -240,15 +249,16 @@ TRIED = {  # learning rate, factor of the paper's strength
 }
 
 
-def told(settings: Settings) -> str:
+def label(settings: Settings) -> str:
+    """Returns the name of a row of the search."""
     return f"{settings.row}: lr {settings.lr:g}, strength {settings.strength:g}"
 
 
 def second(benchmark: str, best: Sequence[Settings]) -> list[Row]:
-    """The second table, of the settings chosen, without DHP and with it."""
+    """Returns the second table: the chosen settings, without and with DHP."""
     rows = []
     for settings, dhp in product(best, (False, True)):
         settings = replace(settings, dhp=dhp, bounded=dhp and settings.method in BOUNDED, tasks=None)
         paper, title = PAPER[benchmark][settings.method][dhp], f"Chosen on validation, {TITLES[benchmark]}"
-        rows.append(Row(title, told(settings), benchmark, settings, paper, chosen_on="validation"))
+        rows.append(Row(title, label(settings), benchmark, settings, paper, chosen_on="validation"))
     return rows

@@ -1,10 +1,11 @@
 """Learning tasks one after the other: the loop of all DHP experiments.
 
     for run in side_by_side([learn(benchmark, settings, seed, "cpu") for seed in range(3)]):
-        print(run["R"])                  # accuracies in percent, [task learnt][task asked]
+        print(run["R"])                  # accuracies in percent, [after task][of task]
 
-Data lie in memory as tensors, batches are gathered by index. On a GPU a step is captured as a CUDA graph once a task,
-and many runs learn side by side, each on a stream of its own: steps as small as these leave most of a GPU idle.
+Data are tensors in memory, and batches are gathered by index. On a GPU a step is captured as a CUDA graph once per
+task, and many runs learn side by side, each on its own stream: a single run with steps as small as these leaves most of
+a GPU idle.
 """
 
 from __future__ import annotations
@@ -24,40 +25,43 @@ from hebbkern.continual.consolidation import MAS, Consolidation, OnlineEWC, Syna
 from hebbkern.continual.streams import Task
 from hebbkern.nn import DHPLinear
 
-AT_ONCE = 5000  # samples that are judged in one pass
-BLOCK = 10  # steps in a CUDA graph: with one in each, launching it takes longer than its kernels do
-TURN = 10  # blocks until the next run's turn, and between two looks at the plastic part
+AT_ONCE = 5000  # samples per forward pass in evaluation
+BLOCK = 10  # steps in a CUDA graph: launching a graph of one step takes longer than its kernels
+TURN = 10  # blocks until the next run's turn, and between two records of the plastic part
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a network learns its tasks; the defaults are those of appendix A.1 without consolidation."""
+    """How a network learns its tasks; the defaults are those of appendix A.1 without consolidation.
+
+    Names and defaults are part of the keys in results/dhp_softmax.json.
+    """
 
     method: str = "Finetune"  # or SI, Online EWC, MAS; Scratch: a new network for each task
     dhp: bool = False
     strength: float = 0.0  # λ of the method
     xi: float = 0.1  # ξ of SI
-    samples: int | None = None  # of a task that Online EWC and MAS look at; None: all
-    per_sample: bool = True  # whether they look at each sample's gradient, or at the mean gradient of each batch
+    samples: int | None = None  # of a task, for the importances of Online EWC and MAS; None: all
+    per_sample: bool = True  # importances by the gradient of each sample, or by the mean gradient of each batch
     optimizer: str = "SGD"
     lr: float = 0.01
     momentum: float = 0.0
     batch: int = 64
-    tasks: int | None = None  # the first so many; None: all
+    tasks: int | None = None  # number of tasks from the first one; None: all
     epochs: int = 10
-    patience: int = 0  # epochs without a better validation accuracy, after the first `epochs`, that end a task; 0: none
-    most: int = 30  # epochs, where there is patience
+    patience: int = 0  # epochs without better validation accuracy that end a task, after `epochs`; 0: none
+    most: int = 30  # epochs of a task, with patience
     eta: float = 0.001
-    bounded: bool = False  # η is kept from 0 to 1 after each step
+    bounded: bool = False  # keep η from 0 to 1 after each step
     per_connection: bool = False
     heads: str = "shared"
     inputs: str = "none"  # or standardise, centre, zca: see hebbkern.datasets
     twice: bool = True  # two sets of slow weights in a readout without DHP
-    start: str = "inputs"  # slow weights of readouts from ±1/√inputs as in torch, or ±1/√"classes" as listing 1 has it
+    start: str = "inputs"  # initial slow weights of readouts: ±1/√inputs as torch, or ±1/√"classes" as listing 1
 
     @property
     def row(self) -> str:
-        """Its name in Table 1."""
+        """The name of these settings in Table 1."""
         if not self.dhp:
             return self.method
         return "DHP Softmax" if self.method == "Finetune" else f"DHP Softmax + {self.method}"
@@ -65,17 +69,17 @@ class Settings:
 
 @dataclass
 class Benchmark:
-    """Tasks to learn from, to choose by and to test with (labels counted from 0 in each), and a network for them."""
+    """Training, validation and test tasks, whose labels count from 0 in each, and a network for them."""
 
     name: str
     train: list[Task]
     validation: list[Task]
     test: list[Task]
-    network: Callable[[str, Callable[[int, int], nn.Module]], Network] = field(repr=False)  # of heads and readout
+    network: Callable[[str, Callable[[int, int], nn.Module]], Network] = field(repr=False)  # (heads, readout)
 
 
 def readout(settings: Settings) -> Callable[[int, int], nn.Module]:
-    """(inputs, classes) -> the layer that the settings ask for."""
+    """Returns a function (inputs, classes) → layer, by the settings."""
 
     def made(inputs: int, classes: int) -> nn.Module:
         if settings.dhp:
@@ -92,31 +96,35 @@ def readout(settings: Settings) -> Callable[[int, int], nn.Module]:
 
 
 def consolidation(settings: Settings, network: Network, seed: int) -> Consolidation:
-    """What holds the slow weights. Raises ValueError for a method that is not known."""
+    """Returns the method that consolidates the slow weights.
+
+    Raises:
+        ValueError: the method is unknown.
+    """
     names, strength = network.slow_weights(), settings.strength
-    looked_at = {"samples": settings.samples, "per_sample": settings.per_sample}
+    importances = {"samples": settings.samples, "per_sample": settings.per_sample}
     methods = {
         "Finetune": lambda: Consolidation(),
         "Scratch": lambda: Consolidation(),
         "SI": lambda: SynapticIntelligence(names, strength, xi=settings.xi),
-        "Online EWC": lambda: OnlineEWC(names, strength, seed=seed, **looked_at),
-        "MAS": lambda: MAS(names, strength, **looked_at),
+        "Online EWC": lambda: OnlineEWC(names, strength, seed=seed, **importances),
+        "MAS": lambda: MAS(names, strength, **importances),
     }
     if settings.method not in methods:
-        raise ValueError(f"dhp_training: method must be one of {', '.join(methods)}, got {settings.method}")
+        raise ValueError(f"dhp_softmax training: method must be one of {', '.join(methods)}, got {settings.method}")
     return methods[settings.method]()
 
 
 class Learner:
-    """A network, what moves it and what holds it."""
+    """A network with its optimizer and its consolidation method."""
 
     def __init__(self, benchmark: Benchmark, settings: Settings, seed: int, device: torch.device):
-        torch.manual_seed(seed)  # dropout draws from it too: runs with dropout repeat only if they learn alone
+        torch.manual_seed(seed)  # dropout draws from it too: runs with dropout repeat only on their own
         self.network = benchmark.network(settings.heads, readout(settings)).to(device)
         self.method, self.settings = consolidation(settings, self.network, seed), settings
 
     def begin(self) -> None:
-        """A task: momenta start from 0."""
+        """Begins a task, with a new optimizer."""
         settings, cuda = self.settings, next(self.network.parameters()).is_cuda
         parameters = self.network.parameters()
         if settings.optimizer == "Adam":
@@ -125,6 +133,7 @@ class Learner:
             self.optimizer = torch.optim.SGD(parameters, settings.lr, settings.momentum, foreach=True)
 
     def step(self, x: Tensor, labels: Tensor, task: int) -> None:
+        """Takes a gradient step on a batch of the task."""
         self.optimizer.zero_grad()
         self.network.loss(x, labels, task).backward()
         self.method.add_gradient(self.network, x)
@@ -136,7 +145,7 @@ class Learner:
                     layer.eta.clamp_(0, 1)
 
     def plastic(self, task: int) -> Tensor | None:
-        """[3]: mean η, ‖Hebb‖ and ‖α‖ of the readout that learns (Figure 3)."""
+        """Returns the mean η, ‖Hebb‖ and ‖α‖ of the task's readout, [3] (Figure 3); None without DHP."""
         layer = self.network.readouts[self.network.heads.readout(task)]
         if not isinstance(layer, DHPLinear):
             return None
@@ -147,8 +156,8 @@ class Learner:
         return all(bool(tensor.isfinite().all()) for tensor in self.network.state_dict().values())
 
     @torch.no_grad()
-    def right(self, task: int, x: Tensor, labels: Tensor) -> Tensor:
-        """The share of samples that the network gets right, as a tensor: on a GPU nobody waits for it yet."""
+    def accuracy(self, task: int, x: Tensor, labels: Tensor) -> Tensor:
+        """Returns the accuracy, from 0 to 1, as a tensor, so that a GPU need not be waited for."""
         self.network.eval()
         pairs = zip(x.split(AT_ONCE), labels.split(AT_ONCE), strict=True)
         hits = sum((self.network(a, task).argmax(1) == b).sum() for a, b in pairs)
@@ -157,114 +166,122 @@ class Learner:
 
 
 class Steps:
-    """A learner's steps on a task's samples x [n, ...], labels [n]; on a GPU CUDA graphs of `BLOCK` after the first."""
+    """Steps on a task's samples x [n, ...], labels [n]; on a GPU as CUDA graphs of `BLOCK` steps after the first."""
 
     def __init__(self, learner: Learner, task: int, x: Tensor, labels: Tensor, batch: int):
         self.learner, self.task, self.x, self.labels, self.batch = learner, task, x, labels, batch
-        self.positions = torch.zeros(BLOCK * batch, dtype=torch.int64, device=x.device)
+        self.indices = torch.zeros(BLOCK * batch, dtype=torch.int64, device=x.device)
         self.graph, self.warm = None, False
 
-    def __call__(self, positions: Tensor) -> None:
-        """As many steps as there are batches in positions, `BLOCK` at most; the last batch may be smaller."""
-        if self.x.is_cuda and self.warm and len(positions) == len(self.positions):
-            self.positions.copy_(positions)
+    def __call__(self, indices: Tensor) -> None:
+        """Takes a step per batch of these indices, at most `BLOCK`; the last batch may be smaller."""
+        if self.x.is_cuda and self.warm and len(indices) == len(self.indices):
+            self.indices.copy_(indices)
             self.graph = self.graph or self._captured()
             self.graph.replay()
         else:
-            self._steps(positions)
+            self._steps(indices)
             self.warm = True
 
-    def _steps(self, positions: Tensor) -> None:
-        for own in positions.split(self.batch):
+    def _steps(self, indices: Tensor) -> None:
+        for own in indices.split(self.batch):
             self.learner.step(self.x.index_select(0, own), self.labels.index_select(0, own), self.task)
 
     def _captured(self) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
-        self.learner.optimizer.zero_grad()  # so that gradients get memory of the graph
+        self.learner.optimizer.zero_grad()  # gradients get memory of the graph
         with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
-            self._steps(self.positions)
+            self._steps(self.indices)
         return graph
 
 
 def learn(
     benchmark: Benchmark, settings: Settings, seed: int, device: str | torch.device = "cpu", *, on: str = "test"
 ) -> Iterator[dict | None]:
-    """A run: None after every few steps, at last what came out; R is None where weights became infinite.
+    """Runs the benchmark: yields None after every few steps, and the results at the end.
 
     Args:
-        seed: of the weights and of the orders; that of the benchmark is its own.
-        device: on a GPU the run needs a stream of its own, as `side_by_side` gives it.
-        on: "test", or "validation": what the accuracies R are of. The other set stays unopened.
+        seed: of the weights and of the orders; the benchmark has its own.
+        device: on a GPU the run needs its own stream, as `side_by_side` gives it.
+        on: the samples for the accuracies R, "test" or "validation". The other ones are not read.
 
     Yields:
-        benchmark, settings, seed, on, R: accuracies in percent [learnt][asked], epochs: of each task, seconds,
-        device; for DHP Softmax with seed 0 plastic: [looks][η, ‖Hebb‖, ‖α‖], every `TURN` blocks of an epoch.
+        benchmark, settings, seed, on, R (accuracies in percent, [after task][of task]; None where weights became
+        infinite), epochs (of each task), seconds, device; for DHP Softmax with seed 0 also plastic, [records][η,
+        ‖Hebb‖, ‖α‖], one record every `TURN` blocks of an epoch.
     """
     learner = Learner(benchmark, settings, seed, torch.device(device))
-    told, begin = {"benchmark": benchmark.name, "settings": settings, "seed": seed, "on": on}, time.perf_counter()
+    run, begin = {"benchmark": benchmark.name, "settings": settings, "seed": seed, "on": on}, time.perf_counter()
     if benchmark.name == "mixture":
-        told["tasks"] = [task.name for task in benchmark.train]
+        run["tasks"] = [task.name for task in benchmark.train]
     try:
-        found = yield from _learnt(learner, benchmark, seed, on)
+        figures = yield from _learn(learner, benchmark, seed, on)
     except (ValueError, RuntimeError) as error:
         if "finite" not in str(error):
             raise
-        found = {"R": None, "error": str(error)}
+        figures = {"R": None, "error": str(error)}
     about = {"seconds": round(time.perf_counter() - begin, 1), "device": name(torch.device(device))}
-    yield told | found | about
+    yield run | figures | about
 
 
-def _learnt(learner: Learner, benchmark: Benchmark, seed: int, on: str) -> Generator[None, None, dict]:
-    """What `learn` says of the learning itself."""
+def _learn(learner: Learner, benchmark: Benchmark, seed: int, on: str) -> Generator[None, None, dict]:
+    """Learns the tasks in order; returns R, epochs and plastic of `learn`."""
     settings, device = learner.settings, next(learner.network.parameters()).device
-    matrix, epochs, looks = [], [], []
-    asked = benchmark.test if on == "test" else benchmark.validation
+    matrix, epochs, records = [], [], []
+    evaluated = benchmark.test if on == "test" else benchmark.validation
     for t, task in enumerate(benchmark.train[: settings.tasks]):
         if settings.method == "Scratch" and t:
             learner = Learner(benchmark, settings, seed + 1000 * t, device)
-        learner.begin()
-        x, labels = whole(task, device)
-        steps, best = Steps(learner, t, x, labels, settings.batch), Best(learner, settings)
-        for epoch in range(settings.most if settings.patience else settings.epochs):
-            order = torch.from_numpy(np.random.default_rng((seed, t, epoch)).permutation(task.samples)).to(device)
-            for i, positions in enumerate(order.split(BLOCK * settings.batch)):
-                steps(positions)
-                if i % TURN == 0:
-                    looks.append(learner.plastic(t))
-                    yield None
-            if settings.patience and (yield from best.over(t, epoch, whole(benchmark.validation[t], device))):
-                break
-        epochs.append(epoch + 1)
-        best.restore()
+        epochs.append((yield from _learn_task(learner, benchmark, t, seed, records)))
         if not learner.finite():
-            raise ValueError(f"dhp_training: weights must be finite, got others after task {t + 1}")
-        del steps  # its graph holds memory
-        outputs = lambda network, x, t=t: network.seen(x, t)  # noqa: E731
-        size = AT_ONCE if settings.per_sample else settings.batch
-        looked_at = zip(x.split(size), labels.split(size), strict=True)
-        learner.method.after_task(learner.network, looked_at, outputs)
+            raise ValueError(f"dhp_softmax training: weights must be finite, got others after task {t + 1}")
+        x, labels = whole(task, device)
+        batch_size = AT_ONCE if settings.per_sample else settings.batch
+        batches = zip(x.split(batch_size), labels.split(batch_size), strict=True)
+        learner.method.after_task(learner.network, batches, lambda network, x, t=t: network.loss_outputs(x, t))
         yield None
-        there = range(t, t + 1) if settings.method == "Scratch" else range(t + 1)
-        matrix.append({j: learner.right(j, *whole(asked[j], device)) for j in there})
+        known = range(t, t + 1) if settings.method == "Scratch" else range(t + 1)
+        matrix.append({j: learner.accuracy(j, *whole(evaluated[j], device)) for j in known})
         yield None
-    told = {"epochs": epochs}
-    told["R"] = [[round(100 * row[j].item(), 3) if j in row else None for j in range(len(matrix))] for row in matrix]
+    R = [[round(100 * row[j].item(), 3) if j in row else None for j in range(len(matrix))] for row in matrix]
+    figures = {"epochs": epochs, "R": R}
     if settings.row == "DHP Softmax" and seed == 0:
-        told["plastic"] = [[float(f"{value:.4g}") for value in look.tolist()] for look in looks]
-    return told
+        figures["plastic"] = [[float(f"{value:.4g}") for value in record.tolist()] for record in records]
+    return figures
+
+
+def _learn_task(
+    learner: Learner, benchmark: Benchmark, t: int, seed: int, records: list[Tensor | None]
+) -> Generator[None, None, int]:
+    """Learns task t, up to its best epoch with early stopping; adds to `records` and returns the number of epochs."""
+    settings, device = learner.settings, next(learner.network.parameters()).device
+    learner.begin()
+    x, labels = whole(benchmark.train[t], device)
+    steps, best = Steps(learner, t, x, labels, settings.batch), Best(learner, settings)
+    for epoch in range(settings.most if settings.patience else settings.epochs):
+        order = torch.from_numpy(np.random.default_rng((seed, t, epoch)).permutation(len(x))).to(device)
+        for i, indices in enumerate(order.split(BLOCK * settings.batch)):
+            steps(indices)
+            if i % TURN == 0:
+                records.append(learner.plastic(t))
+                yield None
+        if settings.patience and (yield from best.ends(t, epoch, whole(benchmark.validation[t], device))):
+            break
+    best.restore()
+    return epoch + 1
 
 
 class Best:
-    """Early stopping: weights, traces and SI's path of the epoch with the highest validation accuracy of a task."""
+    """Early stopping: keeps weights, traces and SI's path of the epoch with the highest validation accuracy."""
 
     def __init__(self, learner: Learner, settings: Settings):
         self.learner, self.settings = learner, settings
         self.accuracy, self.epoch, self.state = -1.0, 0, None
 
-    def over(self, task: int, epoch: int, samples: tuple[Tensor, Tensor]) -> Generator[None, None, bool]:
-        """Whether the task is to end after this epoch."""
-        accuracy = self.learner.right(task, *samples)
-        yield None  # others work while this is on its way
+    def ends(self, task: int, epoch: int, samples: tuple[Tensor, Tensor]) -> Generator[None, None, bool]:
+        """Returns whether the task ends after this epoch."""
+        accuracy = self.learner.accuracy(task, *samples)
+        yield None  # other runs take their turn while the GPU computes it
         if (accuracy := accuracy.item()) > self.accuracy:
             self.accuracy, self.epoch = accuracy, epoch
             self.state = deepcopy((self.learner.network.state_dict(), self.learner.method.state_dict()))
@@ -277,33 +294,34 @@ class Best:
 
 
 def whole(task: Task, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Returns all samples and labels of a task."""
     x, labels = task[:]
     return x.to(device), labels.to(device)
 
 
 def side_by_side(runs: Iterable[Iterator[dict | None]], device: str = "cpu", at_once: int = 1) -> Iterator[dict]:
-    """What the runs give, as they end. On a GPU `at_once` of them take turns, each on a stream of its own."""
-    waiting, going = iter(runs), []
+    """Yields the results of the runs as they end. On a GPU `at_once` runs take turns, each on its own stream."""
+    waiting, active = iter(runs), []
     while True:
-        while len(going) < at_once and (run := next(waiting, None)) is not None:
-            going.append((run, own_stream() if torch.device(device).type == "cuda" else nullcontext()))
-        if not going:
+        while len(active) < at_once and (run := next(waiting, None)) is not None:
+            active.append((run, own_stream() if torch.device(device).type == "cuda" else nullcontext()))
+        if not active:
             return
-        for one in list(going):
-            run, stream = one
+        for run, stream in list(active):
             with stream:
-                found = next(run)
-            if found is not None:
-                going.remove(one)
-                yield found
+                result = next(run)
+            if result is not None:
+                active.remove((run, stream))
+                yield result
 
 
 def own_stream() -> torch.cuda.StreamContext:
-    """A new stream that comes after what was asked for so far."""
+    """Returns a new stream that waits for the work so far."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     return torch.cuda.stream(stream)
 
 
 def name(device: torch.device) -> str:
+    """Returns the name of a device for results."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, threads: {torch.get_num_threads()}"
