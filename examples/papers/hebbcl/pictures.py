@@ -45,7 +45,7 @@ def before_and_after(recipe: Recipe, data: Data) -> tuple[Tensor, Tensor]:
     """Returns the weights [COMPARED, inputs] of the first neurons that converged to class 0, then and at the end."""
     model, stream = untrained(recipe, data.x.shape[1], 0), class_stream(data.x, data.y, 0)
     learn(model, stream[:1], recipe.batch)
-    chosen = model.settled.long().argsort(descending=True, stable=True)[:COMPARED].sort().values
+    chosen = model.converged.long().argsort(descending=True, stable=True)[:COMPARED].sort().values
     before = model.weight[chosen].clone()
     learn(model, stream[1:], recipe.batch)
     return before, model.weight[chosen]

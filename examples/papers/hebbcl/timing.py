@@ -26,7 +26,7 @@ import hebbkern as hk
 from examples.papers.common.results import provenance, write
 from examples.papers.hebbcl.recipes import RECIPES, Recipe
 from hebbkern.continual import HebbCL
-from hebbkern.continual.rows import NORMS, Rows
+from hebbkern.continual.growth import NORMS, InitialRows
 
 ROUNDS = 5
 Step = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -71,7 +71,7 @@ def streamed(x: np.ndarray, recipe: Recipe, step: Step) -> int:
     The first neurons and the added ones are those of HebbCL.
     """
     model = HebbCL(x.shape[1], **recipe.settings())
-    rows = Rows(x.shape[1], recipe.neurons, "uniform", recipe.normalise, 0)
+    rows = InitialRows(x.shape[1], recipe.neurons, "uniform", recipe.normalise, 0)
     weight, settled = model.weight.numpy().astype(x.dtype), np.zeros(model.width, bool)
     for begin in range(0, len(x), recipe.batch):
         batch = x[begin : begin + recipe.batch]

@@ -114,7 +114,7 @@ def learn(stage: nn.Module, x: Tensor, plan: Hebbian, *, at: int = 0, seed: int,
     stages = nn.Sequential(stage)
     if plan.epochs:
         stages.train()
-        batches = training.Batches(x, size=plan.batch, seed=seed)
+        batches = training.Batches(x, batch_size=plan.batch, seed=seed)
         with mixed(x):  # for the outputs; updates multiply in plan.dtype
             training.train(stages, batches, lr=plan.lr[at], epochs=plan.epochs, dtype=plan.dtype, progress=progress)
     set_statistics(stages, x[:5000])
@@ -206,7 +206,7 @@ def fit_centroids(
     """
     torch.manual_seed(seed)
     layer = hk.nn.HebbianLinear(x.shape[1], classes, rule=hk.Supervised())
-    batches, step = training.Batches(x, labels, size=plan.batch, seed=seed), 0
+    batches, step = training.Batches(x, labels, batch_size=plan.batch, seed=seed), 0
     steps, best, weight = plan.epochs * len(batches), Best(-math.inf, plan.epochs), None
     model = Centroids(layer, plan.cosine)
     for epoch in range(1, plan.epochs + 1):

@@ -158,7 +158,7 @@ def learn(
         layer = hk.nn.HebbianLinear(shown.shape[1], len(filters), rule=recipe.rule, device=filters.device)
         size = recipe.patches
     layer.weight.copy_(filters.view_as(layer.weight))
-    batches = training.Batches(shown, size=size, seed=seed)
+    batches = training.Batches(shown, batch_size=size, seed=seed)
     training.train(nn.Sequential(layer), batches, lr=recipe.lr, epochs=recipe.epochs, progress=progress)
     return layer.weight.detach().view_as(filters)
 
