@@ -81,7 +81,7 @@ def streamed(x: np.ndarray, recipe: Recipe, step: Step) -> int:
         weight, settled = step(weight, settled, batch)
         more = min(int(settled.sum()) - before, recipe.max_neurons - len(weight))
         if more > 0:
-            weight = np.vstack((weight, rows.among(torch.from_numpy(batch), more, len(weight)).numpy()))
+            weight = np.vstack((weight, rows.from_samples(torch.from_numpy(batch), more, len(weight)).numpy()))
             settled = np.pad(settled, (0, more))
     return len(weight)
 
