@@ -163,12 +163,16 @@ def affordable(items, thin):
     return kept
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)
+@pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
-    if time.monotonic() > item.config.stash[END]:
-        return True  # handled, without a report
     with tiers.turn(alone=item.get_closest_marker("serial")):
         return (yield)
+
+
+@pytest.hookimpl(tryfirst=True, specname="pytest_runtest_protocol")
+def pytest_end_slice(item):
+    """When the time of --slice is over: done with the test, without a report."""
+    return True if time.monotonic() > item.config.stash[END] else None
 
 
 @pytest.fixture(params=BACKENDS, ids=lambda backend: backend.name)
