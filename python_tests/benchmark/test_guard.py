@@ -12,6 +12,8 @@ from hebbkern import benchmark
 from hebbkern.benchmark.cases import CASES
 from hebbkern.benchmark.contest import Case
 
+pytestmark = pytest.mark.serial
+
 GUARD = Path(__file__).parents[2] / "bench" / "guard.py"
 spec = importlib.util.spec_from_file_location("guard", GUARD)
 guard = importlib.util.module_from_spec(spec)

@@ -3,7 +3,7 @@
 A test without parameters always runs. Of a test with parameters, on each backend, so many combinations are drawn that
 each value of each parameter is there; on the CPU's compiled kernels so many that each two values meet; on interpreted
 and emulated kernels the values need only be there once a file. Successive commits draw other combinations. Of a test
-that is marked ``slow`` one combination is drawn, and none where it has no parameters.
+that is marked ``slow(draw=n)`` n combinations are drawn (1 unless given), and none where it has no parameters.
 """
 
 import contextlib
@@ -83,29 +83,38 @@ def covering(items, size):
 
 
 def fewest(items):
-    """Few items that hold every test and every value of a parameter, as a greedy search finds them."""
+    """Few items that hold every test and every value of a parameter, as a greedy search finds them, of equals the first."""
     new = {item: {item.originalname, *values(item)} for item in items}
     kept = []
     while new:
-        best = max(new, key=lambda item: len(new[item]))  # the first of equals
+        best = max(new, key=lambda item: len(new[item]))
         found = new.pop(best)
         kept.append(best)
         new = {item: left for item in new if (left := new[item] - found)}
     return kept
 
 
-def drawn(items, kernels_of, seed):
-    """The set of items that this seed draws; ``kernels_of(item)`` is the backend of the item, or None."""
+def drawn(items, kernels_of, seed, cost=lambda item: 0):
+    """The set of items that this seed draws.
+
+    Args:
+        items: pytest's, or what looks like them.
+        kernels_of: function of an item: its backend, or None.
+        seed: anything; the same draws the same.
+        cost: function of an item: of those that are otherwise equal the cheaper are drawn on interpreted kernels.
+    """
     tests, kept = {}, set()
     for item in items:
-        slow, kernels = item.get_closest_marker("slow"), kernels_of(item)
+        kernels = kernels_of(item)
+        slow = (mark := item.get_closest_marker("slow")) and mark.kwargs.get("draw", 1)
         if hasattr(item, "callspec"):
             test = item.path if kernels in INTERPRETED and not slow else (item.path, item.originalname)
-            tests.setdefault((test, kernels, bool(slow)), []).append(item)
+            tests.setdefault((test, kernels, slow), []).append(item)
         elif not slow:
             kept.add(item)
     for (_, kernels, slow), combinations in tests.items():
-        combinations.sort(key=lambda item: rank(seed, item))
-        few = combinations[:1] if slow else fewest(combinations)
+        expense = cost if kernels in INTERPRETED else lambda item: 0
+        combinations.sort(key=lambda item: (expense(item), rank(seed, item)))
+        few = combinations[:slow] if slow else fewest(combinations)
         kept.update(covering(few + combinations, 2) if kernels in PAIRWISE and not slow else few)
     return kept
