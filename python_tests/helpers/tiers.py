@@ -83,7 +83,7 @@ def covering(items, size):
 
 
 def fewest(items):
-    """Few items that hold every test and every value of a parameter, as a greedy search finds them, of equals the first."""
+    """Few items that hold every test and every value of a parameter, found greedily, of equals the first."""
     new = {item: {item.originalname, *values(item)} for item in items}
     kept = []
     while new:
