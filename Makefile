@@ -9,27 +9,32 @@
 
 PYTHON ?= python3
 TORCH ?= torch>=2.11
-export HEBBKERN_BUILD ?= auto
 
 # Kernels compile while pip installs what only the tests need.
 MAKEFLAGS += --jobs=3
 
-# CUDA kernels for the GPU that is here, or for all that setup.py names where another machine may run them.
-ifeq (,$(filter test-all kernels wheel one-wheel,$(MAKECMDGOALS)))
-export TORCH_CUDA_ARCH_LIST ?= $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2> /dev/null | head -n 1)
+# The whole suite and the report want the CUDA kernels for every GPU, wherever nvcc is; everything else for the GPU that is
+# here, and without one leaves them out (setup.py says so) unless HEBBKERN_BUILD=cuda or TORCH_CUDA_ARCH_LIST is given.
+ifneq (,$(filter test-all kernels,$(MAKECMDGOALS)))
+export HEBBKERN_BUILD ?= $(if $(shell command -v nvcc),cuda,auto)
+else ifeq (,$(filter wheel one-wheel,$(MAKECMDGOALS))$(TORCH_CUDA_ARCH_LIST))
+export TORCH_CUDA_ARCH_LIST := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2> /dev/null | head -n 1)
 endif
+export HEBBKERN_BUILD ?= auto
 
 # ccache keeps what it has compiled once, in whatever folder.
 ifneq (,$(shell command -v ccache))
+export CXX := $(if $(findstring ccache,$(CXX)),$(CXX),ccache $(CXX))
+ifneq (,$(shell command -v nvcc))
 export PYTORCH_NVCC ?= ccache nvcc
-export CXX := ccache $(CXX)
+endif
 endif
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --no-compile
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses=8 --dist=worksteal --durations=20
 CSRC := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
-BUILT := .venv/built-$(HEBBKERN_BUILD)$(subst ;,_,$(TORCH_CUDA_ARCH_LIST:%=-%))
+BUILT := .venv/built-$(shell echo $(HEBBKERN_BUILD) '$(TORCH_CUDA_ARCH_LIST)' | tr -c 'a-z0-9.\n' _)
 EMULATED := .venv/emulated
 EMULATION := $(wildcard python_tests/cudaemu/*)
 

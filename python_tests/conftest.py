@@ -122,11 +122,11 @@ def pytest_collection_modifyitems(config, items):
     option = config.option
     named = any("::" in name for name in config.args)  # single tests, which run whatever the seed
     kept = set(items) if option.all_combinations or torch.cuda.is_available() else affordable(items, option.thin)
+    if option.slice or not (whole(option) or named):
+        drawn = tiers.drawn([item for item in items if item in kept], kernels_of, option.seed, cost)
+        kept = kept - drawn if option.slice else drawn
     if option.slice:
-        kept -= tiers.drawn(items, kernels_of, option.seed)
         items.sort(key=lambda item: tiers.rank(option.seed, item))
-    elif not (whole(option) or named):
-        kept &= tiers.drawn([item for item in items if item in kept], kernels_of, option.seed)
     if left_out := [item for item in items if item not in kept]:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item in kept]
@@ -142,6 +142,12 @@ def kernels_of(item):
     if backend := backend_of(item):
         return backend.choice
     return next((name for name in ("triton", "cuda") if item.path.name.startswith(f"test_{name}_")), None)
+
+
+def cost(item):
+    """The digits of the number of products of its layer."""
+    layer = item.callspec.params.get("layer")
+    return len(str(round(cases.products(layer)))) if isinstance(layer, cases.Layer) else 0
 
 
 def affordable(items, thin):
@@ -163,12 +169,16 @@ def affordable(items, thin):
     return kept
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)
+@pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
-    if time.monotonic() > item.config.stash[END]:
-        return True  # handled, without a report
     with tiers.turn(alone=item.get_closest_marker("serial")):
         return (yield)
+
+
+@pytest.hookimpl(tryfirst=True, specname="pytest_runtest_protocol")
+def pytest_end_slice(item):
+    """When the time of --slice is over: done with the test, without a report."""
+    return True if time.monotonic() > item.config.stash[END] else None
 
 
 @pytest.fixture(params=BACKENDS, ids=lambda backend: backend.name)

@@ -12,6 +12,8 @@ import calls
 import cases
 import hebbkern as hk
 
+pytestmark = pytest.mark.serial
+
 LARGE = cases.Layer((512, 300), (200, 300))  # worth every thread there is
 RULES = [hk.KrotovHopfield(), hk.WTA(coefficient="response"), hk.Supervised(), hk.Sanger()]
 

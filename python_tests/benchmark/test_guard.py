@@ -13,6 +13,8 @@ from hebbkern.benchmark import CASES
 from hebbkern.benchmark.case import Case, Implementation
 from hebbkern.benchmark.steps import rule_case
 
+pytestmark = pytest.mark.serial
+
 
 def spin(seconds):
     """Busy for so long."""

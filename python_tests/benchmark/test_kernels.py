@@ -98,7 +98,7 @@ def test_the_report_says_what_it_found(report):
 def compiled(report):
     """The instances of the kernels of csrc/cuda, for every architecture that they were compiled for."""
     if not report["cuda"]["rows"]:
-        pytest.skip("the CUDA kernels are not compiled: nvcc was not found")
+        pytest.skip("the CUDA kernels are not compiled (HEBBKERN_BUILD=cuda)")
     return report["cuda"]["rows"]
 
 

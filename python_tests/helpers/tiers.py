@@ -1,8 +1,9 @@
 """Which tests a run holds: by default those that a seed draws, of which the commit is one.
 
 A test without parameters always runs. Of a test with parameters, on each backend, so many combinations are drawn that
-each value of each parameter is there; on fast backends so many that each two values meet. Successive commits draw other
-combinations. Of a test that is marked ``slow`` one combination is drawn, and none where it has no parameters.
+each value of each parameter is there; on the CPU's compiled kernels so many that each two values meet; on interpreted
+and emulated kernels the values need only be there once a file. Successive commits draw other combinations. Of a test
+that is marked ``slow(draw=n)`` n combinations are drawn (1 unless given), and none where it has no parameters.
 """
 
 import contextlib
@@ -13,9 +14,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-# Of the combinations in which two values meet for the first time, the share that is drawn. Interpreted and emulated
-# kernels take a hundred times as long as compiled ones.
-SHARE_OF_PAIRS = {"cpu": 1.0, "eager": 0.0, "triton": 0.0, "cuda": 0.0, None: 0.0}
+INTERPRETED = ("triton", "cuda")  # or emulated, which takes a hundred times as long as compiled kernels
+PAIRWISE = ("cpu",)  # quick enough
 
 
 def commit():
@@ -82,20 +82,39 @@ def covering(items, size):
     return kept
 
 
-def drawn(items, kernels_of, seed):
-    """The set of items that this seed draws; ``kernels_of(item)`` is the backend of the item, or None."""
+def fewest(items):
+    """Few items that hold every test and every value of a parameter, found greedily, of equals the first."""
+    new = {item: {item.originalname, *values(item)} for item in items}
+    kept = []
+    while new:
+        best = max(new, key=lambda item: len(new[item]))
+        found = new.pop(best)
+        kept.append(best)
+        new = {item: left for item in new if (left := new[item] - found)}
+    return kept
+
+
+def drawn(items, kernels_of, seed, cost=lambda item: 0):
+    """The set of items that this seed draws.
+
+    Args:
+        items: pytest's, or what looks like them.
+        kernels_of: function of an item: its backend, or None.
+        seed: anything; the same draws the same.
+        cost: function of an item: of those that are otherwise equal the cheaper are drawn on interpreted kernels.
+    """
     tests, kept = {}, set()
     for item in items:
+        kernels = kernels_of(item)
+        slow = (mark := item.get_closest_marker("slow")) and mark.kwargs.get("draw", 1)
         if hasattr(item, "callspec"):
-            tests.setdefault((item.path, item.originalname, kernels_of(item)), []).append(item)
-        elif not item.get_closest_marker("slow"):
+            test = item.path if kernels in INTERPRETED and not slow else (item.path, item.originalname)
+            tests.setdefault((test, kernels, slow), []).append(item)
+        elif not slow:
             kept.add(item)
-    for (*_, kernels), combinations in tests.items():
-        combinations.sort(key=lambda item: rank(seed, item))
-        if combinations[0].get_closest_marker("slow"):
-            kept.add(combinations[0])
-            continue
-        each = covering(combinations, 1)
-        pairs = covering(each + combinations, 2)[len(each) :]
-        kept.update(each, pairs[: round(len(pairs) * SHARE_OF_PAIRS[kernels])])
+    for (_, kernels, slow), combinations in tests.items():
+        expense = cost if kernels in INTERPRETED else lambda item: 0
+        combinations.sort(key=lambda item: (expense(item), rank(seed, item)))
+        few = combinations[:slow] if slow else fewest(combinations)
+        kept.update(covering(few + combinations, 2) if kernels in PAIRWISE and not slow else few)
     return kept

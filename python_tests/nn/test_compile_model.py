@@ -29,6 +29,7 @@ def images():
 LABELS = torch.tensor([0, 3, 3, 1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiler", ["eager", "aot_eager", "inductor"])
 def test_compiled_models_learn_and_answer_like_eager_ones(compiler):
     torch.compiler.reset()
