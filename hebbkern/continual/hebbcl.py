@@ -32,7 +32,7 @@ from hebbkern.rules import WTA
 
 
 class HebbCL(Estimator):
-    """A layer whose neurons converge to patterns of the stream; each that has converged is frozen and replaced.
+    """A layer that freezes neurons that have converged to a pattern of the stream, and adds as many new ones.
 
     `learn` takes one minibatch. Each sample moves the neuron of the highest response (equation 2) by Δw = x − w
     (equation 3); the winners are those under the weights at the start of the minibatch. The rows that moved are then

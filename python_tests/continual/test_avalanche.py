@@ -1,4 +1,4 @@
-"""Benchmarks of Avalanche as tasks: stand-ins of its experiences always, the library itself where it is installed."""
+"""from_avalanche on imitations of Avalanche's experiences, and on the library itself if it is installed."""
 
 import warnings
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Labelled(TensorDataset):
 
 
 class Items(list):
-    """What Avalanche's data sets show: items (x, label, task label), and targets of any sequence type."""
+    """A data set as Avalanche has them: items (x, label, task label), and targets of any sequence type."""
 
     @property
     def targets(self):
@@ -74,7 +74,7 @@ def test_classes_are_those_of_the_experience():
     assert task.classes == (0, 1, 2, 3, 4, 5, 7)
 
 
-def test_such_tasks_are_batched_relabelled_and_thinned_as_others_are():
+def test_tasks_of_avalanche_behave_as_others():
     x, labels = data()
     other = streams.permuted(x, labels, 1, identity_first=True)
     stream = from_avalanche([experience()])
@@ -95,7 +95,7 @@ def test_such_tasks_are_batched_relabelled_and_thinned_as_others_are():
         ([Experience(Items([("a picture", 0, 0)]))], "samples of experience 1 must be tensors, got str"),
     ],
 )
-def test_what_is_no_stream_of_experiences_is_refused(experiences, message):
+def test_wrong_experiences_are_refused(experiences, message):
     with pytest.raises(ValueError, match=f"^hebbkern.continual: {message}"):
         from_avalanche(experiences)
 

@@ -12,7 +12,7 @@ from consolidating import (
     QUADRATIC,
     mixed,
     mlp,
-    shaken,
+    perturbed,
     slow_fisher,
     slow_mas,
     square,
@@ -42,8 +42,8 @@ def test_the_sensitivity_of_mas_sample_by_sample(make, shape):
         torch.testing.assert_close(got, wanted, **CLOSE)
 
 
-def test_linear_layers_take_no_gradient_a_sample(monkeypatch):
-    """What makes importances fast: of layers that see a vector a sample, no per-sample gradient is made."""
+def test_linear_layers_need_no_per_sample_gradients(monkeypatch):
+    """Importances are fast because layers that get one vector per sample need no per-sample gradients."""
     from hebbkern.continual.consolidation.sensitivity import Sensitivity
 
     asked = []
@@ -85,7 +85,7 @@ def test_networks_that_vmap_cannot_run():
 
 
 def test_the_true_fisher_is_the_expectation_over_the_models_labels():
-    """Against Σ_y p(y) (∂ log p(y))² of one x seen very often: as near as so many draws must come."""
+    """Against Σ_y p(y) (∂ log p(y))² for one x and many draws, within five standard errors."""
     model, x, n = mlp(), task(1, n=1)[0][0], 40_000
     method = EWC(model, 1.0, seed=5)
     method.after_task(model, [(x.expand(n, -1), None)])
@@ -117,13 +117,13 @@ def test_the_labels_are_drawn_by_seed_and_task_alone():
 
 
 def test_ewc_is_a_sum_over_tasks():
-    """λ/2 Σ_t Σ F_t (θ − θ*_t)², though one square and a constant are kept."""
+    """λ/2 Σ_t Σ F_t (θ − θ*_t)² equals the one square and the constant that are stored."""
     model, method, terms = mlp(), EWC(mlp(), 3.0, labels="data"), []
     for seed in range(3):
-        shaken(model, seed)
+        perturbed(model, seed)
         terms.append((slow_fisher(model, task(seed)), weights(model)))
         method.after_task(model, task(seed))
-    shaken(model, 8)
+    perturbed(model, 8)
     wanted = 1.5 * sum(square(fisher, model, anchor) for fisher, anchor in terms)
     torch.testing.assert_close(method.penalty(model), wanted, **CLOSE)
     grads = [torch.autograd.grad(of, list(model.parameters())) for of in (method.penalty(model), wanted)]
@@ -131,15 +131,15 @@ def test_ewc_is_a_sum_over_tasks():
 
 
 def test_ewc_where_no_sample_moves_a_weight():
-    """F = 0 in the first task, in both, and in the second only: no 0/0."""
+    """F = 0 in the first task, in both, and in the second only: never 0/0."""
     model, method = mlp(), EWC(mlp(), 2.0, labels="data")
     dead = [(torch.zeros_like(x), labels) for x, labels in task(1)]  # the first layer's weights see nothing
     terms = []
     for data in (dead, dead, task(2), dead):
-        shaken(model, len(terms))
+        perturbed(model, len(terms))
         terms.append((slow_fisher(model, data), weights(model)))
         method.after_task(model, data)
-    shaken(model, 8)
+    perturbed(model, 8)
     wanted = sum(square(fisher, model, anchor) for fisher, anchor in terms)
     torch.testing.assert_close(method.penalty(model), wanted, **CLOSE)
     assert terms[0][0][0].abs().max() == 0 < terms[2][0][0].abs().max()
@@ -150,27 +150,27 @@ def test_online_ewc_is_one_decaying_term(decay):
     model, method = mlp(), OnlineEWC(mlp(), 100, labels="data", decay=decay)
     fisher = [torch.zeros_like(p) for p in model.parameters()]
     for seed in range(3):
-        shaken(model, seed)
+        perturbed(model, seed)
         fisher = [decay * old + new for old, new in zip(fisher, slow_fisher(model, task(seed)), strict=True)]
         anchor = weights(model)
         method.after_task(model, task(seed))
-    shaken(model)
+    perturbed(model)
     torch.testing.assert_close(method.penalty(model), 50 * decay * square(fisher, model, anchor), **CLOSE)
 
 
 def test_mas_sums_over_tasks():
     model, method, omega = mlp(), MAS(mlp(), 0.1), [torch.zeros_like(p) for p in mlp().parameters()]
     for seed in range(3):
-        shaken(model, seed)
+        perturbed(model, seed)
         omega = [old + new for old, new in zip(omega, slow_mas(model, task(seed)), strict=True)]
         anchor = weights(model)
         method.after_task(model, task(seed))
-    shaken(model)
+    perturbed(model)
     torch.testing.assert_close(method.penalty(model), 0.1 * square(omega, model, anchor), **CLOSE)
 
 
 @pytest.mark.parametrize("kind", [MAS, EWC, OnlineEWC])
-def test_by_batches_it_is_the_measure_of_the_mean_gradient(kind):
+def test_without_per_sample_it_is_the_measure_of_the_mean_gradient(kind):
     model, data = mlp(), task(1)
     method = kind(model, 1.0, per_sample=False, **({} if kind is MAS else {"labels": "data"}))
     method.after_task(model, data)
@@ -186,12 +186,12 @@ def test_by_batches_it_is_the_measure_of_the_mean_gradient(kind):
     assert all((a <= b + 1e-12).all() for a, b in zip(wanted, slow, strict=True))  # Jensen
 
 
-def test_l2_pulls_to_the_last_task():
+def test_l2_is_the_distance_to_the_last_task():
     model, method = mlp(), L2(mlp(), 0.2)
     for seed in range(2):
-        anchor = weights(shaken(model, seed))
+        anchor = weights(perturbed(model, seed))
         method.after_task(model)
-    shaken(model)
+    perturbed(model)
     ones = [torch.ones_like(p) for p in anchor]
     torch.testing.assert_close(method.penalty(model), 0.2 * square(ones, model, anchor), **CLOSE)
 
@@ -199,7 +199,7 @@ def test_l2_pulls_to_the_last_task():
 @pytest.mark.parametrize("add", [False, True])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_si_is_the_path_integral_of_the_tasks_loss(add, momentum):
-    """ω over three tasks, beside a plain loop that has the gradient of the task's loss and of the penalty apart."""
+    """ω over three tasks, against a plain loop that computes the gradients of loss and penalty separately."""
     c, xi = 0.4, 0.01
     model, method = mlp(), SI(mlp(), c, xi=xi)
     other = copy.deepcopy(model)
@@ -221,12 +221,12 @@ def test_si_is_the_path_integral_of_the_tasks_loss(add, momentum):
         anchor = weights(other)
         torch.testing.assert_close(weights(model), anchor, **CLOSE)
         torch.testing.assert_close(method.importance, omega, **CLOSE)
-    shaken(model), shaken(other)
+    perturbed(model), perturbed(other)
     torch.testing.assert_close(method.penalty(model), c * square(omega, other, anchor), **CLOSE)
 
 
-def test_the_path_integral_is_the_loss_that_was_lost():
-    """Σ ω over all weights nears the fall of the loss as steps get small (Zenke et al., equation 2)."""
+def test_the_path_integral_is_the_decrease_of_the_loss():
+    """Σ ω over all weights approaches the decrease of the loss for small steps (Zenke et al., equation 2)."""
     model, method, data = mlp(), SI(mlp(), 0.1), task(1, size=11)
     before = F.cross_entropy(model(data[0][0]), data[0][1]).item()
     train(model, method, data * 1000, lr=1e-3)
@@ -234,8 +234,8 @@ def test_the_path_integral_is_the_loss_that_was_lost():
     assert fall > 0.1 and sum(float(path.sum()) for path in method.path) == pytest.approx(fall, rel=1e-3)
 
 
-def test_si_of_accumulated_gradients_and_penalties_looked_at():
-    """Two half batches a step, and the penalty printed in the middle of a step, change nothing."""
+def test_si_with_accumulated_gradients_and_extra_penalties():
+    """Two half batches per step, and a penalty computed without gradients during a step, change nothing."""
     model, method = mlp(), SI(mlp(), 0.5)
     other, plain = copy.deepcopy(model), SI(mlp(), 0.5)
     for seed in range(2):
@@ -255,28 +255,28 @@ def test_si_of_accumulated_gradients_and_penalties_looked_at():
     torch.testing.assert_close(method.importance, plain.importance, **CLOSE)
 
 
-def test_si_may_leave_out_importances_below_0():
-    """Steps in any direction go up and down the loss."""
-    found = []
+def test_si_can_clip_importances_below_0():
+    """Random steps increase and decrease the loss."""
+    importances = []
     for clip in (False, True):
         model, method = mlp(), SI(mlp(), 0.5, clip=clip)
         (F.cross_entropy(model(task(0)[0][0]), task(0)[0][1]) + method.penalty(model)).backward()
-        shaken(model)
+        perturbed(model)
         method.after_step()
         method.after_task(model)
-        found.append(torch.cat([of.flatten() for of in method.importance]))
-    assert (found[0] < 0).any() and torch.equal(found[0].clamp(min=0), found[1])
+        importances.append(torch.cat([of.flatten() for of in method.importance]))
+    assert (importances[0] < 0).any() and torch.equal(importances[0].clamp(min=0), importances[1])
 
 
 @pytest.mark.parametrize("name", QUADRATIC)
 def test_the_gradient_of_the_penalty(name):
-    """By autograd once and twice, scaled, and added in place."""
+    """First and second derivative by autograd, scaled, and the gradient added in place."""
     model, method = mlp(), QUADRATIC[name](mlp(), 0.7)
     for seed in range(2):
         train(model, method, task(seed))
         method.after_task(model, task(seed))
     anchor, importance = method.anchor, method.importance
-    shaken(model)
+    perturbed(model)
     params = list(model.parameters())
     slow = method.scale * (square(importance, model, anchor) + method.offset)
     fast = method.penalty(model)
@@ -304,10 +304,10 @@ def test_the_gradient_of_the_penalty(name):
 def test_lwf_is_the_divergence_at_temperature_from_the_old_network(units, groups):
     model, method = mlp(), LwF(0.5, units=units)
     for labels in ([0, 3, 0], [1, 1, 0]):
-        shaken(model, labels[0])
+        perturbed(model, labels[0])
         method.after_task(model, [(task(1)[0][0][:3], torch.tensor(labels))])
     old = copy.deepcopy(model)
-    shaken(model)
+    perturbed(model)
     x = task(4)[0][0]
     wanted = 0
     for group in groups:
@@ -329,7 +329,7 @@ def test_lwf_keeps_buffers_and_the_mode_of_the_model():
     method.after_task(model)
     old = copy.deepcopy(model).eval()(x)
     model.norm.running_mean += 1
-    shaken(model)
+    perturbed(model)
     out = model(x)
     statistics, state = model.norm.running_mean.clone(), torch.get_rng_state()
     penalty = method.penalty(model, x, out)
@@ -339,8 +339,8 @@ def test_lwf_keeps_buffers_and_the_mode_of_the_model():
     torch.testing.assert_close(penalty, wanted, **CLOSE)
 
 
-def test_only_the_chosen_parameters_are_held():
-    """Slow weights only: the importance is that of the whole network's, the gradient of the others is left alone."""
+def test_only_the_chosen_parameters_are_consolidated():
+    """Slow weights only: their importance is as for the whole network, and the gradients of the others stay."""
     model, data = mlp(), task(1)
     slow = ["0.weight", "4.weight"]
     for parameters in (slow, [(name, None) for name in slow]):
@@ -348,7 +348,7 @@ def test_only_the_chosen_parameters_are_held():
         method.after_task(model, data)
         fisher = dict(zip([name for name, _ in model.named_parameters()], slow_fisher(model, data), strict=True))
         torch.testing.assert_close(method.importance, [fisher[name] for name in slow], **CLOSE)
-    shaken(model)
+    perturbed(model)
     method.add_gradient(model)
     assert [name for name, p in model.named_parameters() if p.grad is not None] == slow
     model[2].weight.requires_grad_(False)
@@ -367,13 +367,13 @@ def test_the_first_samples_count(samples):
 def test_batches_of_any_size_give_the_same(monkeypatch):
     monkeypatch.setattr("hebbkern.continual.consolidation.sensitivity.MAX_SAMPLES", 3)
     monkeypatch.setattr("hebbkern.continual.consolidation.sensitivity.MAX_ENTRIES", 1)
-    model, found = mixed(), []
+    model, importances = mixed(), []
     for size in (1, 4, 11):
         method = EWC(model, 1.0, seed=2)
         method.after_task(model, task(1, shape=(1, 4, 4), size=size))
-        found.append(method.importance)
-    torch.testing.assert_close(found[0], found[1], **CLOSE)
-    torch.testing.assert_close(found[0], found[2], **CLOSE)
+        importances.append(method.importance)
+    torch.testing.assert_close(importances[0], importances[1], **CLOSE)
+    torch.testing.assert_close(importances[0], importances[2], **CLOSE)
 
 
 @pytest.mark.parametrize("make", [lambda model: L2(model, 1.0), lambda model: MAS(model, 0.5)])
@@ -383,7 +383,7 @@ def test_penalties_of_two_models_keep_their_gradients(make):
     method = make(first)
     method.after_task(first, data)
     second = copy.deepcopy(first)
-    shaken(first), shaken(second, seed=3)
+    perturbed(first), perturbed(second, seed=3)
     want = torch.autograd.grad(method.penalty(first), list(first.parameters()))
     one, two = method.penalty(first), method.penalty(second)
     got = torch.autograd.grad(one, list(first.parameters()))

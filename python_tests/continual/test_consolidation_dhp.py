@@ -1,11 +1,11 @@
-"""Consolidation beside a DHPLinear head: the slow weights are held, and alpha, eta and the trace never."""
+"""Consolidation of a network with a DHPLinear head: of the slow weights, and not of alpha, eta and the trace."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from consolidating import CLOSE, shaken, task
+from consolidating import CLOSE, perturbed, task
 from hebbkern.continual.consolidation import EWC, MAS, SI, OnlineEWC
 from hebbkern.nn import DHPLinear
 
@@ -29,15 +29,15 @@ class Plastic(nn.Module):
 
 
 def plastic(**options):
-    """After a step of every part, so that α and the trace weigh something."""
-    model = shaken(Plastic(**options).double())
+    """A network after a forward pass of each batch, so that the trace is not 0."""
+    model = perturbed(Plastic(**options).double())
     for x, labels in task(7):
         model(x, labels)
     return model
 
 
 def answer(model, weights, x):
-    """What the network answers to one sample, as a formula of its slow weights."""
+    """The output of the network for one sample, as a formula of its slow weights."""
     body, bias, head, shift = weights
     return (head + model.head.alpha.detach() * model.head.trace) @ torch.tanh(body @ x + bias) + shift
 
@@ -53,7 +53,7 @@ def each_sample(model, data, score, measure):
 
 
 def learn(model, method, data):
-    """A task; the path integral −Σ g Δθ of the slow weights, with the gradient g of the task's loss apart."""
+    """Learns a task; returns the path integral −Σ g Δθ of the slow weights, g the gradient of the loss alone."""
     optimizer = torch.optim.SGD(model.parameters(), 0.05)
     slow = [model.get_parameter(name) for name in SLOW]
     path = [torch.zeros_like(weight) for weight in slow]
@@ -93,13 +93,13 @@ def test_importances_of_the_slow_weights(name, per_connection):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_alpha_and_eta_are_free(name):
-    """The penalty's gradient reaches the slow weights alone, however far the others have moved."""
+    """Only the slow weights get a gradient of the penalty, however much the others have changed."""
     model = plastic()
     method = METHODS[name](SLOW)
     for seed in range(2):
         learn(model, method, task(seed))
         method.after_task(model, task(seed))
-    penalty = method.penalty(shaken(model))
+    penalty = method.penalty(perturbed(model))
     parameters = dict(model.named_parameters())
     assert set(parameters) - set(SLOW) == {"head.alpha", "head.eta"}
     gradients = torch.autograd.grad(penalty, list(parameters.values()), allow_unused=True)

@@ -1,4 +1,4 @@
-"""Consolidation over time: states saved and restored, what is refused, and that an error loses nothing."""
+"""Consolidation over time: state dicts, refused arguments, and errors that change nothing."""
 
 import copy
 
@@ -10,8 +10,8 @@ from consolidating import (
     QUADRATIC,
     mixed,
     mlp,
+    perturbed,
     same,
-    shaken,
     task,
     train,
     weights,
@@ -19,18 +19,18 @@ from consolidating import (
 from hebbkern.continual.consolidation import EWC, L2, MAS, SI, Consolidation, LwF, OnlineEWC
 
 
-def test_weights_changed_before_backward_are_told():
+def test_weights_changed_before_backward_raise():
     model, method = mlp(), L2(mlp(), 1.0)
     method.after_task(model)
-    penalty = method.penalty(shaken(model))
-    shaken(model)
+    penalty = method.penalty(perturbed(model))
+    perturbed(model)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         penalty.backward()
 
 
 @pytest.mark.parametrize("name", [*QUADRATIC, "LwF"])
-def test_a_training_goes_on_from_its_state_to_the_bit(name, tmp_path):
-    """Saved in the middle of the second task, by way of a checkpoint file."""
+def test_a_resumed_training_has_the_same_bits(name, tmp_path):
+    """Saved to a checkpoint file in the middle of the second task."""
     checkpoint = pytest.importorskip("hebbkern.training.checkpoint", reason="no pytorch-ignite", exc_type=ImportError)
     make = (lambda: LwF(0.5, units="seen")) if name == "LwF" else (lambda: QUADRATIC[name](mlp(), 0.5))
     model, method = mlp(), make()
@@ -48,7 +48,7 @@ def test_a_training_goes_on_from_its_state_to_the_bit(name, tmp_path):
         one.after_task(net, task(1))
         train(net, one, task(2), add=True)
     assert all(torch.equal(a, b) for a, b in zip(weights(model), weights(again), strict=True))
-    a, b = (one.penalty(shaken(mlp()), task(2)[0][0]) for one in (method, resumed))
+    a, b = (one.penalty(perturbed(mlp()), task(2)[0][0]) for one in (method, resumed))
     assert torch.equal(a, b) and method.tasks == resumed.tasks == 2
     before = resumed.penalty(mlp(), task(2)[0][0])
     with pytest.raises(ValueError, match=r"state must be of \w+, got that of other"):
@@ -62,7 +62,7 @@ def test_a_training_goes_on_from_its_state_to_the_bit(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["Finetune", *QUADRATIC, "LwF"])
-def test_nothing_before_the_first_task(name):
+def test_the_penalty_is_0_before_the_first_task(name):
     others = {"Finetune": Consolidation, "LwF": lambda: LwF(0.5)}
     model, method = mlp(), others[name]() if name in others else QUADRATIC[name](mlp(), 0.5)
     penalty = method.penalty(model, task(0)[0][0])
@@ -76,7 +76,7 @@ def test_an_error_in_after_task_changes_nothing(name):
     model, method = mixed(), QUADRATIC[name](mixed(), 0.5)
     data = task(0, shape=(1, 4, 4))
     method.after_task(model, data)
-    shaken(model)
+    perturbed(model)
     state = copy.deepcopy(method.state_dict())
     nan = [*data, (torch.full((2, 1, 4, 4), torch.nan).double(), torch.zeros(2, dtype=torch.int64))]
     for given, message in [
@@ -122,7 +122,7 @@ def test_another_model_is_refused(name):
         method.penalty(nn.Linear(5, 4).double(), x)
 
 
-def test_labels_are_needed_where_they_are_looked_at():
+def test_missing_labels_are_refused():
     x = task(0)[0][0]
     for method in (EWC(mlp(), 1.0, labels="data"), LwF(1.0, units="seen")):
         with pytest.raises(ValueError, match="data must have labels for"):
@@ -130,7 +130,7 @@ def test_labels_are_needed_where_they_are_looked_at():
         assert method.tasks == 0
 
 
-def test_calls_out_of_order_are_told():
+def test_calls_out_of_order_raise():
     model, method = mlp(), SI(mlp(), 1.0)
     with pytest.raises(RuntimeError, match="after_step must follow penalty or add_gradient"):
         method.after_step()
@@ -148,7 +148,7 @@ def test_calls_out_of_order_are_told():
 
 
 @pytest.mark.parametrize("strength", [-1, float("nan"), float("inf"), "1", True, None])
-def test_strengths(strength):
+def test_wrong_strengths_are_refused(strength):
     for make in (*(lambda s, m=m: m(mlp(), s) for m in QUADRATIC.values()), LwF):
         with pytest.raises(ValueError, match="strength must be finite and at least 0, got"):
             make(strength)
@@ -175,7 +175,7 @@ def test_strengths(strength):
         (lambda: EWC(["9.weight"], 1).after_task(mlp(), task(0)), "parameters must be of the model, got a name"),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(make, message):
+def test_wrong_settings_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
@@ -204,7 +204,7 @@ class Heads(nn.Module):
 
 @pytest.mark.parametrize("add", [False, True])
 @pytest.mark.parametrize("name", ["Finetune", *QUADRATIC, "LwF"])
-def test_one_loop_serves_all_with_a_head_for_each_task(name, add):
+def test_one_loop_works_for_all_methods_with_a_head_for_each_task(name, add):
     torch.manual_seed(0)
     model = Heads().double()
 

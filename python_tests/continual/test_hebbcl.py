@@ -1,4 +1,4 @@
-"""HebbCL: the minibatch of algorithm 1 against reference.py, what is frozen, how it grows, and what it answers."""
+"""HebbCL: the minibatch of algorithm 1 against reference.py, freezing, growth and representation."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ FOLLOWED = [
 
 
 @pytest.mark.parametrize("options", FOLLOWED, ids=str)
-def test_every_minibatch_is_the_reference_s(backend, options):
+def test_every_minibatch_matches_the_reference(backend, options):
     options = {"lr": 0.3, "threshold": 0.15, "seed": 3} | options
     dtype = torch.float64 if backend.name in ("cpu", "eager") else torch.float32
     model = HebbCL(N, 6, dtype=dtype, device=backend.device, **options)
@@ -50,7 +50,7 @@ def test_frozen_rows_keep_their_bits(backend):
     assert all(torch.equal(rows_of(model)[neuron], row) for neuron, row in kept.items())
 
 
-def test_neurons_that_are_not_frozen_go_on_learning_and_make_room_once():
+def test_without_freeze_neurons_go_on_learning_and_add_a_neuron_once():
     model = train_on(HebbCL(N, 6, lr=0.3, threshold=0.15, freeze=False), stream(30, dtype=torch.float32))
     assert model.width == 6 + int(model.converged.sum()) > 8 and not model.frozen.any()
     before = rows_of(model)
@@ -60,7 +60,7 @@ def test_neurons_that_are_not_frozen_go_on_learning_and_make_room_once():
 
 
 def test_growth_does_not_copy_the_weights():
-    """Eight times six neurons more: the room doubles four times, every other growth is a longer view."""
+    """Six neurons are added eight times: the storage doubles four times, and otherwise the view gets longer."""
     model, places = HebbCL(4, 6, threshold=1e9), []
     parameter = model.weight
     for _ in range(8):  # all that have not converged do so in each minibatch
@@ -71,8 +71,8 @@ def test_growth_does_not_copy_the_weights():
     assert moves == [width + 6 in (12, 18, 30, 54) for width in range(6, 54, 6)]
 
 
-def test_where_a_neuron_starts_depends_on_the_seed_and_its_place_alone():
-    """How the width is reached, and on what data, makes no difference to rows that nobody has taught."""
+def test_initial_rows_depend_on_seed_and_index_alone():
+    """Neither the data nor the way of growing changes the rows that have not learned."""
     wide = HebbCL(N, 6, threshold=1e9, lr=0.0)
     for batch in (3, 5, 7):
         wide.learn(random((batch, N), seed=batch).abs())
@@ -89,7 +89,7 @@ def test_where_a_neuron_starts_depends_on_the_seed_and_its_place_alone():
 
 @pytest.mark.parametrize("normalise", ["row_max", "row_l2", "none"])
 @pytest.mark.parametrize("start", ["uniform", "normal"])
-def test_starts_are_drawn_as_named_and_normalised(start, normalise):
+def test_initial_rows_are_drawn_and_normalised(start, normalise):
     weight = HebbCL(400, 50, start=start, normalise=normalise).weight
     assert (weight >= 0).all() if start == "uniform" else abs(float((weight > 0).double().mean()) - 0.5) < 0.02
     if normalise == "none":
@@ -100,7 +100,7 @@ def test_starts_are_drawn_as_named_and_normalised(start, normalise):
         torch.testing.assert_close(norms, torch.ones(50))
 
 
-def test_starts_are_the_same_whatever_the_default_device_is():
+def test_initial_rows_do_not_depend_on_the_default_device():
     want = HebbCL(N, 6)
     with torch.device("meta"):
         model = HebbCL(N, 6, device="cpu")
@@ -111,8 +111,8 @@ def test_new_neurons_can_start_on_samples():
     model = HebbCL(N, 6, threshold=1e9, lr=0.0, start="samples", patches="centred", normalise="row_l2")
     x = random((8, N)).abs()
     model.learn(x)
-    seen = torch.nn.functional.normalize(x - x.mean(1, keepdim=True))
-    nearest = torch.cdist(model.weight[6:], seen).min(1)
+    patches = torch.nn.functional.normalize(x - x.mean(1, keepdim=True))
+    nearest = torch.cdist(model.weight[6:], patches).min(1)
     assert nearest.values.max() < 1e-6 and len(set(nearest.indices.tolist())) == 6
 
 
@@ -132,7 +132,7 @@ def test_the_representation_is_the_k_winners_of_all_responses(backend):
     assert HebbCL(N, 3, k=7, device=backend.device)(x).shape == (9, 3)
 
 
-def test_without_hebb_nothing_is_learnt():
+def test_without_hebb_nothing_is_learned():
     model = HebbCL(N, 6, threshold=1e9, hebb=False)
     before = rows_of(model)
     train_on(model, stream(3))
@@ -143,8 +143,8 @@ def test_without_hebb_nothing_is_learnt():
     assert model.width == 6 and torch.equal(model.weight, other.weight)
 
 
-def test_a_neuron_a_class_learns_the_mean_of_its_class(backend):
-    """Whole steps without normalisation: each class's only neuron is the mean of the samples of the class."""
+def test_a_single_neuron_learns_the_mean_of_its_class(backend):
+    """With lr = 1 and no normalisation the only neuron of a class becomes the mean of its samples."""
     x, y = random((30, N), device=backend.device), torch.arange(30, device=backend.device) % 3 * 10
     model = HebbCL(N, per_class=1, lr=1.0, normalise="none", device=backend.device)
     model.learn(x, labels=y)
@@ -171,7 +171,7 @@ def test_neurons_of_other_classes_keep_their_bits():
     assert torch.equal(before[:8], rows_of(model)[:8]) and not torch.equal(before[8:], rows_of(model)[8:])
 
 
-def test_classes_that_come_together_learn_together():
+def test_classes_that_are_new_together_learn_together():
     x, y = random((40, N)).abs(), torch.arange(40) % 2
     mixed = HebbCL(N, per_class=3, lr=0.2).partial_fit(x, y, batch_size=10)
     apart = HebbCL(N, per_class=3, lr=0.2, freeze=False)
@@ -206,7 +206,7 @@ def test_a_class_without_a_winner_is_never_predicted():
     assert model.predict(x).tolist() == ((x @ torch.nn.functional.normalize(model.weight).T).argmax(1) // 2).tolist()
 
 
-def test_samples_without_a_class_teach_nobody():
+def test_samples_without_a_class_change_nothing():
     model = HebbCL(N, per_class=2, lr=0.2)
     model.learn(random((4, N)), labels=torch.tensor([-1, -1, -1, -1]))
     assert model.width == 0

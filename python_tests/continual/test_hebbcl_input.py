@@ -1,4 +1,4 @@
-"""HebbCL: input of every kind, good and bad; nothing that was learnt is lost by it."""
+"""HebbCL: inputs of every kind, and wrong ones, which leave the model unchanged."""
 
 import copy
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cases import random
-from hebbcl_models import N, both, same, stream
+from hebbcl_models import N, model_and_next, same, stream
 from hebbkern.continual import HebbCL
 
 
@@ -26,7 +26,7 @@ def test_images_bytes_and_arrays():
 
 
 @pytest.mark.parametrize("patches", ["raw", "centred"])
-def test_blank_samples_teach_nobody(patches):
+def test_blank_samples_change_nothing(patches):
     x = stream(1, dtype=torch.float32)[0]
     blank = torch.full((1, N), 0.0 if patches == "raw" else 0.7)
     with_blanks, without = (HebbCL(N, 6, lr=0.3, threshold=0.15, patches=patches) for _ in range(2))
@@ -42,9 +42,9 @@ def test_blank_samples_teach_nobody(patches):
     assert supervised.classes.tolist() == [4] and supervised.weight.isfinite().all()
 
 
-def test_a_halt_in_mid_stream_loses_nothing():
-    """A NaN, an infinity, another width, labels that do not fit, a class too many: refused, and all stays."""
-    for model, labels in ((both(False)[0], None), (both(True)[0], torch.tensor([0, 1, 0, 9]))):
+def test_wrong_batches_change_nothing():
+    """A NaN, an infinity, another width, wrong labels and a class too many raise, and the model is unchanged."""
+    for model, labels in ((model_and_next(False)[0], None), (model_and_next(True)[0], torch.tensor([0, 1, 0, 9]))):
         before, good = copy.deepcopy(model), random((4, N)).abs()
         nan, infinite = good.clone(), good.clone()
         nan[3, 5], infinite[1, 0] = float("nan"), -float("inf")
@@ -75,9 +75,9 @@ def test_a_halt_in_mid_stream_loses_nothing():
     assert same(before, model)
 
 
-def test_a_step_that_fails_half_way_changes_nothing(monkeypatch):
-    """Whatever raises after the winners have moved, after classes were added, or between two classes."""
-    for model, labels in ((both(False)[0], None), (both(True)[0], torch.tensor([1, 0, 7, 8] * 5))):
+def test_a_step_that_fails_changes_nothing(monkeypatch):
+    """An error after the step of the winners, after new classes, or between two classes."""
+    for model, labels in ((model_and_next(False)[0], None), (model_and_next(True)[0], torch.tensor([1, 0, 7, 8] * 5))):
         before, x = copy.deepcopy(model), stream(2, 20, dtype=torch.float32)[1]
         calls, divide = [], model._normalise_matrix
 
@@ -97,12 +97,12 @@ def test_a_step_that_fails_half_way_changes_nothing(monkeypatch):
         assert same(before, model) and len(model.weight) == len(model.converged)
 
 
-def test_bad_data_is_found_before_anything_is_learnt():
-    """partial_fit: the classes it brings are not added; fit: what was learnt is not forgotten."""
+def test_wrong_data_is_found_before_learning():
+    """partial_fit adds no classes and fit does not reset the model."""
     x, y = random((30, N)).abs(), torch.arange(30) % 2 + 5
     spoilt = x.clone()
     spoilt[29, 3] = float("nan")
-    for model in (both(True)[0], both(False)[0]):
+    for model in (model_and_next(True)[0], model_and_next(False)[0]):
         before = copy.deepcopy(model)
         for learn in (model.partial_fit, model.fit):
             for arguments, options in [

@@ -1,4 +1,4 @@
-"""HebbCL: what it goes on from, and how it fits into the trainer, `learning` and other people's code."""
+"""HebbCL: state dicts and copies, and its use by the trainer, `learning` and scikit-learn."""
 
 import copy
 import pickle
@@ -9,13 +9,13 @@ import torch
 
 import hebbkern as hk
 from cases import random
-from hebbcl_models import N, both, rows_of, same, stream, train_on
+from hebbcl_models import N, model_and_next, rows_of, same, stream, train_on
 from hebbkern.continual import HebbCL
 
 
 @pytest.mark.parametrize("supervised", [False, True])
 def test_a_resumed_model_ends_with_the_same_bits(supervised, tmp_path):
-    model, next_part = both(supervised)
+    model, next_part = model_and_next(supervised)
     torch.save(model.state_dict(), tmp_path / "state.pt")
     resumed = HebbCL(N, **({"per_class": 3} if supervised else {"neurons": 6}), lr=model.lr, threshold=model.threshold)
     resumed.start = model.start
@@ -30,8 +30,8 @@ def test_a_resumed_model_ends_with_the_same_bits(supervised, tmp_path):
         assert same(model, other)
 
 
-def test_a_narrower_state_is_taken_on_as_well():
-    model, _ = both(False)
+def test_a_narrower_state_loads():
+    model, _ = model_and_next(False)
     model.load_state_dict(HebbCL(N, 6).state_dict())
     assert same(model, HebbCL(N, 6))
     assert same(
@@ -70,8 +70,8 @@ def test_a_state_that_does_not_fit_changes_nothing(changed, message):
     assert same(model, before)
 
 
-def test_reset_and_fit_begin_anew():
-    model, _ = both(False)
+def test_reset_and_fit_restart_the_model():
+    model, _ = model_and_next(False)
     model.reset()
     assert same(model, HebbCL(N, 6))
     x, y = random((30, N)).abs(), torch.arange(30) % 2
@@ -81,7 +81,7 @@ def test_reset_and_fit_begin_anew():
 
 def test_it_learns_in_inference_mode_too():
     for supervised in (False, True):
-        (model, next_part), (want, the_same) = both(supervised), both(supervised)
+        (model, next_part), (want, the_same) = model_and_next(supervised), model_and_next(supervised)
         restored = copy.deepcopy(model)
         with torch.inference_mode():
             next_part(model)
@@ -92,7 +92,7 @@ def test_it_learns_in_inference_mode_too():
         assert same(model, want) and same(restored, want)
 
 
-def test_room_follows_a_cap_that_is_raised():
+def test_storage_follows_a_larger_max_neurons():
     model = HebbCL(N, 6, max_neurons=9, threshold=1e9, lr=0.0)
     model.learn(random((3, N)).abs())
     assert model.width == 9
@@ -137,7 +137,7 @@ def test_it_fits_a_pipeline_of_scikit_learn():
 
 
 def test_the_trainer_trains_it_and_resumes_it(tmp_path):
-    """As by hand, with the figures of a width that grows; and from a checkpoint with the same bits."""
+    """The bits of a plain loop, with metrics of a growing width, also when resumed from a checkpoint."""
     pytest.importorskip("ignite", reason="pytorch-ignite is not installed")
     pytest.importorskip("safetensors", reason="safetensors is not installed")
     from ignite.engine import Events
@@ -189,7 +189,7 @@ def test_the_trainer_trains_the_supervised_variant():
     assert model.width == 12
 
 
-def test_what_is_asked_inside_learning_is_not_learnt():
+def test_transform_and_predict_inside_learning_learn_nothing():
     model, x = HebbCL(N, 6), random((5, N)).abs()
     before = copy.deepcopy(model)
     with hk.learning(model, lr=0.3):
@@ -197,7 +197,7 @@ def test_what_is_asked_inside_learning_is_not_learnt():
     assert same(model, before)
 
 
-def test_a_part_of_a_state_is_loaded_where_torch_loads_it():
+def test_partial_states_load_as_in_torch():
     model = torch.nn.Sequential(torch.nn.Linear(3, N), HebbCL(N, 6))
     state = {name: value + 1 for name, value in model.state_dict().items() if name.startswith("0.")}
     before = copy.deepcopy(model[1])
@@ -207,7 +207,7 @@ def test_a_part_of_a_state_is_loaded_where_torch_loads_it():
         model[1].load_state_dict(HebbCL(N, per_class=3).state_dict())
 
 
-def test_a_pickle_leaves_the_spare_room_behind():
+def test_a_pickle_has_no_unused_storage():
     model = train_on(HebbCL(400, 6, threshold=1e9), [torch.rand(3, 400)])
     model.learn(torch.rand(3, 400))
     model.learn(torch.rand(3, 400))  # 24 rows of which 24 - the next 6 need 48
@@ -215,7 +215,7 @@ def test_a_pickle_leaves_the_spare_room_behind():
     assert len(pickle.dumps(model)) < 400 * 4 * model.width * 1.2
 
 
-def test_figures_tell_of_neurons_that_were_there_when_the_epoch_began():
+def test_metrics_are_of_neurons_from_the_beginning_of_the_epoch():
     pytest.importorskip("ignite", reason="pytorch-ignite is not installed")
     from hebbkern.training import hebbian_trainer
     from hebbkern.training.handlers import Figures

@@ -32,7 +32,7 @@ def test_forgetting_counts_what_was_known_before():
     assert metrics.forgetting([[0.9, 0.95, 0.0], [0.9, 0.8, 0.0], [0.9, 0.7, 1.0]]) == pytest.approx((0 + 0.25) / 2)
 
 
-def test_what_was_not_measured_is_nan():
+def test_missing_entries_are_nan():
     matrix = metrics.accuracy_matrix(LEARNT)
     assert matrix.shape == (3, 3) and np.isnan(matrix[np.triu_indices(3, 1)]).all()
     assert np.array_equal(matrix[np.tril_indices(3)], np.array(R)[np.tril_indices(3)])
@@ -57,7 +57,7 @@ def test_one_task():
         ([[0.9], [np.nan, 0.7]], "row 1 of R must be finite for tasks learnt by then"),
     ],
 )
-def test_what_is_no_accuracy_matrix_is_refused(rows, message):
+def test_wrong_accuracy_matrices_are_refused(rows, message):
     with pytest.raises(ValueError, match=message):
         metrics.average_accuracy(rows)
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""Streams of tasks: which samples each task has, in which order, what is done to them, and that nothing is copied."""
+"""Streams of tasks: the samples of each task, their order and transformation, and that nothing is copied."""
 
 import math
 
@@ -20,7 +20,7 @@ def data():
 
 
 def numbers(x):
-    """Which samples of `data` these are: the first is 0, 1, ..., 23, the next goes on."""
+    """The indices in `data` of the samples x: sample i has the inputs 24 i, ..., 24 i + 23."""
     return (x.flatten(1).min(1).values / 24).long()
 
 
@@ -45,15 +45,15 @@ def test_a_task_is_cut_in_order(data, size, partial):
     size, rest = min(size, N), N % size if size < N else 0
     assert [len(y) for _, y in given] == [size] * (N // size) + ([rest] if rest and partial else [])
     assert len(given) == len(batches)
-    seen, seen_labels = joined(given)
-    assert torch.equal(seen, x[: len(seen)]) and torch.equal(seen_labels, labels[: len(seen)])
+    samples, some_labels = joined(given)
+    assert torch.equal(samples, x[: len(samples)]) and torch.equal(some_labels, labels[: len(samples)])
 
 
 def test_iterating_a_task_gives_batches_of_100(data):
     assert [len(x) for x, _ in task(*data)] == [100, 100]
 
 
-def test_the_shuffled_order_hangs_on_seed_and_epoch_alone(data):
+def test_the_shuffled_order_depends_on_seed_and_epoch_alone(data):
     def order(seed, epoch, size=200):
         return tuple(numbers(joined(whole.batches(size, seed=seed, epoch=epoch))[0]).tolist())
 
@@ -70,9 +70,9 @@ def test_the_shuffled_order_hangs_on_seed_and_epoch_alone(data):
 def test_shuffled_samples_keep_their_labels(data):
     x, labels = data
     part = task(x, labels, torch.arange(0, N, 3))
-    seen, seen_labels = joined(part.batches(9, seed=0))
-    assert torch.equal(seen, x[numbers(seen)]) and torch.equal(seen_labels, labels[numbers(seen)])
-    assert sorted(numbers(seen).tolist()) == list(range(0, N, 3))
+    samples, some_labels = joined(part.batches(9, seed=0))
+    assert torch.equal(samples, x[numbers(samples)]) and torch.equal(some_labels, labels[numbers(samples)])
+    assert sorted(numbers(samples).tolist()) == list(range(0, N, 3))
 
 
 def test_batches_can_start_anywhere(data):
@@ -94,25 +94,25 @@ def test_neighbouring_samples_are_views_of_the_data_set(data, indices):
     x, labels = data
     part = task(x, labels, indices)
     first = int(indices[0])
-    for seen, seen_labels in [*part.batches(20), part[:], part[0:1]]:
-        assert seen.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
-        assert seen_labels.untyped_storage().data_ptr() == part.labels.untyped_storage().data_ptr()
+    for samples, some_labels in [*part.batches(20), part[:], part[0:1]]:
+        assert samples.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
+        assert some_labels.untyped_storage().data_ptr() == part.labels.untyped_storage().data_ptr()
     assert torch.equal(part[:][0], x[first : first + len(indices)])
 
 
 @pytest.mark.parametrize("order", [[3, 2, 1], [1, 3, 5], [4, 4, 4], [1, 2, 4], [2, 4, 3, 5], [0, 2, 2, 3]])
 def test_other_samples_are_gathered_right(data, order):
     x, labels = data
-    seen, seen_labels = task(x, labels, torch.tensor(order))[:]
-    assert numbers(seen).tolist() == order and torch.equal(seen_labels, labels[order])
-    assert seen.untyped_storage().nbytes() == seen.numel() * 4
+    samples, some_labels = task(x, labels, torch.tensor(order))[:]
+    assert numbers(samples).tolist() == order and torch.equal(some_labels, labels[order])
+    assert samples.untyped_storage().nbytes() == samples.numel() * 4
 
 
 def test_positions_choose_samples(data):
     x, labels = data
     part = task(x, labels, torch.arange(100, 0, -2))
-    seen, seen_labels = part[torch.tensor([0, 3, 1])]
-    assert numbers(seen).tolist() == [100, 94, 98] and torch.equal(seen_labels, labels[[100, 94, 98]])
+    samples, some_labels = part[torch.tensor([0, 3, 1])]
+    assert numbers(samples).tolist() == [100, 94, 98] and torch.equal(some_labels, labels[[100, 94, 98]])
     assert numbers(part[48:60][0]).tolist() == [4, 2]
 
 
@@ -123,8 +123,8 @@ def test_images_of_bytes_become_floats_of_0_to_1():
         streams.permuted(images, torch.zeros(64).long(), 1, identity_first=True),
         streams.split(images, torch.zeros(64).long(), 1),
     ):
-        for seen, _ in (stream[0][:], joined(stream[0].batches(9))):
-            assert seen.dtype == torch.float32 and torch.equal(seen, wanted)
+        for samples, _ in (stream[0][:], joined(stream[0].batches(9))):
+            assert samples.dtype == torch.float32 and torch.equal(samples, wanted)
     mixed, _ = streams.mixture([("bytes", images, torch.zeros(64).long())], size=4)[0][:]
     assert torch.equal(mixed[:, 1, 1:3, 1:3], wanted)
     assert images.dtype == torch.uint8 and images[63, 1, 1] == 255
@@ -133,7 +133,7 @@ def test_images_of_bytes_become_floats_of_0_to_1():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_floats_stay_as_they_are(data, dtype):
     x, labels = data
-    assert {seen.dtype for seen, _ in task(x.to(dtype), labels)} == {dtype}
+    assert {samples.dtype for samples, _ in task(x.to(dtype), labels)} == {dtype}
 
 
 def test_a_map_style_data_set_is_read_item_by_item(data):
@@ -151,8 +151,8 @@ def test_a_map_style_data_set_is_read_item_by_item(data):
 
     dataset = Reading()
     part = task(dataset, labels, torch.arange(0, N, 2), transform=lambda x: x + 1)
-    seen, seen_labels = next(iter(part.batches(5)))
-    assert dataset.read == 5 and torch.equal(seen, x[0:10:2] + 1) and torch.equal(seen_labels, labels[0:10:2])
+    samples, some_labels = next(iter(part.batches(5)))
+    assert dataset.read == 5 and torch.equal(samples, x[0:10:2] + 1) and torch.equal(some_labels, labels[0:10:2])
 
 
 # split
@@ -165,8 +165,8 @@ def test_split_mnist_has_five_tasks_of_two_classes_each(data):
     assert [part.name for part in stream] == ["0/1", "2/3", "4/5", "6/7", "8/9"]
     for part in stream:
         wanted = [i for i in range(N) if int(labels[i]) in part.classes]
-        seen, seen_labels = part[:]
-        assert numbers(seen).tolist() == wanted and torch.equal(seen_labels, labels[wanted])
+        samples, some_labels = part[:]
+        assert numbers(samples).tolist() == wanted and torch.equal(some_labels, labels[wanted])
         assert part.samples == len(wanted) and part.x is x
 
 
@@ -176,11 +176,11 @@ def test_the_order_of_the_classes_can_be_chosen(data):
     assert [set(part.labels.tolist()) for part in stream] == [{7, 0}, {3, 9}, {2, 1}]
 
 
-def test_a_class_a_task_gives_one_class_after_the_other(data):
+def test_as_many_tasks_as_classes_give_one_class_after_another(data):
     x, labels = data
-    seen, seen_labels = joined(streams.unbounded(streams.split(x, labels, CLASSES), 30))
-    assert seen_labels.tolist() == sorted(labels.tolist())
-    assert torch.equal(numbers(seen), labels.argsort(stable=True))
+    samples, some_labels = joined(streams.unbounded(streams.split(x, labels, CLASSES), 30))
+    assert some_labels.tolist() == sorted(labels.tolist())
+    assert torch.equal(numbers(samples), labels.argsort(stable=True))
 
 
 def test_labels_count_from_0_in_each_task_or_go_on(data):
@@ -215,10 +215,10 @@ def test_each_task_permutes_all_inputs_of_all_samples_alike(data):
     stream = streams.permuted(x, labels, 4, seed=1)
     orders = set()
     for part in stream:
-        seen, seen_labels = part[:]
-        order = seen[0].flatten().long()  # the first sample counts its inputs
-        assert seen.shape == x.shape and sorted(order.tolist()) == list(range(24))
-        assert torch.equal(seen.flatten(1), x.flatten(1)[:, order]) and torch.equal(seen_labels, labels)
+        samples, some_labels = part[:]
+        order = samples[0].flatten().long()  # the first sample counts its inputs
+        assert samples.shape == x.shape and sorted(order.tolist()) == list(range(24))
+        assert torch.equal(samples.flatten(1), x.flatten(1)[:, order]) and torch.equal(some_labels, labels)
         orders.add(tuple(order.tolist()))
     assert len(orders) == 4 and tuple(range(24)) not in orders
 
@@ -309,7 +309,7 @@ def test_a_share_of_1_less_the_probability_stays():
 
 
 def test_drawn_probabilities_are_uniform():
-    """Each of 400 shares that stay is uniform in (0, 1): Kolmogorov and Smirnov's distance, at 0.1 % 1.95 / sqrt(n)."""
+    """400 shares are uniform in (0, 1), by the Kolmogorov-Smirnov test at 0.1 %: 1.95 / sqrt(n)."""
     labels = torch.arange(20).repeat_interleave(500)
     stream = streams.imbalanced(streams.permuted(torch.zeros(10000, 1), labels, 20), seed=3)
     shares = torch.cat([torch.bincount(part.labels, minlength=20) / 500 for part in stream]).double().sort().values
@@ -317,7 +317,7 @@ def test_drawn_probabilities_are_uniform():
     assert distance < 1.95 / 20
 
 
-def test_the_removed_samples_hang_on_their_own_seed(data):
+def test_removed_samples_depend_on_their_own_seed(data):
     x, labels = data
 
     def kept(seed, permutation=0, tasks=2):
@@ -383,18 +383,20 @@ def test_batches_span_the_boundaries(data, size, partial):
     rest = [N % size] if N % size and partial else []
     assert [len(y) for _, y in given] == [size] * (N // size) + rest
     if given:
-        seen, seen_labels = joined(given)
-        assert torch.equal(numbers(seen), order[: len(seen)]) and torch.equal(seen_labels, labels[order][: len(seen)])
+        samples, some_labels = joined(given)
+        assert torch.equal(numbers(samples), order[: len(samples)]) and torch.equal(
+            some_labels, labels[order][: len(samples)]
+        )
 
 
 def test_batches_inside_one_task_stay_views(data):
     x, labels = data
     halves = [task(x, labels, torch.arange(70)), task(x, labels, torch.arange(70, N))]
-    views = [seen.untyped_storage().data_ptr() == x.data_ptr() for seen, _ in streams.unbounded(halves, 30)]
+    views = [samples.untyped_storage().data_ptr() == x.data_ptr() for samples, _ in streams.unbounded(halves, 30)]
     assert views == [True, True, False, True, True, True, True]
 
 
-# what else takes a task
+# tasks in trainings and evaluations
 
 
 def test_evaluations_take_a_task(data):
@@ -416,7 +418,7 @@ def test_trainings_take_the_batches_of_a_task(data):
     assert len(seen) == 8 and all(torch.equal(a, b) for a, b in zip(seen, wanted, strict=True))
 
 
-# refusals
+# errors
 
 
 @pytest.mark.parametrize(
@@ -459,7 +461,7 @@ def test_trainings_take_the_batches_of_a_task(data):
         (lambda x, y: Task(x, y, torch.tensor([1]), ()), r"labels must be int64 \[1\], one for each sample"),
     ],
 )
-def test_what_cannot_be_a_stream_is_refused(data, make, message):
+def test_wrong_streams_are_refused(data, make, message):
     with pytest.raises(ValueError, match=f"^hebbkern.continual: {message}"):
         make(*data)
 
@@ -486,12 +488,12 @@ def test_what_cannot_be_a_stream_is_refused(data, make, message):
         ({"seed": 0.5}, "seed must be a whole number, got 0.5"),
     ],
 )
-def test_what_cannot_be_thinned_is_refused(data, options, message):
+def test_wrong_tables_are_refused(data, options, message):
     with pytest.raises(ValueError, match=f"^hebbkern.continual: {message}"):
         streams.imbalanced(streams.permuted(*data, 2), **options)
 
 
-def test_a_stream_is_the_same_whatever_the_default_device_is():
+def test_streams_do_not_depend_on_the_default_device():
     x, labels = torch.arange(240.0).view(40, 6), torch.arange(40) % 4
 
     def batches():

@@ -1,4 +1,4 @@
-"""Networks, tasks and slow formulas in float64 that the tests of consolidation share."""
+"""Networks, tasks and plain formulas in float64 for the tests of consolidation."""
 
 import copy
 import itertools
@@ -54,7 +54,7 @@ def task(seed, n=11, shape=(5,), classes=4, size=4):
     return list(zip(x.split(size), torch.randint(classes, (n,), generator=generator).split(size), strict=True))
 
 
-def shaken(model, seed=9, by=0.3):
+def perturbed(model, seed=9, by=0.3):
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in model.parameters():
@@ -63,7 +63,7 @@ def shaken(model, seed=9, by=0.3):
 
 
 def same(a, b):
-    """Nested states of the same bits."""
+    """Whether two nested states have the same bits."""
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
     return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
@@ -74,7 +74,7 @@ def weights(model):
 
 
 def slow_gradients(model, data, score):
-    """One list of gradients a sample, by plain autograd on that sample alone, in evaluation mode."""
+    """The gradients of each sample, by autograd on that sample alone, in evaluation mode."""
     model = copy.deepcopy(model).eval()
     for x, labels in data:
         for i in range(len(x)):
@@ -83,8 +83,8 @@ def slow_gradients(model, data, score):
 
 
 def slow_mean(model, data, score, measure):
-    found = [[measure(g) for g in gradients] for gradients in slow_gradients(model, data, score)]
-    return [torch.stack(one).mean(0) for one in zip(*found, strict=True)]
+    measured = [[measure(g) for g in gradients] for gradients in slow_gradients(model, data, score)]
+    return [torch.stack(one).mean(0) for one in zip(*measured, strict=True)]
 
 
 def slow_fisher(model, data):
@@ -101,7 +101,7 @@ def square(importance, model, anchor):
 
 
 def train(model, method, data, *, add=False, lr=0.05, outputs=None, momentum=0.0):
-    """The loop of the documentation."""
+    """The training loop of the documentation."""
     optimizer = torch.optim.SGD(model.parameters(), lr, momentum=momentum)
     for x, labels in data:
         out = model(x) if outputs is None else outputs(model, x)

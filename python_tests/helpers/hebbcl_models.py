@@ -1,4 +1,4 @@
-"""Streams and models that the tests of HebbCL share."""
+"""Streams and models for the tests of HebbCL."""
 
 import torch
 
@@ -25,8 +25,8 @@ def rows_of(model):
     return model.weight.detach().cpu().clone()
 
 
-def both(supervised):
-    """A model in the middle of a stream, and what it does next."""
+def model_and_next(supervised):
+    """A model in the middle of a stream, and a function that learns the next part of it."""
     if supervised:
         model = HebbCL(N, per_class=3, lr=0.2, start="samples").partial_fit(random((30, N)).abs(), torch.arange(30) % 2)
         return model, lambda other: other.partial_fit(random((30, N), seed=2).abs(), torch.arange(30) % 2 + 1)

@@ -12,7 +12,7 @@ PARTS = ("weight", "alpha", "eta")
 
 
 def listing(h, labels, hebb, weight, alpha, eta):
-    """Listing 1 of the paper, its loop over classes too, for weights [K, N]: z and the trace, both in the graph."""
+    """Listing 1 of the paper with its loop over classes, for weights [K, N]: z and the trace, differentiable."""
     hebb = hebb.clone()
     for c in torch.unique(labels):
         if c >= 0:
@@ -23,7 +23,7 @@ def listing(h, labels, hebb, weight, alpha, eta):
 
 
 def head(inputs=6, classes=5, dtype=torch.float64, **options):
-    """A layer whose every part is large enough to be seen in the answer; its trace is not 0, nor is one η another."""
+    """A layer of which every part affects the output, with a trace that is not 0 and different η."""
     torch.manual_seed(0)
     layer = DHPLinear(inputs, classes, dtype=dtype, **options)
     with torch.no_grad():

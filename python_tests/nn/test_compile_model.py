@@ -31,7 +31,7 @@ LABELS = torch.tensor([0, 3, 3, 1])
 
 @pytest.mark.slow
 @pytest.mark.parametrize("compiler", ["eager", "aot_eager", "inductor"])
-def test_compiled_models_learn_and_answer_like_eager_ones(compiler):
+def test_compiled_models_match_eager_ones(compiler):
     torch.compiler.reset()
     model, twin = network(), network()
     compiled = torch.compile(model, fullgraph=True, backend=compiler)
@@ -49,7 +49,7 @@ def test_compiled_models_learn_and_answer_like_eager_ones(compiler):
     assert not torch.equal(model[0].weight, network()[0].weight)
 
 
-def test_a_falling_rate_is_not_compiled_anew():
+def test_another_lr_does_not_recompile():
     torch.compiler.reset()
     model, twin = network(), network()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -60,7 +60,7 @@ def test_a_falling_rate_is_not_compiled_anew():
     assert all(map(torch.equal, model.parameters(), twin.parameters()))
 
 
-def test_the_operator_of_a_rate_in_a_tensor():
+def test_apply_with_lr_in_a_tensor():
     weight, total, rate = random((5, 8)), random((5, 8), seed=1), torch.tensor(0.1, dtype=torch.float64)
     want = weight.clone()
     hk.ops.apply_(want, total, lr=0.1, normalise="row_l2")

@@ -122,7 +122,7 @@ def test_no_gradient_stays_behind():
     assert torch.equal(model[0].weight, before)
 
 
-def test_a_rule_is_wanted():
+def test_a_value_that_is_not_a_rule_is_refused():
     model = network()
     with pytest.raises(ValueError, match=r"hebbkern.nn.convert: rule must be a hebbkern rule .* got 'wta'"):
         hk.nn.convert(model, {"features.0": hk.WTA(), "head": "wta"})

@@ -1,4 +1,4 @@
-"""DHPLinear against the paper's listing, differentiated by autograd: answers, trace and gradients."""
+"""DHPLinear against the paper's listing, differentiated by autograd: outputs, trace and gradients."""
 
 import copy
 
@@ -39,8 +39,8 @@ def test_gradients_are_those_of_differences(per_connection):
 
 
 @pytest.mark.parametrize("per_connection", [False, True])
-def test_steps_of_sgd_stay_with_the_listing(per_connection):
-    """Steps of a body and the head on it: a trace hands no gradient on to the step before."""
+def test_steps_of_sgd_match_the_listing(per_connection):
+    """Steps of a body and its head: no gradient passes through the trace to an earlier step."""
     body, layer = nn.Linear(4, 6).double(), head(per_connection=per_connection, bias=True)
     other, parts = copy.deepcopy(body), [p.detach().clone().requires_grad_() for p in leaves(layer)]
     bias, trace = layer.bias.detach().clone().requires_grad_(), layer.trace.clone()
@@ -63,7 +63,7 @@ def test_steps_of_sgd_stay_with_the_listing(per_connection):
 
 @pytest.mark.parametrize("shape", [(), (2, 3), (0,), (1,), (3, 0), (2, 1, 2)], ids=str)
 def test_any_leading_shape(shape):
-    """One sample, sequences and no sample at all are what their rows are."""
+    """A single sample, sequences and empty inputs give the results of their rows."""
     layer, flat = head(bias=True), head(bias=True)
     start, h = layer.trace.clone(), random((*shape, 6), torch.float64, seed=6).requires_grad_()
     labels = torch.randint(-1, 5, shape, generator=torch.Generator().manual_seed(1))
@@ -81,7 +81,7 @@ def test_any_leading_shape(shape):
         torch.testing.assert_close(got.grad, one.grad, **CLOSE)
 
 
-def test_layouts_and_whole_numbers():
+def test_layouts_and_integer_dtypes():
     want, h = head(), batch().detach()
     z = want(h, LABELS)
     wide, long = torch.zeros(7, 12, dtype=h.dtype), torch.zeros(14, dtype=torch.int64)
@@ -98,7 +98,7 @@ def test_layouts_and_whole_numbers():
         torch.testing.assert_close(gradient, torch.autograd.grad(layer(leaf, labels).square().sum(), leaf)[0], **CLOSE)
 
 
-def test_only_training_with_labels_moves_the_trace():
+def test_only_training_with_labels_updates_the_trace():
     layer, h = head(), batch()
     start = layer.trace.clone()
     want = h @ (layer.weight + layer.alpha * start).T
@@ -116,7 +116,7 @@ def test_only_training_with_labels_moves_the_trace():
     torch.testing.assert_close(layer.trace, listing(h, LABELS, start, *leaves(layer))[1].detach(), **CLOSE)
 
 
-def test_samples_of_no_class_teach_nobody():
+def test_samples_of_no_class_change_nothing():
     layer, h = head(), batch()
     start, parts = layer.trace.clone(), leaves(layer)
     z = layer(h, torch.full((7,), -1))
@@ -129,7 +129,7 @@ def test_samples_of_no_class_teach_nobody():
 
 
 def test_absent_classes_keep_their_bits():
-    """Also those that adding 0 would change."""
+    """Also the bits that adding 0 would change."""
     layer = head()
     layer.trace[ABSENT] = -0.0
     before = layer.trace.clone()
@@ -138,7 +138,7 @@ def test_absent_classes_keep_their_bits():
 
 
 def test_two_forward_passes_before_one_backward():
-    """With and without labels between: each backward sees the trace of its own pass."""
+    """With a pass without labels between them: each backward pass uses the trace of its own forward pass."""
     layer, first, second = head(), batch(7), batch(8)
     trace, parts = layer.trace.clone(), leaves(layer)
     one, trace = listing(first, LABELS, trace, *parts)
@@ -151,7 +151,7 @@ def test_two_forward_passes_before_one_backward():
 
 
 def test_heads_share_a_body():
-    """−1 for the samples of the other head is as if they had not been in the batch."""
+    """A sample of label −1 has the effect of a sample that is not in the batch."""
     torch.manual_seed(1)
     body, heads = nn.Linear(4, 6).double(), [head(classes=3), head(classes=3)]
     x, task = random((8, 4), torch.float64), torch.tensor([0, 1, 1, 0, 0, 1, 0, 1])
@@ -173,7 +173,7 @@ def test_heads_share_a_body():
 
 
 @pytest.mark.parametrize("frozen", ["weight", "alpha", "eta", "h", "bias"])
-def test_what_needs_no_gradient_gets_none(frozen):
+def test_parts_without_requires_grad_get_no_gradient(frozen):
     layer, free, h = head(bias=True), head(bias=True), batch()
     free(h, LABELS).square().sum().backward()
     other = h.detach().clone().requires_grad_(frozen != "h")

@@ -1,4 +1,4 @@
-"""DHPLinear as a torch layer: autocast, state, compiled, on threads and GPUs, and what it refuses."""
+"""DHPLinear as a torch layer: autocast, state dict, torch.compile, threads, GPUs and errors."""
 
 import copy
 import pickle
@@ -17,7 +17,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is 
 
 @pytest.mark.parametrize("make", [lambda layer: layer, torch.compile], ids=["eager", "compiled"])
 def test_autocast(make):
-    """The product is of bfloat16; trace, α and η are as precise as ever, of the h that came."""
+    """The product has dtype bfloat16; trace, α and η keep float32."""
     torch.compiler.reset()
     layer, body = head(dtype=torch.float32, bias=True), nn.Linear(4, 6)
     x, start = random((7, 4)), layer.trace.clone()
@@ -40,7 +40,7 @@ def test_autocast(make):
 
 
 @pytest.mark.parametrize("per_connection", [False, True])
-def test_state_travels(per_connection):
+def test_state_dict_copy_and_pickle(per_connection):
     layer, other = (head(bias=True, per_connection=per_connection) for _ in range(2))
     layer(batch(), LABELS)
     assert set(layer.state_dict()) == {"weight", "alpha", "eta", "bias", "trace"}
@@ -58,7 +58,7 @@ def test_state_travels(per_connection):
     assert "trace" not in dict(layer.named_parameters()) and layer.float().trace.dtype == torch.float32
 
 
-def test_how_it_starts():
+def test_initial_values():
     torch.manual_seed(3)
     layer = DHPLinear(400, 10, eta=0.25, dtype=torch.float32)
     torch.manual_seed(3)
@@ -96,19 +96,19 @@ def test_compiled(compiler):
 
 @pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
 def test_compiled_passes_keep_their_traces(compiler):
-    """Each of three passes is differentiated after the last, by the trace of its own."""
+    """Three passes are differentiated after the last one, each with its own trace."""
     torch.compiler.reset()
     layer, twin = (head(dtype=torch.float32) for _ in range(2))
     first, second = batch(7, dtype=torch.float32), batch(8, dtype=torch.float32)
-    found = []
+    gradients = []
     for one, run in ((layer, torch.compile(layer, fullgraph=True, backend=compiler)), (twin, twin)):
         answers = run(first, LABELS), run(first), run(second, LABELS.flip(0))
         loss = sum(out.square().sum() for out in answers)
-        found.append(torch.autograd.grad(loss, [first, second, *leaves(one)]))
-    torch.testing.assert_close(list(found[0]), list(found[1]), rtol=1e-4, atol=1e-4)
+        gradients.append(torch.autograd.grad(loss, [first, second, *leaves(one)]))
+    torch.testing.assert_close(list(gradients[0]), list(gradients[1]), rtol=1e-4, atol=1e-4)
 
 
-def test_exported_it_is_of_torchs_own_operators():
+def test_the_exported_layer_has_torchs_operators_only():
     layer, h = head(dtype=torch.float32).eval(), batch(dtype=torch.float32).detach()
     program = torch.export.export(layer, (h,))
     torch.testing.assert_close(program.module()(h), layer(h))
@@ -118,14 +118,14 @@ def test_exported_it_is_of_torchs_own_operators():
 def test_the_trace_is_the_same_on_any_number_of_threads(backend, threads):
     if not backend.any_threads:
         pytest.skip("plain torch adds up in another order on another number of threads")
-    h, labels, found = random((3000, 70)), torch.arange(3000, device=random((1,)).device) % 8 - 1, []
+    h, labels, traces = random((3000, 70)), torch.arange(3000, device=random((1,)).device) % 8 - 1, []
     for number in (1, *backend.threads):
         threads(number)
         torch.manual_seed(0)
         layer = DHPLinear(70, 7, eta=0.5)
         layer(h, labels)
-        found.append(layer.trace.clone())
-    assert all(torch.equal(found[0], one) for one in found[1:]) and found[0].any()
+        traces.append(layer.trace.clone())
+    assert all(torch.equal(traces[0], one) for one in traces[1:]) and traces[0].any()
 
 
 NAN = torch.full((7, 6), torch.nan, dtype=torch.float64)
@@ -180,15 +180,15 @@ def test_autocast_does_not_mix_double():
         ({"eta": "0.1"}, "eta must be a finite number, got '0.1'"),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(options, message):
+def test_wrong_settings_are_refused(options, message):
     with pytest.raises(ValueError) as error:
         DHPLinear(**{"in_features": 4, "out_features": 3} | options)
     assert str(error.value) == f"hebbkern.DHPLinear: {message}"
 
 
 @pytest.mark.parametrize("cause", ["sums", "eta"])
-def test_what_is_not_finite_shows_in_the_answer_only(cause):
-    """Of finite activations sums may overflow, and a diverged η is no number."""
+def test_what_is_not_finite_shows_in_the_output_only(cause):
+    """Sums of finite activations can overflow, and η can diverge to NaN."""
     layer, h = head(dtype=torch.float32), random((7, 6))
     if cause == "sums":
         h[LABELS == 3] = 3e38
@@ -201,7 +201,7 @@ def test_what_is_not_finite_shows_in_the_answer_only(cause):
 
 
 @needs_gpu
-def test_on_a_gpu_as_on_a_processor():
+def test_a_gpu_matches_the_cpu():
     layer, h = head(dtype=torch.float32, bias=True), batch(dtype=torch.float32)
     other = copy.deepcopy(layer).cuda()
     there = h.detach().cuda().requires_grad_()
@@ -217,7 +217,7 @@ def test_on_a_gpu_as_on_a_processor():
 
 
 @needs_gpu
-def test_a_nan_on_a_gpu_is_seen_in_the_answer_only():
+def test_a_nan_on_a_gpu_shows_in_the_output_only():
     layer = head(dtype=torch.float32).cuda()
     h = torch.ones(7, 6, device="cuda")
     h[0] = torch.nan
@@ -227,7 +227,7 @@ def test_a_nan_on_a_gpu_is_seen_in_the_answer_only():
 
 
 def training(device):
-    """(layer, step): step(h, labels) is one training step, the same memory each time."""
+    """(layer, step): step(h, labels) is one training step, which reuses the same memory."""
     torch.manual_seed(0)
     layer = DHPLinear(40, 5, eta=0.1, device=device)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
@@ -241,7 +241,7 @@ def training(device):
 
 
 @needs_gpu
-def test_a_captured_step_replays_as_eager_ones():
+def test_a_captured_step_matches_eager_ones():
     """Forward pass with labels, backward and SGD in one CUDA graph."""
     (layer, step), (twin, eager) = training("cuda"), training("cuda")
     batches = [

@@ -1,4 +1,4 @@
-"""hk.learning: who learns inside it, in which order, and that it leaves everything as it was."""
+"""hk.learning: which layers learn inside it, in which order, and that the model is as before on leaving."""
 
 import math
 
@@ -36,7 +36,7 @@ def test_layers_learn_only_inside():
     assert all(map(torch.equal, model.parameters(), after))
 
 
-def test_each_layer_learns_then_answers():
+def test_each_layer_learns_before_its_forward_pass():
     model, twin = network(), network()
     with hk.learning(model, lr=0.1):
         y = model(images())
@@ -108,7 +108,7 @@ def rates_of(**options):
         return [layer.learning_state and layer.learning_state.lr for layer in (model[0], model[3])]
 
 
-def test_rates_are_chosen_by_name_and_pattern():
+def test_lr_by_name_and_pattern():
     assert rates_of(lr={"0": 0.1, "3": 0.2}) == [0.1, 0.2]
     assert rates_of(lr={"*": 0.1, "3": 0.2}) == [0.1, 0.2]
     assert rates_of(lr={"3": 0.2, "[0-9]": 0.1}) == [0.1, 0.1]
@@ -120,20 +120,20 @@ def test_rates_are_chosen_by_name_and_pattern():
     assert all(map(torch.equal, model.parameters(), twin.parameters()))
 
 
-def test_an_inner_context_silences_the_layers_without_a_rate():
+def test_layers_without_lr_in_an_inner_context_do_not_learn():
     model = network()
     with hk.learning(model, lr=0.1), hk.learning(model, lr={"3": 0.2}):
         assert model[0].learning_state is None and model[3].learning_state.lr == 0.2
 
 
 @pytest.mark.parametrize("name", ["1", "4", "conv*", ""])
-def test_a_rate_for_no_hebbian_layer_is_refused(name):
+def test_lr_for_no_hebbian_layer_is_refused(name):
     with pytest.raises(ValueError) as error:
         hk.learning(network(), lr={"0": 0.1, name: 0.2})
     assert str(error.value) == f'hebbkern.learning: lr must match Hebbian layers ("0", "3"), got "{name}"'
 
 
-def test_a_rate_must_be_given():
+def test_lr_is_required():
     with pytest.raises(ValueError, match=r"hebbkern.learning: lr must be a number, got None"):
         hk.learning(network())
     with pytest.raises(ValueError, match=r"hebbkern.HebbianLinear.learn: lr must be a number, got None"):
@@ -160,7 +160,7 @@ def layer_of(rule, dtype=torch.float32):
 
 @pytest.mark.parametrize(("rule", "stepped"), STEPS, ids=lambda value: getattr(type(value), "__name__", ""))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_the_gradient_is_the_step_back(rule, stepped, dtype):
+def test_the_gradient_is_minus_the_step(rule, stepped, dtype):
     layer, x = layer_of(rule, dtype), random((9, 12), dtype, seed=2)
     before = layer.weight.clone()
     with hk.learning(layer, labels=LABELS, into="grad"):
@@ -198,7 +198,7 @@ def test_frozen_rows_have_no_gradient():
 
 
 def test_optimizers_step_along_local_gradients():
-    """Momentum on Hebb's rule, by hand; and two layers, the second of which sees the unmoved first."""
+    """Momentum on Hebb's rule by hand, for two layers; the second gets the output of the first before its step."""
     model, x = nn.Sequential(layer_of(hk.Hebb()), HebbianLinear(5, 3, rule=hk.Hebb())), random((9, 12), seed=2)
     first, second = (layer.weight.clone() for layer in model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
@@ -216,7 +216,7 @@ def test_optimizers_step_along_local_gradients():
 
 
 def test_beside_a_loss_that_is_scaled():
-    """As the docstring says: lr=scaler.get_scale() is divided out again."""
+    """The scaler divides lr=scaler.get_scale() out again, as the docstring says."""
     layer, x = layer_of(hk.Hebb()), random((9, 12), seed=2)
     model = nn.Sequential(layer, nn.Linear(5, 2))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
@@ -229,7 +229,7 @@ def test_beside_a_loss_that_is_scaled():
     torch.testing.assert_close(layer.weight.detach(), want.detach(), rtol=1e-5, atol=1e-5)
 
 
-def test_what_has_no_gradient_is_refused():
+def test_rules_without_gradient_are_refused():
     layer = layer_of(hk.WTA(normalise="row_l2"))
     for refused in (lambda: hk.learning(layer, into="grad"), lambda: layer.learn(random((9, 12)), into="grad")):
         with pytest.raises(

@@ -1,4 +1,4 @@
-"""Learning in another dtype than the weight's: the update of the rounded numbers, applied to the weight as it is."""
+"""Learning in another dtype than the weight's: the update of rounded numbers is applied to the unrounded weight."""
 
 import copy
 
@@ -40,7 +40,7 @@ def images():
 
 
 def by_hand(layer, x, dtype, lr, **options):
-    """The weight after the step, from the rule's own two parts; sums in what apply_ wants of the weight."""
+    """The weight after `update` and `apply_` of the rule, with sums in the dtype that apply_ requires."""
     sums = torch.float64 if layer.weight.dtype == torch.float64 else torch.float32
     update = layer.rule.update(layer.weight.detach().to(dtype), x.to(dtype), frozen=layer.frozen, **options)
     parts = [None if part is None else part.to(sums) for part in (update.sum, update.decay, update.denominator)]
@@ -65,8 +65,8 @@ def test_the_step_is_that_of_the_rounded_numbers(own, dtype, rule):
 
 @pytest.mark.parametrize("layout", cases.LAYOUTS)
 @pytest.mark.parametrize("layer", [*few.FEW_PATCHES[1:], few.MANY_PATCHES[2]], ids=str)
-def test_a_step_in_one_has_the_bits_of_its_parts(backend, layer, layout):
-    """float32 weights by bfloat16 products: rounded as they are read, or in memory before."""
+def test_the_fused_step_has_the_bits_of_update_and_apply(backend, layer, layout):
+    """float32 weights and bfloat16 products; weights are rounded as they are read, or in memory before."""
     for rule in (hk.Sanger(), hk.Oja(activation="tanh"), hk.Hebb(patches="centred")):
         x, weight = few.scaled(layer, torch.float32, backend.device)
         weight = cases.laid_out(weight, layout)
@@ -78,7 +78,7 @@ def test_a_step_in_one_has_the_bits_of_its_parts(backend, layer, layout):
         assert bool((want[~frozen] != before[~frozen]).any()) == bool((~frozen).any())
 
 
-def test_which_steps_are_taken_in_one():
+def test_which_steps_are_fused():
     if not oracle.rounds_responses(torch.zeros(1, dtype=torch.bfloat16), "raw"):
         pytest.skip("no processor or no kernels that multiply bfloat16")
     for layer, taken in [(each, True) for each in few.FEW_PATCHES[:4]] + [(few.MANY_PATCHES[0], False)]:
@@ -102,7 +102,7 @@ def test_an_overflow_leaves_the_weights():
         assert torch.equal(weight, before)
 
 
-def test_none_is_the_weight_s():
+def test_dtype_none_is_the_weights_dtype():
     for dtype in (None, torch.float32):
         layer, want, x = linear(hk.Sanger()), linear(hk.Sanger()), random((40, 12), seed=2)
         layer.learn(x, lr=0.1, dtype=dtype)
@@ -110,7 +110,7 @@ def test_none_is_the_weight_s():
         assert torch.equal(layer.weight, want.weight)
 
 
-def test_learning_hands_it_to_every_layer():
+def test_learning_passes_dtype_to_every_layer():
     model, twin = network(), network()
     with hk.learning(model, lr=0.1, dtype=torch.bfloat16):
         y = model(images())
@@ -122,7 +122,7 @@ def test_learning_hands_it_to_every_layer():
     assert not any(torch.equal(weight, weight.bfloat16().float()) for weight in model.parameters())
 
 
-def test_what_autocast_brings_is_not_rounded_again():
+def test_inputs_from_autocast_are_not_rounded_again():
     layer, want, x = linear(hk.Sanger()), linear(hk.Sanger()), random((40, 12), torch.bfloat16, seed=2)
     with torch.autocast("cpu", torch.bfloat16), hk.learning(layer, lr=0.1, dtype=torch.bfloat16):
         layer(x)
@@ -130,7 +130,7 @@ def test_what_autocast_brings_is_not_rounded_again():
 
 
 def test_small_steps_add_up():
-    """Each is lost in a weight of bfloat16, whose numbers around 1 are 2^-7 apart."""
+    """A bfloat16 weight would lose each step: its numbers around 1 are 2^-7 apart."""
     layer = HebbianLinear(1, 1, rule=hk.Hebb())
     layer.weight.fill_(1.0)
     for _ in range(8):
@@ -139,7 +139,7 @@ def test_small_steps_add_up():
 
 
 @pytest.mark.parametrize("own", [torch.float32, torch.float64], ids=str)
-def test_gradients_are_the_step_back(own):
+def test_gradients_are_minus_the_step(own):
     layer, x = linear(hk.Sanger(), own), random((40, 12), own, seed=2)
     want = layer.weight - by_hand(layer, x, torch.bfloat16, 1.0)
     with hk.learning(layer, into="grad", dtype=torch.bfloat16):
@@ -200,7 +200,7 @@ def test_bad_numbers_leave_the_weights():
     assert layer.weight[1, 1] == 1e5 and torch.equal(layer.weight[0], before.weight[0])
 
 
-def test_hebbcl_refuses_it():
+def test_hebbcl_refuses_a_dtype():
     model = hk.continual.HebbCL(12, 5, normalise="none")
     with pytest.raises(ValueError, match="dtype=None"), hk.learning(model, lr=0.1, dtype=torch.bfloat16):
         model(random((3, 12)))

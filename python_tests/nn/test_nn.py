@@ -1,4 +1,4 @@
-"""HebbianLinear, HebbianConv2d and KWinners as torch layers: what they answer, learn, save and refuse."""
+"""HebbianLinear, HebbianConv2d and KWinners as torch layers: output, learning, state dict and errors."""
 
 import copy
 import io
@@ -71,7 +71,7 @@ def test_frozen_filters_stay():
     assert (layer.weight == before).flatten(1).all(1).tolist() == [True] * 3 + [False] * 3
 
 
-def test_teacher_layers_learn_from_labels():
+def test_supervised_layers_learn_from_labels():
     for layer, x in ((linear(), random((4, 12))), (convolution(), random((4, 3, 8, 8)))):
         layer.rule = hk.Supervised()
         before, labels = layer.weight.clone(), torch.tensor([2, 2, 0, 4])
@@ -97,8 +97,8 @@ PADDED = [
 
 @pytest.mark.filterwarnings("ignore:Using padding:UserWarning")  # torch says that it copies the input
 @pytest.mark.parametrize("options", PADDED, ids=str)
-def test_convolution_learns_what_it_sees(options):
-    """The Hebbian update is the product of output and patches, hence must fit the layer's own answer."""
+def test_convolution_learns_from_its_own_patches(options):
+    """The Hebbian update is the product of output and patches, which autograd computes from the output."""
     layer = convolution(dtype=torch.float64, **options)
     layer.rule = hk.Hebb()
     weight, x = layer.weight.clone(), random((2, 3, 9, 8), torch.float64)
@@ -118,7 +118,7 @@ def test_inputs_get_gradients_and_weights_do_not():
     assert x.grad is not None and model[0].weight.grad is None and model[2].weight.grad is not None
 
 
-def test_autograd_notices_a_weight_that_moved():
+def test_autograd_notices_a_changed_weight():
     layer, x = linear(), random((4, 12)).requires_grad_()
     y = layer(x)
     layer.learn(x, lr=0.1)
@@ -127,7 +127,7 @@ def test_autograd_notices_a_weight_that_moved():
 
 
 @pytest.mark.parametrize("make", [linear, convolution])
-def test_autocast_does_not_reach_learning(backend, make):
+def test_autocast_is_off_while_learning(backend, make):
     layer, want = make(), make()
     x = random((4, 12) if make is linear else (4, 3, 8, 8), torch.bfloat16)
     with torch.autocast(x.device.type, torch.bfloat16), hk.learning(layer, lr=0.1):
@@ -136,7 +136,7 @@ def test_autocast_does_not_reach_learning(backend, make):
     assert torch.equal(layer.weight, want.weight) and y.dtype == torch.bfloat16
 
 
-def test_a_dtype_that_forward_refuses_teaches_nothing():
+def test_a_dtype_that_forward_refuses_changes_nothing():
     layer = linear()
     before = layer.weight.clone()
     with hk.learning(layer, lr=0.1), pytest.raises(ValueError) as error:
@@ -145,7 +145,7 @@ def test_a_dtype_that_forward_refuses_teaches_nothing():
     assert torch.equal(layer.weight, before)
 
 
-def test_state_travels():
+def test_state_dict_copy_and_pickle():
     layer = convolution()
     layer.frozen[[0, 3]] = True
     layer.learn(random((2, 3, 8, 8)), lr=0.1)
@@ -212,7 +212,7 @@ def test_kwinners_passes_gradients_to_the_winners():
 
 
 def test_labels_of_sequences():
-    """x [B, T, N]: a label a sample teaches every position, or each position has its own."""
+    """x [B, T, N]: one label for all positions of a sample, or one for each position."""
     x, of_sample = random((4, 3, 8)), torch.tensor([0, 2, 1, -1])
     layer = HebbianLinear(8, 3, rule=hk.Supervised())
     start = layer.weight.clone()
