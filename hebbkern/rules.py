@@ -141,11 +141,11 @@ class Rule(Settings):
             ValueError: a shape does not fit or a number is not finite; weight is as before, bit for bit.
         """
         rule = self._specification
-        settings = {"normalise": rule.normalise} if rule is not None else {}
+        settings: dict[str, Any] = {"normalise": rule.normalise} if rule is not None else {}
         if isinstance(rule, DenseSpecification):
             settings["rate_power"] = rule.rate_power
-        parts = {"decay": update.decay, "denominator": update.denominator}
-        ops.apply_(weight, update.sum, **parts, lr=lr, **settings, frozen=frozen)
+        settings |= {"decay": update.decay, "denominator": update.denominator}
+        ops.apply_(weight, update.sum, lr=lr, frozen=frozen, **settings)
 
     def step_(
         self,

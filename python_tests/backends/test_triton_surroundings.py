@@ -51,7 +51,7 @@ def strided(mask):
 @pytest.mark.parametrize("kind", [strided, lambda mask: mask[:1].expand(len(mask))], ids=["strided", "expanded"])
 def test_masks_of_any_stride(name, kind):
     arguments = calls.call(name)
-    which = "mask" if "mask" in arguments else "frozen"
+    which = "eligible" if "eligible" in arguments else "frozen"
     laid = kind(arguments[which])
     assert not laid.is_contiguous()
     want = calls.run(name, {**arguments, which: laid.contiguous()})

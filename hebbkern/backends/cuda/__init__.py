@@ -59,7 +59,9 @@ def kernels() -> dict[str, Callable]:
 def report_skipped(device: torch.device | None) -> None:
     """Wait for `device`, or all devices, and raise RuntimeError if steps were skipped there."""
     module, _ = extensions.load("cuda")
-    for index in module.stepped() if module else ():
+    if module is None:
+        return
+    for index in module.stepped():
         known = torch.device("cpu") if extensions.emulated() else torch.device("cuda", index)
         if device is None or known == device:
             if known.type == "cuda":
