@@ -230,7 +230,7 @@ class HebbCL(Estimator):
 
     def _freeze_and_grow(self, x: Tensor) -> None:
         """Marks the neurons that have converged to a sample of x, and adds as many new ones."""
-        _, distance = ops.nearest_patch(x, self.weight, patches=self.patches, mask=~self.converged)
+        _, distance = ops.nearest_patch(x, self.weight, patches=self.patches, eligible=~self.converged)
         near = distance < self.threshold
         count = int(near.sum())
         if not count:
