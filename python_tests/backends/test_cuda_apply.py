@@ -11,6 +11,7 @@ import torch
 import calls
 import cases
 import hebbkern as hk
+from hebbkern.checks import result_dtype
 from on_cuda import HOST, ONLY_NOTE, UNSEEN, needs_emulation, noted
 from test_apply import NORMALISE, apply_and_check, arguments, bits
 
@@ -141,7 +142,7 @@ def test_all_or_nothing(unseen, normalise, flaw):
 @pytest.mark.parametrize("normalise", NORMALISE)
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
 def test_a_step_that_overflows_is_skipped_and_the_next_one_says_so(unseen, dtype, normalise):
-    weight, total = torch.ones(70, 20, dtype=dtype), torch.ones(70, 20, dtype=hk.ops.checks.result_dtype(dtype))
+    weight, total = torch.ones(70, 20, dtype=dtype), torch.ones(70, 20, dtype=result_dtype(dtype))
     weight[-1, -1] = total[-1] = torch.finfo(dtype).max
     before, lr = bits(weight), torch.finfo(dtype).max
     hk.ops.apply_(weight, total, lr=float(lr), normalise=normalise)

@@ -11,6 +11,7 @@ import cases
 import hebbkern as hk
 import interpreted
 from hebbkern import backends
+from hebbkern.checks import result_dtype
 
 if backends.available()["triton"]:
     pytest.skip("Triton cannot run", allow_module_level=True)
@@ -126,7 +127,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(unread, normalise, fla
 @pytest.mark.parametrize("normalise", NORMALISE)
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
 def test_a_step_that_overflows_is_skipped_and_the_next_one_says_so(unread, dtype, normalise):
-    weight, total = torch.ones(70, 20, dtype=dtype), torch.ones(70, 20, dtype=hk.ops.checks.result_dtype(dtype))
+    weight, total = torch.ones(70, 20, dtype=dtype), torch.ones(70, 20, dtype=result_dtype(dtype))
     weight[-1, -1] = total[-1] = torch.finfo(dtype).max
     before, lr = calls.raw(weight), torch.finfo(dtype).max
     hk.ops.apply_(weight, total, lr=float(lr), normalise=normalise)

@@ -188,7 +188,7 @@ ACCUMULATE = [
 ]
 DENSE_UPDATE = [
     ("linear", {"activation": "foo"}, 'activation must be "linear", "relu", "tanh" or "softmax", got "foo"'),
-    ("linear", {"decay": "foo"}, 'decay must be "triangular", "diagonal" or "none", got "foo"'),
+    ("linear", {"decay": "foo"}, 'decay must be "triangular", "diagonal", "activity" or "none", got "foo"'),
     ("linear", {"activation": "softmax"}, 'decay must be "diagonal" or "none" with softmax, got "triangular"'),
     *(
         ("linear", {"temperature": bad}, f"temperature must be a finite number above 0, got {bad:g}")
@@ -288,7 +288,7 @@ KWINNERS = [
 DENSE_STEP = [
     ("linear", {"activation": "softmax"}, 'activation must be "linear", "relu" or "tanh", got "softmax"'),
     ("linear", {"activation": "foo"}, 'activation must be "linear", "relu" or "tanh", got "foo"'),
-    ("linear", {"decay": "foo"}, 'decay must be "triangular", "diagonal" or "none", got "foo"'),
+    ("linear", {"decay": "foo"}, 'decay must be "triangular", "diagonal", "activity" or "none", got "foo"'),
     *(("linear", {"lr": bad}, f"lr must be finite, got {bad:g}") for bad in (NAN, INF, -INF)),
 ]
 TABLES = {

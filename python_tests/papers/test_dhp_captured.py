@@ -1,11 +1,11 @@
-"""Steps of the DHP examples as CUDA graphs, on a GPU: they learn what eager steps learn."""
+"""Steps of examples.papers.dhp_softmax as CUDA graphs, on a GPU: they learn what eager steps learn."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 
-from test_dhp_learning import FAST, Learner, learn, side_by_side, small, task, training
+from test_dhp_training import FAST, Learner, learn, side_by_side, small, task, training
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -1,21 +1,14 @@
-"""The networks and benchmarks of the DHP examples: heads, losses, what is held, and how many samples there are."""
+"""Networks and benchmarks of examples.papers.dhp_softmax: heads, losses, consolidated weights, numbers of samples."""
 
-# ruff: noqa: E402 (the examples are no package)
-
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "examples"))
-
-import dhp_benchmarks as benchmarks
-from dhp_networks import Heads, Network, TwiceLinear, perceptron
+from examples.papers.dhp_softmax import benchmarks
+from examples.papers.dhp_softmax.networks import Heads, Network, TwiceLinear, perceptron
 from hebbkern.continual import streams
 from hebbkern.datasets import Dataset
 from hebbkern.nn import DHPLinear
@@ -55,7 +48,7 @@ def test_the_loss_is_over_the_outputs_that_the_head_says(kind):
         wanted = (z[:, over].exp().sum(1).log() - right).mean()
         torch.testing.assert_close(network.loss(x, labels, t), wanted)
         torch.testing.assert_close(network(x, t), z[:, first : first + own])
-        torch.testing.assert_close(network.seen(x, t), z[:, over])
+        torch.testing.assert_close(network.loss_outputs(x, t), z[:, over])
 
 
 @pytest.mark.parametrize(("kind", "row"), [("own", 0), ("one", 2), ("masked", 2), ("shared", 0)])
@@ -68,7 +61,7 @@ def test_a_dhp_readout_keeps_the_mean_of_each_class(kind, row):
     wanted[row], wanted[row + 2] = 0.25 * x[0], 0.25 * x[1:].mean(0)
     torch.testing.assert_close(trace, wanted)
     network(x, 1)
-    network.seen(x, 1)
+    network.loss_outputs(x, 1)
     network.eval()
     network.loss(x, labels, 1)
     torch.testing.assert_close(trace, wanted)

@@ -1,9 +1,8 @@
-"""The parts of examples/hebbian_cnn.py: network, trainings, VAE, cache; expected is what paper and formulas say."""
+"""Parts of examples.papers.hebbian_cnn: network, trainings, VAE and cache against the paper and its formulas."""
 
-# ruff: noqa: E402 (the examples import packages that may be missing)
+# ruff: noqa: E402 (the modules import packages that may be missing)
 
-import sys
-from pathlib import Path
+import os
 
 import pytest
 import torch
@@ -12,15 +11,12 @@ from torch import nn
 for package in ("ignite", "scipy", "tqdm"):
     pytest.importorskip(package, reason=f"{package} is not installed")
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "examples"))
-
-import cnn_training
 import hebbkern as hk
-from cnn_cache import Cache
-from cnn_network import PAPER, Shape, build, outputs, settle
-from cnn_training import Hebbian, Plan, Samples, Taught, accuracy, fit, learn, teach
-from cnn_vae import VAE
+from examples.papers.hebbian_cnn import training
+from examples.papers.hebbian_cnn.cache import Cache
+from examples.papers.hebbian_cnn.network import PAPER, Shape, build, outputs, set_statistics
+from examples.papers.hebbian_cnn.training import SHC, Hebbian, Plan, Samples, accuracy, fit, fit_centroids, learn
+from examples.papers.hebbian_cnn.vae import VAE
 
 SMALL = (Shape(6, 5, 2), Shape(7, 3), Shape(9))
 
@@ -78,19 +74,19 @@ def test_the_length_of_a_weight_does_not_matter():
 
 def test_outputs_are_those_of_the_stages_in_evaluation_mode():
     stages, x = small(), images(230)
-    settle(stages, x)
-    seen = outputs(stages, x)
-    assert seen.dtype == torch.bfloat16 and seen.shape == (230, 9)
+    set_statistics(stages, x)
+    features = outputs(stages, x)
+    assert features.dtype == torch.bfloat16 and features.shape == (230, 9)
     stages.eval()
-    torch.testing.assert_close(seen.float(), stages(x), atol=0.05, rtol=0.05)
-    assert torch.equal(seen[100:110], outputs(stages, x[100:110])) or torch.allclose(
-        seen[100:110].float(), outputs(stages, x[100:110]).float(), atol=0.05
+    torch.testing.assert_close(features.float(), stages(x), atol=0.05, rtol=0.05)
+    assert torch.equal(features[100:110], outputs(stages, x[100:110])) or torch.allclose(
+        features[100:110].float(), outputs(stages, x[100:110]).float(), atol=0.05
     )
 
 
-def test_settled_statistics_weigh_all_batches_alike():
+def test_statistics_weigh_all_batches_alike():
     stages, x = small("H"), images(40)
-    settle(stages, x, size=10)
+    set_statistics(stages, x, batch_size=10)
     responses = nn.functional.max_pool2d(nn.functional.relu(stages[0].layer(x)), 2)
     torch.testing.assert_close(stages[0].norm.running_mean, responses.mean((0, 2, 3)), atol=5e-3, rtol=5e-3)
     assert stages[0].norm.momentum == 0.1
@@ -139,7 +135,7 @@ def test_fit_ends_as_it_was_after_its_best_epoch():
 
 
 def test_the_rate_is_a_triangle():
-    shares = [cnn_training._share(step, 100, 0.2) for step in range(100)]
+    shares = [training._share(step, 100, 0.2) for step in range(100)]
     assert shares[0] == pytest.approx(1 / 20) and shares[19] == pytest.approx(1)
     assert shares[20] == pytest.approx(1) and shares[60] == pytest.approx(0.5) and shares[99] == pytest.approx(1 / 80)
 
@@ -147,15 +143,15 @@ def test_the_rate_is_a_triangle():
 def test_mirrored_images_are_taken_in_half_of_the_cases():
     count = 1000
     samples = Samples(torch.zeros(count, 1), torch.zeros(count).long(), torch.ones(count, 1))
-    drawn = cnn_training._batch(samples, torch.arange(count), torch.Generator().manual_seed(0))
+    drawn = training._batch(samples, torch.arange(count), torch.Generator().manual_seed(0))
     assert 0.4 < drawn.mean() < 0.6
 
 
-def test_teach_finds_the_centroids():
+def test_shc_finds_the_centroids():
     """One batch of all samples at rate 1: equation 8 averaged over the samples of a class."""
     y = torch.arange(60) % 3
     x = torch.randn(60, 5, generator=torch.Generator().manual_seed(0)) + 3 * torch.eye(5)[y]
-    model, _ = teach(x, y, 3, Taught(lr=1.0, batch=60), seed=0)
+    model, _ = fit_centroids(x, y, 3, SHC(lr=1.0, batch=60), seed=0)
     for label in range(3):
         torch.testing.assert_close(model.layer.weight[label], x[y == label].mean(0), atol=1e-5, rtol=1e-5)
     assert accuracy(model, x, y) > 90
@@ -171,9 +167,9 @@ def test_accuracy_counts_the_highest_answers():
 
 def test_vae_answers_images_and_its_loss_is_the_bound():
     model, x = VAE(small("BBB"), latent=4).eval(), images(5)
-    seen, mean, spread = model(x)
-    assert seen.shape == x.shape and mean.shape == spread.shape == (5, 4)
-    distance = ((seen - x) ** 2).sum() / 2 / 5
+    decoded, mean, spread = model(x)
+    assert decoded.shape == x.shape and mean.shape == spread.shape == (5, 4)
+    distance = ((decoded - x) ** 2).sum() / 2 / 5
     divergence = -0.5 * (1 + spread - mean**2 - spread.exp()).sum() / 5  # Kingma and Welling 2014, appendix B
     assert model.loss(x).item() == pytest.approx((distance + 0.5 * divergence).item(), rel=1e-5)
 
@@ -197,8 +193,6 @@ def test_cache_computes_once_and_drops_what_was_not_used_for_longest(tmp_path):
     assert first.dtype == torch.bfloat16 and (first == 1).all()
     cache.features("b", (10, 5), fill(2))
     assert (cache.features("a", (10, 5), fill(9)) == 1).all() and calls == [1, 2]
-    import os
-
     for path in tmp_path.glob("*.bf16"):
         os.utime(path, (1, 1) if (torch.from_file(str(path), size=1, dtype=torch.bfloat16) == 2).all() else None)
     cache.features("c", (10, 5), fill(3))  # 100 bytes each: room for two

@@ -1,0 +1,1 @@
+"""PyTorch-Hebbian's experiment on Fashion-MNIST: a convolution that learns without labels."""

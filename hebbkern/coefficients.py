@@ -1,1 +1,0 @@
-from hebbkern.specifications import KEPT, _kept, constant  # noqa: F401

@@ -1,1 +1,0 @@
-from hebbkern.checks import *  # noqa: F403

@@ -1,1 +1,0 @@
-from hebbkern.checks import Settings  # noqa: F401
