@@ -210,7 +210,7 @@ class Settings:
     def _number(self, name: str, wanted: str, test: Callable[[float], bool]) -> None:
         value = getattr(self, name)
         number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        if not number or not math.isfinite(value) or not test(value):
+        if not number or not math.isfinite(value) or not test(float(value)):
             self._refuse(name, f"a finite number{wanted}", value)
         object.__setattr__(self, name, value if isinstance(value, int) else float(value))
 

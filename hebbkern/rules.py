@@ -48,6 +48,8 @@ class Rule(Settings):
     patches: str = field(default="raw", kw_only=True)
 
     cli_name: ClassVar[str]
+    _specification: ClassVar[WinnerSpecification | DenseSpecification | None]  # of each instance, as is the next
+    _fused: ClassVar[WinnerSpecification | DenseSpecification | None]  # None where a step is taken in parts
     default_lr: ClassVar[float] = 0.004
     uses_labels: ClassVar[bool] = False
 
@@ -108,15 +110,16 @@ class Rule(Settings):
             return Update(total, None, count)
         if rule is None:
             raise NotImplementedError(f"hebbkern.{type(self).__name__} must define specification() or update()")
+        responses, coefficients = None, constant(rule.coefficients, weight)
         if self.uses_labels:
-            targets, responses = self._targets(weight, x, labels, geometry), None
+            targets = self._targets(weight, x, labels, geometry)
         else:
             targets, responses = ops.compete(x, weight, rule.k, p=rule.p, cosine=rule.cosine, **geometry)
-        coefficients = constant(rule.coefficients, weight)
+            coefficients = responses.clamp(min=0) * coefficients if rule.by_response else coefficients
         total, decay, _ = ops.accumulate(
             x,
             targets,
-            responses.clamp(min=0) * coefficients if rule.by_response else coefficients,
+            coefficients,
             neurons=weight.shape[0],
             kernel=weight.shape[2:],
             responses=responses if rule.decay_by_response else None,
@@ -125,13 +128,13 @@ class Rule(Settings):
         )
         return Update(total, decay, decay if rule.average else None)
 
-    def apply_(self, weight: Tensor, update: Update, *, lr: float, frozen: Tensor | None = None) -> None:
+    def apply_(self, weight: Tensor, update: Update, *, lr: float | Tensor, frozen: Tensor | None = None) -> None:
         """Move weight in place by lr times the averaged update.
 
         Args:
             weight: [K, N] or [K, C, kh, kw], the weight that `update` was computed for.
             update: an update, or a sum of updates, of this rule.
-            lr: learning rate, finite.
+            lr: learning rate, finite; a number, or a CPU tensor of one (see `hebbkern.ops.apply_`).
             frozen: bool [K], True = the row keeps its bits.
 
         Raises:
@@ -149,7 +152,7 @@ class Rule(Settings):
         weight: Tensor,
         x: Tensor,
         *,
-        lr: float,
+        lr: float | Tensor,
         labels: Tensor | None = None,
         frozen: Tensor | None = None,
         stride: Pair = 1,
@@ -161,7 +164,7 @@ class Rule(Settings):
 
         Args:
             weight, x, labels, frozen, stride, padding, dilation: as for `update`. weight is written.
-            lr: learning rate, finite.
+            lr: learning rate, finite; a number, or a CPU tensor of one, with which the step is taken in parts.
             dtype: None, or the dtype that weight and x are rounded to for the update; it is applied to weight as it is.
 
         Raises:
@@ -184,7 +187,16 @@ class Rule(Settings):
             kernel("winner_step_", weight)(weight, x, labels, *rule, lr, *where)
         bump_version(weight)
 
-    def _step_in_parts_(self, weight, x, lr, labels, frozen, geometry, dtype) -> None:
+    def _step_in_parts_(
+        self,
+        weight: Tensor,
+        x: Tensor,
+        lr: float | Tensor,
+        labels: Tensor | None,
+        frozen: Tensor | None,
+        geometry: dict[str, Any],
+        dtype: torch.dtype | None,
+    ) -> None:
         rule = self._fused
         if isinstance(rule, DenseSpecification) and not isinstance(lr, Tensor):
             settings = {"activation": rule.activation, "decay": rule.decay, "patches": self.patches}

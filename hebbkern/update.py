@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 @dataclass(eq=False, slots=True)
@@ -50,11 +54,16 @@ class Update:
             return Update(self.sum.to(dtype), decay, decay)
         return Update(self.sum.to(dtype), decay, None if self.denominator is None else self.denominator.to(dtype))
 
-    def all_reduce(self, group=None) -> Update:
-        """The sum of this update over all processes of `group` (one collective; every process must call it).
+    def all_reduce(self, group: ProcessGroup | None = None) -> Update:
+        """Sum this update over all processes of `group`, in one collective that every process must call.
 
-        Every process gets the same bits, so that weights that were equal stay equal. `self` is not changed.
-        Raises RuntimeError when torch.distributed has not been initialised.
+        Every process gets the same bits, so that equal weights stay equal. `self` is not changed.
+
+        Args:
+            group: a torch.distributed group; None for the default one.
+
+        Raises:
+            RuntimeError: torch.distributed has not been initialised.
         """
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             raise RuntimeError(
@@ -66,12 +75,13 @@ class Update:
         total = torch.cat([part.reshape(-1) for part in present])
         torch.distributed.all_reduce(total, group=group)
         pieces = iter(total.split([part.numel() for part in present]))
-        sum, decay, denominator = (None if part is None else next(pieces).view(part.shape) for part in parts)
+        sum, decay, denominator = (part if part is None else next(pieces).view(part.shape) for part in parts)
+        assert sum is not None
         return Update(sum, decay, decay if shared else denominator)
 
 
 def _plus(one: Tensor | None, other: Tensor | None) -> Tensor | None:
-    return None if one is None else one + other
+    return None if one is None or other is None else one + other
 
 
 def _layout(update: Update) -> list:

@@ -39,14 +39,14 @@ def stepped(rule, layer, masked=False, geometry=None, **settings):
 
 def competed(layer, k, masked=False, geometry=None, **settings):
     def run(x, w, mask=None):
-        return hk.ops.compete(x, w, k, mask=mask, **(geometry or {}))
+        return hk.ops.compete(x, w, k, eligible=mask, **(geometry or {}))
 
     return variant(f"compete k={k} {geometry or ''}", layer, run, masked, **settings)
 
 
 def matched(layer, masked=False, geometry=None, **settings):
     def run(x, w, mask=None):
-        return hk.ops.nearest_patch(x, w, mask=mask, **(geometry or {}))
+        return hk.ops.nearest_patch(x, w, eligible=mask, **(geometry or {}))
 
     return variant(f"nearest_patch {geometry or ''}", layer, run, masked, **settings)
 

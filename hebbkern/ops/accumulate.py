@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ def accumulate(
     coefficients: Tensor,
     *,
     neurons: int,
-    kernel: Pair | tuple[()] = (),
+    kernel: int | Sequence[int] = (),
     responses: Tensor | None = None,
     patches: str = "raw",
     stride: Pair = 1,

@@ -107,10 +107,10 @@ def _scheduled(weight: Tensor, *arguments: Any) -> None:
 
 
 def _check_scheduled(weight: Tensor, *arguments: Any) -> None:
-    *sums, lr, normalise, rate_power, frozen = arguments
+    sum, decay, denominator, lr, normalise, rate_power, frozen = arguments
     if lr.numel() != 1 or lr.device.type not in ("cpu", "meta"):
         checks.fail(OP, "lr", "be a number or a CPU tensor of one", f"{checks.shape_name(lr)} on {lr.device}")
-    check(weight, *sums, 0.0, normalise, rate_power, frozen)
+    check(weight, sum, decay, denominator, 0.0, normalise, rate_power, frozen)
 
 
 # A float is a constant to torch.compile: with a falling learning rate each of its values would be compiled anew.

@@ -61,7 +61,7 @@ def _checked(check: Callable, run: Callable) -> Callable:
 
 def _python_kernel(name: str, backend: Backend, check: Callable) -> Callable:
     """The kernel of a backend for any device: its Python function, if the operator has one, else a refusal."""
-    function = backend.room.kernels().get(name)
+    function = backend.room.kernels().get(name) if backend.room else None
 
     def run(tensor: Tensor, *arguments: Any) -> Any:
         if function is None or not backend.supports(tensor):

@@ -84,9 +84,9 @@ def test_a_response_is_the_same_in_any_company(dtype, options):
     x, weight = cases.tensors(cases.Layer((400, 70), (260, 70)), dtype, DEVICE)
     mask = cases.some(260, DEVICE, share=0.8)
     for k in (1, 7):
-        whole = hk.ops.compete(x, weight, k, mask=mask, **options)
+        whole = hk.ops.compete(x, weight, k, eligible=mask, **options)
         for some in (slice(0, 1), slice(5, 38), slice(100, 270)):
-            part = hk.ops.compete(x[some], weight, k, mask=mask, **options)
+            part = hk.ops.compete(x[some], weight, k, eligible=mask, **options)
             assert calls.same_bits(part, tuple(result[some].contiguous() for result in whole))
 
 

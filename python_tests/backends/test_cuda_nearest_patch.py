@@ -53,7 +53,7 @@ def test_several_tiles(layer, dtype, patches):
     x, weight = cases.tensors(layer, dtype, DEVICE)
     options = {"patches": patches, **layer.geometry}
     mask = cases.some(layer.neurons, DEVICE, share=0.7)
-    oracle.check_nearest_patch(hk.ops.nearest_patch(x, weight, mask=mask, **options), x, weight, mask, **options)
+    oracle.check_nearest_patch(hk.ops.nearest_patch(x, weight, eligible=mask, **options), x, weight, mask, **options)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -101,7 +101,7 @@ def test_tiles_of_neurons_that_are_not_eligible():
     x, weight = cases.random((70, 20), device=DEVICE), cases.random((200, 20), device=DEVICE)
     for first in (200, 150, 127):
         mask = torch.arange(200, device=DEVICE) >= first
-        nearest, distance = hk.ops.nearest_patch(x, weight, mask=mask)
+        nearest, distance = hk.ops.nearest_patch(x, weight, eligible=mask)
         assert (nearest[:first] == -1).all() and distance[:first].isinf().all()
         oracle.check_nearest_patch((nearest, distance), x, weight, mask)
 
@@ -113,7 +113,7 @@ def test_overflow_of_eligible_neurons():
     weight[129] = 1e18
     with pytest.raises(RuntimeError, match="x and weight must give finite responses, got an overflow of float32"):
         hk.ops.nearest_patch(x, weight)
-    nearest, _ = hk.ops.nearest_patch(x, weight, mask=torch.arange(130) < 129)
+    nearest, _ = hk.ops.nearest_patch(x, weight, eligible=torch.arange(130) < 129)
     assert nearest.tolist() == [0] * 129 + [-1]
 
 

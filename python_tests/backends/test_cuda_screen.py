@@ -177,7 +177,7 @@ def test_empty_patches_are_decided_at_once(patches):
         assert same(x, weight, 3, patches=patches, cosine=cosine) in (0, None)
     mask = torch.zeros(200, dtype=torch.bool, device=DEVICE)
     mask[[5, 70, 199]] = True
-    winners, _ = compete("always", x.to(DEVICE), weight.to(DEVICE), 4, patches=patches, mask=mask)
+    winners, _ = compete("always", x.to(DEVICE), weight.to(DEVICE), 4, patches=patches, eligible=mask)
     assert winners[::2].tolist() == [[5, 70, 199, -1]] * 10
     assert same(x, weight, 4, patches=patches, mask=mask) in (0, None)
 

@@ -102,7 +102,7 @@ def test_empty_patches_are_decided_at_once(undecided, patches):
         winners, responses = hk.ops.compete(x, weight, k=3, patches=patches)
         assert winners[::2].tolist() == [[0, 1, 2]] * 10 and not responses[::2].any() and not undecided[:20].any()
         mask = torch.arange(70) >= 5
-        winners, _ = hk.ops.compete(x, weight, k=3, patches=patches, mask=mask)
+        winners, _ = hk.ops.compete(x, weight, k=3, patches=patches, eligible=mask)
         assert winners[::2].tolist() == [[5, 6, 7]] * 10
 
 
@@ -176,7 +176,7 @@ def test_any_number_of_shares_gives_the_same_bits(monkeypatch):
         for processors in (1, 2, 8):
             monkeypatch.setattr(walk, "processors", lambda tensor, number=processors: number)
             with hk.screening(mode):
-                results.append(hk.ops.compete(x, weight, k=k, mask=mask, patches="centred"))
+                results.append(hk.ops.compete(x, weight, k=k, eligible=mask, patches="centred"))
         assert all(calls.same_bits(results[0], other) for other in results[1:])
 
 
