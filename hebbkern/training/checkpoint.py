@@ -172,7 +172,9 @@ def load(path: str | Path) -> dict[str, Any]:
     try:
         return _read(path)
     except _TornError as error:
-        before = next((other.name for other in reversed(_before(path)) if _is_whole(other)), None)
+        paths = _checkpoints(path.parent)
+        earlier = reversed(paths[: paths.index(path)] if path in paths else [])
+        before = next((other.name for other in earlier if _is_whole(other)), None)
         raise ValueError(f"{error}; before it, {before or 'no checkpoint'} is whole") from error
 
 
@@ -283,11 +285,6 @@ def _unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
 def _checkpoints(folder: Path) -> list[Path]:
     matches = [(_NAME.fullmatch(path.name), path) for path in folder.glob("checkpoint_*")]
     return [path for _, path in sorted((int(match[1]), path) for match, path in matches if match)]
-
-
-def _before(path: Path) -> list[Path]:
-    paths = _checkpoints(path.parent)
-    return paths[: paths.index(path)] if path in paths else []
 
 
 def _is_whole(path: Path) -> bool:

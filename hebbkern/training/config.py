@@ -30,7 +30,7 @@ FREE = ("root", "download", "out", "resume", "save_every", "pictures", "tensorbo
 class _Checked(Settings):
     """A dataclass whose fields are checked: choices and booleans by their types."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, kind in get_type_hints(type(self)).items():
             if get_origin(kind) is Literal:
                 self._one_of(name, get_args(kind))
@@ -90,7 +90,7 @@ class Layer(_Checked):
     k: int = 10
     pool: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         self._check_layer()
         for name in ("kernel", "stride", "k", "pool"):
@@ -125,7 +125,7 @@ class Head(_Checked):
     epochs: int | None = None
     dropout: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         self._number("lr", " above 0", lambda lr: lr > 0)
         self._number("weight_decay", " of at least 0", lambda decay: decay >= 0)
@@ -197,7 +197,7 @@ class Config(_Checked):
     threads: int | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         self._check_layer()
         self._number("epsilon", " above 0", lambda epsilon: epsilon > 0)

@@ -86,7 +86,9 @@ class Figures:
 class _Handler:
     """Calls draw(engine) after every `every` epochs and at the end, and writes pictures and numbers."""
 
-    def __init__(self, folder: str | Path | None, writer: Any, every: int):
+    history: _History | None = None
+
+    def __init__(self, *, folder: str | Path | None = None, writer: Any = None, every: int = 1):
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             self._refuse("every", "a whole number of at least 1", every)
         if folder is None and writer is None:
@@ -98,6 +100,8 @@ class _Handler:
             return
         figure(1, 1)  # raises now if matplotlib is missing, not after an epoch
         self.prepare()
+        if self.history is not None:
+            engine.add_event_handler(Events.STARTED, self.history.start)
         engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.every), self.draw)
         engine.add_event_handler(Events.COMPLETED, self._finish)
 
@@ -136,8 +140,8 @@ class _Handler:
 class _OfLayers(_Handler):
     """A handler that shows all Hebbian layers of a model."""
 
-    def __init__(self, model: nn.Module, *, folder: str | Path | None = None, writer: Any = None, every: int = 1):
-        super().__init__(folder, writer, every)
+    def __init__(self, model: nn.Module, **places: Any):
+        super().__init__(**places)
         self.model = model
 
     def prepare(self) -> None:
@@ -200,10 +204,8 @@ class WeightHistograms(_OfLayers):
 class _OnImages(_OfLayers):
     """A handler that passes the same images through the model, in evaluation mode and without learning."""
 
-    def __init__(
-        self, model: nn.Module, images: Tensor, *, folder: str | Path | None = None, writer: Any = None, every: int = 1
-    ):
-        super().__init__(model, folder=folder, writer=writer, every=every)
+    def __init__(self, model: nn.Module, images: Tensor, **places: Any):
+        super().__init__(model, **places)
         if len(images) == 0:
             self._refuse("images", "at least one", "none")
         self.images = images
@@ -299,23 +301,11 @@ class Convergence(_OfLayers):
         tolerance: at least 0; a neuron counts if |length − 1| ≤ tolerance.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        tolerance: float = 0.1,
-        *,
-        folder: str | Path | None = None,
-        writer: Any = None,
-        every: int = 1,
-    ):
-        super().__init__(model, folder=folder, writer=writer, every=every)
+    def __init__(self, model: nn.Module, tolerance: float = 0.1, **places: Any):
+        super().__init__(model, **places)
         if not tolerance >= 0:
             self._refuse("tolerance", "at least 0", tolerance)
         self.tolerance, self.history = tolerance, _History(self.folder, "convergence.json")
-
-    def attach(self, engine: Engine) -> None:
-        super().attach(engine)
-        engine.add_event_handler(Events.STARTED, self.history.start)
 
     def draw(self, engine: Engine) -> None:
         near = {name: (lengths(layer) - 1).abs() <= self.tolerance for name, layer in self.layers.items()}
@@ -340,24 +330,12 @@ class Curves(_Handler):
         folder, writer, every: see the module's docstring.
     """
 
-    def __init__(
-        self,
-        *names: str,
-        ylabel: str = "accuracy",
-        best: str | None = "max",
-        folder: str | Path | None = None,
-        writer: Any = None,
-        every: int = 1,
-    ):
-        super().__init__(folder, writer, every)
+    def __init__(self, *names: str, ylabel: str = "accuracy", best: str | None = "max", **places: Any):
+        super().__init__(**places)
         if not names:
             self._refuse("names", "one metric or more", "none")
         self.names, self.ylabel, self.best = names, ylabel, best
         self.history = _History(self.folder, "curves.json")
-
-    def attach(self, engine: Engine) -> None:
-        super().attach(engine)
-        engine.add_event_handler(Events.STARTED, self.history.start)
 
     def draw(self, engine: Engine) -> None:
         metrics = engine.state.metrics

@@ -3,8 +3,7 @@
     run(Config(data="MNIST", neurons=2000, out="runs/mnist"))
     main(["--data", "MNIST", "--neurons", "2000", "--out", "runs/mnist"])
 
-The run folder holds config.yaml, metrics.jsonl, report.json, pictures and checkpoints. One folder is one run: another
-run is refused, and an interrupted run continues in its own folder.
+One folder is one run: another run is refused, and an interrupted run continues in its own folder.
 """
 
 from __future__ import annotations
