@@ -66,7 +66,7 @@ def test_screened_winners_are_the_winners(layer, kind, patches):
     x, weight = cases.tensors(layer, torch.float32, "cpu")
     for k, mask in ((1, None), (3, None), (8, cases.some(layer.neurons, DEVICE, share=0.3))):
         if k <= layer.neurons:
-            same(x, weight, k, patches=patches, mask=mask, **kind, **layer.geometry)
+            same(x, weight, k, patches=patches, eligible=mask, **kind, **layer.geometry)
 
 
 @pytest.mark.parametrize("layout", cases.LAYOUTS)
@@ -179,7 +179,7 @@ def test_empty_patches_are_decided_at_once(patches):
     mask[[5, 70, 199]] = True
     winners, _ = compete("always", x.to(DEVICE), weight.to(DEVICE), 4, patches=patches, mask=mask)
     assert winners[::2].tolist() == [[5, 70, 199, -1]] * 10
-    assert same(x, weight, 4, patches=patches, mask=mask) in (0, None)
+    assert same(x, weight, 4, patches=patches, eligible=mask) in (0, None)
 
 
 @pytest.mark.parametrize("neurons", [10, 70])  # fewer than candidates, and more
@@ -321,7 +321,7 @@ def test_half_types(layer, patches, dtype):
         (min(50, layer.neurons), False, None),
         (5, True, cases.some(layer.neurons, DEVICE)),
     ):
-        options = {"k": k, "patches": patches, "cosine": cosine, "mask": mask, **layer.geometry}
+        options = {"k": k, "patches": patches, "cosine": cosine, "eligible": mask, **layer.geometry}
         oracle.check_compete(hk.ops.compete(x, weight, **options), x, weight, **options)
 
 

@@ -48,7 +48,7 @@ def test_screened_winners_are_the_winners(layer, kind, patches, undecided):
     x, weight = cases.tensors(layer, torch.float32, "cpu")
     for k in (1, 2, 5):
         for mask in (None, cases.some(layer.neurons, share=0.3)):
-            options = {"k": k, "patches": patches, "mask": mask, **kind, **layer.geometry}
+            options = {"k": k, "patches": patches, "eligible": mask, **kind, **layer.geometry}
             with hk.screening("always"):
                 got = hk.ops.compete(x, weight, **options)
             oracle.check_compete(got, x, weight, **options)
