@@ -20,7 +20,7 @@ from hebbkern.backends.triton import launch, responses  # noqa: E402
 from hebbkern.backends.triton.launchers import LAUNCHERS  # noqa: E402
 
 ALGORITHMS = ["general", "residual", "on chip"]
-RULES = [("relu", "triangular"), ("tanh", "triangular"), ("linear", "diagonal"), ("tanh", "none")]
+RULES = [("relu", "triangular"), ("tanh", "triangular"), ("linear", "diagonal"), ("tanh", "none"), ("relu", "activity")]
 SOFT = [("softmax", "diagonal"), ("softmax", "none")]
 LAYERS = [  # at most 64 neurons and inputs
     cases.Layer((1, 1), (1, 1)),

@@ -157,7 +157,9 @@ def test_a_flawed_batch_changes_no_weight(unread, flaw):
 
 
 @on_cpu
-@pytest.mark.parametrize("wrong", [{"taught": 99}, {"taught": -2}, {"coefficients": FLAWS[0]}, {"responses": FLAWS[1]}])
+@pytest.mark.parametrize(
+    "wrong", [{"targets": 99}, {"targets": -2}, {"coefficients": FLAWS[0]}, {"responses": FLAWS[1]}]
+)
 def test_broken_entries_spoil_every_sum(unread, wrong):
     arguments = calls.call("accumulate") | {"frozen": None}
     (argument, bad), *_ = wrong.items()

@@ -1,6 +1,7 @@
 """The Triton backend under strided masks, autocast, torch's settings of precision and subclasses of Parameter."""
 
 import importlib
+import warnings
 
 import pytest
 import torch
@@ -96,30 +97,26 @@ def test_a_skipped_step_of_a_subclass_is_counted(monkeypatch):
         hk.synchronize()  # raised once
 
 
-def test_a_gpu_is_served_by_eager_while_kernels_are_interpreted(monkeypatch):
-    backends, kernels = (
-        importlib.import_module("hebbkern.backends"),
-        importlib.import_module("hebbkern.backends.triton"),
-    )
-    monkeypatch.setattr(kernels, "supports", lambda tensor: False)
-
+def test_a_gpu_is_served_by_eager_while_kernels_are_interpreted():
     class Gpu:
         device = torch.device("cuda")
 
-    called = []
-    monkeypatch.setattr(backends.library, "operator", lambda *name: lambda *arguments: called.append(name))
-    backends._by_triton("kwinners")(Gpu(), 1, 0)
-    assert called == [("kwinners", "eager")]
+    with hk.backend("auto"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert hk.backends.serving("kwinners", Gpu()).name == "eager"
+    with hk.backend("triton"), pytest.raises(ValueError, match="backend must be one that takes tensors on cuda"):
+        hk.backends.serving("kwinners", Gpu())
 
 
 def test_arguments_fit_the_types_that_kernels_name():
     """An argument that is a float takes no None on a GPU, which the interpreter lets pass."""
-    for step in STEPS:
-        for launch in trace(step).launches:
-            named = getattr(launch.kernel, "fn", launch.kernel).__annotations__
-            for name, value in zip(launch.kernel.arg_names, launch.arguments, strict=False):
-                if "64" in str(named.get(name, "")):
-                    assert isinstance(value, float), (launch.kernel.__name__, name, value)
+    with hk.backend("eager"):  # takes the tensors of any device; tracing runs Triton's launchers all the same
+        launches = [launch for step in STEPS for launch in trace(step).launches]
+    for launch in launches:
+        named = getattr(launch.kernel, "fn", launch.kernel).__annotations__
+        for name, value in zip(launch.kernel.arg_names, launch.arguments, strict=False):
+            if "64" in str(named.get(name, "")):
+                assert isinstance(value, float), (launch.kernel.__name__, name, value)
 
 
 RULES = [
