@@ -1,7 +1,5 @@
 """`hebbkern doctor`: what is installed, which backends run here, and what to do about what is missing."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import platform
