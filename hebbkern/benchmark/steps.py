@@ -28,7 +28,7 @@ def implementations(rule: hk.Rule, i: Inputs, lr: float, unscreened: bool = Fals
     "numpy" is the function of hebbkern.reference, if there is one.
     """
     name, labels = formula(rule), torch.arange(len(i.x)) % len(i.w)
-    given: dict[str, Any] = {"labels": labels} if name == "supervised" else {}
+    given: dict[str, Any] = {"labels": labels} if getattr(rule, "uses_labels", name == "supervised") else {}
     given64 = {"labels": labels.numpy()} if given else {}
 
     def step(w: Tensor) -> None:
