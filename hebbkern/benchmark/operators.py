@@ -36,9 +36,10 @@ def accumulate_case(x_shape: Shape, w_shape: Shape, k: int) -> Case:
     def build() -> dict[str, Implementation]:
         i, neurons = Inputs(images(*x_shape), weights(*w_shape)), w_shape[0]
         targets, c = hk.ops.compete(i.x, i.w, k)[0], torch.linspace(1, -0.4, k)
+        kernel: Any = w_shape[2:]
         targets64, c64 = targets.long(), c.double().numpy()
         runs = {
-            "hebbkern": lambda: hk.ops.accumulate(i.x, targets, c, neurons=neurons, kernel=w_shape[2:])[0],
+            "hebbkern": lambda: hk.ops.accumulate(i.x, targets, c, neurons=neurons, kernel=kernel)[0],
             "numpy": lambda: baselines.numpy_accumulate(i.X64(), targets64.numpy(), c64, neurons),
             "eager": lambda: baselines.eager_accumulate(i.X(), targets64, c, neurons),
             "forward": BARE["forward"](i.x, i.w),
