@@ -4,8 +4,6 @@ Data flows one way: case.py (what is compared) -> operators.py, steps.py, cases.
 properties.py, curves.py (how it is measured) -> report.py, picture.py (how it is shown).
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable
 from typing import Any

@@ -5,9 +5,7 @@ matrix of coefficients [P, K], dense products. They write the weights W [K, N] i
 operators follow, in NumPy and in eager float32 torch. The learning steps in torch are in peers.py.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -93,17 +91,6 @@ def numpy_soft_wta(W: Array, X: Array, lr: float) -> None:
     R[np.arange(len(X)), U.argmax(axis=1)] *= -1
     step = R.T @ X - (R * U).sum(axis=0)[:, None] * W
     W += lr / len(X) * np.sqrt(np.abs(np.linalg.norm(W, axis=1) - 1))[:, None] * step
-
-
-NUMPY_STEPS: dict[str, Callable[..., None]] = {
-    "krotov_hopfield": numpy_krotov_hopfield,
-    "wta": numpy_wta,
-    "supervised": numpy_supervised,
-    "sanger": numpy_sanger,
-    "oja": numpy_oja,
-    "hebb": numpy_hebb,
-    "soft_wta": numpy_soft_wta,
-}
 
 
 def numpy_dense_update(X: Array, W: Array) -> Array:

@@ -6,8 +6,6 @@ without bf16 screening. "forward" is the bare forward pass, the measure of all o
 convolution on the same inputs, with its weight gradient for rules in which every neuron learns from every patch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field

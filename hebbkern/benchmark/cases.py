@@ -4,8 +4,6 @@ The learning steps first, the operators below them. `hebbkern bench --peers` mea
 hebbkern.rules.RULES that has no case here gets one by itself (`default_cases`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

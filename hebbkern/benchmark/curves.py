@@ -4,8 +4,6 @@ Slope 1 in a log-log picture means that twice as much takes twice as long. A lin
 convolutions the patches grow with the image. Memory is the rise of the peak in a process of its own (properties.py).
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """The machine that a report comes from: its processor, and the compiled kernels that run on it."""
 
-from __future__ import annotations
-
 import os
 import platform
 from importlib import import_module

@@ -1,7 +1,5 @@
 """The operators of hebbkern.ops as cases."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -36,21 +34,17 @@ def accumulate_case(x_shape: Shape, w_shape: Shape, k: int) -> Case:
     """The sums of the patches that each neuron has won."""
 
     def build() -> dict[str, Implementation]:
-        i, neurons, kernel = Inputs(images(*x_shape), weights(*w_shape)), w_shape[0], w_shape[2:]
-        targets, coefficients = hk.ops.compete(i.x, i.w, k)[0], torch.linspace(1, -0.4, k)
-        wide, coefficients64 = targets.long(), coefficients.double().numpy()
-        ours, targets64 = hk.ops.accumulate, wide.numpy()
-        return {
-            "hebbkern": Implementation(
-                lambda: ours(i.x, targets, coefficients, neurons=neurons, kernel=kernel),
-                lambda outputs: flat(outputs[0]),
-            ),
-            "numpy": Implementation(
-                lambda: baselines.numpy_accumulate(i.X64(), targets64, coefficients64, neurons), flat
-            ),
-            "eager": Implementation(lambda: baselines.eager_accumulate(i.X(), wide, coefficients, neurons), flat),
-            "forward": Implementation(BARE["forward"](i.x, i.w)),
+        i, neurons = Inputs(images(*x_shape), weights(*w_shape)), w_shape[0]
+        targets, c = hk.ops.compete(i.x, i.w, k)[0], torch.linspace(1, -0.4, k)
+        kernel: Any = w_shape[2:]
+        targets64, c64 = targets.long(), c.double().numpy()
+        runs = {
+            "hebbkern": lambda: hk.ops.accumulate(i.x, targets, c, neurons=neurons, kernel=kernel)[0],
+            "numpy": lambda: baselines.numpy_accumulate(i.X64(), targets64.numpy(), c64, neurons),
+            "eager": lambda: baselines.eager_accumulate(i.X(), targets64, c, neurons),
+            "forward": BARE["forward"](i.x, i.w),
         }
+        return {name: Implementation(run, flat) for name, run in runs.items()}
 
     return Case("accumulate", f"{k} targets a patch, {shapes(x_shape, w_shape)}", build, "forward")
 

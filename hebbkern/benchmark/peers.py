@@ -11,8 +11,6 @@ All are written from the formulas of the papers. A linear layer has `eager` (whe
 `broadcast` only.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 

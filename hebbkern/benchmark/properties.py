@@ -1,7 +1,5 @@
 """What the table reports besides ratios: extra memory, overhead of a step, speed and bits by the number of threads."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import subprocess
@@ -46,12 +44,18 @@ def rise(rule: str, x_shape: Shape, w_shape: Shape) -> float | None:
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
+def _row(name: str, case: str, unit: str, value: float, limit: float, holds: bool) -> dict[str, Any]:
+    return {"property": name, "case": case, unit: value, "limit": limit, "holds": holds}
+
+
 def memory() -> list[dict[str, Any]]:
     """The extra memory of an HWTA step on 512x3x32x32, 96 filters 5x5: a row, or none where it is unknown."""
     x_shape, w_shape = (512, 3, 32, 32), (96, 3, 5, 5)
     extra = rise("WTA", x_shape, w_shape)
-    row = {"property": "extra memory", "case": f"WTA step, {shapes(x_shape, w_shape)}", "MiB": extra}
-    return [] if extra is None else [row | {"limit": MEBIBYTES, "holds": extra < MEBIBYTES}]
+    if extra is None:
+        return []
+    name = f"WTA step, {shapes(x_shape, w_shape)}"
+    return [_row("extra memory", name, "MiB", extra, MEBIBYTES, extra < MEBIBYTES)]
 
 
 def scaling(rounds: int) -> list[dict[str, Any]]:
@@ -61,9 +65,8 @@ def scaling(rounds: int) -> list[dict[str, Any]]:
         x, w = images(*x_shape), weights(*w_shape)
         with keep_threads():
             seconds = race({threads: _threaded(rule, w, x, threads) for threads in (1, 2)}, rounds)
-        times = seconds[1] / seconds[2]
-        row = {"property": "scaling", "case": f"{type(rule).__name__} step, {shapes(x_shape, w_shape)}", "times": times}
-        rows.append(row | {"limit": SPEEDUP, "holds": times >= SPEEDUP})
+        times, name = seconds[1] / seconds[2], f"{type(rule).__name__} step, {shapes(x_shape, w_shape)}"
+        rows.append(_row("scaling", name, "times", times, SPEEDUP, times >= SPEEDUP))
     return rows
 
 
@@ -79,8 +82,7 @@ def overhead(rounds: int) -> list[dict[str, Any]]:
     """Time of a step on 4 samples, 4 inputs and 4 neurons: its 150 multiplications take well under a microsecond."""
     rule, x, w = hk.KrotovHopfield(), images(4, 4), weights(4, 4)
     us = race({"step": lambda: rule.step_(w, x, lr=1e-5)}, rounds)["step"] * 1e6
-    row = {"property": "overhead", "case": "KrotovHopfield step, 4 x 4 x 4", "us": us, "limit": MICROSECONDS}
-    return [row | {"holds": us < MICROSECONDS}]
+    return [_row("overhead", "KrotovHopfield step, 4 x 4 x 4", "us", us, MICROSECONDS, us < MICROSECONDS)]
 
 
 def determinism() -> list[dict[str, Any]]:
@@ -92,7 +94,7 @@ def determinism() -> list[dict[str, Any]]:
         with keep_threads():
             results = len({_digest(rule, *layer, threads) for threads in (1, 2, 1, 2)})
         name = f"{type(rule).__name__}, 1 and 2 threads, twice each"
-        rows.append({"property": "determinism", "case": name, "results": results, "limit": 1, "holds": results == 1})
+        rows.append(_row("determinism", name, "results", results, 1, results == 1))
     return rows
 
 

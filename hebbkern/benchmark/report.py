@@ -1,7 +1,5 @@
 """The benchmark's tables, as text and Markdown: of every operator and rule, and of hebbkern beside its peers."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from typing import Any

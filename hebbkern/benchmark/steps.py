@@ -1,7 +1,5 @@
 """The learning steps as cases: a rule of hebbkern against every formulation of it in baselines.py and peers.py."""
 
-from __future__ import annotations
-
 import functools
 import re
 from collections.abc import Callable
@@ -12,20 +10,8 @@ import torch
 from torch import Tensor
 
 import hebbkern as hk
-from hebbkern.benchmark import baselines, peers
-from hebbkern.benchmark.case import (
-    BARE,
-    Case,
-    Implementation,
-    Inputs,
-    Shape,
-    copy,
-    images,
-    in_place,
-    shapes,
-    weights,
-    within,
-)
+from hebbkern.benchmark import baselines, case, peers
+from hebbkern.benchmark.case import BARE, Case, Implementation, Inputs, Shape, copy, images, in_place, shapes, weights
 
 CHANNELS_LAST = "swap", "gradient"  # convolutions are faster so, unfolding is not
 
@@ -33,6 +19,27 @@ CHANNELS_LAST = "swap", "gradient"  # convolutions are faster so, unfolding is n
 def formula(rule: hk.Rule) -> str:
     """The name of a rule in baselines.py, peers.py and hebbkern.reference, as in "krotov_hopfield"."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(rule).__name__).lower()
+
+
+def implementations(rule: hk.Rule, i: Inputs, lr: float, unscreened: bool = False) -> dict[str, Implementation]:
+    """One learning step in place, from the same weights in all implementations.
+
+    Where peers.py has no formulation of the rule, "eager" is hebbkern's own eager backend; where baselines.py has none,
+    "numpy" is the function of hebbkern.reference, if there is one.
+    """
+    name, labels = formula(rule), torch.arange(len(i.x)) % len(i.w)
+    given: dict[str, Any] = {"labels": labels} if getattr(rule, "uses_labels", name == "supervised") else {}
+    given64 = {"labels": labels.numpy()} if given else {}
+
+    def step(w: Tensor) -> None:
+        rule.step_(w, i.x, lr=lr, **given)
+
+    found = hebbkern(i, step, unscreened)
+    if numpy := numpy_step(name, i, lr, **given64):
+        found["numpy"] = in_place(numpy, i.W64)
+    if name in peers.STEPS:
+        return found | formulations(name, i, lr, **given)
+    return found | {"eager": in_place(case.within(lambda: hk.backend("eager"), step), copy(i.w))}
 
 
 def rule_case(
@@ -45,28 +52,12 @@ def rule_case(
     scale: float | None = None,
     **settings: Any,
 ) -> Case:
-    """One learning step in place, from the same weights in all implementations.
-
-    Where peers.py has no formulation of the rule, "eager" is hebbkern's own eager backend; where baselines.py has none,
-    "numpy" is the function of hebbkern.reference, if there is one.
-    """
+    """One learning step of a rule; `dense`: compared with a forward pass that includes the weight gradient."""
 
     def build() -> dict[str, Implementation]:
-        name, i = formula(rule), Inputs(images(*x_shape), weights(*w_shape, scale=scale))
-        given = torch.arange(x_shape[0]) % w_shape[0]  # a label a sample
-        labels: dict[str, Any] = {"labels": given} if name == "supervised" else {}
-
-        def step(w: Tensor) -> None:
-            rule.step_(w, i.x, lr=lr, **labels)
-
-        own = hebbkern(i, step, settings)
-        if numpy := numpy_step(name, i, lr, **{key: value.numpy() for key, value in labels.items()}):
-            own["numpy"] = in_place(numpy, i.W64)
-        if name in peers.STEPS:
-            others = formulations(name, i, lr, **labels)
-        else:
-            others = {"eager": in_place(within(lambda: hk.backend("eager"), step), copy(i.w))}
-        return {**own, **others, "forward": Implementation(BARE[bare](i.x, copy(i.w)))}
+        i = Inputs(images(*x_shape), weights(*w_shape, scale=scale))
+        found = implementations(rule, i, lr, unscreened="unscreened" in settings.get("limits", {}))
+        return found | {"forward": Implementation(BARE[bare](i.x, copy(i.w)))}
 
     bare = "forward + weight gradient" if dense else "forward"
     return Case("rules", f"{type(rule).__name__} step, {shapes(x_shape, w_shape)}", build, bare, **settings)
@@ -74,7 +65,7 @@ def rule_case(
 
 def numpy_step(name: str, inputs: Inputs, lr: float, **labels: Any) -> Callable[[baselines.Array], None] | None:
     """The step in NumPy, in place of W [K, N]; None where neither baselines.py nor hebbkern.reference has the rule."""
-    if baseline := baselines.NUMPY_STEPS.get(name):
+    if baseline := getattr(baselines, f"numpy_{name}", None):
         return lambda W: baseline(W, inputs.X64(), lr, **labels)
     if (reference := getattr(hk.reference, name, None)) is None:
         return None
@@ -100,7 +91,7 @@ def hebbcl_case(x_shape: Shape, w_shape: Shape, *, lr: float = 0.02, **settings:
             rule.step_(w, i.x, lr=lr, frozen=distance < threshold)
 
         return {
-            **hebbkern(i, step, settings),
+            **hebbkern(i, step),
             "numpy": in_place(lambda W: baselines.numpy_hebbcl(W, i.x64, lr, threshold), i.W64),
             **formulations("hebbcl", i, lr, threshold),
             "forward": Implementation(BARE["forward"](i.x, copy(i.w))),
@@ -119,14 +110,14 @@ def epoch_case(
         i, part = Inputs(images(samples, inputs), weights(neurons, inputs, scale=1.0)), round(samples * share)
         lay_out, compiled = peers.formulated("krotov_hopfield", "eager", compiled=True)
         _, eager = peers.formulated("krotov_hopfield", "eager")
-        numpy, idle = baselines.NUMPY_STEPS["krotov_hopfield"], copy(i.w)
+        idle = copy(i.w)
 
         def epoch(step: Callable[[Any, Any, float], Any], x: Any, w: Any) -> Implementation:
             return in_place(lambda w: shuffled(lambda rows: step(w, rows, lr), x, batch_size), w)
 
         return {
             "hebbkern": epoch(lambda w, rows, lr: rule.step_(w, rows, lr=lr), i.x, copy(i.w)),
-            "numpy": epoch(numpy, i.x64[:part], i.W64),
+            "numpy": epoch(baselines.numpy_krotov_hopfield, i.x64[:part], i.W64),
             "eager": epoch(eager, i.plain[:part], copy(i.W)),
             "compiled eager": epoch(compiled, i.plain[:part], lay_out(i.W)),
             "forward": Implementation(lambda: shuffled(lambda rows: rows @ idle.T, i.x, batch_size)),
@@ -145,12 +136,12 @@ def shuffled(learn: Callable[[Any], Any], x: Any, batch_size: int) -> None:
         learn(x[rows])
 
 
-def hebbkern(inputs: Inputs, step: Callable[[Tensor], None], settings: dict[str, Any]) -> dict[str, Implementation]:
-    """hebbkern's implementation, and the one without screening where it has a limit."""
-    runs = {"hebbkern": in_place(step, copy(inputs.w))}
-    if "unscreened" in settings.get("limits", {}):
-        runs["unscreened"] = in_place(within(lambda: hk.screening(False), step), copy(inputs.w))
-    return runs
+def hebbkern(inputs: Inputs, step: Callable[[Tensor], None], unscreened: bool = False) -> dict[str, Implementation]:
+    """hebbkern's implementation, and with `unscreened` the one without screening."""
+    plain = (
+        {"unscreened": in_place(case.within(lambda: hk.screening(False), step), copy(inputs.w))} if unscreened else {}
+    )
+    return {"hebbkern": in_place(step, copy(inputs.w))} | plain
 
 
 def formulations(formula: str, inputs: Inputs, *arguments: Any, **labels: Any) -> dict[str, Implementation]:

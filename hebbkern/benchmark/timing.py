@@ -1,7 +1,5 @@
 """How a case is measured: results are compared first, then all run in alternating order; medians of many samples."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import statistics
@@ -92,10 +90,10 @@ def no_compiler() -> str | None:
 
 
 def _selected(implementations: dict[str, Implementation], peers: bool) -> dict[str, Implementation]:
-    def selected(name: str) -> bool:
-        return name in DEFAULT or (peers and not (name.startswith("compiled") and no_compiler()))
-
-    return {name: each for name, each in implementations.items() if selected(name)}
+    """The default implementations, or with `peers` all that can run here."""
+    if peers:
+        return {name: each for name, each in implementations.items() if "compiled" not in name or not no_compiler()}
+    return {name: implementations[name] for name in DEFAULT if name in implementations}
 
 
 @contextlib.contextmanager

@@ -1,7 +1,5 @@
 """The command line: hebbkern demo, train, bench and doctor. `--json FILE` writes the report of a command as JSON."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from importlib import import_module

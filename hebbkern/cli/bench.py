@@ -5,8 +5,6 @@ hebbkern bench --peers     the learning steps against every formulation of them 
 hebbkern bench --curves    how time and memory grow with patches, neurons, inputs and batch
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import shlex

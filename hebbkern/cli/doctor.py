@@ -1,7 +1,5 @@
 """`hebbkern doctor`: what is installed, which backends run here, and what to do about what is missing."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import platform
@@ -74,10 +72,12 @@ def inspect() -> dict[str, Any]:
 def show(report: dict[str, Any]) -> str:
     """The report as lines of text."""
     found = {name: ", ".join(v) if isinstance(v, list) else v for name, v in report["found"].items()}
+    runs = report["runs"] if found["GPUs"] else report["runs"] | {"cuda": "- (no GPU is found)"}
     sections = {
-        "Found": {name: "-" if value in (None, "") else value for name, value in found.items()},
+        "Found": {name: value or "-" for name, value in found.items() if name not in VARIABLES},
+        "Environment": {name: found[name] or "not set" for name in VARIABLES},
         "Backends": {name: reason or "available" for name, reason in report["backends"].items()},
-        "Backend by device": {f"{device} tensors": name for device, name in report["runs"].items()},
+        "Backend that runs": {f"for {device} tensors": name for device, name in runs.items()},
         "Packages": {name: version or "not installed" for name, version in report["packages"].items()},
     }
     lines = []

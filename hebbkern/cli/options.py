@@ -1,7 +1,5 @@
 """What the commands share: types of options, which argparse checks before any work is done, and --json."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from pathlib import Path

@@ -80,13 +80,13 @@ def test_which_cpu_kernels_run(monkeypatch, flags, asked, runs):
 def test_triton_serves_the_gpu_unless_it_is_interpreted(monkeypatch, interpreted):
     monkeypatch.setenv("TRITON_INTERPRET", interpreted)
     monkeypatch.setattr(backends, "available", lambda: {"eager": None, "triton": None, "cpu": None})
-    monkeypatch.setattr(backends, "_current", "auto")
+    monkeypatch.setattr(backends, "current", lambda: "auto")
     monkeypatch.setattr(doctor.torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(doctor.torch.cuda, "get_device_name", lambda index: "a GPU")
     report = doctor.inspect()
     assert report["runs"] == {"cpu": "cpu", "cuda": "eager" if interpreted else "triton"}
     assert any("TRITON_INTERPRET=1" in sentence for sentence in report["advice"]) == bool(interpreted)
-    monkeypatch.setattr(backends, "_current", "triton")
+    monkeypatch.setattr(backends, "current", lambda: "triton")
     runs = doctor.inspect()["runs"]
     assert runs == ({"cpu": "triton", "cuda": "eager"} if interpreted else {"cpu": "cpu", "cuda": "triton"})
 
