@@ -171,7 +171,8 @@ def affordable(items, thin):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
-    with tiers.turn(alone=item.get_closest_marker("serial")):
+    turns = hasattr(item.config, "workerinput")  # xdist's
+    with tiers.turn(alone=item.get_closest_marker("serial")) if turns else contextlib.nullcontext():
         return (yield)
 
 

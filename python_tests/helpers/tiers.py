@@ -9,13 +9,12 @@ that is marked ``slow(draw=n)`` n combinations are drawn (1 unless given), and n
 import contextlib
 import hashlib
 import itertools
-import os
 import subprocess
-import tempfile
 from pathlib import Path
 
 INTERPRETED = ("triton", "cuda")  # or emulated, which takes a hundred times as long as compiled kernels
 PAIRWISE = ("cpu",)  # quick enough
+LOCKED = (Path(__file__), Path(__file__).with_name("oracle.py"))  # any two files that every process has
 
 
 def commit():
@@ -34,23 +33,16 @@ def seconds(text):
 
 
 @contextlib.contextmanager
-def turn(alone):
-    """Within, the test runs beside those of xdist's other workers, or alone.
+def turn(alone, files=LOCKED):
+    """Within, the test runs beside those of other processes that call this with the same files, or alone.
 
-    All queue at one lock, and take there the lock under which they run: one that waits to be alone is not overtaken.
+    All queue at the lock of one file, and take there that of the other: one that waits to be alone is not overtaken.
     """
-    run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
-    if not run:
-        yield
-        return
-    import fcntl
+    import fcntl  # not on Windows
 
-    with (
-        open(Path(tempfile.gettempdir(), f"hebbkern-queue-{run}"), "w") as queue,
-        open(Path(tempfile.gettempdir(), f"hebbkern-turn-{run}"), "w") as turns,
-    ):
+    with open(files[0]) as queue, open(files[1]) as room:
         fcntl.flock(queue, fcntl.LOCK_EX)
-        fcntl.flock(turns, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
         fcntl.flock(queue, fcntl.LOCK_UN)
         yield
 

@@ -88,22 +88,21 @@ def test_times():
     assert [tiers.seconds(text) for text in ("90", "90s", "10m", "0.5m")] == [90, 90, 600, 30]
 
 
-def take_turns(run, alone, log, rounds):
-    import os
-
-    os.environ["PYTEST_XDIST_TESTRUNUID"] = run
+def take_turns(files, alone, log, rounds):
     for _ in range(rounds):
-        with tiers.turn(alone):
+        with tiers.turn(alone, files):
             log.put(("begins", alone))
             time.sleep(0.005)
             log.put(("ends", alone))
 
 
-def test_a_serial_test_runs_alone_and_is_not_overtaken_for_long(tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+def test_a_serial_test_runs_alone_and_is_not_overtaken_for_long(tmp_path):
+    files = tmp_path / "queue", tmp_path / "room"
+    for file in files:
+        file.touch()
     processes = multiprocessing.get_context("spawn")
     log = processes.SimpleQueue()
-    workers = [processes.Process(target=take_turns, args=("run", alone, log, 20)) for alone in (False, False, True)]
+    workers = [processes.Process(target=take_turns, args=(files, alone, log, 20)) for alone in (False, False, True)]
     for worker in workers:
         worker.start()
     events = [log.get() for _ in range(2 * 20 * len(workers))]
