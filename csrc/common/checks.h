@@ -10,12 +10,13 @@
 
 namespace hebbkern {
 
+// Python raises std::invalid_argument as ValueError.
 template <class... Args>
 [[noreturn]] void fail(const char* op, const Args&... args) {
   std::ostringstream text;
   text << "hebbkern." << op << ": ";
   (text << ... << args);
-  throw std::runtime_error(text.str());
+  throw std::invalid_argument(text.str());
 }
 
 inline const char* name_of(ScalarType dtype) {
