@@ -46,7 +46,7 @@ BUGS = [
         "shared.equals[warp][row] = mine;\n  __syncthreads();", "shared.equals[warp][row] = mine;",
         "test_cuda_kwinners.py::test_widths"),
     Bug("a stage is written while others still multiply it", "walk.cu",
-        "__syncthreads();  // everyone's copies are here, and nobody reads the step before", "",
+        "__syncthreads();  // all copies have arrived, and no thread reads the step before", "",
         "test_cuda_compete.py::any_order"),
     # A copy that is not waited for.
     Bug("weights are multiplied before they have arrived", "residual.cu",
@@ -55,7 +55,7 @@ BUGS = [
         "cp_async_wait<stages<S, T> - 2>", "cp_async_wait<stages<S, T> - 1>", "test_cuda_nearest_patch.py::test_several_tiles"),
     # A guard that is off by one.
     Bug("the last input is not stored", "gather.cu",
-        "if (column < place.inputs) *reint", "if (column < place.inputs - 1) *reint",
+        "if (column < view.inputs) *reint", "if (column < view.inputs - 1) *reint",
         "test_cuda_accumulate.py::lists_that_just_fit"),
     Bug("a list of exactly one piece is cut", "gather.cu", "size > piece ||", "size >= piece ||",
         "test_cuda_accumulate.py::lists_that_just_fit"),

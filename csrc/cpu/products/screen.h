@@ -1,4 +1,4 @@
-// Certified winners: bf16 products on a matrix unit say who cannot win, float32 decides among the rest.
+// Certified winners: bf16 products on a matrix unit rule out most neurons, float32 decides among the rest.
 //
 // Let F be the float32 response of neuron w to patch x (compete.cpp: the register tile adds x[n] w[n] one by one, then
 // subtracts offset * wsum from centred patches), and s the matrix unit's, of x~ = x - offset and w rounded to bf16: x^,
@@ -41,8 +41,6 @@
 
 namespace hebbkern {
 
-struct Pair;
-
 // Images of which bf16 and lengths are computed once for all the patches that overlap.
 struct Rounded {
   Rounded(const Source<float>& source, int64_t entries)
@@ -68,22 +66,23 @@ class Screen {
   // whose candidates are too many: they are appended to `left`. offset, scale: of centred and standardised patches, or
   // null. Without `responses` best holds nothing of use.
   void compete(int64_t first, int64_t count, int k, const float* offset, const float* scale, bool responses,
-               float* best, int32_t* who, std::vector<int64_t>& left) const;
+               float* best, int32_t* winners, std::vector<int64_t>& left) const;
 
  private:
   struct Block;
+  struct Rescored;
   void round_images();
   std::vector<float> typical_patch() const;
   void find_common();
   void prepare_rows(const Tensor& weight, const Prepare& prepare);
   void pack_neurons(int64_t group, const std::vector<Piece>& pieces, uint16_t* packed);
   void pack_patches(Block& block, const float* offset, const float* scale) const;
-  void line_up(Block& block) const;
+  void start_races(Block& block) const;
   void sweep(Block& block, int k) const;
-  void decide(Block& block, int k, const float* offset, bool responses, float* best, int32_t* who,
+  void decide(Block& block, int k, const float* offset, bool responses, float* best, int32_t* winners,
               std::vector<int64_t>& left) const;
-  void rescore(const Block& block, const Pair* pairs, int count, int k, const float* offset, float* best,
-               int32_t* who) const;
+  void rescore(const Block& block, const Rescored* pairs, int count, int k, const float* offset, float* best,
+               int32_t* winners) const;
 
   const MatrixUnit& unit_;
   const Source<float>& source_;

@@ -3,9 +3,9 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "cpu/simd/kernels.h"
 #include "cpu/products/matrix.h"
 #include "cpu/products/pairs.h"
+#include "cpu/simd/kernels.h"
 
 namespace hebbkern {
 

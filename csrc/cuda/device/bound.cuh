@@ -23,13 +23,13 @@ struct Candidates {
 
 // What it takes to decide who wins.
 struct Question {
-  Place<float> place;
+  PatchView<float> view;
   const float* rows;  // [K, N]
   Known<float> known;
-  Mask mask;
+  Mask eligible;
   Rounding rounding;
   Candidates candidates;
-  int32_t* undecided;  // [P], null or told which patches competed again
+  int32_t* undecided;  // [P], null, or marks the patches that competed again
   Outcome<float> to;
   bool grouped, rows_grouped;  // whether four entries, or weights, are loaded at once
 };

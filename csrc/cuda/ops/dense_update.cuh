@@ -7,7 +7,7 @@
 namespace hebbkern {
 
 // The sum [K, N], or the weights after a step and, a block, whether all it wrote are finite.
-struct Outcome {
+struct DenseResult {
   Tensor out, sound;
 };
 
@@ -18,8 +18,8 @@ struct Products {
   const T *gradient, *gram = nullptr, *diagonal = nullptr, *shift = nullptr;  // [K, N], [K, K], [K], [K]
 };
 template <class S, class T>
-Outcome finish(const Device& device, const Products<T>& products, const Tensor& weight, const OptionalTensor& frozen,
-               std::optional<double> lr, int64_t patches);
+DenseResult finish(const Device& device, const Products<T>& products, const Tensor& weight,
+                   const OptionalTensor& frozen, std::optional<double> lr, int64_t patches);
 
 // out [columns] = the sums of the columns of rows [count, columns], in a fixed order.
 template <class T>
@@ -52,7 +52,7 @@ struct Sink {
 };
 
 template <class S, class T>
-Sink<S, T> sink_of(Outcome& to, const Tensor& weight, const OptionalTensor& frozen, std::optional<double> lr,
+Sink<S, T> sink_of(DenseResult& to, const Tensor& weight, const OptionalTensor& frozen, std::optional<double> lr,
                    int64_t patches, int64_t blocks) {
   const Ints shape = {weight.size(0), weight.numel() / weight.size(0)};
   to.out = empty_like(weight, shape, lr ? weight.scalar_type() : result_dtype(weight.scalar_type()));
