@@ -12,7 +12,7 @@ namespace hebbkern {
 // every thread has work even where one neuron wins every patch.
 constexpr int64_t piece = 256;
 
-// Calls f(patch, neuron, coefficient, response) for every entry of patches [first, last) that teaches, in patch order.
+// Calls f(patch, neuron, coefficient, response), in patch order, for the entries of patches [first, last) that teach.
 template <class T, class F>
 static void each_entry(const Assignments<T>& assignments, int64_t first, int64_t last, const F& f) {
   const int32_t* target = assignments.targets + first * assignments.ranks;
@@ -121,13 +121,13 @@ static void add_piece(const Source<T>& source, const Vectors& vectors, const Lis
   }
 }
 
-// Entries [from, to) of a list. A list of several such pieces is long: each fills a row of partial sums.
+// Entries [from, to) of a list. A list of several such pieces is long: each piece fills a row of partial sums.
 struct Work {
   int64_t list, from, to;
   int64_t partial = -1, long_list = -1;
 };
 
-// Lists in pieces, and pieces in hand-outs that are worth a thread's wake-up.
+// Lists in pieces, and pieces in parts that are worth waking a thread for.
 struct Plan {
   template <class T>
   Plan(const Lists<T>& lists, int64_t inputs) {
@@ -266,7 +266,7 @@ static void accumulate_typed(const Tensor& x, const Geometry& g, const Tensor& t
     decay[j] = lists.decay[i];
     count[j] = T(lists.start[i + 1] - lists.start[i]);
   }
-  const int64_t block = std::max<int64_t>(1, (1 << 18) / inputs);  // rows that are worth a thread's wake-up
+  const int64_t block = std::max<int64_t>(1, (1 << 18) / inputs);  // rows that are worth waking a thread for
   parallel((g.neurons + block - 1) / block, [&](int64_t part) {
     for (int64_t j = part * block; j < std::min(g.neurons, (part + 1) * block); ++j)
       if (!is_taught[j]) std::fill(sum + j * inputs, sum + (j + 1) * inputs, T(0));

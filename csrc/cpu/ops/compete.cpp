@@ -73,7 +73,8 @@ static bool finish(const std::vector<int32_t>& names, int64_t count, int k, cons
   return true;
 }
 
-// What centred and standardised patches and cosines need of each patch, [P] or null; fills `moments` where it must.
+// The offset and scale of each patch, [P] or null, for centred and standardised patches and cosines; fills `moments`
+// where these are needed.
 template <class T>
 struct Scales {
   Scales(const char* op, const Source<T>& source, const Contest& contest, std::optional<Moments<T>>& moments)
@@ -96,7 +97,7 @@ struct Scales {
   Scratch<T> cosine_;
 };
 
-// The patches that screening leaves undecided, rising; all of them where there is no screening.
+// The patches that screening leaves undecided, rising; all patches where there is no screening.
 template <class T>
 static std::vector<int64_t> undecided(const Screen* screen, const Source<T>& source, const Contest& contest,
                                       const Scales<T>& scales, T* best, int32_t* winners) {
@@ -130,7 +131,7 @@ static std::vector<int64_t> undecided(const Screen* screen, const Source<T>& sou
   return all;
 }
 
-// Patches in float32, or whatever T is; false if a response overflowed.
+// The competition of some patches in T; false if a response overflowed.
 template <class T>
 static bool compete_exactly(const Source<T>& source, const Panels<T>& panels, const std::vector<int64_t>& patches,
                             const T* offset, int k, T* best, int32_t* winners) {
@@ -186,7 +187,7 @@ void find_winners(const char* op, const Source<T>& source, const Tensor& weight,
     if (!panels) panels.emplace(op, source.g, weight, names, contest.prepare);
     sound = compete_exactly(source, *panels, left, scales.offset, contest.k, best, winners);
   }
-  if (screen && left.empty() && !scales.scale) return;  // decided ones are as they should be
+  if (screen && left.empty() && !scales.scale) return;  // the screen has written all of them
   const int k = contest.k;
   std::atomic<bool> finished{sound};
   constexpr int64_t share = 4096;  // patches to a hand-out

@@ -9,7 +9,7 @@ namespace hebbkern {
 
 inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-// What the patches add up to, and what the decay makes of it.
+// The sums over the patches, and from them the result.
 template <class T>
 class Totals {
  public:

@@ -9,7 +9,7 @@
 
 namespace hebbkern {
 
-// A patch as it is: read where it lies if it can be, else copied to `buffer`.
+// A patch, centred or standardised: where it lies if it is raw and contiguous, else a copy in `buffer`.
 template <class T>
 static const T* patch_of(const Source<T>& s, const Moments<T>* m, int64_t patch, T* buffer) {
   const T* x = s.x + s.base(patch);
@@ -115,7 +115,7 @@ static SearchResult<T> search_all(const Source<T>& s, const Panels<T>& panels, c
   return result;
 }
 
-// The distances that the search only estimated, from the differences themselves.
+// The exact distances, from the differences; the search only estimates them.
 template <class T>
 static void measure(const Source<T>& s, const Panels<T>& panels, const Moments<T>* m, const Lengths<T>& lengths,
                     const SearchResult<T>& result, const Tensor& weight, int32_t* nearest, T* distance) {
@@ -144,7 +144,7 @@ static void measure(const Source<T>& s, const Panels<T>& panels, const Moments<T
   });
 }
 
-// Packs some of the neurons, searches and measures. False if something may leave T's range.
+// Packs some of the neurons, searches and measures. False if a number may leave T's range.
 template <class T>
 static bool find_for(const Source<T>& s, const Moments<T>* m, const Lengths<T>& lengths, const Tensor& weight,
                      const std::vector<int32_t>& names, bool part, int32_t* nearest, T* distance) {

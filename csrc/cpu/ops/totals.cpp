@@ -1,4 +1,4 @@
-// What the patches of a dense rule add up to, and what the decay makes of it: YᵀX - decay W.
+// The sums over the patches of a dense rule, and from them YᵀX - decay W.
 #include <algorithm>
 #include <limits>
 

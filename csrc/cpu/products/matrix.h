@@ -1,4 +1,5 @@
-// The inner loops of certified winners on a processor's matrix unit (isa_amx.cpp). screen.h says how they go together.
+// The inner loops of certified winners on a processor's matrix unit (isa_amx.cpp). screen.h explains how they work
+// together.
 #pragma once
 
 #include <cstdint>
@@ -82,7 +83,7 @@ struct MatrixUnit {
                   const float* offset, const float* wsum, float* out);
 };
 
-// Upper bounds below it are beaten by k others, of whom `top` is the lowest lower bound.
+// A neuron whose upper bound lies below it is beaten by k others; `top` is the lowest of their lower bounds.
 inline float threshold(float top) { return top - (top < 0 ? -top : top) * 0x1p-22f; }
 
 // Null where the processor has none, or the system does not let this process use it.

@@ -13,7 +13,7 @@ constexpr int capacity = 64;        // candidates listed per patch on the way
 constexpr double largest = 0x1p48;  // |x| and |w| beyond are not screened
 constexpr int64_t most_inputs = 1 << 19;
 
-// What a thread needs for a block of patches; it serves one block after another.
+// A thread's memory for a block of patches, used for one block after another.
 struct Screen::Block {
   explicit Block(const Screen& s)
       : rows(16 * s.padded_ + 32),
@@ -236,7 +236,7 @@ void Screen::pack_patches(Block& b, const float* offset, const float* scale) con
   }
 }
 
-// Races at their start: size and error of screen.h, r and q from the sums over all patches.
+// The races at their start: size and error of screen.h, with r and q from the sums over all patches.
 void Screen::start_races(Block& b) const {
   const auto total = [&](const float* lengths) {
     float parts[4] = {};  // four chains hide the adder's latency
@@ -254,7 +254,7 @@ void Screen::start_races(Block& b) const {
     for (int64_t p = 0; p < 16; ++p) {
       const int64_t i = g * 16 + p;
       race.size[p] = std::max(b.size[i], std::max(b.lost[i] * per_r, b.noise[i] * per_q)) * wider;
-      race.count[p] = b.zero[i] ? capacity + 1 : 0;  // nobody need be listed
+      race.count[p] = b.zero[i] ? capacity + 1 : 0;  // no neuron need be listed
     }
   }
 }

@@ -15,15 +15,15 @@
 //
 // What underflows or is flushed to zero, as AMX does, is at most 2^-126 for each of 2 N operations and 2^-126 |w[n]| or
 // |x[n]| for each entry: no length is taken to be less than sqrt(N) 2^-61.5, hence no e less than N 2^-123, which
-// covers it. Where |x| or |w| exceeds 2^48 nobody is screened, so nothing overflows.
+// covers it. Where |x| or |w| exceeds 2^48 there is no screening, so nothing overflows.
 //
-// With |F - s| <= e for all neurons: k of them have F >= L, the k-th highest s - e, and whoever is among the k best has
-// s + e >= F >= L. Those are the candidates. rescore() computes their F bit for bit, and the k best of them, ties to
+// With |F - s| <= e for all neurons: k of them have F >= L, the k-th highest s - e, and each of the k best has
+// s + e >= F >= L. These are the candidates. rescore() computes their F bit for bit, and the k best of them, ties to
 // the lower index, are the winners.
 //
 // What all neurons have in common cannot decide who wins: where they are alike (positive weights, learnt ones), the
-// matrix unit multiplies by d = w - m, m about the mean of those who win, and s falls short of F by x~.m, the same for
-// all. Then
+// matrix unit multiplies by d = w - m, m about the mean of neurons that win, and s falls short of F by x~.m, the same
+// for all. Then
 //
 //     e = |x~ - x^| |d^| + |x~| |d - d^| + g (|x~| + |x~ - x^| + |x|) (|d| + |d - d^| + |m|),
 //
@@ -116,14 +116,15 @@ void set_screening(Screening mode);
 // The unit to screen a competition on, or null.
 const MatrixUnit* worth_screening(const Geometry& g, int64_t contenders, int k);
 
-// For tests and reports: patches of screened competitions since the process began, and those that were left to
-// float32.
+// For tests and reports: the patches of screened competitions since the process began, and how many of them were left
+// to float32.
 struct Screened {
   std::atomic<int64_t> patches{0}, left{0};
 };
 Screened& screened();
 
-// What a screen left of such a competition. Where it was most of it, the next ones like it are spared the detour.
+// Reports how many patches a screen left undecided. After a competition that left most of them, the next ones of its
+// kind are not screened.
 void count_screened(const Geometry& g, int k, int64_t left);
 
 }  // namespace hebbkern

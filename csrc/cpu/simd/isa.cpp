@@ -1,5 +1,5 @@
 // Chooses the widest instruction set this processor has; HEBBKERN_CPU=baseline|avx2|avx512|avx512bf16|amx
-// asks for no more than that.
+// limits the choice.
 #include <cstdlib>
 #include <cstring>
 

@@ -1,4 +1,4 @@
-// What the bound of screen.cuh is made of, for the kernel that screens and the one that decides.
+// The terms of screen.cuh's bound, for the kernel that screens and the kernel that decides.
 #pragma once
 
 #include "cuda/device/response.cuh"
@@ -21,7 +21,7 @@ struct Candidates {
   int shares, most;
 };
 
-// What it takes to decide who wins.
+// Arguments of the kernel that decides.
 struct Question {
   PatchView<float> view;
   const float* rows;  // [K, N]

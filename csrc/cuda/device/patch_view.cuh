@@ -1,5 +1,5 @@
-// Where the patches of an input lie, as kernels see it: entry n of patch p is x[corner(p).start + tap(n).offset], or 0
-// in the padding. A linear layer is 1x1 patches of images of one pixel. Nothing is ever unfolded.
+// How kernels see the patches of an input: entry n of patch p is x[corner(p).start + tap(n).offset], or 0
+// in the padding. A linear layer is 1x1 patches of images of one pixel. Patches are never written out.
 #pragma once
 
 #include "cuda/device/device.cuh"

@@ -8,9 +8,9 @@
 // memory are 16 bytes longer than a multiple of 128, so that the eight rows of a matrix lie in different banks.
 #pragma once
 
+#include "cuda/device/patch_view.cuh"
 #include "cuda/device/ptx.cuh"
 #include "cuda/device/ranks.cuh"
-#include "cuda/device/patch_view.cuh"
 
 namespace hebbkern {
 namespace {

@@ -1,4 +1,4 @@
-// The strongest so far, in a warp's registers: rank r lies in lane r % 32, slot r / 32, strongest first; and where
+// The k best so far, in a warp's registers: rank r lies in lane r % 32, slot r / 32, strongest first; and where
 // they go in the end.
 #pragma once
 

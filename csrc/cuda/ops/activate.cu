@@ -25,7 +25,7 @@ struct Layer {
   }
 };
 
-// PATCHES of a block and what is known of each. Softmax takes few, for a block has all neurons of its patches.
+// The PATCHES of a block, their offsets and scales. Softmax takes few, as a block has all neurons of its patches.
 template <class T, int PATCHES>
 struct Strip {
   static constexpr int items = PATCHES * side / threads;
@@ -50,7 +50,7 @@ struct Strip {
   }
 };
 
-// Who wins each patch, and by how much: lanes lie along whatever lies side by side.
+// The softmax of each patch's responses: lanes lie along the contiguous dimension.
 template <class T, int PATCHES>
 __device__ void compete(Strip<T, PATCHES>& strip, const Layer<T>& layer) {
   const int t = int(threadIdx.x);

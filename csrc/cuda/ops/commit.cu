@@ -1,4 +1,4 @@
-// commit: new weights are written if every block that made them found its own finite.
+// commit: writes new weights if every block that computed them reports finite ones.
 #include "cuda/device/rows.cuh"
 #include "cuda/device/status.cuh"
 

@@ -1,4 +1,5 @@
-// dense_update: what hebbkern/dense.py asks for beside the products, for dense_update and dense_step_.
+// Internal operators of dense_update and dense_step_ that hebbkern/backends/dense.py calls: moments, the commit of a
+// step, checks.
 #include "cuda/device/status.cuh"
 #include "cuda/ops/apply.cuh"
 #include "cuda/ops/dense_update.cuh"

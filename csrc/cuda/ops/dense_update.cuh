@@ -1,4 +1,4 @@
-// dense_update: what the kernels of the dense rules share. hebbkern/dense.py puts them together with ATen's products.
+// What the kernels of the dense rules share. hebbkern/backends/dense.py composes them with ATen's products.
 #pragma once
 
 #include "common/dense_update.h"
@@ -33,7 +33,7 @@ inline Layout layout_of(const Ints& numbers) { return {numbers[0], numbers[1], n
 
 namespace {
 
-// What a kernel does with a sum, and what it needs for that.
+// Where a kernel puts sums, or the weights after a step.
 template <class S, class T>
 struct Sink {
   const S* weight;  // [K, N]
@@ -84,14 +84,14 @@ __device__ __forceinline__ T activated(T u, Activation activation) {
   return u;
 }
 
-// What is known of a patch's competition: its highest response, whose it is, and the sum of e^((u - best) / t).
+// The softmax of a patch so far: its highest response, that response's neuron, and the sum of e^((u - best) / t).
 template <class T>
 struct Soft {
   T best, mass;
   int32_t winner;
 
   __device__ __forceinline__ static Soft nobody() { return {-T(INFINITY), 0, 2147483647}; }
-  // A NaN is nobody's best, but makes the mass a NaN.
+  // A NaN is never the best, but makes the mass a NaN.
   __device__ __forceinline__ void add(T u, int32_t neuron, T temperature) {
     if (u > best) {
       mass = mass * std::exp((best - u) / temperature) + 1;

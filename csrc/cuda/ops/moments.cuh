@@ -1,4 +1,4 @@
-// What a competition needs to know of each patch and of each neuron.
+// Means and norms of patches, sums and norms of neurons' weights.
 #pragma once
 
 #include "cuda/device/patch_view.cuh"

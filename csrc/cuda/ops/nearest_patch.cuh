@@ -1,11 +1,11 @@
-// How a block of match's search brings neurons and patches on chip, a ring of steps of 16 to 32 entries, and multiplies
-// them.
+// How a block of nearest_patch's search brings neurons and patches on chip, a ring of steps of 16 to 32 entries, and
+// multiplies them.
 #pragma once
 
 #include <bit>
 
-#include "cuda/device/ptx.cuh"
 #include "cuda/device/patch_view.cuh"
+#include "cuda/device/ptx.cuh"
 
 namespace hebbkern {
 namespace {

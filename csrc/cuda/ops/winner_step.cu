@@ -1,6 +1,6 @@
-// winner_step_: compete, accumulate and apply_ in one go. The contest itself writes the keys by which its winners are
-// grouped, the survey of the step puts together the lists that were cut, and rows of neurons that no patch teaches are
-// neither read nor written.
+// winner_step_: compete, accumulate and apply_ in one operator. The contest itself writes the keys by which its winners
+// are grouped, the survey of the step puts together the lists that were cut, and rows of neurons that no patch teaches
+// are neither read nor written.
 #include "common/winner_step.h"
 
 #include "cuda/device/status.cuh"
