@@ -50,9 +50,11 @@ BUGS = [
         "test_cuda_compete.py::any_order"),
     # A missing wait for a copy.
     Bug("weights are multiplied before they have arrived", "residual.cu",
-        "cp_async_wait<stages - 2>();", "cp_async_wait<stages - 1>();", "test_cuda_dense_update.py::residual and every_way"),
+        "cp_async_wait<stages - 2>();", "cp_async_wait<stages - 1>();",
+        "test_cuda_dense_update.py::residual and every_way"),
     Bug("patches are searched before they have arrived", "nearest_patch.cu",
-        "cp_async_wait<stages<S, T> - 2>", "cp_async_wait<stages<S, T> - 1>", "test_cuda_nearest_patch.py::test_several_tiles"),
+        "cp_async_wait<stages<S, T> - 2>", "cp_async_wait<stages<S, T> - 1>",
+        "test_cuda_nearest_patch.py::test_several_tiles"),
     # A bound that is off by one.
     Bug("the last input is not stored", "gather.cu",
         "if (column < view.inputs) *reint", "if (column < view.inputs - 1) *reint",
@@ -76,7 +78,8 @@ BUGS = [
     Bug("of equally near patches the last is nearest", "nearest_patch.cu",
         "if (distance < value) {", "if (distance <= value) {", "test_cuda_nearest_patch.py::test_of_equals"),
     Bug("of equal responses the last wins a softmax", "dense_update.cuh",
-        "beats(other.best, other.winner, best, winner) ?", "other.best >= best ?", "test_dense_update.py::softmax_ties"),
+        "beats(other.best, other.winner, best, winner) ?", "other.best >= best ?",
+        "test_dense_update.py::softmax_ties"),
     # An error bound that is too narrow, a step that is not all or nothing, a lost sign.
     Bug("the rounding of weights is left out of the bound", "bound.cuh", "+ of.wide * slip;", ";",
         "test_cuda_screen.py::what_rounding_takes"),
