@@ -111,7 +111,7 @@ def test_overflow_of_eligible_neurons():
     """1e19 squared and divided by the length 1e-30 of a patch overflows; an ineligible neuron does not count."""
     x, weight = torch.full((1, 3), 1e-30), torch.ones(130, 3)
     weight[129] = 1e18
-    with pytest.raises(RuntimeError, match="x and weight must give finite responses, got an overflow of float32"):
+    with pytest.raises(ValueError, match="x and weight must give finite responses, got an overflow of float32"):
         hk.ops.nearest_patch(x, weight)
     nearest, _ = hk.ops.nearest_patch(x, weight, eligible=torch.arange(130) < 129)
     assert nearest.tolist() == [0] * 129 + [-1]

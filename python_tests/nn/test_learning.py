@@ -75,7 +75,7 @@ def test_an_exception_ends_learning():
         raise KeyError
     assert model[0].learning_state is None
     before = model[0].weight.clone()
-    with pytest.raises((ValueError, RuntimeError), match="finite"), hk.learning(model, lr=0.1):
+    with pytest.raises(ValueError, match="finite"), hk.learning(model, lr=0.1):
         model(images() * math.nan)
     assert model[3].learning_state is None and torch.equal(model[0].weight, before)
 

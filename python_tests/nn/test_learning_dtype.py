@@ -97,7 +97,7 @@ def test_an_overflow_leaves_the_weights():
         x, weight = few.scaled(layer, torch.float32)
         x, weight = x.abs() * x_size, weight.abs() * w_size
         before = weight.clone()
-        with pytest.raises((ValueError, RuntimeError)):
+        with pytest.raises(ValueError):
             hk.Sanger().step_(weight, x, lr=lr, dtype=torch.bfloat16)
         assert torch.equal(weight, before)
 
@@ -191,11 +191,11 @@ def test_bad_numbers_leave_the_weights():
     """A NaN, and a weight that is finite until it is rounded."""
     layer, x = linear(hk.Sanger()), random((40, 12), seed=2)
     before = copy.deepcopy(layer)
-    with pytest.raises((ValueError, RuntimeError), match="x must be finite"):
+    with pytest.raises(ValueError, match="x must be finite"):
         layer.learn(x * float("nan"), lr=0.1, dtype=torch.bfloat16)
     assert torch.equal(layer.weight, before.weight)
     layer.weight[1, 1] = 1e5
-    with pytest.raises((ValueError, RuntimeError), match="weight must be finite"):
+    with pytest.raises(ValueError, match="weight must be finite"):
         layer.learn(x, lr=0.1, dtype=torch.float16)
     assert layer.weight[1, 1] == 1e5 and torch.equal(layer.weight[0], before.weight[0])
 

@@ -85,5 +85,5 @@ def test_norms_that_overflow_are_no_norms_of_zeros(backend, how):
     weight = torch.tensor([[-1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0]], device=backend.device)
     if backend.device != "cpu":
         pytest.skip("values are not looked at on a GPU")
-    with pytest.raises((ValueError, RuntimeError), match="norm and its inverse are finite"):
+    with pytest.raises(ValueError, match="norm and its inverse are finite"):
         hk.ops.compete(3e38 * signs[None], weight, 2, **how)

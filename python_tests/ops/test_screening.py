@@ -275,7 +275,7 @@ def test_slices_and_masks():
     same(x.t().contiguous().t(), weight, 2)
     left_out = weight.clone()
     left_out[~eligible] = torch.nan
-    with hk.screening("always"), pytest.raises(RuntimeError, match="weight must be finite"):
+    with hk.screening("always"), pytest.raises(ValueError, match="weight must be finite"):
         hk.ops.compete(x, left_out, 1, eligible=eligible)
 
 
@@ -285,7 +285,7 @@ def test_what_is_not_finite_is_refused(bad):
     for shapes, (at, name) in itertools.product([((300, 64), (80, 64)), large], enumerate(("x", "weight"))):
         given = [normal(*shape) for shape in shapes]
         given[at][7, 9] = bad
-        with hk.screening("always"), pytest.raises(RuntimeError, match=f"{name} must be finite"):
+        with hk.screening("always"), pytest.raises(ValueError, match=f"{name} must be finite"):
             hk.ops.compete(*given, 1)
 
 

@@ -1,9 +1,10 @@
-// dense_step_: dense_update and apply_ in one. With few patches, and where a bound proves that every new weight is finite,
-// each block's step is taken while its weights are in L2, and there is no tensor of sums; else sums, then apply_.
+// dense_step_: dense_update and apply_ in one. With few patches, and where a bound proves that every new weight is
+// finite, each block's step is taken while its weights are in L2, and there is no tensor of sums; else sums, then
+// apply_.
 #include <cmath>
 
 #include "cpu/ops/apply.h"
-#include "cpu/ops/paired_residual.h"
+#include "cpu/ops/residual_order.h"
 
 namespace hebbkern {
 
@@ -38,9 +39,10 @@ struct StepInPlace : Sink<T> {
 };
 
 // False, with the weight as it was, where the step cannot be proven safe beforehand.
-template <class S, class T, class Order>
-static bool learn_at_once(Order order, const Tensor& weight, const Geometry& g, double lr,
-                          const OptionalTensor& frozen) {
+template <class S, class P>
+static bool step_at_once(ResidualOrder<P> order, const Tensor& weight, const Geometry& g, double lr,
+                         const OptionalTensor& frozen) {
+  using T = typename P::Sum;
   const bool apart = order.in_order() && weight.stride(0) >= g.inputs();  // else apply_ looks closer
   if (!apart || !order.one_chunk() || order.done()) return false;
   order.respond();
@@ -60,14 +62,14 @@ static Dense check_arguments(const Tensor& weight, const Tensor& x, const std::s
   if (activation != "linear" && activation != "relu" && activation != "tanh")
     fail(op, "activation must be \"linear\", \"relu\" or \"tanh\", got \"", activation, "\"");
   check_rate(op, lr);
-  const Dense rule = check_rule(op, activation, decay, 1, check_patches(op, patches));
+  const Dense rule = check_rule(op, activation, decay, 1, patches);
   check_mask(op, "frozen", frozen, g.neurons, x);
   check_apart(op, weight);
   return rule;
 }
 
 static void dense_step_(Tensor weight, Tensor x, std::string activation, std::string decay, double lr,
-                         std::string patches, Ints stride, Ints padding, Ints dilation, OptionalTensor frozen) {
+                        std::string patches, Ints stride, Ints padding, Ints dilation, OptionalTensor frozen) {
   const Geometry g = check_layer(op, x, weight, stride, padding, dilation);
   const Dense rule = check_arguments(weight, x, activation, decay, lr, patches, g, frozen);
   bool done = false;
@@ -76,23 +78,24 @@ static void dense_step_(Tensor weight, Tensor x, std::string activation, std::st
     using T = decltype(tag);
     if (!residual_is_cheaper(rule, g)) return;
     const PairUnit* unit = pairs_for(x, rule);
-    done = unit ? learn_at_once<S, float>(PairedResidual(op, *unit, x, weight, g, rule), weight, g, lr, frozen)
-                : learn_at_once<S, T>(Residual<T>(op, x, weight, g, rule), weight, g, lr, frozen);
+    done =
+        unit ? step_at_once<S>(ResidualOrder<Pairs>(op, Pairs(*unit), x, weight, g, rule), weight, g, lr, frozen)
+             : step_at_once<S>(ResidualOrder<Singles<T>>(op, Singles<T>(), x, weight, g, rule), weight, g, lr, frozen);
   });
   if (done) return;
   const auto [sum, count] = dense_sums(op, x, weight, g, rule, frozen);
   apply_(weight, sum, std::nullopt, count, lr, "none", 0, frozen);
 }
 
-// A step of float32 weights by what they are in x's bfloat16. False, with the weight as it was, where dense_update of weights
-// that were rounded in memory, and then apply_, are faster or safer.
+// A step of float32 weights by what they are in x's bfloat16. False, with the weight as it was, where dense_update of
+// weights that were rounded in memory, and then apply_, are faster or safer.
 static bool rounded_dense_step_(Tensor weight, Tensor x, std::string activation, std::string decay, double lr,
-                           std::string patches, Ints stride, Ints padding, Ints dilation, OptionalTensor frozen) {
+                                std::string patches, Ints stride, Ints padding, Ints dilation, OptionalTensor frozen) {
   const Geometry g = check_layer(op, x, weight, stride, padding, dilation, ScalarType::Float);
   const Dense rule = check_arguments(weight, x, activation, decay, lr, patches, g, frozen);
   const PairUnit* unit = pairs_for(x, rule);
   return unit && residual_is_cheaper(rule, g) &&
-         learn_at_once<float, float>(PairedResidual(op, *unit, x, weight, g, rule), weight, g, lr, frozen);
+         step_at_once<float>(ResidualOrder<Pairs>(op, Pairs(*unit), x, weight, g, rule), weight, g, lr, frozen);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(hebbkern, CPU, m) {

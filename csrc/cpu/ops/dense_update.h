@@ -1,25 +1,15 @@
-// dense_update's state, with many patches; residual.h is for few.
+// dense_update: a dense rule's settings, its totals, and what the two orders of its sums share: gram_order.h is for
+// many patches, residual_order.h for few.
 #pragma once
 
 #include "common/dense_update.h"
-#include "cpu/products/pairs.h"
-#include "cpu/products/panels.h"
+#include "cpu/products/factors.h"
 
 namespace hebbkern {
 
-struct Dense {
-  Activation activation;
-  Decay decay;
-  double temperature;
-  Patches patches;
-};
-
 inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-// Patches whose responses one thread computes against one panel: their rows stay in L2 while the panel runs by.
-constexpr int64_t block = 64;
-
-// What the patches add up to, and what the decay makes of it.
+// The sums over the patches, and from them the result.
 template <class T>
 class Totals {
  public:
@@ -35,7 +25,7 @@ class Totals {
   const Panels<T> panels;
   const int64_t width, columns, inputs;
   const int64_t rows_of_sum, rows_of_gram;  // whole tiles
-  std::vector<double> diagonal, shift;      // [columns]: sum of r u, sum of y scale offset
+  std::vector<double> diagonal, shift;      // [columns]: the decay's factor, the sum of y scale offset
 
   // YᵀX from input n on, a tile's first; YᵀY, up to the diagonal's panel, from neuron i on.
   T* sum(int64_t panel, int64_t n) const { return sum_.get() + (panel * rows_of_sum + n) * width; }
@@ -51,48 +41,8 @@ class Totals {
   Scratch<T> sum_, gram_;  // [panels][inputs or neurons][width]
 };
 
-template <class T>
-class Sanger {
- public:
-  Sanger(const char* op, const Tensor& x, const Tensor& weight, const Geometry& g, const Dense& rule);
-  void run(const Mask& frozen, T* sum);
-
- private:
-  void respond(int64_t first, int64_t count);
-  void respond_block(int64_t part, int64_t panel, int64_t first, int64_t count);
-  void soften(int64_t part, int64_t count);
-  void gather_inputs(int64_t count);
-  void gradient_tile(int64_t panel, int64_t n, int64_t count);
-  void gram_tile(int64_t panel, int64_t i, int64_t count);
-  void add_products(int64_t count);
-
-  T* response(int64_t panel) const { return y_.get() + panel * chunk_ * width_; }
-  T* taught(int64_t panel) const { return (scaled_ ? ys_.get() : y_.get()) + panel * chunk_ * width_; }
-
-  const char* const op_;
-  const Kernels<T>& kernel_ = kernels<T>();
-  const Dense rule_;
-  const Source<T> source_;
-  Totals<T> to_;
-  const Panels<T>& panels_ = to_.panels;
-  std::optional<Moments<T>> moments_;
-  const int64_t width_ = to_.width, columns_ = to_.columns, inputs_ = to_.inputs;
-  const int64_t chunk_;  // patches whose responses are kept at once
-  const bool scaled_;    // standardised: what is taught is y * scale
-  Scratch<T> y_, ys_;    // [panels][chunk][width]
-  Scratch<T> xt_;        // linear layers: [inputs / rows of a tile][chunk + 2][rows of a tile]
-  Scratch<int64_t> bases_, steps_;
-  Scratch<T> part_diagonal_, part_shift_;  // [blocks of a chunk][columns]
-  std::vector<int64_t> along_;             // steps from patch to patch of a panel's responses
-  std::atomic<bool> overflow_{false};      // of a response
-};
-
-Dense check_rule(const char* op, const std::string& activation, const std::string& decay, double temperature,
-                 Patches patches);
-// Whether pairs of bfloat16 make these sums, and the sums.
+// What multiplies for a rule: pairs of bfloat16, or null.
 const PairUnit* pairs_for(const Tensor& x, const Dense& rule);
-void paired_sums(const char* op, const PairUnit& unit, const Tensor& x, const Tensor& weight, const Geometry& g,
-                 const Dense& rule, const Mask& frozen, float* to);
 bool residual_is_cheaper(const Dense& rule, const Geometry& g);
 std::tuple<Tensor, Tensor> dense_sums(const char* op, const Tensor& x, const Tensor& weight, const Geometry& g,
                                       const Dense& rule, const OptionalTensor& frozen);

@@ -23,14 +23,14 @@ def _stage(schema: str) -> Callable[..., Any]:
 
 
 _readable = _stage("_readable(Tensor tensor) -> bool")
-_raise_if_skipped = _stage("_look(Tensor weight) -> ()")
+_raise_if_skipped = _stage("_raise_if_skipped(Tensor weight) -> ()")
 _moments = _stage(
     "_moments(Tensor x, int[] stride, int[] padding, int[] dilation, Tensor weight, str op, str patches) "
     "-> (Tensor offset, Tensor scale, Tensor total)"
 )
 _activate = _stage(
     "_activate(Tensor(a!) u, int[] layout, int images, Tensor? offset, Tensor? scale, Tensor? total, str activation, "
-    "float temperature, Tensor(b!)? taught, bool diagonal, bool shift) -> (Tensor diagonal, Tensor shift)"
+    "float temperature, Tensor(b!)? scaled, bool diagonal, bool shift) -> (Tensor diagonal, Tensor shift)"
 )
 _finish = _stage(
     "_finish(Tensor gradient, Tensor? gram, Tensor? diagonal, Tensor? shift, Tensor weight, Tensor? frozen, float? lr, "
