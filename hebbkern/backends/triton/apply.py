@@ -239,7 +239,7 @@ def _lengths(
     NORMALISE: tl.constexpr, HOW: tl.constexpr, FORM: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Of each row: whether it moves at all, its largest entry, and its length in units of that, 1 where that is 0."""
-    moving, _, _, scale, _ = state
+    moving, scale = state[0], state[3]
     highest, furthest = tl.zeros(row.shape, scale.dtype), tl.zeros(row.shape, scale.dtype)
     for first in range(0, N, BLOCK_N):
         column = first + tl.arange(0, BLOCK_N)
