@@ -77,10 +77,9 @@ def measure(case: Case, rounds: int, peers: bool = False) -> dict[str, Any]:
 def ratios(seconds: dict[str, float]) -> dict[str, float]:
     """How many times as fast as NumPy and eager hebbkern is, and its time, screened or not, in bare forward passes."""
     ours, forward = seconds["hebbkern"], seconds["forward"]
-    multiples = {name: seconds[name] / ours for name in ("numpy", "eager") if name in seconds} | {
-        "forward": ours / forward
-    }
-    return multiples | ({"unscreened": seconds["unscreened"] / forward} if "unscreened" in seconds else {})
+    result = {name: seconds[name] / ours for name in ("numpy", "eager") if name in seconds}
+    result["forward"] = ours / forward
+    return result | ({"unscreened": seconds["unscreened"] / forward} if "unscreened" in seconds else {})
 
 
 @functools.cache
