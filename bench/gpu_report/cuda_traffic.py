@@ -1,11 +1,11 @@
-"""What a launch of a kernel of csrc/cuda reads and writes, one short description a kernel.
+"""What a launch of a kernel of csrc/cuda reads and writes: one short description a kernel.
 
-Of a launch its grid is known, the instance of its kernel, and the operator's call that it belongs to. A description
-takes these (``a.grid``, ``a.P`` patches, ``a.K`` neurons, ``a.N`` inputs, ``a.R`` ranks, ``a.stored`` and ``a.wide``:
-bytes of a number as it is stored and as it is computed with, and the call's arguments) and returns {tensor: bytes that
-all blocks together read}, or (read, written); under "flops" and "rate" what triton_traffic.py has there, and under "launches"
-how many there are in truth (those of CUB are not noted down). Tensors are the call's arguments by name, or scratch
-memory between its launches. Where the data decides, all neurons are taken to have won as many patches.
+A description takes the launch's grid, the arguments of the operator's call, and what follows from them (``a.grid``,
+``a.P`` patches, ``a.K`` neurons, ``a.N`` inputs, ``a.R`` ranks, ``a.stored`` and ``a.wide``: bytes of a number as it is
+stored and as it is computed with). It returns {tensor: bytes that all blocks together read}, or (read, written); under
+"flops" and "rate" the same as in triton_traffic.py; and under "launches" the number of launches, where it is not one
+(CUB's are not recorded). Tensors are the call's arguments by name, or scratch memory between its launches. Where the
+data decides, all neurons are taken to have won as many patches.
 """
 
 import math
