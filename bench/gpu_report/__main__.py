@@ -53,7 +53,9 @@ def cuda_report(workloads):
     from . import cuda_code, cuda_recording
 
     library, reason, launches = cuda_code.library(), cuda_recording.missing(), {}
-    left_out = [] if library else ["the machine code of the CUDA kernels: hebbkern/_cuda is not built (it needs nvcc)"]
+    left_out = (
+        [] if library else ["the machine code of the CUDA kernels: hebbkern/_cuda is not built, which needs nvcc"]
+    )
     left_out += [f"the launches of the CUDA kernels: {reason}"] if reason else []
     for workload in () if reason else workloads:
         try:
