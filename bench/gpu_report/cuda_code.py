@@ -49,7 +49,7 @@ def rows(path):
 
 
 def instance(name):
-    """ "some_kernel<float, 4>" of a demangled ``name``, spelled as launches spell it; None: not one of ours."""
+    """ "some_kernel<float, 4>" of a demangled ``name``, as launches spell it; None for other libraries' kernels."""
     if ANONYMOUS not in name:
         return None
     depth, end, name = 0, None, name[name.index(ANONYMOUS) + len(ANONYMOUS) :]

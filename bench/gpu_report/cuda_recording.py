@@ -44,8 +44,9 @@ def missing():
 
 
 def serves(operator):
-    """Whether csrc/cuda has a kernel for ``operator`` (torch.ops.hebbkern.compete.cuda)."""
-    return torch._C._dispatch_has_kernel_for_dispatch_key(operator.name(), "CPU")
+    """Whether csrc/cuda has a kernel for ``operator`` (torch.ops.hebbkern.compete.cuda), or Python composes one."""
+    composed = getattr(hk.backends.cuda, "kernels", dict)()
+    return operator._opname in composed or torch._C._dispatch_has_kernel_for_dispatch_key(operator.name(), "CPU")
 
 
 class _Mode(TorchDispatchMode):

@@ -1,11 +1,11 @@
-"""What a launch of a kernel of csrc/cuda reads and writes, beside traffic.py: one short description a kernel.
+"""What a launch of a kernel of csrc/cuda reads and writes: one short description a kernel.
 
-Of a launch its grid is known, the instance of its kernel, and the operator's call that it belongs to. A description
-takes these (``a.grid``, ``a.P`` patches, ``a.K`` neurons, ``a.N`` inputs, ``a.R`` ranks, ``a.stored`` and ``a.wide``:
-bytes of a number as it is stored and as it is computed with, and the call's arguments) and returns {tensor: bytes that
-all blocks together read}, or (read, written); under "flops" and "rate" what traffic.py has there, and under "launches"
-how many there are in truth (those of CUB are not noted down). Tensors are the call's arguments by name, or scratch
-memory between its launches. Where the data decides, all neurons are taken to have won as many patches.
+A description takes the launch's grid, the arguments of the operator's call, and what follows from them (``a.grid``,
+``a.P`` patches, ``a.K`` neurons, ``a.N`` inputs, ``a.R`` ranks, ``a.stored`` and ``a.wide``: bytes of a number as it is
+stored and as it is computed with). It returns {tensor: bytes that all blocks together read}, or (read, written); under
+"flops" and "rate" the same as in triton_traffic.py; and under "launches" the number of launches, where it is not one
+(CUB's are not recorded). Tensors are the call's arguments by name, or scratch memory between its launches. Where the
+data decides, all neurons are taken to have won as many patches.
 """
 
 import math
@@ -131,7 +131,7 @@ def _powers(a):
 
 
 def _compete(a):
-    """A tile of patches is read again for every tile of neurons, and the other way round."""
+    """A tile of patches is read again for every tile of neurons, and every neuron again for every tile of patches."""
     weight = "powers" if a.p != 2 else "weight"
     traffic = {"x": _patches(a, -(-a.K // WALKED)), weight: a.grid[0] * _numbers(a)}
     return traffic | _results(a) | {"flops": 2 * a.P * a.K * a.N}
@@ -189,7 +189,7 @@ def _nearest(a):
 
 
 def _activate(a):
-    """In address, or into another tensor; softmax looks at who is strongest first."""
+    """In place, or into another tensor; softmax reads the responses once more, for their maximum."""
     once, neurons = size(a.u), a.u.numel() // max(a.images * a.layout[0], 1)
     reads = 2 * once if a.activation == "softmax" else once
     columns = {"columns": (0, (a.diagonal + a.shift) * a.wide * a.grid[0] * neurons)}
@@ -286,7 +286,7 @@ def _given(a):
 
 
 def _survey(a):
-    """Lists that were cut are put together on the way."""
+    """Lists that were cut in pieces are combined by the survey."""
     sums, whole = _given(a), a.wide * a.K * a.N
     pieces = _pieces(a) if hasattr(a, "P") else 0
     traffic = {"partial": a.wide * a.N * pieces, sums: (0, whole)} if pieces else {sums: whole}

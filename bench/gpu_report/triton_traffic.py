@@ -79,7 +79,7 @@ def _patches(a, times=1):
 
 
 def _moments(a):
-    """Sums and largest, then squares, then what rounding takes; of patches the first two only where asked for."""
+    """Sums and largest, then squares, then what rounding takes; of patches the first two only for offset and scale."""
     rounding = a.rounded is not None
     of_rows = a.total is not None or a.inverse is not None or rounding
     traffic = {"x": _patches(a, 2 * (a.offset is not None or a.scale is not None) + rounding)}
@@ -87,7 +87,7 @@ def _moments(a):
 
 
 def _compete(a):
-    """A tile of patches is read again for every tile of neurons, and the other way round."""
+    """A tile of patches is read again for every tile of neurons, and every neuron again for every tile of patches."""
     tiles = {"x": _patches(a, -(-a.K // a.BLOCK_K)), "weight": a.grid[0] * size(a.weight)}
     return tiles | {"flops": 2 * a.P * a.K * a.N, "rate": _rate(a.weight, a.PRECISION)}
 

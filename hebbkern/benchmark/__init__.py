@@ -1,7 +1,7 @@
 """What `hebbkern bench` measures: how fast and how lean hebbkern is, against NumPy, eager torch and a forward pass.
 
-Data flows one way: case.py (what is compared) -> operators.py, steps.py, cases.py (on which inputs) -> timing.py,
-properties.py, curves.py (how it is measured) -> report.py, picture.py (how it is shown).
+In the order of the imports: case.py (what is compared); operators.py, steps.py and cases.py (on which inputs);
+timing.py, properties.py and curves.py (how it is measured); report.py and picture.py (how it is shown).
 """
 
 import time
@@ -38,9 +38,9 @@ def run(
         say(case.id)
         rows.append(measure(case, rounds, peers))
     say("memory, overhead, threads, determinism")
-    found = properties.memory() + properties.overhead(rounds) + properties.scaling(rounds) + properties.determinism()
+    measured = properties.memory() + properties.overhead(rounds) + properties.scaling(rounds) + properties.determinism()
     seconds = round(time.perf_counter() - start)
-    return {"peers": peers, **about(), "seconds": seconds, "rounds": rounds, "rows": rows, "properties": found}
+    return {"peers": peers, **about(), "seconds": seconds, "rounds": rounds, "rows": rows, "properties": measured}
 
 
 def failures(report: dict[str, Any]) -> list[str]:

@@ -17,7 +17,7 @@ KERNELS = {"baseline": (), "avx2": ("avx2", "fma"), "avx512": AVX512, "avx512bf1
 
 
 def about() -> dict[str, Any]:
-    """What every report says about the machine and the versions that it comes from."""
+    """The part of every report about the machine and the versions that it comes from."""
     cpu = _extension("_cpu")
     return {
         "version": hebbkern.__version__,

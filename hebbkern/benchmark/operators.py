@@ -17,9 +17,9 @@ def operator_case(stem: str, x_shape: Shape, w_shape: Shape, **arguments: int) -
     def build() -> dict[str, Implementation]:
         i = Inputs(images(*x_shape), weights(*w_shape))
         numpy, eager = (getattr(baselines, f"{name}_{stem}") for name in ("numpy", "eager"))
-        ours, output = getattr(hk.ops, stem), RESPONSES.get(stem, 0)
+        operator, output = getattr(hk.ops, stem), RESPONSES.get(stem, 0)
         return {
-            "hebbkern": Implementation(lambda: ours(i.x, i.w, **arguments), lambda outputs: flat(outputs[output])),
+            "hebbkern": Implementation(lambda: operator(i.x, i.w, **arguments), lambda outputs: flat(outputs[output])),
             "numpy": Implementation(lambda: numpy(i.X64(), i.W64, **arguments), flat),
             "eager": Implementation(lambda: eager(i.X(), i.W, **arguments), flat),
             "forward": Implementation(BARE[bare](i.x, i.w)),

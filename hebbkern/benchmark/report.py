@@ -137,9 +137,9 @@ def put_between_marks(page: str, table: str, kind: str = "") -> str:
         ValueError: the page does not have the two marks.
     """
     start, end = marks(kind)
-    new, found = re.subn(
+    new, count = re.subn(
         f"{re.escape(start)}.*?{re.escape(end)}", lambda _: f"{start}\n{table}\n{end}", page, flags=re.DOTALL
     )
-    if not found:
+    if not count:
         raise ValueError(f"the page has no place for the table: {start} ... {end}")
     return new

@@ -34,12 +34,12 @@ def implementations(rule: hk.Rule, i: Inputs, lr: float, unscreened: bool = Fals
     def step(w: Tensor) -> None:
         rule.step_(w, i.x, lr=lr, **given)
 
-    found = hebbkern(i, step, unscreened)
+    runs = hebbkern(i, step, unscreened)
     if numpy := numpy_step(name, i, lr, **given64):
-        found["numpy"] = in_place(numpy, i.W64)
+        runs["numpy"] = in_place(numpy, i.W64)
     if name in peers.STEPS:
-        return found | formulations(name, i, lr, **given)
-    return found | {"eager": in_place(case.within(lambda: hk.backend("eager"), step), copy(i.w))}
+        return runs | formulations(name, i, lr, **given)
+    return runs | {"eager": in_place(case.within(lambda: hk.backend("eager"), step), copy(i.w))}
 
 
 def rule_case(
@@ -56,8 +56,8 @@ def rule_case(
 
     def build() -> dict[str, Implementation]:
         i = Inputs(images(*x_shape), weights(*w_shape, scale=scale))
-        found = implementations(rule, i, lr, unscreened="unscreened" in settings.get("limits", {}))
-        return found | {"forward": Implementation(BARE[bare](i.x, copy(i.w)))}
+        runs = implementations(rule, i, lr, unscreened="unscreened" in settings.get("limits", {}))
+        return runs | {"forward": Implementation(BARE[bare](i.x, copy(i.w)))}
 
     bare = "forward + weight gradient" if dense else "forward"
     return Case("rules", f"{type(rule).__name__} step, {shapes(x_shape, w_shape)}", build, bare, **settings)
@@ -146,11 +146,11 @@ def hebbkern(inputs: Inputs, step: Callable[[Tensor], None], unscreened: bool = 
 
 def formulations(formula: str, inputs: Inputs, *arguments: Any, **labels: Any) -> dict[str, Implementation]:
     """Every formulation of peers.py that applies, in eager torch and compiled."""
-    found, kernel = {}, tuple(inputs.w.shape[2:])
+    runs, kernel = {}, tuple(inputs.w.shape[2:])
     for name in peers.formulations(kernel):
         x = inputs.x if name in CHANNELS_LAST else inputs.plain
         for prefix in ("", "compiled "):
             lay_out, step = peers.formulated(formula, name, kernel, compiled=bool(prefix))
             run = functools.partial(lambda step, x, w: step(w, x, *arguments, **labels), step, x)
-            found[prefix + name] = in_place(run, lay_out(inputs.w))
-    return found
+            runs[prefix + name] = in_place(run, lay_out(inputs.w))
+    return runs

@@ -59,24 +59,27 @@ def measure(case: Case, rounds: int, peers: bool = False) -> dict[str, Any]:
     with torch.no_grad():
         seconds = race({name: each.run for name, each in checked(case, peers).items()}, rounds)
     seconds = {name: value / case.share.get(name, 1) for name, value in seconds.items()}
-    found = ratios(seconds)
+    multiples = ratios(seconds)
     return {
         "case": case.id,
         "seconds": seconds,
-        "ratios": found,
+        "ratios": multiples,
         "forward_pass": case.forward_pass,
         "to_forward": {name: value / seconds["forward"] for name, value in seconds.items() if name != "forward"},
         "share": case.share,
         "limits": case.limits,
-        "holds": {k: found[k] >= limit if k == "numpy" else found[k] <= limit for k, limit in case.limits.items()},
+        "holds": {
+            k: multiples[k] >= limit if k == "numpy" else multiples[k] <= limit for k, limit in case.limits.items()
+        },
     }
 
 
 def ratios(seconds: dict[str, float]) -> dict[str, float]:
     """How many times as fast as NumPy and eager hebbkern is, and its time, screened or not, in bare forward passes."""
     ours, forward = seconds["hebbkern"], seconds["forward"]
-    found = {name: seconds[name] / ours for name in ("numpy", "eager") if name in seconds} | {"forward": ours / forward}
-    return found | ({"unscreened": seconds["unscreened"] / forward} if "unscreened" in seconds else {})
+    result = {name: seconds[name] / ours for name in ("numpy", "eager") if name in seconds}
+    result["forward"] = ours / forward
+    return result | ({"unscreened": seconds["unscreened"] / forward} if "unscreened" in seconds else {})
 
 
 @functools.cache

@@ -5,6 +5,7 @@ import sys
 from importlib import import_module
 
 from hebbkern import __version__
+from hebbkern.cli import options
 
 # The module of each command, whose main(argv) runs it. It is imported when the command is called.
 COMMANDS = {
@@ -34,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="hebbkern", description="Neural layers that learn by local (Hebbian) rules.")
+    parser = options.Parser(prog="hebbkern", description="Neural layers that learn by local (Hebbian) rules.")
     parser.add_argument("--version", action="version", version=f"hebbkern {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (_, description) in COMMANDS.items():

@@ -24,24 +24,24 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     _check(parser, arguments)
     rounds = arguments.rounds or (5 if arguments.quick else 9 if arguments.peers or arguments.curves else 15)
-    found: dict[str, Any] = {"command": shlex.join(["hebbkern", "bench", *argv])}
+    results: dict[str, Any] = {"command": shlex.join(["hebbkern", "bench", *argv])}
     if arguments.curves:
         growth = curves.GROWTH[:3] if arguments.quick else curves.GROWTH
-        found |= benchmark.about() | curves.run(rounds, growth, _say)
-        print(f"{report.machine(found)}\n\n{curves.text(found)}")
+        results |= benchmark.about() | curves.run(rounds, growth, _say)
+        print(f"{report.machine(results)}\n\n{curves.text(results)}")
     else:
-        found |= benchmark.run(_cases(parser, arguments), rounds, arguments.peers, _say)
-        print(report.text(found))
-    options.write_json(found, arguments.json)
+        results |= benchmark.run(_cases(parser, arguments), rounds, arguments.peers, _say)
+        print(report.text(results))
+    options.write_json(results, arguments.json)
     if arguments.picture:
-        (picture.draw_curves if arguments.curves else picture.draw_peers)(found, arguments.picture)
+        (picture.draw_curves if arguments.curves else picture.draw_peers)(results, arguments.picture)
     if arguments.markdown:
-        _write_table(found, arguments)
-    return 1 if arguments.strict and benchmark.failures(found) else 0
+        _write_table(results, arguments)
+    return 1 if arguments.strict and benchmark.failures(results) else 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = options.Parser(
         prog="hebbkern bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
@@ -92,9 +92,9 @@ def _say(line: str) -> None:
     print(f"... {line}", file=sys.stderr, flush=True)
 
 
-def _write_table(found: dict[str, Any], arguments: argparse.Namespace) -> None:
+def _write_table(results: dict[str, Any], arguments: argparse.Namespace) -> None:
     page = Path(arguments.markdown)
-    table = curves.markdown(found) if arguments.curves else report.markdown(found)
+    table = curves.markdown(results) if arguments.curves else report.markdown(results)
     if arguments.picture:
         caption = picture.CURVES_CAPTION if arguments.curves else picture.PEERS_CAPTION
         table = f"![{caption}]({Path(os.path.relpath(arguments.picture, page.parent)).as_posix()})\n\n{table}"

@@ -24,7 +24,7 @@ STEP = {"samples": 1024, "neurons": 2000}  # the step that is timed: PyTorch-Heb
 
 def main(argv: list[str]) -> int:
     """Runs `hebbkern demo`."""
-    parser = argparse.ArgumentParser(
+    parser = options.Parser(
         prog="hebbkern demo", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     add = parser.add_argument

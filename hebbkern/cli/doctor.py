@@ -1,6 +1,5 @@
 """`hebbkern doctor`: what is installed, which backends run here, and what to do about what is missing."""
 
-import argparse
 import os
 import platform
 import shutil
@@ -32,7 +31,7 @@ REINSTALL = (
 
 def main(argv: list[str]) -> int:
     """Runs `hebbkern doctor`."""
-    parser = argparse.ArgumentParser(prog="hebbkern doctor", description=__doc__)
+    parser = options.Parser(prog="hebbkern doctor", description=__doc__)
     options.add_json(parser)
     arguments = parser.parse_args(argv)
     report = inspect()

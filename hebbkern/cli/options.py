@@ -1,9 +1,16 @@
-"""What the commands share: types of options, which argparse checks before any work is done, and --json."""
+"""What the commands share: the parser, types of options, which are checked before any work is done, and --json."""
 
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
 
 
 def count(text: str) -> int:

@@ -38,19 +38,21 @@ def committed(ratio, **changes):
 
 
 @pytest.fixture
-def said():
+def lines():
     return []
 
 
-def test_an_equal_step_passes(said):
-    assert guard.guard([sleeper(2)], committed(2.0), said.append) == 0
-    assert said[0].startswith("ok      rules: spin: 2.") and said[-1].startswith("No step is slower than committed (1")
+def test_an_equal_step_passes(lines):
+    assert guard.guard([sleeper(2)], committed(2.0), lines.append) == 0
+    assert lines[0].startswith("ok      rules: spin: 2.") and lines[-1].startswith(
+        "No step is slower than committed (1"
+    )
 
 
-def test_a_slowed_step_fails_and_is_named(said):
-    assert guard.guard([sleeper(4)], committed(2.0), said.append) == 1
-    assert said[0].startswith("SLOWER  rules: spin: ") and "committed 2.00: " in said[0] and "% slower" in said[0]
-    assert said[-1].startswith("1 of 1 steps have become slower")
+def test_a_slowed_step_fails_and_is_named(lines):
+    assert guard.guard([sleeper(4)], committed(2.0), lines.append) == 1
+    assert lines[0].startswith("SLOWER  rules: spin: ") and "committed 2.00: " in lines[0] and "% slower" in lines[0]
+    assert lines[-1].startswith("1 of 1 steps have become slower")
 
 
 def test_one_noisy_attempt_is_repeated():
@@ -64,10 +66,10 @@ def test_one_noisy_attempt_is_repeated():
 
 
 @pytest.mark.parametrize(("key", "value"), [("machine", "another"), ("kernels", "avx3"), ("instructions", [])])
-def test_another_machine_is_not_compared(key, value, said):
+def test_another_machine_is_not_compared(key, value, lines):
     case = Case("rules", "spin", lambda: pytest.fail("measured"), "forward")
-    assert guard.guard([case], committed(2.0, **{key: value}), said.append) == 0
-    assert len(said) == 1 and f"committed {value}" in said[0] and "passes" in said[0]
+    assert guard.guard([case], committed(2.0, **{key: value}), lines.append) == 0
+    assert len(lines) == 1 and f"committed {value}" in lines[0] and "passes" in lines[0]
 
 
 def test_kernels_of_bfloat16_alone_do_not_make_another_machine():
@@ -75,18 +77,18 @@ def test_kernels_of_bfloat16_alone_do_not_make_another_machine():
     assert benchmark.about()["kernels"] in ("baseline", "avx2", "avx512")
 
 
-def test_another_torch_is_noted(said):
-    assert guard.guard([sleeper(1)], committed(9.0, torch="1.0"), said.append) == 0
-    assert "committed 1.0; the forward pass may take another time" in said[0]
+def test_another_torch_is_noted(lines):
+    assert guard.guard([sleeper(1)], committed(9.0, torch="1.0"), lines.append) == 0
+    assert "committed 1.0; the forward pass may take another time" in lines[0]
 
 
-def test_a_new_case_asks_for_update_and_update_writes_it(said, tmp_path):
-    assert guard.guard([sleeper(1)], committed(1.0) | {"ratios": {}}, said.append) == 0
-    assert "no committed ratio" in said[0]
-    guard.update([sleeper(3)], tmp_path / "ratios.json", said.append)
+def test_a_new_case_asks_for_update_and_update_writes_it(lines, tmp_path):
+    assert guard.guard([sleeper(1)], committed(1.0) | {"ratios": {}}, lines.append) == 0
+    assert "no committed ratio" in lines[0]
+    guard.update([sleeper(3)], tmp_path / "ratios.json", lines.append)
     found = json.loads((tmp_path / "ratios.json").read_text())
     assert found["ratios"]["rules: spin"] == pytest.approx(3, rel=0.3)
-    assert guard.guard([sleeper(3)], found, said.append) == 0
+    assert guard.guard([sleeper(3)], found, lines.append) == 0
 
 
 def test_what_is_guarded_exists_and_is_committed():

@@ -33,7 +33,7 @@ def report(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def rows(report):
-    """The kernels that compile; which do not, its own test says."""
+    """The kernels that compile; another test names those that do not."""
     return [row for row in report["kernels"] if "registers" in row]
 
 
