@@ -74,7 +74,7 @@ def test_the_test_set_is_read_once_by_each_row_and_seed():
 
 
 def test_freed_memory_is_not_faulted_in_again():
-    """A fifth layer's 38 MB are 9216 pages, and its gradient takes two blocks of that size: the median of nine steps."""
+    """A fifth layer's 38 MB are 9216 pages, and its gradient takes two such blocks; the median of nine steps."""
     count = """
 import resource, torch
 from examples.papers.common import memory
