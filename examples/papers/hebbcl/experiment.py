@@ -107,7 +107,7 @@ class Experiment:
         for kind, (module, rows_of) in kinds.items():
             for name in filter(self.has, ("mnist", "cifar10")):
 
-                def compute(rows, name=name, rows_of=rows_of) -> Iterator[dict]:
+                def compute(rows: list, name: str = name, rows_of: Callable = rows_of) -> Iterator[dict]:
                     return rows_of(name, *self.images(name), seeds=self.arguments.seeds, table=rows)
 
                 yield Part(f"{kind} {name}", module.TABLE[name], compute, lambda row: row)
@@ -219,7 +219,7 @@ def search(experiment: Experiment, path: Path, provenance: Callable[[], dict]) -
             before = json.loads(path.read_text())["searches"] if path.exists() else {}
             known = () if arguments.again else before.get(name, {}).get("trials", ())
 
-            def save(content: dict, name=name, before=before) -> None:
+            def save(content: dict, name: str = name, before: dict = before) -> None:
                 write(path, provenance() | {"searches": before | {name: content}})
 
             trials = Search(name, experiment.flat(name), save, known)

@@ -62,7 +62,7 @@ class Pooled(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx, gradient: Tensor):
+    def backward(ctx, gradient: Tensor) -> tuple[None, Tensor, None]:
         patches, weight, out = ctx.saved_tensors
         total = torch.zeros(weight.shape, dtype=torch.promote_types(weight.dtype, torch.float32), device=weight.device)
         parts = (patches.split(ctx.size, 1), out.split(ctx.size), gradient.split(ctx.size))
