@@ -20,6 +20,7 @@ FOLDER = ROOT / "build" / "cuda_host"
 INCLUDE = Path(torch.__file__).parent / "include"
 FLAGS = [
     "-x", "c++", "-std=c++20", "-O2", "-g1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas", "-Werror",
+    "-fpch-preprocess",  # for ccache
     "-DTORCH_TARGET_VERSION=0x020b000000000000", "-DPy_LIMITED_API=0x030b0000",
     f"-I{EMULATION}", f"-isystem{INCLUDE}", f"-isystem{sysconfig.get_path('include')}",
 ]  # fmt: skip
