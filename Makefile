@@ -72,7 +72,7 @@ format: .venv/has-dev
 bench: .venv/has-bench $(BUILT)
 	$(BIN)/hebbkern bench $(ARGS)
 
-guard: $(BUILT)
+guard: .venv/has-demo $(BUILT)
 	$(BIN)/python bench/guard.py $(ARGS)
 
 kernels: .venv/has-dev $(BUILT) $(EMULATED)
