@@ -22,14 +22,6 @@ export TORCH_CUDA_ARCH_LIST := $(shell nvidia-smi --query-gpu=compute_cap --form
 endif
 export HEBBKERN_BUILD ?= auto
 
-# ccache keeps what it has compiled once, in whatever folder.
-ifneq (,$(shell command -v ccache))
-export CXX := $(if $(findstring ccache,$(CXX)),$(CXX),ccache $(CXX))
-ifneq (,$(shell command -v nvcc))
-export PYTORCH_NVCC ?= ccache nvcc
-endif
-endif
-
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --no-compile
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses=8 --dist=worksteal --durations=20
@@ -80,7 +72,7 @@ format: .venv/has-dev
 bench: .venv/has-bench $(BUILT)
 	$(BIN)/hebbkern bench $(ARGS)
 
-guard: $(BUILT)
+guard: .venv/has-demo $(BUILT)
 	$(BIN)/python bench/guard.py $(ARGS)
 
 kernels: .venv/has-dev $(BUILT) $(EMULATED)
@@ -120,7 +112,12 @@ $(BUILT): setup.py $(CSRC) | .venv/has-torch
 	$(BIN)/python setup.py --quiet build_ext --inplace
 	touch $@
 
-# The CUDA kernels compiled for the CPU, to be tested without a GPU; only what has changed is compiled.
+# The CUDA kernels compiled for the CPU, to be tested without a GPU; only what has changed is compiled, by ccache where it
+# is installed, as torch's own build of $(BUILT) does.
+ifneq (,$(shell command -v ccache))
+$(EMULATED): export CCACHE_SLOPPINESS := pch_defines,time_macros
+$(EMULATED): export CXX := ccache $(CXX)
+endif
 $(EMULATED): python_tests/helpers/cuda_host.py $(EMULATION) $(CSRC) | .venv/has-torch
 	$(BIN)/python python_tests/helpers/cuda_host.py
 	touch $@

@@ -20,9 +20,12 @@ FOLDER = ROOT / "build" / "cuda_host"
 INCLUDE = Path(torch.__file__).parent / "include"
 FLAGS = [
     "-x", "c++", "-std=c++20", "-O2", "-g1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas", "-Werror",
+    "-fpch-preprocess",  # for ccache
     "-DTORCH_TARGET_VERSION=0x020b000000000000", "-DPy_LIMITED_API=0x030b0000",
     f"-I{EMULATION}", f"-isystem{INCLUDE}", f"-isystem{sysconfig.get_path('include')}",
 ]  # fmt: skip
+
+SHARED = ["cudaemu.h", "torch/csrc/stable/library.h", "torch/csrc/stable/ops.h", "torch/csrc/stable/tensor.h"]
 
 
 def library(folder=FOLDER):
@@ -53,6 +56,17 @@ def compiler():
     return command if shutil.which(command[0]) else None
 
 
+def precompile(command, folder, flags):
+    """The header of what every source includes, compiled once; reading it took almost half of the time of each."""
+    header = folder / "shared.h"
+    target = folder / "shared.h.gch"
+    made_of = [*EMULATION.glob("*.h"), Path(__file__), Path(torch.__file__).with_name("version.py")]
+    if not target.exists() or target.stat().st_mtime < newest(made_of):
+        header.write_text("".join(f'#include "{name}"\n' for name in SHARED))
+        run(*command, "-x", "c++-header", *FLAGS[2:], *flags, header, "-o", target)
+    return header
+
+
 def build(folder=FOLDER, flags=(), sources=SOURCES):
     """Compiles what is older than its sources, links, and returns the library.
 
@@ -63,11 +77,12 @@ def build(folder=FOLDER, flags=(), sources=SOURCES):
         raise FileNotFoundError("no g++ is found")
     folder.mkdir(parents=True, exist_ok=True)
     latest = newest(headers(sources))
+    shared = precompile(command, folder, flags)
 
     def compiled(source):
         target = folder / f"{source.stem}.o"
         if not target.exists() or target.stat().st_mtime < max(latest, source.stat().st_mtime):
-            run(*command, *FLAGS, f"-I{sources.parent}", *flags, "-c", source, "-o", target)
+            run(*command, *FLAGS, "-include", shared, f"-I{sources.parent}", *flags, "-c", source, "-o", target)
         return target
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -105,9 +105,10 @@ def test_a_serial_test_runs_alone_and_is_not_overtaken_for_long(tmp_path):
     workers = [processes.Process(target=take_turns, args=(files, alone, log, 20)) for alone in (False, False, True)]
     for worker in workers:
         worker.start()
-    events = [log.get() for _ in range(2 * 20 * len(workers))]
     for worker in workers:
         worker.join()
+    assert [worker.exitcode for worker in workers] == [0, 0, 0]
+    events = [log.get() for _ in range(2 * 20 * len(workers))]
     running = 0
     for event, alone in events:
         running += 1 if event == "begins" else -1
