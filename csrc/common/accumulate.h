@@ -1,40 +1,14 @@
-// accumulate: what host and device ask of its arguments.
+// accumulate: the argument checks of every device.
 #pragma once
 
 #include "common/checks.h"
 
 namespace hebbkern {
 
-inline void check_taught(const Tensor& x, const Tensor& taught, const Tensor& coefficients,
-                         const OptionalTensor& responses, int64_t patches) {
-  const char* op = "accumulate";
-  const ScalarType result = result_dtype(x.scalar_type());
-  if ((taught.scalar_type() != ScalarType::Int && taught.scalar_type() != ScalarType::Long) || taught.dim() != 2 ||
-      taught.size(0) != patches)
-    fail(op, "taught must be int32 or int64 of shape [patches = ", patches, ", ranks], got ", describe(taught));
-  check_device(op, "taught", taught, "x", x);
-  const int64_t ranks = taught.size(1);
-  if (coefficients.scalar_type() != result ||
-      !(has_shape(coefficients, {ranks}) || has_shape(coefficients, {patches, ranks})))
-    fail(op, "coefficients must be ", name_of(result), " of shape [", ranks, "] or [", patches, ", ", ranks, "], got ",
-         describe(coefficients));
-  check_device(op, "coefficients", coefficients, "x", x);
-  if (!responses) return;
-  if (responses->scalar_type() != result || !has_shape(*responses, {patches, ranks}))
-    fail(op, "responses must be ", name_of(result), " of shape [", patches, ", ", ranks, "], got ",
-         describe(*responses));
-  check_device(op, "responses", *responses, "x", x);
-}
-
-struct Asked {
-  Geometry g;
-  Patches patches;
-};
-
-inline Asked check_accumulate(const Tensor& x, const Tensor& taught, const Tensor& coefficients,
-                              const OptionalTensor& responses, int64_t neurons, const Ints& kernel,
-                              const std::string& patches, const Ints& stride, const Ints& padding, const Ints& dilation,
-                              const OptionalTensor& frozen) {
+inline PatchedLayer check_accumulate(const Tensor& x, const Tensor& targets, const Tensor& coefficients,
+                                     const OptionalTensor& responses, int64_t neurons, const Ints& kernel,
+                                     const std::string& patches, const Ints& stride, const Ints& padding,
+                                     const Ints& dilation, const OptionalTensor& frozen) {
   const char* op = "accumulate";
   check_x(op, x);
   if (x.size(1) == 0) fail(op, "x must have at least one input, got shape ", list(x.sizes()));
@@ -44,7 +18,20 @@ inline Asked check_accumulate(const Tensor& x, const Tensor& taught, const Tenso
     fail(op, "kernel must be two numbers of at least 1 for images, got ", list(kernel));
   const Geometry g = check_geometry(op, x, neurons, kernel, stride, padding, dilation, "kernel");
   const Patches kind = check_patches(op, patches);
-  check_taught(x, taught, coefficients, responses, g.patches());
+  const int64_t count = g.patches();
+  if (!is_index(targets.scalar_type()) || targets.dim() != 2 || targets.size(0) != count)
+    fail(op, "targets must be int32 or int64 of shape [patches = ", count, ", ranks], got ", describe(targets));
+  check_device(op, "targets", targets, "x", x);
+  const int64_t ranks = targets.size(1);
+  const ScalarType result = result_dtype(x.scalar_type());
+  if (coefficients.scalar_type() != result ||
+      !(has_shape(coefficients, {ranks}) || has_shape(coefficients, {count, ranks})))
+    fail(op, "coefficients must be ", name_of(result), " of shape [", ranks, "] or [", count, ", ", ranks, "], got ",
+         describe(coefficients));
+  check_device(op, "coefficients", coefficients, "x", x);
+  if (responses && (responses->scalar_type() != result || !has_shape(*responses, {count, ranks})))
+    fail(op, "responses must be ", name_of(result), " of shape [", count, ", ", ranks, "], got ", describe(*responses));
+  if (responses) check_device(op, "responses", *responses, "x", x);
   check_mask(op, "frozen", frozen, neurons, x);
   return {g, kind};
 }

@@ -1,4 +1,4 @@
-// apply_: what host and device ask of its arguments.
+// apply_: the argument checks of every device.
 #pragma once
 
 #include <algorithm>
@@ -21,8 +21,8 @@ inline Normalise check_normalise(const char* op, const std::string& normalise) {
   fail(op, "normalise must be \"none\", \"row_max\", \"row_l2\" or \"global_max\", got \"", normalise, "\"");
 }
 
-// Raises if two entries of the weight may share memory: a dimension's stride must exceed the reach of those with
-// smaller ones.
+// Raises if two entries of the weight may share memory: each dimension's stride must exceed the distance that the
+// dimensions with smaller strides span.
 inline void check_apart(const char* op, const Tensor& weight) {
   std::vector<std::pair<int64_t, int64_t>> dims;  // stride, size
   for (int64_t d = 0; d < weight.dim(); ++d)
@@ -37,7 +37,7 @@ inline void check_apart(const char* op, const Tensor& weight) {
   }
 }
 
-// One number a row of the weight, or where `single` may be one for all.
+// One number a row of the weight; with `single` also one number for all rows.
 inline void check_column(const char* op, const char* argument, const OptionalTensor& column, const Tensor& weight,
                          bool single) {
   if (!column) return;

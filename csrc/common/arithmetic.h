@@ -1,5 +1,4 @@
-// What host and device must decide alike: geometry (patches.h), who wins a tie, what a patch teaches, how a weight
-// moves.
+// Formulas that every device must compute alike, to the bit: ties, powers, scales, coefficients and steps.
 #pragma once
 
 #include <cmath>
@@ -14,8 +13,8 @@ HEBBKERN_HOST_DEVICE bool beats(T response, int32_t neuron, T other, int32_t tha
   return response > other || (response == other && neuron < than);
 }
 
-// sign(w) |w|^(p - 1), what a weight counts in the response of Lebesgue exponent p; whole p by multiplication, which is
-// faster and exact to rounding.
+// sign(w) |w|^(p - 1), the factor of an input in the response of Lebesgue exponent p. Whole p use multiplication, which
+// is faster and exact to rounding.
 template <class T>
 HEBBKERN_HOST_DEVICE T powered(T w, double p) {
   if (p == 2) return w;
@@ -29,26 +28,26 @@ HEBBKERN_HOST_DEVICE T powered(T w, double p) {
   return std::copysign(T(std::pow(size, T(p - 1))), w);
 }
 
-// 1 / length, 0 for nothing. NaN where the length overflowed: an infinite one would pass for a vector of zeros.
+// 1 / length; 0 for length 0. NaN where the length overflowed: 1 / infinity would pass for a vector of zeros.
 template <class T>
 HEBBKERN_HOST_DEVICE T inverse_length(T length) {
   return length == 0 ? T(0) : length < T(INFINITY) ? T(1) / length : T(NAN);
 }
 
-// The scale of a standardised patch: norm about its mean `spread`, norm `length`; 0 where it is flat.
+// The scale of a standardised patch of norm `length` and norm about its mean `spread`; 0 for a flat patch.
 template <class T>
 HEBBKERN_HOST_DEVICE T standard_scale(T spread, T length) {
   if (!(length < T(INFINITY))) return T(NAN);
   return spread <= T(flat) * length ? T(0) : inverse_length(spread);
 }
 
-// The coefficient of an entry whose rank has coefficient c, where it follows the response.
+// The coefficient of an entry of a rank with coefficient c, where coefficients follow the responses.
 template <class T>
 HEBBKERN_HOST_DEVICE T rectified(T c, T response) {
   return response > 0 ? c * response : T(0);
 }
 
-// A weight after a step of `rate` times delta: one rounding, spelt out so that no compiler chooses otherwise elsewhere.
+// A weight after a step of `rate` times delta. An explicit fma, so that every compiler rounds once.
 template <class T>
 HEBBKERN_HOST_DEVICE T moved(T w, T rate, T delta) {
   return std::fma(rate, delta, w);

@@ -1,4 +1,4 @@
-// Argument checks shared by host and device: one sentence naming the argument, what it must be and what came.
+// Argument checks of every device, and their sentences: the argument, what it must be and what came.
 #pragma once
 
 #include <cmath>
@@ -60,6 +60,8 @@ inline std::string describe(const Tensor& t) {
   return std::string(name_of(t.scalar_type())) + " of shape " + list(t.sizes());
 }
 
+inline bool is_index(ScalarType dtype) { return dtype == ScalarType::Int || dtype == ScalarType::Long; }
+
 inline bool is_floating(ScalarType dtype) {
   return dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::BFloat16 ||
          dtype == ScalarType::Half;
@@ -97,7 +99,7 @@ inline void check_mask(const char* op, const char* argument, const OptionalTenso
          device_of(*mask));
 }
 
-// Of one bool a neuron, everywhere false where there is none.
+// One bool a neuron; without a tensor, false for every neuron.
 class Mask {
  public:
   explicit Mask(const OptionalTensor& mask)
@@ -116,7 +118,7 @@ inline void check_x(const char* op, const Tensor& x) {
   check_floating(op, "x", x);
 }
 
-// dtype: the weight's; none: x's.
+// dtype: what the weight's must be; none: x's.
 inline void check_weight(const char* op, const Tensor& x, const Tensor& weight,
                          std::optional<ScalarType> dtype = std::nullopt) {
   if (weight.dim() != x.dim())
@@ -137,6 +139,7 @@ inline void check_rate(const char* op, double lr) {
   if (!std::isfinite(lr)) fail(op, "lr must be finite, got ", lr);
 }
 
+// Of a competition for k ranks whose responses have Lebesgue exponent p.
 inline void check_contest(const char* op, int64_t k, double p, bool cosine, int64_t neurons) {
   const int64_t most = neurons < 64 ? neurons : 64;
   if (k < 1 || k > most) fail(op, "k must be between 1 and min(64, ", neurons, " neurons), got ", k);
@@ -161,7 +164,7 @@ inline void check_pair(const char* op, const char* argument, const Ints& pair, i
     fail(op, argument, " must be two numbers of at most ", largest_extent, ", got ", list(pair));
 }
 
-// kernel: (kh, kw) for images, empty for a linear layer. `argument` names where it came from.
+// kernel: (kh, kw) for images, empty for a linear layer. `argument`: which argument gave it.
 inline Geometry check_geometry(const char* op, const Tensor& x, int64_t neurons, const Ints& kernel, const Ints& stride,
                                const Ints& padding, const Ints& dilation, const char* argument) {
   check_pair(op, "stride", stride, 1);
@@ -195,6 +198,12 @@ inline Geometry check_geometry(const char* op, const Tensor& x, int64_t neurons,
   return g;
 }
 
+// A layer, and how its patches are read.
+struct PatchedLayer {
+  Geometry g;
+  Patches patches;
+};
+
 inline Geometry check_layer(const char* op, const Tensor& x, const Tensor& weight, const Ints& stride,
                             const Ints& padding, const Ints& dilation, std::optional<ScalarType> dtype = std::nullopt) {
   check_x(op, x);
@@ -203,6 +212,7 @@ inline Geometry check_layer(const char* op, const Tensor& x, const Tensor& weigh
   return check_geometry(op, x, weight.size(0), kernel, stride, padding, dilation, "weight");
 }
 
+// The sentences about values, which a device checks where it can read them.
 [[noreturn]] inline void fail_overflow(const char* op, const char* what, bool wide) {
   fail(op, what, ", got an overflow of ", wide ? "float64" : "float32");
 }
@@ -212,6 +222,14 @@ constexpr const char* finite_sums = "x and weight must give finite sums";
 
 [[noreturn]] inline void fail_finite(const char* op, const char* argument) {
   fail(op, argument, " must be finite, got a NaN or an infinity");
+}
+
+[[noreturn]] inline void fail_index(const char* op, const char* argument, int64_t neurons, int64_t index) {
+  fail(op, argument, " must name neurons 0 to ", neurons - 1, ", or -1 for nobody, got ", index);
+}
+
+[[noreturn]] inline void fail_norms(const char* op, bool wide) {
+  fail(op, "x must have patches whose norm and its inverse are finite, got one beyond ", wide ? "float64" : "float32");
 }
 
 }  // namespace hebbkern

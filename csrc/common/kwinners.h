@@ -1,11 +1,11 @@
-// kwinners: what host and device ask of its arguments.
+// kwinners: the argument checks of every device.
 #pragma once
 
 #include "common/checks.h"
 
 namespace hebbkern {
 
-// `dim`, counted from the first dimension.
+// Returns `dim` counted from the first dimension.
 inline int64_t check_kwinners(const char* op, const Tensor& y, int64_t k, int64_t dim) {
   check_floating(op, "y", y);
   const int64_t rank = y.dim();

@@ -1,4 +1,4 @@
-// The geometry of patches, shared by every stage on host and device. A linear layer is a 1x1 image of N channels.
+// The geometry of a layer's patches. A linear layer is a convolution of 1x1 images with N channels.
 #pragma once
 
 #include <cstdint>

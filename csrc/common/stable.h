@@ -1,4 +1,4 @@
-// Torch's stable ABI, gathered in one place: tensors, threads and dtypes as the kernels use them.
+// Torch's stable ABI as the kernels use it: tensors, threads, scratch memory and dtypes.
 #pragma once
 
 #if defined(__linux__)
@@ -48,28 +48,28 @@ inline Tensor empty(const Ints& sizes, ScalarType dtype) {
   return fresh;
 }
 
-// While one lives that is asked for, `parallel` stays in its thread: for work as a whole too small to wake others.
-class Alone {
+// While an enabled one lives, `parallel` runs everything on the calling thread: for work too small to wake others.
+class SingleThread {
  public:
-  explicit Alone(bool asked) : before_(active()) { active() |= asked; }
-  ~Alone() { active() = before_; }
-  Alone(const Alone&) = delete;
-  Alone& operator=(const Alone&) = delete;
+  explicit SingleThread(bool enabled) : before_(active()) { active() |= enabled; }
+  ~SingleThread() { active() = before_; }
+  SingleThread(const SingleThread&) = delete;
+  SingleThread& operator=(const SingleThread&) = delete;
   static bool& active() {
-    static thread_local bool alone = false;
-    return alone;
+    static thread_local bool single = false;
+    return single;
   }
 
  private:
   const bool before_;
 };
 
-// Calls f(item) for every item, on as many threads as torch would use; items are handed out one by one, so f must not
-// depend on the order. What f throws is thrown again here, once every thread is back: it cannot cross the stable ABI.
+// Calls f(item) for every item, on as many threads as torch would use. Items are handed out one by one, so f must not
+// depend on their order. An exception of f is rethrown here once every thread is back: it cannot cross the stable ABI.
 template <class F>
 void parallel(int64_t items, const F& f) {
   const int64_t threads = torch::stable::get_num_threads();
-  if (items <= 1 || threads == 1 || Alone::active()) {
+  if (items <= 1 || threads == 1 || SingleThread::active()) {
     for (int64_t item = 0; item < items; ++item) f(item);
     return;
   }

@@ -1,4 +1,4 @@
-// winner_step_: what it is asked for, and what host and device ask of its arguments.
+// winner_step_: its settings and the argument checks of every device.
 #pragma once
 
 #include <algorithm>
@@ -9,40 +9,52 @@
 
 namespace hebbkern {
 
-struct Lesson {
-  const OptionalTensor& labels;             // given: nobody competes
+struct WinnerStep {
+  Geometry g;
+  Patches patches;
+  const OptionalTensor& labels;             // given: they name the neurons, and no competition takes place
   const std::vector<double>& coefficients;  // one a rank
   double p;
   bool cosine, by_response, decay_by_response, average;
   Normalise normalise;
   double lr;
-  Patches patches;
   const OptionalTensor& frozen;
 
   int64_t ranks() const { return int64_t(coefficients.size()); }
 };
 
-inline void check_labels(const char* op, const Tensor& labels, const Tensor& x, int64_t k, const Lesson& lesson) {
-  if ((labels.scalar_type() != ScalarType::Int && labels.scalar_type() != ScalarType::Long) ||
-      !has_shape(labels, {x.size(0)}))
+inline void check_labels(const char* op, const Tensor& labels, const Tensor& x, int64_t k, const WinnerStep& step) {
+  if (!is_index(labels.scalar_type()) || !has_shape(labels, {x.size(0)}))
     fail(op, "labels must be int64 or int32 of shape [", x.size(0), "], the class of each sample, got ",
          describe(labels));
   check_device(op, "labels", labels, "x", x);
   if (k != 1) fail(op, "k must be 1 with labels, got ", k);
-  if (lesson.by_response) fail(op, "by_response must be False with labels, got True");
-  if (lesson.decay_by_response) fail(op, "decay_by_response must be False with labels, got True");
+  if (step.by_response) fail(op, "by_response must be False with labels, got True");
+  if (step.decay_by_response) fail(op, "decay_by_response must be False with labels, got True");
 }
 
-inline void check_lesson(const char* op, const Lesson& lesson, int64_t k, const Geometry& g, const Tensor& x) {
-  check_contest(op, k, lesson.p, lesson.cosine, g.neurons);
+// The arguments of the operator; the result refers to them.
+inline WinnerStep check_winner_step(const char* op, const Tensor& weight, const Tensor& x, const OptionalTensor& labels,
+                                    int64_t k, double p, bool cosine, const std::vector<double>& coefficients,
+                                    bool by_response, bool decay_by_response, bool average,
+                                    const std::string& normalise, double lr, const std::string& patches,
+                                    const Ints& stride, const Ints& padding, const Ints& dilation,
+                                    const OptionalTensor& frozen) {
+  const Geometry g = check_layer(op, x, weight, stride, padding, dilation);
+  check_apart(op, weight);
+  const Normalise divisor = check_normalise(op, normalise);
+  const WinnerStep step{g,           check_patches(op, patches), labels,  coefficients, p,  cosine,
+                        by_response, decay_by_response,          average, divisor,      lr, frozen};
+  check_contest(op, k, p, cosine, g.neurons);
   const double most = x.scalar_type() == ScalarType::Double ? std::numeric_limits<double>::max()
                                                             : double(std::numeric_limits<float>::max());
-  const auto sound = [&](double c) { return std::abs(c) <= most; };
-  if (lesson.ranks() != k || !std::all_of(lesson.coefficients.begin(), lesson.coefficients.end(), sound))
-    fail(op, "coefficients must be k = ", k, " finite numbers, got ", list(lesson.coefficients));
-  if (lesson.labels) check_labels(op, *lesson.labels, x, k, lesson);
-  check_rate(op, lesson.lr);
-  check_mask(op, "frozen", lesson.frozen, g.neurons, x);
+  const auto fits = [&](double c) { return std::abs(c) <= most; };
+  if (step.ranks() != k || !std::all_of(coefficients.begin(), coefficients.end(), fits))
+    fail(op, "coefficients must be k = ", k, " finite numbers, got ", list(coefficients));
+  if (labels) check_labels(op, *labels, x, k, step);
+  check_rate(op, lr);
+  check_mask(op, "frozen", frozen, g.neurons, x);
+  return step;
 }
 
 }  // namespace hebbkern

@@ -2,9 +2,9 @@
 // `matrix_unit` the unit that competitions are screened on, `pair_unit` that which multiplies bfloat16 ("" for none).
 #include <Python.h>
 
-#include "cpu/simd/kernels.h"
 #include "cpu/products/pairs.h"
 #include "cpu/products/screen.h"
+#include "cpu/simd/kernels.h"
 
 using namespace hebbkern;
 

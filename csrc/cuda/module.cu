@@ -1,12 +1,12 @@
 // A Python module whose import loads this library, which registers the kernels as overload "cuda" of the operators.
 #include <Python.h>
 
-#include "cuda/ops/screen.cuh"
 #include "cuda/device/status.cuh"
+#include "cuda/ops/screen.cuh"
 
 using namespace hebbkern;
 
-// skipped(index) -> steps skipped on that device since last asked
+// skipped(index) -> steps skipped on that device since the last call
 static PyObject* count(PyObject*, PyObject* index) {
   const long device = PyLong_AsLong(index);
   if (PyErr_Occurred()) return nullptr;

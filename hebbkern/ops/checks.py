@@ -11,7 +11,7 @@ import torch
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 PATCHES = ("raw", "centred", "standardised")
 ACTIVATIONS = ("linear", "relu", "tanh", "softmax")
-DECAYS = ("triangular", "diagonal", "none")
+DECAYS = ("triangular", "diagonal", "activity", "none")
 NORMALISATIONS = ("none", "row_max", "row_l2", "global_max")
 MOST_WINNERS = 64
 LARGEST_EXTENT = 2**31 - 1  # extents below it multiply without overflow

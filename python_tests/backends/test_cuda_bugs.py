@@ -1,7 +1,7 @@
 """Tests of the tests: a bug planted in a kernel of csrc/cuda turns the suite red on the backend "cuda-host".
 
-Each bug is one line of a kernel, replaced; the library is compiled anew beside the sound one and the named tests are
-run on it, of which some must fail. That they pass on the sound one the suite itself has shown.
+Each bug replaces one line of a kernel. The library is compiled again in a temporary folder, and the named tests, which
+pass on the sound library, must fail on it.
 """
 
 import os
@@ -20,7 +20,7 @@ TESTS = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Bug:
-    what: str
+    description: str
     file: str
     before: str  # occurs once
     after: str
@@ -28,47 +28,49 @@ class Bug:
 
     @property
     def id(self):
-        return f"{self.file}: {self.what}"
+        return f"{self.file}: {self.description}"
 
 
 BUGS = [
-    # A barrier that is not there.
-    Bug("sums of a list's warps are added before they are all there", "gather.cu",
+    # A missing barrier.
+    Bug("the warps' sums of a list are added before all are written", "gather.cu",
         "if (lane == 0) shared.shares[warp] = share;\n  __syncthreads();",
         "if (lane == 0) shared.shares[warp] = share;",
         "test_cuda_accumulate.py::lists_that_just_fit"),
-    Bug("a team joins what was not written yet", "rows.cuh",
+    Bug("a team combines values that are not written yet", "rows.cuh",
         "of_warps[warp] = value;\n  __syncthreads();", "of_warps[warp] = value;", "test_apply.py::test_steps"),
     Bug("a tile of weights is multiplied while it is written", "finish.cu",
         "put((step + 1) % 2);\n      __syncthreads();", "put((step + 1) % 2);",
         "test_cuda_dense_update.py::general and every_way"),
-    Bug("who is equal before is read before it is counted", "kwinners.cu",
+    Bug("the number of equal entries before is read before it is counted", "kwinners.cu",
         "shared.equals[warp][row] = mine;\n  __syncthreads();", "shared.equals[warp][row] = mine;",
         "test_cuda_kwinners.py::test_widths"),
     Bug("a stage is written while others still multiply it", "walk.cu",
-        "__syncthreads();  // everyone's copies are here, and nobody reads the step before", "",
+        "__syncthreads();  // all copies have arrived, and no thread reads the step before", "",
         "test_cuda_compete.py::any_order"),
-    # A copy that is not waited for.
+    # A missing wait for a copy.
     Bug("weights are multiplied before they have arrived", "residual.cu",
-        "cp_async_wait<stages - 2>();", "cp_async_wait<stages - 1>();", "test_cuda_dense_update.py::residual and every_way"),
+        "cp_async_wait<stages - 2>();", "cp_async_wait<stages - 1>();",
+        "test_cuda_dense_update.py::residual and every_way"),
     Bug("patches are searched before they have arrived", "nearest_patch.cu",
-        "cp_async_wait<stages<S, T> - 2>", "cp_async_wait<stages<S, T> - 1>", "test_cuda_nearest_patch.py::test_several_tiles"),
-    # A guard that is off by one.
+        "cp_async_wait<stages<S, T> - 2>", "cp_async_wait<stages<S, T> - 1>",
+        "test_cuda_nearest_patch.py::test_several_tiles"),
+    # A bound that is off by one.
     Bug("the last input is not stored", "gather.cu",
-        "if (column < place.inputs) *reint", "if (column < place.inputs - 1) *reint",
+        "if (column < view.inputs) *reint", "if (column < view.inputs - 1) *reint",
         "test_cuda_accumulate.py::lists_that_just_fit"),
     Bug("a list of exactly one piece is cut", "gather.cu", "size > piece ||", "size >= piece ||",
         "test_cuda_accumulate.py::lists_that_just_fit"),
     Bug("the last input of a row is not stepped", "rows.cuh",
         "if (n + i < weight.inputs) *weight.spot(j, n + i) = all.at[i];",
         "if (n + i < weight.inputs - 1) *weight.spot(j, n + i) = all.at[i];", "test_apply.py::test_steps"),
-    Bug("the last neuron does not contend", "products.cuh",
+    Bug("the last neuron does not compete", "products.cuh",
         "const bool there = neuron < end && entry", "const bool there = neuron < end - 1 && entry",
         "test_cuda_screen.py::screened_winners"),
-    Bug("the last neuron's response is no part of a softmax", "activate.cu",
+    Bug("the last neuron's response is left out of a softmax", "activate.cu",
         "neuron < layer.neurons; neuron += 32)", "neuron < layer.neurons - 1; neuron += 32)",
         "test_cuda_dense_update.py::softmax_in_several_tiles"),
-    # A tie that goes to the wrong one.
+    # A tie that is decided wrongly.
     Bug("of equal responses the last wins", "walk.cu", "k == 1 && responses[i][j] > bar[i]",
         "k == 1 && responses[i][j] >= bar[i]", "test_cuda_compete.py::everybody_enters"),
     Bug("of equal entries the last are kept", "kwinners.cuh", "equal & lower_lanes", "equal & ~lower_lanes",
@@ -76,13 +78,14 @@ BUGS = [
     Bug("of equally near patches the last is nearest", "nearest_patch.cu",
         "if (distance < value) {", "if (distance <= value) {", "test_cuda_nearest_patch.py::test_of_equals"),
     Bug("of equal responses the last wins a softmax", "dense_update.cuh",
-        "beats(other.best, other.winner, best, winner) ?", "other.best >= best ?", "test_dense_update.py::softmax_ties"),
-    # A bound that is too narrow, a step that is not all or nothing, a sign.
-    Bug("what rounding takes from weights is forgotten", "bound.cuh", "+ of.wide * slip;", ";",
+        "beats(other.best, other.winner, best, winner) ?", "other.best >= best ?",
+        "test_dense_update.py::softmax_ties"),
+    # An error bound that is too narrow, a step that is not all or nothing, a lost sign.
+    Bug("the rounding of weights is left out of the bound", "bound.cuh", "+ of.wide * slip;", ";",
         "test_cuda_screen.py::what_rounding_takes"),
-    Bug("an entry whose step is zero is written all the same", "apply.cu", "else if (row.rate * delta != 0)", "else",
+    Bug("an entry whose step is zero is written", "apply.cu", "else if (row.rate * delta != 0)", "else",
         "test_apply.py::test_rows_that_do_not_move"),
-    Bug("frozen rows are looked at", "apply.cu", "  if (row.tall < 0) return;\n", "", "test_apply.py::test_frozen"),
+    Bug("frozen rows are examined", "apply.cu", "  if (row.tall < 0) return;\n", "", "test_apply.py::test_frozen"),
     Bug("a skipped step is not counted", "apply.cu", "*skipped += 1", "*skipped += 0", "test_apply.py::overflow"),
 ]  # fmt: skip
 

@@ -1,7 +1,7 @@
-"""Compiles csrc/cuda by g++ against the emulation in cudaemu/, so that its kernels run on CPU tensors.
+"""Compiles csrc/cuda with g++ and the emulation in cudaemu/, so that its kernels run on CPU tensors.
 
-``python python_tests/helpers/cuda_host.py`` builds build/cuda_host/_cuda_host.abi3.so, of what has changed since it was last
-built; HEBBKERN_CUDA_HOST names such a file to hebbkern, which then serves its backend "cuda" from it.
+``python python_tests/helpers/cuda_host.py`` builds build/cuda_host/_cuda_host.abi3.so, compiling only what has changed.
+Where HEBBKERN_CUDA_HOST names such a file, hebbkern's backend "cuda" uses it.
 """
 
 import concurrent.futures
@@ -30,17 +30,17 @@ def library(folder=FOLDER):
 
 
 def built():
-    """The library, if it is there and nothing that it was made of is newer."""
+    """The library, or None if it is missing or older than its sources."""
     if not library().exists():
         return None
-    made_of = [*headers(SOURCES), *SOURCES.rglob("*.cu")]
-    return library() if newest(made_of) < library().stat().st_mtime else None
+    sources = [*headers(SOURCES), *SOURCES.rglob("*.cu")]
+    return library() if newest(sources) < library().stat().st_mtime else None
 
 
 def headers(sources):
-    """What every kernel may depend on; torch and these lines belong to it."""
-    ours = *sources.rglob("*.cuh"), *sources.parent.joinpath("common").glob("*.h"), *EMULATION.glob("*.h")
-    return [*ours, Path(__file__), Path(torch.__file__).with_name("version.py")]
+    """Files that every object depends on: headers, this module and the version of torch."""
+    files = *sources.rglob("*.cuh"), *sources.parent.joinpath("common").glob("*.h"), *EMULATION.glob("*.h")
+    return [*files, Path(__file__), Path(torch.__file__).with_name("version.py")]
 
 
 def newest(paths):
@@ -48,13 +48,16 @@ def newest(paths):
 
 
 def compiler():
-    """g++, or what CXX names, as a command line; None where it is not here."""
+    """The command line of the compiler, CXX or g++; None if it is not installed."""
     command = shlex.split(os.environ.get("CXX") or "g++")
     return command if shutil.which(command[0]) else None
 
 
 def build(folder=FOLDER, flags=(), sources=SOURCES):
-    """Compiles what is older than its sources, links, and returns the library; raises RuntimeError with g++'s words."""
+    """Compiles what is older than its sources, links, and returns the library.
+
+    Raises RuntimeError with the compiler's output, FileNotFoundError without a compiler.
+    """
     command = compiler()
     if command is None:
         raise FileNotFoundError("no g++ is found")
@@ -72,7 +75,7 @@ def build(folder=FOLDER, flags=(), sources=SOURCES):
     target = library(folder)
     if not target.exists() or target.stat().st_mtime < max(latest, newest(objects)):
         libraries = [f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10", "-pthread"]
-        fresh = target.with_suffix(f".{os.getpid()}")  # another process may be loading the old one
+        fresh = target.with_suffix(f".{os.getpid()}")  # another process may be loading the old library
         run(*command, "-shared", *flags, "-o", fresh, *objects, *libraries)
         fresh.replace(target)
     return target

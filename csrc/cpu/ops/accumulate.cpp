@@ -8,26 +8,26 @@
 
 namespace hebbkern {
 
-// Entries of a neuron's list that are added in one go. A longer list is cut, its pieces' sums are added in order: one
-// neuron may win everything and still keep every thread busy.
+// Entries of a neuron's list that are added in one go. A longer list is cut into pieces, whose sums are added in order:
+// every thread has work even where one neuron wins every patch.
 constexpr int64_t piece = 256;
 
-// Calls f(patch, neuron, coefficient, response) for every entry of patches [first, last) that teaches, in patch order.
+// Calls f(patch, neuron, coefficient, response), in patch order, for the entries of patches [first, last) that teach.
 template <class T, class F>
-static void each_entry(const Taught<T>& taught, int64_t first, int64_t last, const F& f) {
-  const int32_t* who = taught.who + first * taught.ranks;
+static void each_entry(const Assignments<T>& assignments, int64_t first, int64_t last, const F& f) {
+  const int32_t* target = assignments.targets + first * assignments.ranks;
   for (int64_t p = first; p < last; ++p)
-    for (int64_t r = 0; r < taught.ranks; ++r) {
-      const int32_t j = *who++;
-      const T c = taught.coefficients(p, r);
-      if (j >= 0 && c != 0 && !taught.frozen[j]) f(p, j, c, taught.responses(p, r));
+    for (int64_t r = 0; r < assignments.ranks; ++r) {
+      const int32_t j = *target++;
+      const T c = assignments.coefficients(p, r);
+      if (j >= 0 && c != 0 && !assignments.frozen[j]) f(p, j, c, assignments.responses(p, r));
     }
 }
 
-// Counts, then places: two walks over the entries, each in chunks of patches that depend on nothing but their number.
+// Counts, then places the entries: two passes, each in chunks of patches that depend on the number of patches alone.
 // The decays are summed in patch order within a chunk, then chunk by chunk.
 template <class T>
-Lists<T> group(const Source<T>& source, const Moments<T>* moments, const Taught<T>& taught) {
+Lists<T> group(const Source<T>& source, const Moments<T>* moments, const Assignments<T>& assignments) {
   const int64_t neurons = source.g.neurons, patches = source.g.patches();
   const int64_t chunks = std::clamp<int64_t>(patches / 8192, 1, 8), size = (patches + chunks - 1) / chunks;
   std::vector<int64_t> next(chunks * neurons);  // of each neuron: how many entries, then where the next one goes
@@ -35,21 +35,21 @@ Lists<T> group(const Source<T>& source, const Moments<T>* moments, const Taught<
   parallel(chunks, [&](int64_t chunk) {
     int64_t* count = &next[chunk * neurons];
     double* sum = &total[chunk * neurons];
-    each_entry(taught, chunk * size, std::min(patches, (chunk + 1) * size), [&](int64_t, int32_t j, T c, T s) {
+    each_entry(assignments, chunk * size, std::min(patches, (chunk + 1) * size), [&](int64_t, int32_t j, T c, T s) {
       ++count[j];
       sum[j] += double(c) * double(s);
     });
   });
-  std::vector<int32_t> names;
+  std::vector<int32_t> taught;
   std::vector<int64_t> start{0};
   for (int64_t j = 0; j < neurons; ++j) {
     int64_t at = start.back();
     for (int64_t chunk = 0; chunk < chunks; ++chunk) at += std::exchange(next[chunk * neurons + j], at);
     if (at == start.back()) continue;
-    names.push_back(int32_t(j));
+    taught.push_back(int32_t(j));
     start.push_back(at);
   }
-  Lists<T> lists(std::move(names), std::move(start));
+  Lists<T> lists(std::move(taught), std::move(start));
   for (int64_t i = 0; i < lists.size(); ++i) {
     double sum = 0;
     for (int64_t chunk = 0; chunk < chunks; ++chunk) sum += total[chunk * neurons + lists.neurons[i]];
@@ -59,7 +59,7 @@ Lists<T> group(const Source<T>& source, const Moments<T>* moments, const Taught<
     const int64_t first = chunk * size, last = std::min(patches, first + size);
     Scratch<int64_t> bases(last - first);
     source.bases(first, last - first, bases.get());
-    each_entry(taught, first, last, [&](int64_t p, int32_t j, T c, T) {
+    each_entry(assignments, first, last, [&](int64_t p, int32_t j, T c, T) {
       const int64_t at = next[chunk * neurons + j]++;
       lists.base[at] = bases[p - first];
       const T scaled = moments ? c * moments->scale[p] : c;
@@ -70,7 +70,7 @@ Lists<T> group(const Source<T>& source, const Moments<T>* moments, const Taught<
   return lists;
 }
 
-// Vectors of neighbouring inputs that cover a patch: the last of a run reads past it, into entries nobody stores.
+// Vectors of neighbouring inputs that cover a patch. The last of a run reads past it, into entries that are not stored.
 struct Vectors {
   std::vector<int64_t> offset, first, length;
 };
@@ -121,13 +121,13 @@ static void add_piece(const Source<T>& source, const Vectors& vectors, const Lis
   }
 }
 
-// Entries [from, to) of a list. A list of several such pieces is long: each fills a row of partial sums.
+// Entries [from, to) of a list. A list of several such pieces is long: each piece fills a row of partial sums.
 struct Work {
   int64_t list, from, to;
   int64_t partial = -1, long_list = -1;
 };
 
-// Lists in pieces, and pieces in hand-outs that are worth a thread's wake-up.
+// Lists in pieces, and pieces in parts that are worth waking a thread for.
 struct Plan {
   template <class T>
   Plan(const Lists<T>& lists, int64_t inputs) {
@@ -173,7 +173,7 @@ void add_lists(const Source<T>& source, const Lists<T>& lists, const std::functi
     T* to = row(list);
     for (int64_t n = 0; n < inputs; ++n) to[in_weight(source.g, n)] = sum[n];
   };
-  // Whoever adds a long list's last piece adds the pieces' sums, in their order.
+  // The thread that adds a long list's last piece adds the pieces' sums, in their order.
   const auto merge = [&](const Work& w) {
     const int64_t first = plan.first_partial[w.long_list], end = plan.first_partial[w.long_list + 1];
     if (++added[w.long_list] < end - first) return false;
@@ -200,33 +200,32 @@ void add_lists(const Source<T>& source, const Lists<T>& lists, const std::functi
 }
 
 template <class I>
-static void copy_names(const char* op, const char* argument, const Tensor& tensor, int64_t repeat, int64_t neurons,
-                       int32_t* out) {
-  const I* names = static_cast<const I*>(tensor.const_data_ptr());
+static void copy_indices(const char* op, const char* argument, const Tensor& tensor, int64_t repeat, int64_t neurons,
+                         int32_t* out) {
+  const I* indices = static_cast<const I*>(tensor.const_data_ptr());
   const int64_t columns = tensor.dim() == 2 ? tensor.size(1) : 1, down = tensor.stride(0);
   const int64_t right = tensor.dim() == 2 ? tensor.stride(1) : 0;
   for (int64_t i = 0; i < tensor.size(0); ++i)
     for (int64_t copy = 0; copy < repeat; ++copy)
       for (int64_t j = 0; j < columns; ++j) {
-        const int64_t name = names[i * down + j * right];
-        if (name < -1 || name >= neurons)
-          fail(op, argument, " must name neurons 0 to ", neurons - 1, ", or -1 for nobody, got ", name);
-        *out++ = int32_t(name);
+        const int64_t index = indices[i * down + j * right];
+        if (index < -1 || index >= neurons) fail_index(op, argument, neurons, index);
+        *out++ = int32_t(index);
       }
 }
 
-Scratch<int32_t> named_neurons(const char* op, const char* argument, const Tensor& tensor, int64_t repeat,
-                               int64_t neurons) {
-  Scratch<int32_t> names(tensor.numel() * repeat);
+Scratch<int32_t> checked_indices(const char* op, const char* argument, const Tensor& tensor, int64_t repeat,
+                                 int64_t neurons) {
+  Scratch<int32_t> indices(tensor.numel() * repeat);
   if (tensor.scalar_type() == ScalarType::Int)
-    copy_names<int32_t>(op, argument, tensor, repeat, neurons, names.get());
+    copy_indices<int32_t>(op, argument, tensor, repeat, neurons, indices.get());
   else
-    copy_names<int64_t>(op, argument, tensor, repeat, neurons, names.get());
-  return names;
+    copy_indices<int64_t>(op, argument, tensor, repeat, neurons, indices.get());
+  return indices;
 }
 
-template Lists<float> group(const Source<float>&, const Moments<float>*, const Taught<float>&);
-template Lists<double> group(const Source<double>&, const Moments<double>*, const Taught<double>&);
+template Lists<float> group(const Source<float>&, const Moments<float>*, const Assignments<float>&);
+template Lists<double> group(const Source<double>&, const Moments<double>*, const Assignments<double>&);
 template void add_lists(const Source<float>&, const Lists<float>&, const std::function<float*(int64_t)>&,
                         const std::function<void(int64_t, const float*)>&);
 template void add_lists(const Source<double>&, const Lists<double>&, const std::function<double*(int64_t)>&,
@@ -245,18 +244,18 @@ static Numbers<T> numbers_of(const char* argument, const Tensor& tensor) {
 }
 
 template <class T>
-static void accumulate_typed(const Tensor& x, const Geometry& g, const Tensor& who, const Tensor& coefficients,
+static void accumulate_typed(const Tensor& x, const Geometry& g, const Tensor& targets, const Tensor& coefficients,
                              const OptionalTensor& responses, const OptionalTensor& frozen, Patches patches, T* sum,
                              T* decay, T* count) {
   const char* op = "accumulate";
   const Source<T> source(op, x, g);
-  Taught<T> taught{who.size(1), nullptr, numbers_of<T>("coefficients", coefficients), {}, Mask(frozen)};
-  if (responses) taught.responses = numbers_of<T>("responses", *responses);
+  Assignments<T> assignments{targets.size(1), nullptr, numbers_of<T>("coefficients", coefficients), {}, Mask(frozen)};
+  if (responses) assignments.responses = numbers_of<T>("responses", *responses);
   std::optional<Moments<T>> moments;
   if (patches != Patches::raw) moments.emplace(op, source, patches);
-  const Scratch<int32_t> names = named_neurons(op, "taught", who, 1, g.neurons);
-  taught.who = names.get();
-  const Lists<T> lists = group(source, moments ? &*moments : nullptr, taught);
+  const Scratch<int32_t> indices = checked_indices(op, "targets", targets, 1, g.neurons);
+  assignments.targets = indices.get();
+  const Lists<T> lists = group(source, moments ? &*moments : nullptr, assignments);
   const int64_t inputs = g.inputs();
   std::vector<bool> is_taught(g.neurons);
   std::fill(decay, decay + g.neurons, T(0));
@@ -267,7 +266,7 @@ static void accumulate_typed(const Tensor& x, const Geometry& g, const Tensor& w
     decay[j] = lists.decay[i];
     count[j] = T(lists.start[i + 1] - lists.start[i]);
   }
-  const int64_t block = std::max<int64_t>(1, (1 << 18) / inputs);  // rows that are worth a thread's wake-up
+  const int64_t block = std::max<int64_t>(1, (1 << 18) / inputs);  // rows that are worth waking a thread for
   parallel((g.neurons + block - 1) / block, [&](int64_t part) {
     for (int64_t j = part * block; j < std::min(g.neurons, (part + 1) * block); ++j)
       if (!is_taught[j]) std::fill(sum + j * inputs, sum + (j + 1) * inputs, T(0));
@@ -276,19 +275,19 @@ static void accumulate_typed(const Tensor& x, const Geometry& g, const Tensor& w
       source, lists, [&](int64_t list) { return sum + lists.neurons[list] * inputs; }, [](int64_t, const T*) {});
 }
 
-static std::tuple<Tensor, Tensor, Tensor> accumulate(Tensor x, Tensor taught, Tensor coefficients,
+static std::tuple<Tensor, Tensor, Tensor> accumulate(Tensor x, Tensor targets, Tensor coefficients,
                                                      OptionalTensor responses, int64_t neurons, Ints kernel,
                                                      std::string patches, Ints stride, Ints padding, Ints dilation,
                                                      OptionalTensor frozen) {
-  const auto asked =
-      check_accumulate(x, taught, coefficients, responses, neurons, kernel, patches, stride, padding, dilation, frozen);
-  const Geometry& g = asked.g;
+  const PatchedLayer layer = check_accumulate(x, targets, coefficients, responses, neurons, kernel, patches, stride,
+                                              padding, dilation, frozen);
+  const Geometry& g = layer.g;
   const ScalarType result = result_dtype(x.scalar_type());
   Tensor sum = g.image ? empty({neurons, g.channels, g.kh, g.kw}, result) : empty({neurons, g.channels}, result);
   Tensor decay = empty({neurons}, result), count = empty({neurons}, result);
   with_dtype(result, [&](auto, auto tag) {
     using T = decltype(tag);
-    accumulate_typed<T>(x, g, taught, coefficients, responses, frozen, asked.patches,
+    accumulate_typed<T>(x, g, targets, coefficients, responses, frozen, layer.patches,
                         static_cast<T*>(sum.mutable_data_ptr()), static_cast<T*>(decay.mutable_data_ptr()),
                         static_cast<T*>(count.mutable_data_ptr()));
   });

@@ -1,5 +1,5 @@
-// accumulate, for those who already hold the patches: each taught neuron adds its patches in patch order. No atomics
-// on sums, no sums that depend on the threads.
+// The sums of accumulate, for operators that have read the patches already: each taught neuron adds its patches in
+// patch order. There are no atomics on sums, and no sum depends on the threads.
 #pragma once
 
 #include <functional>
@@ -16,11 +16,11 @@ struct Numbers {
   T operator()(int64_t p, int64_t r) const { return data ? data[p * down + r * right] : T(1); }
 };
 
-// Entry (p, r): patch p teaches neuron who[p * ranks + r], -1 = nobody. Entries whose coefficient is 0 teach nobody.
+// Entry (p, r): patch p teaches neuron targets[p * ranks + r], -1: none. Entries of coefficient 0 teach no neuron.
 template <class T>
-struct Taught {
+struct Assignments {
   int64_t ranks;
-  const int32_t* who;
+  const int32_t* targets;
   Numbers<T> coefficients, responses;  // the decay is sum of coefficient * response
   Mask frozen;                         // these learn nothing
 };
@@ -37,7 +37,7 @@ struct Lists {
         decay(int64_t(neurons.size())) {}
   int64_t size() const { return int64_t(neurons.size()); }
 
-  const std::vector<int32_t> neurons;  // those that are taught at all, rising
+  const std::vector<int32_t> neurons;  // those that any patch teaches, rising
   const std::vector<int64_t> start;
   Scratch<int64_t> base;
   Scratch<T> coefficient;  // coefficient * scale
@@ -46,7 +46,7 @@ struct Lists {
 };
 
 template <class T>
-Lists<T> group(const Source<T>& source, const Moments<T>* moments, const Taught<T>& taught);
+Lists<T> group(const Source<T>& source, const Moments<T>* moments, const Assignments<T>& assignments);
 
 // Adds up every list into row(list), [N] in the order of a contiguous weight, and calls done(list, row) while that row
 // is in cache. Both are called from several threads, once a list.
@@ -54,9 +54,9 @@ template <class T>
 void add_lists(const Source<T>& source, const Lists<T>& lists, const std::function<T*(int64_t)>& row,
                const std::function<void(int64_t, const T*)>& done);
 
-// Neurons of int32 or int64 tensors [rows, columns], each row `repeat` times, in the order of Taught::who. Raises if
-// one is neither a neuron nor -1.
-Scratch<int32_t> named_neurons(const char* op, const char* argument, const Tensor& tensor, int64_t repeat,
-                               int64_t neurons);
+// Neurons of int32 or int64 tensors [rows, columns], each row `repeat` times, in the order of Assignments::targets.
+// Raises if one is neither a neuron nor -1.
+Scratch<int32_t> checked_indices(const char* op, const char* argument, const Tensor& tensor, int64_t repeat,
+                                 int64_t neurons);
 
 }  // namespace hebbkern

@@ -1,4 +1,4 @@
-// apply_: average, skip the frozen, step, renormalise. Whatever raises leaves the weights as they were.
+// apply_: average, skip the frozen, step, renormalise. A step that raises leaves the weights unchanged.
 #include "cpu/ops/apply.h"
 
 #include <algorithm>
@@ -97,7 +97,7 @@ void Step<S, T>::survey(int64_t i, const T* sum, T* buffer) {
   if (!moves) steps_[i] = 0;
 }
 
-// No new weight, nor a number on the way to it, can come near the largest number of the stored dtype.
+// Whether a bound shows that no new weight, nor a number on the way to it, comes near the largest of the stored dtype.
 template <class S, class T>
 bool Step<S, T>::surely_finite() const {
   constexpr double limit = sizeof(T) == 8 ? 1e307 : std::is_same_v<S, Half> ? 3e4 : 1e37;

@@ -1,5 +1,5 @@
-// apply_, for those who hold the sums of some rows: each row is surveyed with its sum, all are judged, then all are
-// taken. Nothing is written before every new weight is known to be finite.
+// The step of apply_, for operators that hold the sums of some rows: each row is surveyed with its sum, all are judged,
+// then all are taken. Nothing is written before every new weight is known to be finite.
 #pragma once
 
 #include "common/apply.h"
@@ -11,7 +11,7 @@ namespace hebbkern {
 void apply_(Tensor weight, Tensor sum, OptionalTensor decay, OptionalTensor denominator, double lr,
             std::string normalise, double rate_power, OptionalTensor frozen);
 
-// What belongs to row i of a step.
+// The numbers of a step, of row i where they have rows.
 template <class T>
 struct Rates {
   const T* decay = nullptr;
@@ -82,7 +82,7 @@ class Step {
   std::atomic<int> flaws_{flaw_none};
 };
 
-// Calls f(i, a row's memory) for every row, in hand-outs that are worth a thread's wake-up.
+// Calls f(i, a row's memory) for every row, in parts that are worth waking a thread for.
 template <class S, class T, class F>
 void each_row(const Rows<S, T>& rows, int64_t count, const F& f) {
   const int64_t block = std::max<int64_t>(1, (int64_t(1) << 17) / rows.inputs());

@@ -1,4 +1,5 @@
-// compete: each patch's k best neurons. Responses live in a register tile's worth of scratch and nowhere else.
+// compete: the k neurons of each patch with the highest responses. Responses are kept in one register tile's scratch
+// only; there is no matrix of patches x neurons.
 #include <algorithm>
 #include <cmath>
 #include <numeric>
@@ -12,9 +13,8 @@ namespace hebbkern {
 
 constexpr int64_t longest = 256;  // patches of a block
 
-// Patches that a thread takes at once. Every block streams all panels, from beyond L2 where they are many, so it should
-// be long; but its patches must stay in half an L2 (1 MiB), and each thread should get four blocks or more to share
-// evenly, with few patches eight.
+// Patches of a block. A block reads all panels, from beyond L2 where they are many, so it should be long; but its
+// patches must fit into half an L2 (1 MiB), and each thread should get at least four blocks, with few patches eight.
 static int64_t block_of(int64_t patches, int64_t bytes, int64_t rows) {
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t even = patches / (4 * threads) >= 64 ? patches / (4 * threads) : patches / (8 * threads);
@@ -22,15 +22,15 @@ static int64_t block_of(int64_t patches, int64_t bytes, int64_t rows) {
   return std::clamp<int64_t>((std::min(even, fit) + rows - 1) / rows * rows, rows, longest);
 }
 
-// Some patches, by their bases, against all panels; best and who [count][k] hold their running k best. With `watch`
-// every response is looked at: false if one overflowed.
+// Some patches, by their bases, against all panels; best and winners [count][k] hold their running k best. With `watch`
+// every response is checked: false if one overflowed.
 template <class T>
 static bool compete_block(const Source<T>& source, const Panels<T>& panels, const int64_t* bases, const T* offset,
-                          int64_t count, int k, bool watch, T* best, int32_t* who) {
+                          int64_t count, int k, bool watch, T* best, int32_t* winners) {
   const auto& kernel = kernels<T>();
   alignas(64) T scores[8 * 48];  // the largest tile
   std::fill(best, best + count * k, -std::numeric_limits<T>::infinity());
-  std::fill(who, who + count * k, -1);
+  std::fill(winners, winners + count * k, -1);
   for (int64_t panel = 0; panel < panels.count(); ++panel) {
     const int vectors = panels.vectors(panel);
     for (int64_t i = 0; i < count; i += kernel.rows) {
@@ -45,7 +45,7 @@ static bool compete_block(const Source<T>& source, const Panels<T>& panels, cons
           if (!std::isfinite(scores[r * kernel.width + j] - (wsum ? offset[i + r] * wsum[j] : T(0)))) return false;
       kernel.rank(scores, int(std::min<int64_t>(kernel.rows, count - i)), vectors, panels.valid(panel),
                   offset ? offset + i : nullptr, wsum, &panels.names[panel * panels.width], k, best + i * k,
-                  who + i * k);
+                  winners + i * k);
     }
   }
   return true;
@@ -53,17 +53,17 @@ static bool compete_block(const Source<T>& source, const Panels<T>& panels, cons
 
 // Responses from the best dot products; false if one overflowed.
 template <class T>
-static bool finish(const std::vector<int32_t>& names, int64_t count, int k, const T* scale, T* best, int32_t* who) {
+static bool finish(const std::vector<int32_t>& names, int64_t count, int k, const T* scale, T* best, int32_t* winners) {
   const int contenders = int(std::min<int64_t>(k, names.size()));
-  for (int64_t i = 0; i < count; ++i, best += k, who += k)
+  for (int64_t i = 0; i < count; ++i, best += k, winners += k)
     for (int r = 0; r < k; ++r) {
       if (r >= contenders) {
         best[r] = 0;
-        who[r] = -1;
+        winners[r] = -1;
       } else if (scale && scale[i] == 0) {  // a patch of zeros: every response is 0, the first neurons win
         best[r] = 0;
-        who[r] = names[r];
-      } else if (who[r] < 0 || !std::isfinite(best[r])) {
+        winners[r] = names[r];
+      } else if (winners[r] < 0 || !std::isfinite(best[r])) {
         return false;
       } else if (scale) {
         best[r] *= scale[i];
@@ -73,7 +73,8 @@ static bool finish(const std::vector<int32_t>& names, int64_t count, int k, cons
   return true;
 }
 
-// What centred and standardised patches and cosines need of each patch, [P] or null; fills `moments` where it must.
+// The offset and scale of each patch, [P] or null, for centred and standardised patches and cosines; fills `moments`
+// where these are needed.
 template <class T>
 struct Scales {
   Scales(const char* op, const Source<T>& source, const Contest& contest, std::optional<Moments<T>>& moments)
@@ -96,10 +97,10 @@ struct Scales {
   Scratch<T> cosine_;
 };
 
-// The patches that screening leaves undecided, rising; all of them where there is no screening.
+// The patches that screening leaves undecided, rising; all patches where there is no screening.
 template <class T>
 static std::vector<int64_t> undecided(const Screen* screen, const Source<T>& source, const Contest& contest,
-                                      const Scales<T>& scales, T* best, int32_t* who) {
+                                      const Scales<T>& scales, T* best, int32_t* winners) {
   const int64_t count = source.g.patches();
   if constexpr (std::is_same_v<T, float>)
     if (screen) {
@@ -108,16 +109,16 @@ static std::vector<int64_t> undecided(const Screen* screen, const Source<T>& sou
       const int64_t together = std::clamp<int64_t>(count / Screen::block / (8 * threads), 1, 16);
       const int64_t share = together * Screen::block, parts = (count + share - 1) / share;
       std::vector<std::vector<int64_t>> left(parts);
-      std::atomic<int64_t> seen{0}, lost{0};
+      std::atomic<int64_t> tried{0}, lost{0};
       parallel(parts, [&](int64_t part) {
         const int64_t first = part * share, size = std::min(share, count - first);
-        if (lost > 64 && lost > seen / 2) {  // such patches as these are not worth screening
+        if (lost > 64 && lost > tried / 2) {  // screening does not pay for patches like these
           for (int64_t i = 0; i < size; ++i) left[part].push_back(first + i);
           return;
         }
         screen->compete(first, size, contest.k, scales.offset, scales.scale, contest.responses,
-                        best + first * contest.k, who + first * contest.k, left[part]);
-        seen += size;
+                        best + first * contest.k, winners + first * contest.k, left[part]);
+        tried += size;
         lost += left[part].size();
       });
       std::vector<int64_t> all;
@@ -130,10 +131,10 @@ static std::vector<int64_t> undecided(const Screen* screen, const Source<T>& sou
   return all;
 }
 
-// Patches in float32, or whatever T is; false if a response overflowed.
+// The competition of some patches in T; false if a response overflowed.
 template <class T>
 static bool compete_exactly(const Source<T>& source, const Panels<T>& panels, const std::vector<int64_t>& patches,
-                            const T* offset, int k, T* best, int32_t* who) {
+                            const T* offset, int k, T* best, int32_t* winners) {
   const int64_t count = patches.size();
   const int64_t block = block_of(count, panels.inputs * sizeof(T), kernels<T>().rows);
   const bool watch = panels.may_overflow(double(source.bound));
@@ -146,7 +147,7 @@ static bool compete_exactly(const Source<T>& source, const Panels<T>& panels, co
     if (together) {
       source.bases(first, size, bases);
       const T* theirs = offset ? offset + first : nullptr;
-      if (!compete_block(source, panels, bases, theirs, size, k, watch, best + first * k, who + first * k))
+      if (!compete_block(source, panels, bases, theirs, size, k, watch, best + first * k, winners + first * k))
         sound = false;
       return;
     }
@@ -155,13 +156,13 @@ static bool compete_exactly(const Source<T>& source, const Panels<T>& panels, co
       offsets[i] = offset ? offset[patches[from + i]] : T(0);
     }
     Scratch<T> their_best(size * k);
-    Scratch<int32_t> their_who(size * k);
+    Scratch<int32_t> their_winners(size * k);
     if (!compete_block(source, panels, bases, offset ? offsets : nullptr, size, k, watch, their_best.get(),
-                       their_who.get()))
+                       their_winners.get()))
       sound = false;
     for (int64_t i = 0; i < size; ++i) {
       std::copy_n(&their_best[i * k], k, best + patches[from + i] * k);
-      std::copy_n(&their_who[i * k], k, who + patches[from + i] * k);
+      std::copy_n(&their_winners[i * k], k, winners + patches[from + i] * k);
     }
   });
   return sound;
@@ -169,9 +170,9 @@ static bool compete_exactly(const Source<T>& source, const Panels<T>& panels, co
 
 template <class T>
 void find_winners(const char* op, const Source<T>& source, const Tensor& weight, const Contest& contest,
-                  std::optional<Moments<T>>& moments, T* best, int32_t* who) {
+                  std::optional<Moments<T>>& moments, T* best, int32_t* winners) {
   const int64_t count = source.g.patches();
-  const std::vector<int32_t> names = chosen_neurons(contest.mask, source.g.neurons);
+  const std::vector<int32_t> names = chosen_neurons(contest.eligible, source.g.neurons);
   std::optional<Screen> screen;
   if constexpr (std::is_same_v<T, float>)
     if (const MatrixUnit* unit = worth_screening(source.g, int64_t(names.size()), contest.k))
@@ -180,19 +181,19 @@ void find_winners(const char* op, const Source<T>& source, const Tensor& weight,
   std::optional<Panels<T>> panels;
   if (!screen) panels.emplace(op, source.g, weight, names, contest.prepare);
   const Scales<T> scales(op, source, contest, moments);
-  const std::vector<int64_t> left = undecided(screen ? &*screen : nullptr, source, contest, scales, best, who);
+  const std::vector<int64_t> left = undecided(screen ? &*screen : nullptr, source, contest, scales, best, winners);
   bool sound = true;
   if (!left.empty()) {
     if (!panels) panels.emplace(op, source.g, weight, names, contest.prepare);
-    sound = compete_exactly(source, *panels, left, scales.offset, contest.k, best, who);
+    sound = compete_exactly(source, *panels, left, scales.offset, contest.k, best, winners);
   }
-  if (screen && left.empty() && !scales.scale) return;  // decided ones are as they should be
+  if (screen && left.empty() && !scales.scale) return;  // the screen has written all of them
   const int k = contest.k;
   std::atomic<bool> finished{sound};
   constexpr int64_t share = 4096;  // patches to a hand-out
   parallel((count + share - 1) / share, [&](int64_t part) {
     const int64_t first = part * share, size = std::min(share, count - first);
-    if (!finish(names, size, k, scales.scale ? scales.scale + first : nullptr, best + first * k, who + first * k))
+    if (!finish(names, size, k, scales.scale ? scales.scale + first : nullptr, best + first * k, winners + first * k))
       finished = false;
   });
   if (!finished) fail_overflow(op, finite_responses, sizeof(T) == 8);
@@ -205,18 +206,19 @@ template void find_winners(const char*, const Source<double>&, const Tensor&, co
 
 static std::tuple<Tensor, Tensor> compete(Tensor x, Tensor weight, int64_t k, double p, bool cosine,
                                           std::string patches, Ints stride, Ints padding, Ints dilation,
-                                          OptionalTensor mask) {
+                                          OptionalTensor eligible) {
   const char* op = "compete";
-  const auto [g, kind] = check_compete(op, x, weight, k, p, cosine, patches, stride, padding, dilation, mask);
+  const PatchedLayer layer = check_compete(op, x, weight, k, p, cosine, patches, stride, padding, dilation, eligible);
+  const int64_t count = layer.g.patches();
   const ScalarType result = result_dtype(x.scalar_type());
-  Tensor winners = empty({g.patches(), k}, ScalarType::Int), responses = empty({g.patches(), k}, result);
-  int32_t* who = static_cast<int32_t*>(winners.mutable_data_ptr());
-  const Contest contest{int(k), {p, cosine, kind != Patches::raw}, kind, mask};
+  Tensor winners = empty({count, k}, ScalarType::Int), responses = empty({count, k}, result);
+  const Contest contest{int(k), {p, cosine, layer.patches != Patches::raw}, layer.patches, eligible};
   with_dtype(result, [&](auto, auto tag) {
     using T = decltype(tag);
-    const Source<T> source(op, x, g);
+    const Source<T> source(op, x, layer.g);
     std::optional<Moments<T>> moments;
-    find_winners(op, source, weight, contest, moments, static_cast<T*>(responses.mutable_data_ptr()), who);
+    find_winners(op, source, weight, contest, moments, static_cast<T*>(responses.mutable_data_ptr()),
+                 static_cast<int32_t*>(winners.mutable_data_ptr()));
   });
   return {winners, responses};
 }

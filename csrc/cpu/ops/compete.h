@@ -1,4 +1,4 @@
-// compete, for those who already hold the patches.
+// The competition, for operators that have read the patches already.
 #pragma once
 
 #include "cpu/products/panels.h"
@@ -9,14 +9,14 @@ struct Contest {
   int k;
   Prepare prepare;
   Patches patches;
-  const OptionalTensor& mask;  // neurons that may win
-  bool responses = true;       // false: `best` need not be filled (it is written all the same), only the winners count
+  const OptionalTensor& eligible;  // neurons that may win
+  bool responses = true;           // false: only the winners are used, `best` holds nothing of use
 };
 
 // The k winners of every patch and their responses, [patches][k] each. Raises as the operator does, in the name of op.
 // `moments` are filled for patches that are not raw, and where cosines need norms.
 template <class T>
 void find_winners(const char* op, const Source<T>& source, const Tensor& weight, const Contest& contest,
-                  std::optional<Moments<T>>& moments, T* best, int32_t* who);
+                  std::optional<Moments<T>>& moments, T* best, int32_t* winners);
 
 }  // namespace hebbkern

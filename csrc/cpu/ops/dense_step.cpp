@@ -62,7 +62,7 @@ static Dense check_arguments(const Tensor& weight, const Tensor& x, const std::s
   if (activation != "linear" && activation != "relu" && activation != "tanh")
     fail(op, "activation must be \"linear\", \"relu\" or \"tanh\", got \"", activation, "\"");
   check_rate(op, lr);
-  const Dense rule = check_rule(op, activation, decay, 1, check_patches(op, patches));
+  const Dense rule = check_rule(op, activation, decay, 1, patches);
   check_mask(op, "frozen", frozen, g.neurons, x);
   check_apart(op, weight);
   return rule;

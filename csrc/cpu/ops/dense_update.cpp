@@ -17,21 +17,11 @@ bool residual_is_cheaper(const Dense& rule, const Geometry& g) {
   const double p = double(g.patches()), k = double(g.neurons), n = double(g.inputs());
   if (rule.activation == Activation::softmax || p == 0) return false;
   if (rule.decay == Decay::triangular) return p < p * k / n / 2 + k / 2 + 240;
-  return p <= 1200 && p * (rule.decay == Decay::diagonal ? 1 + 8 / n : 1) < 256 + k * n / 1000;
+  return p <= 1200 && p * (by_neuron(rule.decay) ? 1 + 8 / n : 1) < 256 + k * n / 1000;
 }
 
 const PairUnit* pairs_for(const Tensor& x, const Dense& rule) {
   return x.scalar_type() == ScalarType::BFloat16 && rule.patches == Patches::raw ? pair_unit() : nullptr;
-}
-
-Dense check_rule(const char* op, const std::string& activation, const std::string& decay, double temperature,
-                 Patches patches) {
-  const Dense rule{check_activation(op, activation), check_decay(op, decay), temperature, patches};
-  if (rule.activation == Activation::softmax && rule.decay == Decay::triangular)
-    fail(op, "decay must be \"diagonal\" or \"none\" with softmax, got \"triangular\"");
-  if (!(float(temperature) > 0) || std::isinf(1 / float(temperature)) || std::isinf(temperature))
-    fail(op, "temperature must be a finite number above 0, got ", temperature);
-  return rule;
 }
 
 // Sums as a tensor like weight.
@@ -103,7 +93,7 @@ static std::tuple<Tensor, Tensor> dense_update(Tensor x, Tensor weight, std::str
                                                Ints dilation, OptionalTensor frozen) {
   const char* op = "dense_update";
   const Geometry g = check_layer(op, x, weight, stride, padding, dilation);
-  const Dense rule = check_rule(op, activation, decay, temperature, check_patches(op, patches));
+  const Dense rule = check_rule(op, activation, decay, temperature, patches);
   check_mask(op, "frozen", frozen, g.neurons, x);
   return dense_sums(op, x, weight, g, rule, frozen);
 }

@@ -7,16 +7,9 @@
 
 namespace hebbkern {
 
-struct Dense {
-  Activation activation;
-  Decay decay;
-  double temperature;
-  Patches patches;
-};
-
 inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-// What the patches add up to, and what the decay makes of it.
+// The sums over the patches, and from them the result.
 template <class T>
 class Totals {
  public:
@@ -32,7 +25,7 @@ class Totals {
   const Panels<T> panels;
   const int64_t width, columns, inputs;
   const int64_t rows_of_sum, rows_of_gram;  // whole tiles
-  std::vector<double> diagonal, shift;      // [columns]: sum of r u, sum of y scale offset
+  std::vector<double> diagonal, shift;      // [columns]: the decay's factor, the sum of y scale offset
 
   // YᵀX from input n on, a tile's first; YᵀY, up to the diagonal's panel, from neuron i on.
   T* sum(int64_t panel, int64_t n) const { return sum_.get() + (panel * rows_of_sum + n) * width; }
@@ -51,8 +44,6 @@ class Totals {
 // What multiplies for a rule: pairs of bfloat16, or null.
 const PairUnit* pairs_for(const Tensor& x, const Dense& rule);
 bool residual_is_cheaper(const Dense& rule, const Geometry& g);
-Dense check_rule(const char* op, const std::string& activation, const std::string& decay, double temperature,
-                 Patches patches);
 std::tuple<Tensor, Tensor> dense_sums(const char* op, const Tensor& x, const Tensor& weight, const Geometry& g,
                                       const Dense& rule, const OptionalTensor& frozen);
 

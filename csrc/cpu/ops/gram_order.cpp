@@ -160,9 +160,10 @@ void GramOrder<P>::finish_block(int64_t part, int64_t panel, int64_t first, int6
   const int64_t start = part * slots_of_block, patches = per * count;
   for (int64_t s = 0; per > 1 && s < count; ++s)
     if (lone(first + start + s)) std::fill_n(y + (2 * s + 1) * width_, width_, Sum(0));
-  if (rule_.decay == Decay::diagonal && !soft_) {
+  if (by_neuron(rule_.decay) && !soft_) {
     products_.shorten(y, patches * width_);
-    kernel_.columns(y, y, patches, width_, &part_diagonal_[part * columns_ + panel * width_]);
+    kernel_.columns(y, rule_.decay == Decay::diagonal ? y : nullptr, patches, width_,
+                    &part_diagonal_[part * columns_ + panel * width_]);
   }
   for (int64_t s = 0; per > 1 && s < count; ++s)
     products_.round(y + 2 * s * width_, y + (2 * s + 1) * width_, width_, response(panel) + (start + s) * width_);
@@ -220,7 +221,7 @@ void GramOrder<P>::respond(int64_t first, int64_t count) {
   if (moments_) each_block([&](int64_t part, int64_t panel) { scale_and_shift(part, panel, first, size(part)); });
   for (int64_t part = 0; part < parts; ++part)
     for (int64_t j = 0; j < columns_; ++j) {
-      if (rule_.decay == Decay::diagonal) to_.diagonal[j] += part_diagonal_[part * columns_ + j];
+      if (by_neuron(rule_.decay)) to_.diagonal[j] += part_diagonal_[part * columns_ + j];
       if (moments_) to_.shift[j] += part_shift_[part * columns_ + j];
     }
 }

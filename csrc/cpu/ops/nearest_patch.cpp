@@ -1,15 +1,15 @@
-// nearest_patch: each neuron's nearest patch. The search expands ||w - x||^2 into the tile's products; the distance of the
-// patch it finds is then computed from the differences themselves, free of the expansion's cancellation.
+// nearest_patch: each neuron's nearest patch. The search expands ||w - x||^2 into the tile's products; the distance of
+// the patch it finds is then computed from the differences themselves, free of the expansion's cancellation.
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
-#include "common/nearest_patch.h"
+#include "common/compete.h"
 #include "cpu/products/panels.h"
 
 namespace hebbkern {
 
-// A patch as it is: read where it lies if it can be, else copied to `buffer`.
+// A patch, centred or standardised: where it lies if it is raw and contiguous, else a copy in `buffer`.
 template <class T>
 static const T* patch_of(const Source<T>& s, const Moments<T>* m, int64_t patch, T* buffer) {
   const T* x = s.x + s.base(patch);
@@ -76,14 +76,14 @@ static void search(const Source<T>& s, const Panels<T>& panels, const Moments<T>
   }
 }
 
-// What each hand-out of the search found, [blocks][columns], the earlier patches first.
+// The nearest patch to each column in each block of patches, [blocks][columns], the earlier patches first.
 template <class T>
-struct Found {
-  Found(int64_t parts, int64_t per_part)
-      : blocks(parts), columns(per_part), best(parts * per_part), who(parts * per_part) {}
+struct SearchResult {
+  SearchResult(int64_t parts, int64_t per_part)
+      : blocks(parts), columns(per_part), best(parts * per_part), index(parts * per_part) {}
   const int64_t blocks, columns;
   Scratch<T> best;
-  Scratch<Index<T>> who;
+  Scratch<Index<T>> index;
 
   // The patch nearest to a column, the lowest of those equally near; -1 for none.
   Index<T> nearest(int64_t column) const {
@@ -92,7 +92,7 @@ struct Found {
     for (int64_t at = column; at < blocks * columns; at += columns)
       if (best[at] < smallest) {
         smallest = best[at];
-        patch = who[at];
+        patch = index[at];
       }
     return patch;
   }
@@ -100,24 +100,25 @@ struct Found {
 
 // Panels times blocks of patches: a small batch feeds every thread, and the patches of a block stay in L2.
 template <class T>
-static Found<T> search_all(const Source<T>& s, const Panels<T>& panels, const Moments<T>* m,
-                           const Lengths<T>& lengths) {
-  const int64_t count = s.g.patches(), least = 64, most = 256;  // patches of a block; blocks that `Found` has room for
+static SearchResult<T> search_all(const Source<T>& s, const Panels<T>& panels, const Moments<T>* m,
+                                  const Lengths<T>& lengths) {
+  const int64_t count = s.g.patches(), least = 64,
+                most = 256;  // patches of a block; blocks that `SearchResult` has room for
   const int64_t parts = std::clamp<int64_t>(count / least, 1, most), tiles = (count + 7) / 8;
   const int64_t size = std::max<int64_t>(1, (tiles + parts - 1) / parts) * 8, blocks = (count + size - 1) / size;
-  Found<T> found(blocks, panels.count() * panels.width);
+  SearchResult<T> result(blocks, panels.count() * panels.width);
   parallel(blocks * panels.count(), [&](int64_t item) {
     const int64_t block = item / panels.count(), panel = item % panels.count(), first = block * size;
-    const int64_t at = block * found.columns + panel * panels.width;
-    search(s, panels, m, lengths, panel, first, std::min(count, first + size), &found.best[at], &found.who[at]);
+    const int64_t at = block * result.columns + panel * panels.width;
+    search(s, panels, m, lengths, panel, first, std::min(count, first + size), &result.best[at], &result.index[at]);
   });
-  return found;
+  return result;
 }
 
-// The distances that the search only estimated, from the differences themselves.
+// The exact distances, from the differences; the search only estimates them.
 template <class T>
 static void measure(const Source<T>& s, const Panels<T>& panels, const Moments<T>* m, const Lengths<T>& lengths,
-                    const Found<T>& found, const Tensor& weight, int32_t* nearest, T* distance) {
+                    const SearchResult<T>& result, const Tensor& weight, int32_t* nearest, T* distance) {
   constexpr int64_t share = 16;  // neurons to a hand-out, so that handing out costs little
   const int64_t inputs = s.g.inputs(), columns = panels.names.size();
   const std::vector<int64_t> entry = weight_entries(s.g, weight);
@@ -129,7 +130,7 @@ static void measure(const Source<T>& s, const Panels<T>& panels, const Moments<T
       Scratch<T> x(inputs), copy(inputs);
       for (int64_t column = part * share; column < std::min(columns, (part + 1) * share); ++column) {
         const int32_t neuron = panels.names[column];
-        const int64_t patch = found.nearest(column);
+        const int64_t patch = result.nearest(column);
         if (patch < 0) continue;
         const S* from = weights + neuron * weight.stride(0);
         const T* w = copy.get();
@@ -143,10 +144,10 @@ static void measure(const Source<T>& s, const Panels<T>& panels, const Moments<T
   });
 }
 
-// Packs some of the neurons, searches and measures. False if something may leave T's range.
+// Packs some of the neurons, searches and measures. False if a number may leave T's range.
 template <class T>
-static bool match_some(const Source<T>& s, const Moments<T>* m, const Lengths<T>& lengths, const Tensor& weight,
-                       const std::vector<int32_t>& names, bool part, int32_t* nearest, T* distance) {
+static bool find_for(const Source<T>& s, const Moments<T>* m, const Lengths<T>& lengths, const Tensor& weight,
+                     const std::vector<int32_t>& names, bool part, int32_t* nearest, T* distance) {
   const Panels<T> panels("nearest_patch", s.g, weight, names, Prepare{2, false, true, part});
   if (panels.may_overflow(double(s.bound))) return false;
   for (size_t column = 0; column < names.size(); ++column)
@@ -156,8 +157,8 @@ static bool match_some(const Source<T>& s, const Moments<T>* m, const Lengths<T>
 }
 
 template <class T>
-static void match_typed(const Tensor& x, const Tensor& weight, const Geometry& g, Patches patches,
-                        const OptionalTensor& mask, int32_t* nearest, T* distance) {
+static void nearest_patch_typed(const Tensor& x, const Tensor& weight, const Geometry& g, Patches patches,
+                                const OptionalTensor& eligible, int32_t* nearest, T* distance) {
   const Source<T> source("nearest_patch", x, g);
   std::optional<Moments<T>> moments;
   if (patches != Patches::raw) moments.emplace("nearest_patch", source, patches);
@@ -165,32 +166,34 @@ static void match_typed(const Tensor& x, const Tensor& weight, const Geometry& g
   const Lengths<T> lengths(source, m);
   std::fill(nearest, nearest + g.neurons, -1);
   std::fill(distance, distance + g.neurons, std::numeric_limits<T>::infinity());
-  const std::vector<int32_t> names = chosen_neurons(mask, g.neurons);
+  const std::vector<int32_t> names = chosen_neurons(eligible, g.neurons);
   const int64_t columns = names.size(), width = kernels<T>().width, panels = (columns + width - 1) / width;
   // Panels enough to feed every thread: one thread packs, searches and measures a panel, which never leaves its L2.
   const bool separately = panels >= 4 * torch::stable::get_num_threads() && columns == g.neurons;
   std::atomic<bool> sound{lengths.sound};
   if (separately)
     parallel(panels, [&](int64_t panel) {
-      const Alone alone(true);
+      const SingleThread single(true);
       const auto first = names.begin() + panel * width, end = names.begin() + std::min(columns, (panel + 1) * width);
-      if (!match_some(source, m, lengths, weight, {first, end}, true, nearest, distance)) sound = false;
+      if (!find_for(source, m, lengths, weight, {first, end}, true, nearest, distance)) sound = false;
     });
-  else if (!match_some(source, m, lengths, weight, names, false, nearest, distance))
+  else if (!find_for(source, m, lengths, weight, names, false, nearest, distance))
     sound = false;
   if (!sound) fail_overflow("nearest_patch", finite_responses, sizeof(T) == 8);
 }
 
 static std::tuple<Tensor, Tensor> nearest_patch(Tensor x, Tensor weight, std::string patches, Ints stride, Ints padding,
-                                        Ints dilation, OptionalTensor mask) {
+                                                Ints dilation, OptionalTensor eligible) {
   const char* op = "nearest_patch";
-  const auto [g, kind] = check_nearest_patch(op, x, weight, patches, stride, padding, dilation, mask);
+  const PatchedLayer layer = check_nearest_patch(op, x, weight, patches, stride, padding, dilation, eligible);
   const ScalarType result = result_dtype(x.scalar_type());
-  Tensor nearest = empty({g.neurons}, ScalarType::Int), distance = empty({g.neurons}, result);
-  with_dtype(result, [&, &g = g, kind = kind](auto, auto tag) {
+  const int64_t neurons = layer.g.neurons;
+  Tensor nearest = empty({neurons}, ScalarType::Int), distance = empty({neurons}, result);
+  with_dtype(result, [&](auto, auto tag) {
     using T = decltype(tag);
-    match_typed<T>(x, weight, g, kind, mask, static_cast<int32_t*>(nearest.mutable_data_ptr()),
-                   static_cast<T*>(distance.mutable_data_ptr()));
+    nearest_patch_typed<T>(x, weight, layer.g, layer.patches, eligible,
+                           static_cast<int32_t*>(nearest.mutable_data_ptr()),
+                           static_cast<T*>(distance.mutable_data_ptr()));
   });
   return {nearest, distance};
 }

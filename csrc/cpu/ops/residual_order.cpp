@@ -175,11 +175,14 @@ void ResidualOrder<P>::finish_block(int64_t first, Sum* y, int64_t step) {
   if (rule_.decay != Decay::none) products_of_block(first, y, step, across.get());
 }
 
-// What the decay keeps of the products of a block's responses with each other, the rest zero; across: [patches][block].
+// What the decay keeps of the products of a block's responses with each other, or on the diagonal the sums of the
+// responses, the rest zero; across: [patches][block].
 template <class P>
 void ResidualOrder<P>::products_of_block(int64_t first, const Sum* y, int64_t step, const Sum* across) {
-  Scratch<Sum> products(block_ * block_);
-  for (int64_t j = 0; j < block_; j += kernel_.rows) {
+  Scratch<Sum> products(block_ * block_), totals(block_);
+  const bool activity = rule_.decay == Decay::activity;
+  if (activity) kernel_.columns(across, nullptr, count_, block_, totals.get());
+  for (int64_t j = 0; !activity && j < block_; j += kernel_.rows) {
     const Sum* rows[8];
     for (int r = 0; r < kernel_.rows; ++r) rows[r] = y + (j + r) * step;
     kernel_.tile(rows, each_.data(), count_, across, block_, int(block_ / products_.lanes), products.get() + j * block_,
@@ -188,7 +191,8 @@ void ResidualOrder<P>::products_of_block(int64_t first, const Sum* y, int64_t st
   for (int64_t j = 0; j < block_; ++j) {
     Sum* row = products.get() + j * block_;
     std::fill(row + j + 1, row + block_, Sum(0));
-    if (rule_.decay == Decay::diagonal) std::fill_n(row, j, Sum(0));
+    if (by_neuron(rule_.decay)) std::fill_n(row, j, Sum(0));
+    if (activity) row[j] = -totals[j];
     if constexpr (per == 1)
       std::copy_n(row, block_, response(first + j) + padded_);
     else
@@ -224,8 +228,9 @@ void ResidualOrder<P>::respond() {
   // |R| <= x + K y w, and a sum takes y R of each patch and the products of its block; twice that for the roundings.
   // Centring doubles the largest input at most, and no entry of a standardised patch exceeds 1.
   const double largest = double(source_.bound), w = std::max(least, weight_bound_);
+  const double factor = rule_.decay == Decay::activity ? std::max(y, 1.0) : y;
   const double x = rule_.patches == Patches::raw ? largest : std::max(1.0, 2 * largest);
-  sum_bound_ += 2 * double(count_) * y * (x + (double(neurons_) + double(block_)) * y * w);
+  sum_bound_ += 2 * double(count_) * y * (x + (double(neurons_) + double(block_)) * factor * w);
 }
 
 // -sum of a block over a strip of inputs: the tile's rows are neurons, its panel is residuals and the weights below.
@@ -233,7 +238,7 @@ void ResidualOrder<P>::respond() {
 template <class P>
 void ResidualOrder<P>::sums(int64_t neuron, int64_t strip, Sum* out, int64_t step) const {
   const int64_t size = neurons(neuron);
-  const bool below = rule_.decay == Decay::triangular || (per > 1 && rule_.decay == Decay::diagonal);
+  const bool below = rule_.decay == Decay::triangular || (per > 1 && by_neuron(rule_.decay));
   for (int64_t i = 0; i < size; i += products_.rows) {
     const Entry *rows[8], *products[8];
     for (int r = 0; r < products_.rows; ++r) {
@@ -243,7 +248,7 @@ void ResidualOrder<P>::sums(int64_t neuron, int64_t strip, Sum* out, int64_t ste
     const int64_t last = std::min(i + products_.rows, size);
     products_.tile(rows, taught_.data(), rows_ / per + (below ? (last + per - 1) / per : 0), panel(strip), width_,
                    vectors(strip), out + i * step, step, false);
-    if (per == 1 && rule_.decay == Decay::diagonal)
+    if (per == 1 && by_neuron(rule_.decay))
       products_.tile(products, along_.data(), last - i, weights(strip) + i * width_, width_, vectors(strip),
                      out + i * step, step, true);
   }

@@ -1,4 +1,4 @@
-// What the patches of a dense rule add up to, and what the decay makes of it: YᵀX - decay W.
+// The sums over the patches of a dense rule, and from them YᵀX - decay W.
 #include <algorithm>
 #include <limits>
 
@@ -6,14 +6,12 @@
 
 namespace hebbkern {
 
-static std::vector<int32_t> everyone(int64_t neurons) { return chosen_neurons(std::nullopt, neurons); }
-
 template <class T>
 Totals<T>::Totals(const char* op, const Geometry& g, const Tensor& weight, const Dense& rule)
     : op_(op),
       g_(g),
       decay_(rule.decay),
-      panels(op, g, weight, everyone(g.neurons), Prepare{2, false, rule.patches != Patches::raw}),
+      panels(op, g, weight, chosen_neurons(std::nullopt, g.neurons), Prepare{2, false, rule.patches != Patches::raw}),
       width(panels.width),
       columns(panels.count() * panels.width),
       inputs(g.inputs()),
@@ -61,7 +59,7 @@ void Totals<T>::write(const Mask& frozen, T* out) const {
   for (int64_t n = 0; n < inputs; ++n) to_weight[n] = in_weight(g_, n);
   constexpr int64_t strip = 32;  // inputs whose lines of a panel stay in L1 while its neurons are written
   const int64_t strips = (inputs + strip - 1) / strip;
-  const bool decays = decay_ == Decay::diagonal;
+  const bool decays = by_neuron(decay_);
   parallel(panels.count() * strips, [&](int64_t item) {
     const int64_t panel = item / strips, first = item % strips * strip, last = std::min(inputs, first + strip);
     const T* from = sum(panel, 0);

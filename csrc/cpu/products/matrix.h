@@ -1,4 +1,5 @@
-// The inner loops of certified winners on a processor's matrix unit (isa_amx.cpp). screen.h says how they go together.
+// The inner loops of certified winners on a processor's matrix unit (isa_amx.cpp). screen.h explains how they work
+// together.
 #pragma once
 
 #include <cstdint>
@@ -71,10 +72,10 @@ struct MatrixUnit {
   void (*products)(const uint16_t* neurons, int64_t groups, const uint16_t* patches, int pair, int64_t steps,
                    float* out);
 
-  // One chunk of responses [neurons][16]: raises race.top, then lists who can still be among the k best, with the upper
-  // bound of his response, in [16][capacity].
+  // One chunk of responses [neurons][16]: raises race.top, then lists the neurons that may still be among the k best,
+  // with the upper bounds of their responses, in [16][capacity].
   void (*scan)(const float* responses, int neurons, const float* error, int k, int32_t first, int capacity, Race* race,
-               int32_t* who, float* upper);
+               int32_t* candidates, float* upper);
 
   // Eight pairs of neurons, each with a patch: out[2 i + j] = the response of w[2 i + j] to x[i], added up in the order
   // of the float32 register tile, less offset[i] * wsum[2 i + j] where wsum is given.
@@ -82,7 +83,7 @@ struct MatrixUnit {
                   const float* offset, const float* wsum, float* out);
 };
 
-// Upper bounds below it are beaten by k others, of whom `top` is the lowest lower bound.
+// A neuron whose upper bound lies below it is beaten by k others; `top` is the lowest of their lower bounds.
 inline float threshold(float top) { return top - (top < 0 ? -top : top) * 0x1p-22f; }
 
 // Null where the processor has none, or the system does not let this process use it.

@@ -9,12 +9,12 @@
 
 namespace hebbkern {
 
-// What a weight becomes before it meets a patch.
+// What becomes of weights before they are multiplied by patches.
 struct Prepare {
   double p = 2;         // sign(w) |w|^(p - 1)
   bool cosine = false;  // w / ||w||
   bool sums = false;    // wsum and wnorm are wanted
-  bool part = false;    // others see to the rows left out
+  bool part = false;    // the caller checks the rows left out
 };
 
 template <class T>
@@ -77,7 +77,7 @@ bool prepare_row(const S* row, const std::vector<int64_t>& entry, const Prepare&
 std::vector<int64_t> weight_entries(const Geometry& g, const Tensor& weight);
 bool in_order(const std::vector<int64_t>& entry);  // whether a row lies as the source's inputs do
 
-// Whether all rows are finite in T, those too that nobody asked for. Entries as of weight_entries.
+// Whether all rows are finite in T, including rows that do not compete. Entries as of weight_entries.
 template <class T, class S>
 bool rows_finite(const S* weight, int64_t rows, int64_t step, const std::vector<int64_t>& entry) {
   const bool as_it_lies = std::is_same_v<S, T> && in_order(entry);

@@ -13,14 +13,14 @@ constexpr int capacity = 64;        // candidates listed per patch on the way
 constexpr double largest = 0x1p48;  // |x| and |w| beyond are not screened
 constexpr int64_t most_inputs = 1 << 19;
 
-// What a thread needs for a block of patches; it serves one block after another.
+// A thread's memory for a block of patches, used for one block after another.
 struct Screen::Block {
   explicit Block(const Screen& s)
       : rows(16 * s.padded_ + 32),
         tiles(most / 16 * s.steps_ * tile),
         responses(2 * chunk * 256),
         error(s.groups_ * 16),
-        who(most * capacity),
+        candidates(most * capacity),
         upper(most * capacity),
         races(most / 16) {}
   static constexpr int64_t most = Screen::block;
@@ -30,7 +30,7 @@ struct Screen::Block {
   alignas(64) float size[most], lost[most], noise[most];  // b, a and c of screen.h
   Scratch<uint16_t> rows, tiles;
   Scratch<float> responses, error;  // error: of each neuron, per size of a patch
-  Scratch<int32_t> who;
+  Scratch<int32_t> candidates;
   Scratch<float> upper;
   Scratch<Race> races;
 };
@@ -98,8 +98,8 @@ std::vector<float> Screen::typical_patch() const {
   return mean;
 }
 
-// m: the mean of those who answer a typical patch best, a quarter of a sample. What they have in common matters, for
-// they compete; the others may be what they like. None where subtracting it would not leave them much shorter.
+// m: the mean of the neurons that answer a typical patch best, a quarter of a sample. What they have in common matters,
+// for they compete; the others may be what they like. None where subtracting it would not leave them much shorter.
 void Screen::find_common() {
   const auto& kernel = kernels<float>();
   const int64_t neurons = names_.size(), sample = std::min<int64_t>(neurons, 32), best = (sample + 3) / 4;
@@ -236,8 +236,8 @@ void Screen::pack_patches(Block& b, const float* offset, const float* scale) con
   }
 }
 
-// Races at their start: size and error of screen.h, r and q from the sums over all patches.
-void Screen::line_up(Block& b) const {
+// The races at their start: size and error of screen.h, with r and q from the sums over all patches.
+void Screen::start_races(Block& b) const {
   const auto total = [&](const float* lengths) {
     float parts[4] = {};  // four chains hide the adder's latency
     for (int64_t i = 0; i < b.groups * 16; ++i) parts[i % 4] += lengths[i];
@@ -254,7 +254,7 @@ void Screen::line_up(Block& b) const {
     for (int64_t p = 0; p < 16; ++p) {
       const int64_t i = g * 16 + p;
       race.size[p] = std::max(b.size[i], std::max(b.lost[i] * per_r, b.noise[i] * per_q)) * wider;
-      race.count[p] = b.zero[i] ? capacity + 1 : 0;  // nobody need be listed
+      race.count[p] = b.zero[i] ? capacity + 1 : 0;  // no neuron need be listed
     }
   }
 }
@@ -272,30 +272,30 @@ void Screen::sweep(Block& b, int k) const {
                      b.responses.get());
       for (int p = 0; p < pair; ++p)
         unit_.scan(b.responses.get() + p * groups * 256, count, b.error.get() + from * 16, k, int32_t(from * 16),
-                   capacity, &b.races[g + p], b.who.get() + (g + p) * 16 * capacity,
+                   capacity, &b.races[g + p], b.candidates.get() + (g + p) * 16 * capacity,
                    b.upper.get() + (g + p) * 16 * capacity);
     }
   }
   unit_.end();
 }
 
-// One or two candidates of a patch, and where they are listed.
-struct Pair {
-  int64_t patch, at;  // within the block, its lists
+// One or two candidates of a patch, rescored together.
+struct Screen::Rescored {
+  int64_t patch, at;  // within the block; where its lists have them
   int size;
 };
 
 // The float32 responses of eight pairs (fewer at the end) go to their patches' k best.
-void Screen::rescore(const Block& b, const Pair* pairs, int count, int k, const float* offset, float* best,
-                     int32_t* who) const {
+void Screen::rescore(const Block& b, const Rescored* pairs, int count, int k, const float* offset, float* best,
+                     int32_t* winners) const {
   const float *x[8], *w[16];
   float offsets[8] = {}, wsums[16] = {}, scores[16];
   for (int i = 0; i < 8; ++i) {
-    const Pair& pair = pairs[std::min(i, count - 1)];
+    const Rescored& pair = pairs[std::min(i, count - 1)];
     x[i] = source_.x + b.bases[pair.patch];
     if (offset) offsets[i] = offset[b.first + pair.patch];
     for (int c = 0; c < 2; ++c) {
-      const int32_t j = b.who[pair.at + std::min(c, pair.size - 1)];
+      const int32_t j = b.candidates[pair.at + std::min(c, pair.size - 1)];
       w[2 * i + c] = row(j);
       if (offset) wsums[2 * i + c] = wsum_[j];
     }
@@ -305,15 +305,15 @@ void Screen::rescore(const Block& b, const Pair* pairs, int count, int k, const 
     for (int c = 0; c < pairs[i].size; ++c) {
       const int64_t to = pairs[i].patch * k;
       if (scores[2 * i + c] > best[to + k - 1])
-        insert(scores[2 * i + c], names_[b.who[pairs[i].at + c]], k, best + to, who + to);
+        insert(scores[2 * i + c], names_[b.candidates[pairs[i].at + c]], k, best + to, winners + to);
     }
 }
 
-void Screen::decide(Block& b, int k, const float* offset, bool responses, float* best, int32_t* who,
+void Screen::decide(Block& b, int k, const float* offset, bool responses, float* best, int32_t* winners,
                     std::vector<int64_t>& left) const {
   // Rescoring a neuron takes about eight times what the register tile takes for it.
   const int many = std::min<int>(capacity, k + 2 + int(names_.size() / 8));
-  Pair pairs[8];
+  Rescored pairs[8];
   int waiting = 0;
   for (int64_t i = 0; i < b.count; ++i) {
     const Race& race = b.races[i / 16];
@@ -323,36 +323,36 @@ void Screen::decide(Block& b, int k, const float* offset, bool responses, float*
     if (b.zero[i]) {
       for (int r = 0; r < k; ++r) {
         best[i * k + r] = 0;
-        who[i * k + r] = names_[r];
+        winners[i * k + r] = names_[r];
       }
       continue;
     }
     if (race.count[i % 16] <= capacity)
       for (int c = 0; c < race.count[i % 16]; ++c)
-        if (!(b.upper[at + c] < least)) b.who[at + count++] = b.who[at + c];
+        if (!(b.upper[at + c] < least)) b.candidates[at + count++] = b.candidates[at + c];
     if (count == 0 || count > many) {
       left.push_back(b.first + i);
       continue;
     }
     if (count == 1 && !responses) {
       best[i] = 0;
-      who[i] = names_[b.who[at]];
+      winners[i] = names_[b.candidates[at]];
       continue;
     }
     std::fill(best + i * k, best + (i + 1) * k, -std::numeric_limits<float>::infinity());
-    std::fill(who + i * k, who + (i + 1) * k, -1);
+    std::fill(winners + i * k, winners + (i + 1) * k, -1);
     for (int c = 0; c < count; c += 2) {
       pairs[waiting++] = {i, at + c, std::min(2, count - c)};
       if (waiting < 8) continue;
-      rescore(b, pairs, waiting, k, offset, best, who);
+      rescore(b, pairs, waiting, k, offset, best, winners);
       waiting = 0;
     }
   }
-  if (waiting > 0) rescore(b, pairs, waiting, k, offset, best, who);
+  if (waiting > 0) rescore(b, pairs, waiting, k, offset, best, winners);
 }
 
 void Screen::compete(int64_t first, int64_t count, int k, const float* offset, const float* scale, bool responses,
-                     float* best, int32_t* who, std::vector<int64_t>& left) const {
+                     float* best, int32_t* winners, std::vector<int64_t>& left) const {
   Block b(*this);
   for (int64_t from = 0; from < count; from += block) {
     b.first = first + from;
@@ -360,9 +360,9 @@ void Screen::compete(int64_t first, int64_t count, int k, const float* offset, c
     b.groups = (b.count + 15) / 16;
     source_.bases(b.first, b.count, b.bases);
     pack_patches(b, offset, scale);
-    line_up(b);
+    start_races(b);
     sweep(b, k);
-    decide(b, k, offset, responses, best + from * k, who + from * k, left);
+    decide(b, k, offset, responses, best + from * k, winners + from * k, left);
   }
 }
 

@@ -1,4 +1,4 @@
-// Certified winners: bf16 products on a matrix unit say who cannot win, float32 decides among the rest.
+// Certified winners: bf16 products on a matrix unit rule out most neurons, float32 decides among the rest.
 //
 // Let F be the float32 response of neuron w to patch x (compete.cpp: the register tile adds x[n] w[n] one by one, then
 // subtracts offset * wsum from centred patches), and s the matrix unit's, of x~ = x - offset and w rounded to bf16: x^,
@@ -15,15 +15,15 @@
 //
 // What underflows or is flushed to zero, as AMX does, is at most 2^-126 for each of 2 N operations and 2^-126 |w[n]| or
 // |x[n]| for each entry: no length is taken to be less than sqrt(N) 2^-61.5, hence no e less than N 2^-123, which
-// covers it. Where |x| or |w| exceeds 2^48 nobody is screened, so nothing overflows.
+// covers it. Where |x| or |w| exceeds 2^48 there is no screening, so nothing overflows.
 //
-// With |F - s| <= e for all neurons: k of them have F >= L, the k-th highest s - e, and whoever is among the k best has
-// s + e >= F >= L. Those are the candidates. rescore() computes their F bit for bit, and the k best of them, ties to
+// With |F - s| <= e for all neurons: k of them have F >= L, the k-th highest s - e, and each of the k best has
+// s + e >= F >= L. These are the candidates. rescore() computes their F bit for bit, and the k best of them, ties to
 // the lower index, are the winners.
 //
 // What all neurons have in common cannot decide who wins: where they are alike (positive weights, learnt ones), the
-// matrix unit multiplies by d = w - m, m about the mean of those who win, and s falls short of F by x~.m, the same for
-// all. Then
+// matrix unit multiplies by d = w - m, m about the mean of neurons that win, and s falls short of F by x~.m, the same
+// for all. Then
 //
 //     e = |x~ - x^| |d^| + |x~| |d - d^| + g (|x~| + |x~ - x^| + |x|) (|d| + |d - d^| + |m|),
 //
@@ -40,8 +40,6 @@
 #include "cpu/products/panels.h"
 
 namespace hebbkern {
-
-struct Pair;
 
 // Images of which bf16 and lengths are computed once for all the patches that overlap.
 struct Rounded {
@@ -68,22 +66,23 @@ class Screen {
   // whose candidates are too many: they are appended to `left`. offset, scale: of centred and standardised patches, or
   // null. Without `responses` best holds nothing of use.
   void compete(int64_t first, int64_t count, int k, const float* offset, const float* scale, bool responses,
-               float* best, int32_t* who, std::vector<int64_t>& left) const;
+               float* best, int32_t* winners, std::vector<int64_t>& left) const;
 
  private:
   struct Block;
+  struct Rescored;
   void round_images();
   std::vector<float> typical_patch() const;
   void find_common();
   void prepare_rows(const Tensor& weight, const Prepare& prepare);
   void pack_neurons(int64_t group, const std::vector<Piece>& pieces, uint16_t* packed);
   void pack_patches(Block& block, const float* offset, const float* scale) const;
-  void line_up(Block& block) const;
+  void start_races(Block& block) const;
   void sweep(Block& block, int k) const;
-  void decide(Block& block, int k, const float* offset, bool responses, float* best, int32_t* who,
+  void decide(Block& block, int k, const float* offset, bool responses, float* best, int32_t* winners,
               std::vector<int64_t>& left) const;
-  void rescore(const Block& block, const Pair* pairs, int count, int k, const float* offset, float* best,
-               int32_t* who) const;
+  void rescore(const Block& block, const Rescored* pairs, int count, int k, const float* offset, float* best,
+               int32_t* winners) const;
 
   const MatrixUnit& unit_;
   const Source<float>& source_;
@@ -117,14 +116,15 @@ void set_screening(Screening mode);
 // The unit to screen a competition on, or null.
 const MatrixUnit* worth_screening(const Geometry& g, int64_t contenders, int k);
 
-// For tests and reports: patches of screened competitions since the process began, and those that were left to
-// float32.
+// For tests and reports: the patches of screened competitions since the process began, and how many of them were left
+// to float32.
 struct Screened {
   std::atomic<int64_t> patches{0}, left{0};
 };
 Screened& screened();
 
-// What a screen left of such a competition. Where it was most of it, the next ones like it are spared the detour.
+// Reports how many patches a screen left undecided. After a competition that left most of them, the next ones of its
+// kind are not screened.
 void count_screened(const Geometry& g, int k, int64_t left);
 
 }  // namespace hebbkern

@@ -12,7 +12,7 @@ Screened& screened() {
   return counts;
 }
 
-// The last kind of competition that a screen could not decide, and how many more of the kind go without one.
+// The last kind of competition that a screen could not decide, and how many more of that kind are not screened.
 static std::atomic<int64_t> hard_kind{-1}, spared{0};
 
 static int64_t kind_of(const Geometry& g, int k) { return (g.neurons * 4093 + g.inputs()) * 64 + k; }

@@ -217,9 +217,7 @@ Moments<T>::Moments(const char* op, const Source<T>& s, Patches patches, bool no
       }
     }
   });
-  if (flaw)
-    fail(op, "x must have patches whose norm and its inverse are finite, got one beyond ",
-         sizeof(T) == 4 ? "float32" : "float64");
+  if (flaw) fail_norms(op, sizeof(T) == 8);
 }
 
 template class Source<float>;

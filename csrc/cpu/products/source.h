@@ -1,4 +1,4 @@
-// Patches as the kernels read them: entry n of patch p is at x[base(p) + offset[n]]. Inputs go through in
+// Patches as the kernels read them: entry n of patch p is at x[base(p) + offset[n]]. Inputs are in
 // (row, column, channel) order, so that neighbours in a channels-last image are neighbours in the patch.
 #pragma once
 

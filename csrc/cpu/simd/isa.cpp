@@ -1,11 +1,11 @@
 // Chooses the widest instruction set this processor has; HEBBKERN_CPU=baseline|avx2|avx512|avx512bf16|amx
-// asks for no more than that.
+// limits the choice.
 #include <cstdlib>
 #include <cstring>
 
-#include "cpu/simd/kernels.h"
 #include "cpu/products/matrix.h"
 #include "cpu/products/pairs.h"
+#include "cpu/simd/kernels.h"
 
 namespace hebbkern {
 

@@ -137,12 +137,12 @@ static void raise_all(const float* responses, int neurons, const float* error, R
   for (int i = 0; i < K; ++i) _mm512_store_ps(race->top[i], top[0][i]);
 }
 
-// Makes room in a full list: those whom the bound has since overtaken go. True if there is room now.
-static __attribute__((noinline)) bool thin(int32_t* count, float least, int32_t* who, float* upper) {
+// Makes room in a full list: drops the neurons that the bound has overtaken since. True if there is room now.
+static __attribute__((noinline)) bool thin(int32_t* count, float least, int32_t* candidates, float* upper) {
   int32_t kept = 0;
   for (int32_t i = 0; i < *count; ++i)
     if (!(upper[i] < least)) {
-      who[kept] = who[i];
+      candidates[kept] = candidates[i];
       upper[kept++] = upper[i];
     }
   const bool room = kept < *count;
@@ -154,7 +154,7 @@ alignas(64) static const uint16_t numbers[32] = {0,  1,  2,  3,  4,  5,  6,  7, 
                                                  16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31};
 
 static void scan(const float* responses, int neurons, const float* error, int k, int32_t first, int capacity,
-                 Race* race, int32_t* who, float* upper) {
+                 Race* race, int32_t* candidates, float* upper) {
   static void (*const raisers[Race::most])(const float*, int, const float*, Race*) = {
       raise_all<1, 4>, raise_all<2, 4>, raise_all<3, 2>, raise_all<4, 2>,
       raise_all<5, 1>, raise_all<6, 1>, raise_all<7, 1>, raise_all<8, 1>};
@@ -163,10 +163,10 @@ static void scan(const float* responses, int neurons, const float* error, int k,
   const __m512 least = _mm512_fnmadd_ps(_mm512_abs_ps(top), _mm512_set1_ps(0x1p-22f), top);
   alignas(64) float leasts[16];
   _mm512_store_ps(leasts, least);
-  // Who may: places in `responses`, written without a branch, for every second row has somebody.
+  // The neurons that may win: places in `responses`, written without a branch, as every second row has one.
   alignas(64) uint16_t places[Race::chunk * 16 + 32];
   __m512i place = _mm512_load_si512(numbers);
-  int64_t found = 0;
+  int64_t listed = 0;
   for (int j = 0; j < neurons; j += 2) {  // an odd number of rows is followed by padding
     __mmask32 may = 0;
 #pragma GCC unroll 2
@@ -174,18 +174,18 @@ static void scan(const float* responses, int neurons, const float* error, int k,
       const __m512 high = _mm512_fmadd_ps(size, _mm512_set1_ps(error[j + r]), _mm512_load_ps(responses + (j + r) * 16));
       may |= __mmask32(_mm512_cmp_ps_mask(high, least, _CMP_NLT_UQ)) << (16 * r);
     }
-    _mm512_storeu_si512(places + found, _mm512_maskz_compress_epi16(may, place));
-    found += __builtin_popcount(may);
+    _mm512_storeu_si512(places + listed, _mm512_maskz_compress_epi16(may, place));
+    listed += __builtin_popcount(may);
     place = _mm512_add_epi16(place, _mm512_set1_epi16(32));
   }
-  for (int64_t i = 0; i < found; ++i) {
+  for (int64_t i = 0; i < listed; ++i) {
     const int at = places[i], p = at & 15, j = at >> 4;
     int32_t* count = &race->count[p];
     const int list = p * capacity;
     if (j >= neurons ||
-        (*count >= capacity && (*count > capacity || !thin(count, leasts[p], who + list, upper + list))))
+        (*count >= capacity && (*count > capacity || !thin(count, leasts[p], candidates + list, upper + list))))
       continue;
-    who[list + *count] = first + j;
+    candidates[list + *count] = first + j;
     upper[list + (*count)++] = __builtin_fmaf(race->size[p], error[j], responses[at]);
   }
 }

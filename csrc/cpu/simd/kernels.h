@@ -49,9 +49,9 @@ struct Kernels {
 
   // Merges a tile's columns into each row's k best, falling, ties to the lower index.
   // scores [count][width]: columns from `valid` on are ignored, offset[i] * wsum[j] is subtracted where wsum is given;
-  // names maps columns to neurons; best, who: [count][k].
+  // names maps columns to neurons; best, winners: [count][k].
   void (*rank)(T* scores, int count, int vectors, int valid, const T* offset, const T* wsum, const int32_t* names,
-               int k, T* best, int32_t* who);
+               int k, T* best, int32_t* winners);
 
   // nearest[j], distance[j] <- the smaller of itself and (wnorm[j] + xnorm - 2 * dot[j]) * inverse, strictly.
   void (*nearer)(const T* dot, int64_t n, const T* wnorm, T xnorm, T inverse, Index<T> patch, T* distance,
@@ -92,14 +92,14 @@ struct Kernels {
 // Puts (score, neuron), which beats the last of the k best, behind every better or equal one; ties keep the order of
 // arrival, which is by index. Static: each instruction set's file has its own.
 template <class T>
-static inline void insert(T score, int32_t neuron, int k, T* best, int32_t* who) {
+static inline void insert(T score, int32_t neuron, int k, T* best, int32_t* winners) {
   int at = k - 1;
   for (; at > 0 && best[at - 1] < score; --at) {
     best[at] = best[at - 1];
-    who[at] = who[at - 1];
+    winners[at] = winners[at - 1];
   }
   best[at] = score;
-  who[at] = neuron;
+  winners[at] = neuron;
 }
 
 template <class T>

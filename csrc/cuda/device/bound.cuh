@@ -1,4 +1,4 @@
-// What the bound of screen.cuh is made of, for the kernel that screens and the one that decides.
+// The terms of screen.cuh's bound, for the kernel that screens and the kernel that decides.
 #pragma once
 
 #include "cuda/device/response.cuh"
@@ -21,15 +21,15 @@ struct Candidates {
   int shares, most;
 };
 
-// What it takes to decide who wins.
+// Arguments of the kernel that decides.
 struct Question {
-  Place<float> place;
+  PatchView<float> view;
   const float* rows;  // [K, N]
   Known<float> known;
-  Mask mask;
+  Mask eligible;
   Rounding rounding;
   Candidates candidates;
-  int32_t* undecided;  // [P], null or told which patches competed again
+  int32_t* undecided;  // [P], null, or marks the patches that competed again
   Outcome<float> to;
   bool grouped, rows_grouped;  // whether four entries, or weights, are loaded at once
 };

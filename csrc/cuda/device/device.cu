@@ -1,4 +1,4 @@
-// device: streams, launches, skipped steps, and what can be said of values under emulation.
+// Streams and launches, counts of skipped steps, and checks of values under emulation.
 #include "cuda/device/device.cuh"
 
 #include <map>
@@ -47,7 +47,7 @@ int Device::most_shared() const { return (notebook().only_noted ? 227 : 99) * 10
 
 struct Count {
   int* kernels = nullptr;
-  int told = 0;
+  int reported = 0;
 };
 
 static std::mutex& counting() {
@@ -66,7 +66,8 @@ int* skipped(const Device& device) {
   if (!count.kernels) {
 #if defined(__CUDACC__)
     void* pinned = nullptr;
-    cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;  // else nobody may allocate while a graph is captured
+    // Else no memory may be allocated while a graph is captured.
+    cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
     check("device", cudaThreadExchangeStreamCaptureMode(&mode));
     const cudaError_t made = cudaHostAlloc(&pinned, sizeof(int), cudaHostAllocPortable | cudaHostAllocMapped);
     check("device", cudaThreadExchangeStreamCaptureMode(&mode));
@@ -83,10 +84,10 @@ int* skipped(const Device& device) {
 
 int take_skipped(int index) {
   const std::lock_guard lock(counting());
-  const auto found = counts().find(index);
-  if (found == counts().end() || !found->second.kernels) return 0;
-  const int now = *static_cast<volatile int*>(found->second.kernels), number = now - found->second.told;
-  found->second.told = now;
+  const auto entry = counts().find(index);
+  if (entry == counts().end() || !entry->second.kernels) return 0;
+  const int now = *static_cast<volatile int*>(entry->second.kernels), number = now - entry->second.reported;
+  entry->second.reported = now;
   return number;
 }
 
@@ -98,7 +99,7 @@ std::vector<int> counted() {
   return all;
 }
 
-void look(const Device& device) {
+void raise_if_skipped(const Device& device) {
   const int number = take_skipped(device.index);
   if (number)
     throw std::runtime_error("hebbkern: " + std::to_string(number) + (number == 1 ? " step was" : " steps were") +
@@ -107,7 +108,7 @@ void look(const Device& device) {
                              "have overflowed");
 }
 
-void settle(const char* op, const Device& device) {
+void raise_if_step_skipped(const char* op, const Device& device) {
   if (values_known() && take_skipped(device.index)) fail_step(op);
 }
 
@@ -153,11 +154,10 @@ void require_no_overflow(const char* op, const char* sentence, const Tensor& res
   if (values_known() && !is_finite(result)) fail_overflow(op, sentence, result.scalar_type() == ScalarType::Double);
 }
 
-void require_named(const char* op, const char* argument, const Tensor& named, int64_t neurons) {
+void require_indices(const char* op, const char* argument, const Tensor& named, int64_t neurons) {
   if (!values_known()) return;
   each_value(named, [&](double name) {
-    if (name < -1 || name >= double(neurons))
-      fail(op, argument, " must name neurons 0 to ", neurons - 1, ", or -1 for nobody, got ", int64_t(name));
+    if (name < -1 || name >= double(neurons)) fail_index(op, argument, neurons, int64_t(name));
   });
 }
 
@@ -166,9 +166,7 @@ void require_norms(const char* op, const Tensor& scale) {
   const bool wide = scale.scalar_type() == ScalarType::Double;
   each_value(scale, [&](double value) {
     const double norm = wide ? 1 / value : double(float(1 / float(value)));
-    if (value != 0 && (!std::isfinite(value) || !std::isfinite(norm)))
-      fail(op, "x must have patches whose norm and its inverse are finite, got one beyond ",
-           wide ? "float64" : "float32");
+    if (value != 0 && (!std::isfinite(value) || !std::isfinite(norm))) fail_norms(op, wide);
   });
 }
 

@@ -1,5 +1,4 @@
-// What every file of kernels includes: CUDA, or under g++ its emulation; a tensor's device and stream; checked
-// launches.
+// Included by every file of kernels: CUDA, or under g++ its emulation; a tensor's device and stream; checked launches.
 //
 // A kernel is launched by `launch<kernel>("its name", grid, block, shared bytes, device, arguments...)`. Kernels and
 // their helpers live in anonymous namespaces. Under g++ tensors are those of the CPU, values can be looked at, and

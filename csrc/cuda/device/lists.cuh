@@ -7,14 +7,16 @@ namespace hebbkern {
 namespace {
 
 template <class T>
-__device__ __forceinline__ T coefficient_of(const Taught<T>& taught, int patch, int rank, int entry) {
-  const T c = taught.values ? taught.values[patch * taught.down + rank * taught.right] : taught.of_rank[rank];
-  return taught.rectify ? rectified(c, taught.rectify[entry]) : c;
+__device__ __forceinline__ T coefficient_of(const Assignments<T>& assignments, int patch, int rank, int entry) {
+  const T c = assignments.values ? assignments.values[patch * assignments.down + rank * assignments.right]
+                                 : assignments.of_rank[rank];
+  return assignments.rectify ? rectified(c, assignments.rectify[entry]) : c;
 }
 
 template <class T>
-__device__ __forceinline__ T decay_of(const Taught<T>& taught, int patch, int rank) {
-  return taught.decays ? taught.decays[patch * taught.decays_down + rank * taught.decays_right] : T(1);
+__device__ __forceinline__ T decay_of(const Assignments<T>& assignments, int patch, int rank) {
+  return assignments.decays ? assignments.decays[patch * assignments.decays_down + rank * assignments.decays_right]
+                            : T(1);
 }
 
 // What a kernel of sums reads and writes beside the patches.

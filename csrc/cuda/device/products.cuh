@@ -8,7 +8,7 @@
 // memory are 16 bytes longer than a multiple of 128, so that the eight rows of a matrix lie in different banks.
 #pragma once
 
-#include "cuda/device/place.cuh"
+#include "cuda/device/patch_view.cuh"
 #include "cuda/device/ptx.cuh"
 #include "cuda/device/ranks.cuh"
 
@@ -62,21 +62,21 @@ inline int64_t share_of(int64_t patches, int64_t neurons, const Device& device) 
 }
 
 template <class S>
-Factors factors_of(const Device& device, const Place<S>& place, const void* rows, int64_t stride, int64_t neurons,
+Factors factors_of(const Device& device, const PatchView<S>& view, const void* rows, int64_t stride, int64_t neurons,
                    int k) {
-  const int chunks = int(cdiv(place.inputs, chunk));
+  const int chunks = int(cdiv(view.inputs, chunk));
   const bool fits = product_bytes(chunks, k) <= size_t(device.most_shared());
   return {static_cast<const uint16_t*>(rows),
           stride,
           int(neurons),
-          int(share_of(place.patches, neurons, device)),
+          int(share_of(view.patches, neurons, device)),
           fits ? chunks : 2,
-          place.in_groups(16 / sizeof(S))};
+          view.in_groups(16 / sizeof(S))};
 }
 
 template <class S>
-__device__ __forceinline__ S entry_of(const Place<S>& place, const Corner& corner, bool known, int entry) {
-  return known && entry < place.inputs ? place.load(corner, place.tap(entry)) : S(0);
+__device__ __forceinline__ S entry_of(const PatchView<S>& view, const Corner& corner, bool known, int entry) {
+  return known && entry < view.inputs ? view.load(corner, view.tap(entry)) : S(0);
 }
 
 __device__ __forceinline__ uint32_t paired(uint16_t low, uint16_t high) { return low | uint32_t(high) << 16; }
@@ -86,17 +86,17 @@ template <class S>
 struct Octet {
   uint4 bits;
 
-  __device__ __forceinline__ void load(const Place<S>& place, const Corner& corner, bool known, int first,
+  __device__ __forceinline__ void load(const PatchView<S>& view, const Corner& corner, bool known, int first,
                                        bool grouped) {
     bits = {0, 0, 0, 0};
     if (grouped) {
-      if (known && first < place.inputs) bits = *reinterpret_cast<const uint4*>(place.x + corner.start + first);
+      if (known && first < view.inputs) bits = *reinterpret_cast<const uint4*>(view.x + corner.start + first);
     } else {
       uint32_t pairs[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i)
-        pairs[i] = paired(entry_of(place, corner, known, first + 2 * i).x,
-                          entry_of(place, corner, known, first + 2 * i + 1).x);
+        pairs[i] =
+            paired(entry_of(view, corner, known, first + 2 * i).x, entry_of(view, corner, known, first + 2 * i + 1).x);
       bits = {pairs[0], pairs[1], pairs[2], pairs[3]};
     }
   }
@@ -108,18 +108,18 @@ template <>
 struct Octet<float> {
   float value[8];
 
-  __device__ __forceinline__ void load(const Place<float>& place, const Corner& corner, bool known, int first,
+  __device__ __forceinline__ void load(const PatchView<float>& view, const Corner& corner, bool known, int first,
                                        bool grouped) {
 #pragma unroll
     for (int i = 0; i < 8; i += 4) {
       if (grouped) {
         float4 group = {0, 0, 0, 0};
-        if (known && first + i < place.inputs)
-          group = *reinterpret_cast<const float4*>(place.x + corner.start + first + i);
+        if (known && first + i < view.inputs)
+          group = *reinterpret_cast<const float4*>(view.x + corner.start + first + i);
         value[i] = group.x, value[i + 1] = group.y, value[i + 2] = group.z, value[i + 3] = group.w;
       } else {
 #pragma unroll
-        for (int j = i; j < i + 4; ++j) value[j] = entry_of(place, corner, known, first + j);
+        for (int j = i; j < i + 4; ++j) value[j] = entry_of(view, corner, known, first + j);
       }
     }
   }
@@ -136,18 +136,18 @@ struct Octet<float> {
 // images neighbouring patches, which are neighbouring pixels.
 template <class S>
 struct PatchLoader {
-  const Place<S>& place;
+  const PatchView<S>& view;
   const Tile& tile;
   Octet<S> octet;  // on its way
 
-  __device__ __forceinline__ int within() const { return int(place.flat ? threadIdx.x % 8 : threadIdx.x / 32) * 8; }
+  __device__ __forceinline__ int within() const { return int(view.flat ? threadIdx.x % 8 : threadIdx.x / 32) * 8; }
   __device__ __forceinline__ int row(int i) const {
-    return i * 32 + int(place.flat ? threadIdx.x / 8 : threadIdx.x % 32);
+    return i * 32 + int(view.flat ? threadIdx.x / 8 : threadIdx.x % 32);
   }
-  __device__ __forceinline__ bool known(int i) const { return int(blockIdx.x) * tile_patches + row(i) < place.patches; }
+  __device__ __forceinline__ bool known(int i) const { return int(blockIdx.x) * tile_patches + row(i) < view.patches; }
   // Octet i of a chunk.
   __device__ __forceinline__ void load(int i, int part, bool grouped) {
-    octet.load(place, tile.corner[row(i)], known(i), part * chunk + within(), grouped);
+    octet.load(view, tile.corner[row(i)], known(i), part * chunk + within(), grouped);
   }
   __device__ __forceinline__ void store(int i, uint16_t* slot, int width) const {
     octet.store(slot + row(i) * width + within(), tile.offset[row(i)]);
@@ -282,11 +282,12 @@ struct Lists {
 };
 
 template <class S, class Worth>
-__device__ __forceinline__ void describe(const Place<S>& place, const float* offset, const Worth& worth, Tile& tile) {
+__device__ __forceinline__ void describe(const PatchView<S>& view, const float* offset, const Worth& worth,
+                                         Tile& tile) {
   if (threadIdx.x < tile_patches) {
     const int patch = int(blockIdx.x) * tile_patches + int(threadIdx.x);
-    const bool known = patch < place.patches;
-    tile.corner[threadIdx.x] = place.corner(known ? patch : 0);
+    const bool known = patch < view.patches;
+    tile.corner[threadIdx.x] = view.corner(known ? patch : 0);
     tile.numbers[threadIdx.x] = known ? worth.numbers(patch) : Pair{0, 0};
     tile.offset[threadIdx.x] = known && offset ? offset[patch] : 0.0f;
   }
@@ -312,17 +313,17 @@ __device__ __forceinline__ void rank_tile(float (&sum)[2][4][4], const Worth& wo
 // worth.numbers(patch): two numbers of a patch; worth.neuron(neuron): some of a neuron; worth(product, these): what
 // ranks it, -inf where it may not win.
 template <class S, class Worth>
-__device__ __forceinline__ Lists rank_products(const Place<S>& place, const float* offset, const Factors& with, int k,
-                                               unsigned char* memory, const Worth& worth) {
+__device__ __forceinline__ Lists rank_products(const PatchView<S>& view, const float* offset, const Factors& with,
+                                               int k, unsigned char* memory, const Worth& worth) {
   Tile& tile = *reinterpret_cast<Tile*>(memory);
   uint16_t* ring = reinterpret_cast<uint16_t*>(memory + sizeof(Tile));
   uint16_t* patches = ring + stages * stage_size;
-  const int chunks = (place.inputs + chunk - 1) / chunk, width = with.slots * chunk + 8, end = with.end();
+  const int chunks = (view.inputs + chunk - 1) / chunk, width = with.slots * chunk + 8, end = with.end();
   const int steps = (end - with.begin() + tile_neurons - 1) / tile_neurons * chunks;
   const int loads = with.slots == chunks ? chunks : steps;  // of patches
-  describe(place, offset, worth, tile);
+  describe(view, offset, worth, tile);
   const Lists lists(reinterpret_cast<unsigned char*>(patches + tile_patches * width), k);
-  PatchLoader<S> loader{place, tile, {}};
+  PatchLoader<S> loader{view, tile, {}};
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     loader.load(i, 0, with.grouped);
@@ -339,7 +340,7 @@ __device__ __forceinline__ Lists rank_products(const Place<S>& place, const floa
   float sum[2][4][4] = {};
   for (int step = 0; step < steps; ++step) {
     cp_async_wait<1>();
-    __syncthreads();  // this stage is there for all, and nobody needs the one before any more
+    __syncthreads();  // this stage has arrived for all threads, and none needs the one before
     copy(step + 2);
     const int next = part + 1 == chunks ? 0 : part + 1;
     uint16_t* stage = ring + step % stages * stage_size;

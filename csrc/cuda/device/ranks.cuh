@@ -1,4 +1,4 @@
-// The strongest so far, in a warp's registers: rank r lies in lane r % 32, slot r / 32, strongest first; and where
+// The k best so far, in a warp's registers: rank r lies in lane r % 32, slot r / 32, strongest first; and where
 // they go in the end.
 #pragma once
 
@@ -14,7 +14,7 @@ struct Outcome {
   Keys keys;
   int k, neurons;
 
-  // `neuron` won rank `rank` of `patch` with this response, or nobody did where it names none.
+  // `neuron` won rank `rank` of `patch` with this response, or none did where it names none.
   __device__ __forceinline__ void write(int patch, int rank, T response, int32_t neuron) const {
     const bool somebody = neuron >= 0 && neuron < neurons;
     const int64_t at = int64_t(patch) * k + rank;
@@ -32,7 +32,7 @@ struct Outcome {
 
 namespace {
 
-constexpr int32_t nobody = 2147483647;  // above every neuron, so that anybody beats it among equals
+constexpr int32_t nobody = 2147483647;  // above every neuron, so that every neuron beats it among equals
 
 template <class T>
 __device__ __forceinline__ T lowest() {
@@ -71,45 +71,44 @@ struct Ranks {
   }
 
   // Puts in one neuron, the same in every lane.
-  __device__ __forceinline__ void insert(T value, int32_t who) {
+  __device__ __forceinline__ void insert(T value, int32_t name) {
     const int lane = int(threadIdx.x) % 32;
 #pragma unroll
     for (int slot = SLOTS - 1; slot >= 0; --slot) {
-      const bool ahead = beats(response[slot], neuron[slot], value, who);
+      const bool ahead = beats(response[slot], neuron[slot], value, name);
       const int place = __popc(__ballot_sync(~0u, ahead));  // among this slot's
       T shifted = __shfl_up_sync(~0u, response[slot], 1);
-      int32_t name = __shfl_up_sync(~0u, neuron[slot], 1);
+      int32_t shifted_name = __shfl_up_sync(~0u, neuron[slot], 1);
       bool moves = lane >= place;
       if (slot > 0) {  // what falls out of the slot before
         const T carried = __shfl_sync(~0u, response[0], 31);
         const int32_t carried_name = __shfl_sync(~0u, neuron[0], 31);
-        const bool full = __all_sync(~0u, beats(response[0], neuron[0], value, who));
+        const bool full = __all_sync(~0u, beats(response[0], neuron[0], value, name));
         if (!full) {
-          if (lane == 0) shifted = carried, name = carried_name;
+          if (lane == 0) shifted = carried, shifted_name = carried_name;
           moves = true;
         } else if (lane == place) {
-          shifted = value, name = who;
+          shifted = value, shifted_name = name;
         }
       } else if (lane == place) {
-        shifted = value, name = who;
+        shifted = value, shifted_name = name;
       }
-      if (moves) response[slot] = shifted, neuron[slot] = name;
+      if (moves) response[slot] = shifted, neuron[slot] = shifted_name;
     }
   }
 
   // Each lane offers a neuron, or none: `there` false. The order in which neurons are offered makes no difference.
-  __device__ __forceinline__ void offer(T value, int32_t who, bool there, int k) {
+  __device__ __forceinline__ void offer(T value, int32_t name, bool there, int k) {
     T worst = response_of(k - 1);
     int32_t last = neuron_of(k - 1);
-    unsigned wanted = __ballot_sync(~0u, there && beats(value, who, worst, last));
+    unsigned wanted = __ballot_sync(~0u, there && beats(value, name, worst, last));
     while (wanted) {  // few are, once the list is warm
       const int from = __ffs(int(wanted)) - 1;
       const T strong = __shfl_sync(~0u, value, from);
-      const int32_t name = __shfl_sync(~0u, who, from);
-      insert(strong, name);
+      insert(strong, __shfl_sync(~0u, name, from));
       worst = response_of(k - 1);
       last = neuron_of(k - 1);
-      wanted &= __ballot_sync(~0u, there && beats(value, who, worst, last));
+      wanted &= __ballot_sync(~0u, there && beats(value, name, worst, last));
       wanted &= ~(1u << from);
     }
   }

@@ -13,8 +13,8 @@ struct Known {
   const T *offset = nullptr, *scale = nullptr, *total = nullptr, *inverse = nullptr;
   bool unit = false;
   Known() = default;
-  Known(const Moments<T>& found, bool unit)
-      : offset(found.offset), scale(found.scale), total(found.total), inverse(found.inverse), unit(unit) {}
+  Known(const Moments<T>& moments, bool unit)
+      : offset(moments.offset), scale(moments.scale), total(moments.total), inverse(moments.inverse), unit(unit) {}
 };
 
 namespace {
@@ -54,10 +54,9 @@ __device__ __forceinline__ T added(T sum, T x, T w) {
 #endif
 }
 
-// A flat patch answers everybody with 0. A response that is no finite number counts as +inf: it wins, so that somebody
-// sees it.
+// Every response to a flat patch is 0. A response that is not finite counts as +inf, so that it wins and is reported.
 template <class T>
-__device__ __forceinline__ T settled(T sum, const Terms<T>& patch, const Terms<T>& neuron) {
+__device__ __forceinline__ T final_response(T sum, const Terms<T>& patch, const Terms<T>& neuron) {
   if (patch.factor == 0 || patch.after == 0) return 0;
   const T response = added(sum, -patch.less, neuron.less) * neuron.after * patch.after;
   return std::fabs(response) < T(INFINITY) ? response : T(INFINITY);

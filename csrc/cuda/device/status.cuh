@@ -1,7 +1,9 @@
-// Steps that were skipped because a number in them was not finite: kernels count them, whoever asks is told.
+// Steps that were skipped because a number in them was not finite: kernels count them on their device, and the host
+// reports them.
 //
-// A device has one count, made at its first step and kept for the life of the process, so that a CUDA graph may hold on
-// to it. What a replayed graph skips is told by the next step outside of one, or by hebbkern.synchronize.
+// A device has one count, made at its first step and kept for the life of the process, so that a CUDA graph may keep
+// its address. Steps that a replayed graph skips are reported by the next step outside a graph, or by
+// hebbkern.synchronize.
 #pragma once
 
 #include "cuda/device/device.cuh"
@@ -13,12 +15,12 @@ namespace hebbkern {
 int* skipped(const Device& device);
 
 // Before a step: raises if earlier steps on this device are known to have been skipped. Waits for nothing.
-void look(const Device& device);
+void raise_if_skipped(const Device& device);
 
 // After a step: raises if it was skipped, where that can be seen at once.
-void settle(const char* op, const Device& device);
+void raise_if_step_skipped(const char* op, const Device& device);
 
-// How many steps were skipped on device `index` since last asked.
+// How many steps were skipped on device `index` since the last call.
 int take_skipped(int index);
 
 // The devices that have a count.

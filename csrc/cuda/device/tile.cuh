@@ -38,13 +38,13 @@ struct Lane {
   __device__ __forceinline__ int first() const { return number / 2 % 8; }
 };
 
-// What a kernel of the walk is told.
+// Arguments of the kernels of the walk.
 template <class S, class T>
 struct Field {
-  Place<S> place;
-  Place<T> rows;
+  PatchView<S> view;
+  PatchView<T> rows;
   Known<T> known;
-  Mask mask;
+  Mask eligible;
   bool patches_in_groups, rows_in_groups;  // of 128 bits
   int share;                               // neurons of a block
 };
@@ -78,8 +78,8 @@ struct Copies {
     for (int pass = 0; pass < 2; ++pass) {
       const int number = first + row(field.patches_in_groups) + pass * rows();
       const int patch = number < last ? number : last;  // past the last patch the tile repeats it
-      const Corner corner = field.place.corner(patch);
-      from[pass] = field.place.x + corner.start + (field.patches_in_groups ? of_group() : 0);
+      const Corner corner = field.view.corner(patch);
+      from[pass] = field.view.x + corner.start + (field.patches_in_groups ? of_group() : 0);
       down[pass] = corner.row;
       right[pass] = corner.column;
     }
@@ -101,12 +101,12 @@ struct Copies {
 
   __device__ __forceinline__ void write_taps() const {
     const int entry = ahead.entry + int(threadIdx.x);
-    if (!field.patches_in_groups && threadIdx.x < entries<T>) taps[slot][threadIdx.x] = field.place.tap(entry);
+    if (!field.patches_in_groups && threadIdx.x < entries<T>) taps[slot][threadIdx.x] = field.view.tap(entry);
   }
 
   __device__ __forceinline__ void start_patches() {
     T* const to = at(stage) + to_patch;
-    const int left = field.place.inputs - ahead.entry;
+    const int left = field.view.inputs - ahead.entry;
     if constexpr (std::is_same_v<S, T>)
       if (field.patches_in_groups) {
         const int bytes = of_group() < left ? 16 : 0;
@@ -120,7 +120,7 @@ struct Copies {
       const Tap tap = taps[slot][n];
 #pragma unroll
       for (int pass = 0; pass < 2; ++pass) {
-        const bool there = n < left && field.place.in_image({0, down[pass], right[pass]}, tap);
+        const bool there = n < left && field.view.in_image({0, down[pass], right[pass]}, tap);
         const S* const number = from[pass] + tap.offset;
         if constexpr (std::is_same_v<S, T>)
           cp_async_zfill<sizeof(T)>(to + pass * rows() * pitch<T> + 4 * i, number, there ? sizeof(T) : 0);
@@ -154,7 +154,7 @@ struct Copies {
     }
     cp_async_commit();
     ahead.entry += entries<T>;
-    if (ahead.entry >= field.place.inputs) ahead = {ahead.neuron + tile_neurons, 0};
+    if (ahead.entry >= field.view.inputs) ahead = {ahead.neuron + tile_neurons, 0};
     stage = stage == stages - 1 ? 0 : stage + 1;
     slot ^= 1;
     write_taps();

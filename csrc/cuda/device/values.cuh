@@ -1,4 +1,5 @@
-// What can be said of values where they can be looked at: the sentences of the CPU's kernels. On a GPU these are empty.
+// Checks of tensors' values, with the CPU kernels' messages, where values can be read (the emulation). On a GPU they do
+// nothing.
 #pragma once
 
 #include "cuda/device/device.cuh"
@@ -12,8 +13,8 @@ void require_finite(const char* op, const char* argument, const OptionalTensor& 
 // Raises if a number that was computed from finite ones is not finite; sentence: finite_responses or finite_sums.
 void require_no_overflow(const char* op, const char* sentence, const Tensor& result);
 
-// Raises unless every number names a neuron, or nobody by -1.
-void require_named(const char* op, const char* argument, const Tensor& named, int64_t neurons);
+// Raises unless every number is the index of a neuron or -1.
+void require_indices(const char* op, const char* argument, const Tensor& named, int64_t neurons);
 
 // Raises unless patches of these scales (0 for flat ones) have norms that are finite and can be divided by.
 void require_norms(const char* op, const Tensor& scale);

@@ -3,8 +3,8 @@
 #include "common/accumulate.h"
 
 #include "cuda/device/lists.cuh"
-#include "cuda/ops/moments.cuh"
 #include "cuda/device/values.cuh"
+#include "cuda/ops/moments.cuh"
 
 namespace hebbkern {
 namespace {
@@ -27,16 +27,16 @@ __device__ __forceinline__ bool finite(T a) {
 
 template <class T>
 __global__ void __launch_bounds__(threads)
-    name_kernel(Named named, const __grid_constant__ Taught<T> taught, int32_t* keys, int32_t* numbers) {
+    name_kernel(Named named, const __grid_constant__ Assignments<T> assignments, int32_t* keys, int32_t* numbers) {
   const int64_t i = int64_t(blockIdx.x) * threads + threadIdx.x;
   if (i >= named.count) return;
   const int entry = int(i), patch = named.ranks.quotient(entry), rank = entry - patch * int(named.ranks.divisor);
   const int64_t spot = named.share.quotient(patch) * named.down + rank * named.right;
   const int64_t neuron = named.long_names ? static_cast<const int64_t*>(named.names)[spot]
                                           : static_cast<const int32_t*>(named.names)[spot];
-  const T c = coefficient_of(taught, patch, rank, entry);
+  const T c = coefficient_of(assignments, patch, rank, entry);
   int key = int(neuron);
-  if (neuron < -1 || neuron >= named.neurons || !finite(c) || !finite(decay_of(taught, patch, rank)))
+  if (neuron < -1 || neuron >= named.neurons || !finite(c) || !finite(decay_of(assignments, patch, rank)))
     key = named.neurons + 1;
   else if (neuron == -1 || c == 0 || named.frozen[neuron])
     key = named.neurons;
@@ -66,8 +66,8 @@ __global__ void __launch_bounds__(threads) combine_kernel(Sums<T> sums, T* count
 }  // namespace
 
 template <class T>
-void name_entries(const Device& device, const Tensor& named, int64_t share, int64_t ranks, const Taught<T>& taught,
-                  int neurons, const Mask& frozen, const Entries& entries) {
+void name_entries(const Device& device, const Tensor& named, int64_t share, int64_t ranks,
+                  const Assignments<T>& assignments, int neurons, const Mask& frozen, const Entries& entries) {
   Named names{named.const_data_ptr(),
               named.scalar_type() == ScalarType::Long,
               named.stride(0),
@@ -78,48 +78,48 @@ void name_entries(const Device& device, const Tensor& named, int64_t share, int6
               neurons,
               int(entries.count)};
   launch<name_kernel<T>>("accumulate.name", dim3(unsigned(cdiv(entries.count, threads))), threads, 0, device, names,
-                         taught, entries.keys, entries.numbers);
+                         assignments, entries.keys, entries.numbers);
 }
 
 template <class S, class T>
-static void accumulate_typed(const Tensor& x, const Asked& asked, const Tensor& named, const Tensor& coefficients,
-                             const OptionalTensor& responses, const OptionalTensor& frozen, Lists<T> lists, T* count) {
+static void accumulate_typed(const Tensor& x, const PatchedLayer& layer, const Tensor& named,
+                             const Tensor& coefficients, const OptionalTensor& responses, const OptionalTensor& frozen,
+                             Lists<T> lists, T* count) {
   const char* op = "accumulate";
   const Device device(x);
-  const Place<S> place(op, x, asked.g);
-  const Entries entries(op, x, asked.g, named.size(1));
-  const int neurons = int(asked.g.neurons), ranks = int(named.size(1));
-  const Moments<T> known = moments<S, S, T>(op, device, x, place, asked.patches);
-  Taught<T> taught;
-  taught.values = const_pointer<T>(coefficients);
-  taught.down = coefficients.dim() == 2 ? coefficients.stride(0) : 0;
-  taught.right = coefficients.stride(coefficients.dim() - 1);
+  const PatchView<S> view(op, x, layer.g);
+  const Entries entries(op, x, layer.g, named.size(1));
+  const int neurons = int(layer.g.neurons), ranks = int(named.size(1));
+  const Moments<T> known = moments<S, S, T>(op, device, x, view, layer.patches);
+  Assignments<T> assignments;
+  assignments.values = const_pointer<T>(coefficients);
+  assignments.down = coefficients.dim() == 2 ? coefficients.stride(0) : 0;
+  assignments.right = coefficients.stride(coefficients.dim() - 1);
   if (responses) {
-    taught.decays = const_pointer<T>(*responses);
-    taught.decays_down = responses->stride(0);
-    taught.decays_right = responses->stride(1);
+    assignments.decays = const_pointer<T>(*responses);
+    assignments.decays_down = responses->stride(0);
+    assignments.decays_right = responses->stride(1);
   }
-  name_entries(device, named, 1, ranks, taught, neurons, Mask(frozen), entries);
-  lists = grouped(device, x, place, entries, ranks, taught, neurons, known.offset, known.scale, true, lists);
+  name_entries(device, named, 1, ranks, assignments, neurons, Mask(frozen), entries);
+  lists = grouped(device, x, view, entries, ranks, assignments, neurons, known.offset, known.scale, true, lists);
   const Sums<T> sums = sums_of(lists, entries.count, neurons);
   const int64_t blocks = sums.slots / 2 + cdiv(neurons, threads);
-  launch<combine_kernel<T>>("accumulate.combine",
-                            dim3(unsigned(blocks), sums.slots ? tiles(place.inputs, threads) : 1u), threads, 0, device,
-                            sums, count, place.inputs);
+  launch<combine_kernel<T>>("accumulate.combine", dim3(unsigned(blocks), sums.slots ? tiles(view.inputs, threads) : 1u),
+                            threads, 0, device, sums, count, view.inputs);
 }
 
-static std::tuple<Tensor, Tensor, Tensor> accumulate(Tensor x, Tensor taught, Tensor coefficients,
+static std::tuple<Tensor, Tensor, Tensor> accumulate(Tensor x, Tensor targets, Tensor coefficients,
                                                      OptionalTensor responses, int64_t neurons, Ints kernel,
                                                      std::string patches, Ints stride, Ints padding, Ints dilation,
                                                      OptionalTensor frozen) {
   const char* op = "accumulate";
-  const Asked asked =
-      check_accumulate(x, taught, coefficients, responses, neurons, kernel, patches, stride, padding, dilation, frozen);
+  const PatchedLayer layer = check_accumulate(x, targets, coefficients, responses, neurons, kernel, patches, stride,
+                                              padding, dilation, frozen);
   require_finite(op, "x", x);
   require_finite(op, "coefficients", coefficients);
   require_finite(op, "responses", responses);
-  require_named(op, "taught", taught, neurons);
-  const Geometry& g = asked.g;
+  require_indices(op, "targets", targets, neurons);
+  const Geometry& g = layer.g;
   const ScalarType result = result_dtype(x.scalar_type());
   const Ints shape = g.image ? Ints{neurons, g.channels, g.kh, g.kw} : Ints{neurons, g.channels};
   Tensor sum = empty_like(x, shape, result), decay = empty_like(x, {neurons}, result);
@@ -129,16 +129,16 @@ static std::tuple<Tensor, Tensor, Tensor> accumulate(Tensor x, Tensor taught, Te
     Lists<T> lists;
     lists.total = pointer<T>(sum);
     lists.decay = pointer<T>(decay);
-    accumulate_typed<decltype(stored), T>(x, asked, taught, coefficients, responses, frozen, lists, pointer<T>(count));
+    accumulate_typed<decltype(stored), T>(x, layer, targets, coefficients, responses, frozen, lists, pointer<T>(count));
   });
   return {sum, decay, count};
 }
 
 STABLE_TORCH_LIBRARY_IMPL(hebbkern, HEBBKERN_KEY, m) { m.impl("accumulate.cuda", TORCH_BOX(&accumulate)); }
 
-#define NAME_ENTRIES(T)                                                                                             \
-  template void name_entries<T>(const Device&, const Tensor&, int64_t, int64_t, const Taught<T>&, int, const Mask&, \
-                                const Entries&);
+#define NAME_ENTRIES(T)                                                                                     \
+  template void name_entries<T>(const Device&, const Tensor&, int64_t, int64_t, const Assignments<T>&, int, \
+                                const Mask&, const Entries&);
 NAME_ENTRIES(float)
 NAME_ENTRIES(double)
 #undef NAME_ENTRIES

@@ -1,17 +1,17 @@
-// accumulate, for those who hold the keys of its entries and go on with its sums.
+// The sums of accumulate, for operators that hold the entries' keys and use the sums.
 #pragma once
 
-#include "cuda/device/place.cuh"
+#include "cuda/device/patch_view.cuh"
 
 namespace hebbkern {
 
 constexpr int piece = 256;      // entries of a neuron's list that are added in one go
 constexpr int most_ranks = 64;  // of a contest
 
-// How much entry (p, r) teaches: values[p, r], or of_rank[r] without values, times its response where that is positive
+// The weight of entry (p, r): values[p, r], or of_rank[r] without values, times its response where that is positive
 // if `rectify` is given. The decay adds up the same times `decays`, or without them alone.
 template <class T>
-struct Taught {
+struct Assignments {
   const T* values = nullptr;
   int64_t down = 0, right = 0;  // strides; 0 for the same in every patch
   T of_rank[most_ranks] = {};   // by value: no copy to wait for
@@ -24,7 +24,7 @@ struct Taught {
 template <class T>
 struct Lists {
   const int32_t* starts =
-      nullptr;                    // [K + 3]: where the entries of each key begin, once sorted; K: nobody, K + 1: broken
+      nullptr;                    // [K + 3]: where the entries of each key begin, once sorted; K: none, K + 1: invalid
   const int32_t* keys = nullptr;  // of all entries, rising
   T* partial = nullptr;           // [slots, N], pieces of lists longer than `piece`; null where none can be
   T* decay_partial = nullptr;     // [slots]
@@ -67,16 +67,17 @@ struct Entries {
   }
 };
 
-// Fills in the entries in one launch. Their keys: the neuron that an entry teaches, K for nobody, K + 1 where something
-// about it is wrong. `named` int32 or int64 [P / share, ranks], or [P / share] for one rank.
+// Fills in the entries in one launch. Their keys: the neuron that an entry teaches, K for none, K + 1 where a number
+// of it is invalid. `named` int32 or int64 [P / share, ranks], or [P / share] for one rank.
 template <class T>
-void name_entries(const Device& device, const Tensor& named, int64_t share, int64_t ranks, const Taught<T>& taught,
-                  int neurons, const Mask& frozen, const Entries& entries);
+void name_entries(const Device& device, const Tensor& named, int64_t share, int64_t ranks,
+                  const Assignments<T>& assignments, int neurons, const Mask& frozen, const Entries& entries);
 
 // Lists of the patches by their entries' keys; offset and scale [P] or null. Without `empty`, rows of neurons that
-// nobody teaches stay unwritten. total and decay are new where `into` has none. At most two launches beside CUB's.
+// no entry teaches stay unwritten. total and decay are new where `into` has none. At most two launches beside CUB's.
 template <class S, class T>
-Lists<T> grouped(const Device& device, const Tensor& x, const Place<S>& place, const Entries& entries, int ranks,
-                 const Taught<T>& taught, int neurons, const T* offset, const T* scale, bool empty, Lists<T> into = {});
+Lists<T> grouped(const Device& device, const Tensor& x, const PatchView<S>& view, const Entries& entries, int ranks,
+                 const Assignments<T>& assignments, int neurons, const T* offset, const T* scale, bool empty,
+                 Lists<T> into = {});
 
 }  // namespace hebbkern

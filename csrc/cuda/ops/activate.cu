@@ -1,4 +1,4 @@
-// activate: responses U of a layer become Y = f(U) in their place, and the column sums that a rule needs of them.
+// activate: responses U of a layer become Y = f(U) in place, and the column sums that a rule needs of them.
 #include "cuda/ops/dense_update.cuh"
 
 namespace hebbkern {
@@ -9,7 +9,7 @@ constexpr int side = 64;  // neurons of a tile
 
 template <class T>
 struct Layer {
-  T *y, *taught;                    // laid out alike; taught: y * scale, or null
+  T *y, *scaled;                    // laid out alike; scaled: y * scale, or null
   const T *offset, *scale, *total;  // [P], [P], [K], or null
   T *diagonal, *shift;              // [parts, K], or null
   Divisor per_image;
@@ -25,7 +25,7 @@ struct Layer {
   }
 };
 
-// PATCHES of a block and what is known of each. Softmax takes few, for a block has all neurons of its patches.
+// The PATCHES of a block, their offsets and scales. Softmax takes few, as a block has all neurons of its patches.
 template <class T, int PATCHES>
 struct Strip {
   static constexpr int items = PATCHES * side / threads;
@@ -50,7 +50,7 @@ struct Strip {
   }
 };
 
-// Who wins each patch, and by how much: lanes lie along whatever lies side by side.
+// The softmax of each patch's responses: lanes lie along the contiguous dimension.
 template <class T, int PATCHES>
 __device__ void compete(Strip<T, PATCHES>& strip, const Layer<T>& layer) {
   const int t = int(threadIdx.x);
@@ -119,27 +119,27 @@ __device__ void tile(Strip<T, PATCHES>& strip, const Layer<T>& layer, int first_
   const bool along = layer.neuron == 1, sums = layer.diagonal || layer.shift;
   T squares = 0, moves = 0;
   for (int start = 0; start < items; start += 4) {
-    T found[4];
+    T responses[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {  // on their way side by side: what is stored might be loaded again
       const int p = along ? t / side + (start + i) * (threads / side) : t % PATCHES;
       const int neuron = first + (along ? t % side : t / PATCHES + (start + i) * (threads / PATCHES));
       const bool there = first_patch + p < layer.patches && neuron < layer.neurons;
-      found[i] = there ? strip.response(layer, p, neuron) : T(0);
+      responses[i] = there ? strip.response(layer, p, neuron) : T(0);
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int p = along ? t / side + (start + i) * (threads / side) : t % PATCHES;
       const int neuron = first + (along ? t % side : t / PATCHES + (start + i) * (threads / PATCHES));
       const bool there = first_patch + p < layer.patches && neuron < layer.neurons;
-      const T u = found[i];
+      const T u = responses[i];
       const T y = SOFT ? strip.soft[p].share(u, neuron, layer.temperature) : activated(u, layer.activation);
-      const T taught = y * strip.scale[p];
+      const T scaled = y * strip.scale[p];
       const int64_t at = strip.start[p] + neuron * layer.neuron;
       if (there) layer.y[at] = y;
-      if (there && layer.taught) layer.taught[at] = taught;
+      if (there && layer.scaled) layer.scaled[at] = scaled;
       if (!sums) continue;
-      const T square = there ? y * (SOFT ? u : y) : T(0), moved = there ? taught * strip.offset[p] : T(0);
+      const T square = there ? y * (SOFT ? u : y) : T(0), moved = there ? scaled * strip.offset[p] : T(0);
       squares += square;
       moves += moved;
       if (!along) note_across(strip, neuron - first, square, moved);
@@ -195,8 +195,8 @@ __global__ void __launch_bounds__(32 * slices) add_kernel(const T* rows, int64_t
 
 template <class T>
 void add_rows(const Device& device, const T* rows, int64_t count, int64_t columns, T* out) {
-  launch<add_kernel<T>>("dense_update.add", dim3(unsigned(cdiv(columns, 32))), 32 * slices, 0, device, rows, count, columns,
-                        out);
+  launch<add_kernel<T>>("dense_update.add", dim3(unsigned(cdiv(columns, 32))), 32 * slices, 0, device, rows, count,
+                        columns, out);
 }
 template void add_rows<float>(const Device&, const float*, int64_t, int64_t, float*);
 template void add_rows<double>(const Device&, const double*, int64_t, int64_t, double*);
@@ -223,7 +223,7 @@ static std::tuple<Tensor, Tensor> activate(const Device& device, const Tensor& u
 // layout: patches of an image, strides of images, neurons and patches. Returns the two column sums, or nothing [0].
 static std::tuple<Tensor, Tensor> activate_op(Tensor u, Ints layout, int64_t images, OptionalTensor offset,
                                               OptionalTensor scale, OptionalTensor total, std::string activation,
-                                              double temperature, OptionalTensor taught, bool diagonal, bool shift) {
+                                              double temperature, OptionalTensor scaled, bool diagonal, bool shift) {
   const Device device(u);
   const Layout at = layout_of(layout);
   std::tuple<Tensor, Tensor> columns;
@@ -231,7 +231,7 @@ static std::tuple<Tensor, Tensor> activate_op(Tensor u, Ints layout, int64_t ima
     using T = decltype(tag);
     columns = activate<T>(
         device, u,
-        {pointer<T>(u), taught ? pointer<T>(*taught) : nullptr, const_pointer<T>(offset), const_pointer<T>(scale),
+        {pointer<T>(u), scaled ? pointer<T>(*scaled) : nullptr, const_pointer<T>(offset), const_pointer<T>(scale),
          const_pointer<T>(total), nullptr, nullptr, Divisor(at.per_image), at.image, at.neuron, at.patch,
          int(images * at.per_image), int(u.size(1)), check_activation("dense_update", activation), T(temperature)},
         diagonal, shift);

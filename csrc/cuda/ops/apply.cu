@@ -1,6 +1,6 @@
 // apply_: a survey of every number of the step, then the step itself, if all of them are sound.
 //
-// A block of either kernel owns whole groups of rows. The survey leaves what it found of each group in a small table,
+// A block of either kernel owns whole groups of rows. The survey leaves the findings of each group in a small table,
 // which every block of the step reads first: either all of them write, or none does and the first counts the step as
 // skipped.
 #include "cuda/device/rows.cuh"
@@ -10,8 +10,8 @@
 namespace hebbkern {
 namespace {
 
-// Blocks on a multiprocessor: told nothing, ptxas spills a few registers for one more. 24 warps of 1 KiB in flight each
-// keep the memory busy.
+// Blocks on a multiprocessor: with no limit, ptxas spills a few registers to fit one more. 24 warps of 1 KiB in flight
+// each keep the memory busy.
 template <class T>
 constexpr int resident = sizeof(T) == 8 ? 3 : 4;
 
@@ -124,79 +124,80 @@ __device__ __forceinline__ T rho_of(const Matrix<S>& weight, const Task<T>& task
   return T(std::pow(std::abs(std::sqrt(squares) - 1), task.rates.rate_power));
 }
 
-// What one thread sees of its entries of a row.
+// Of the entries of a row that one thread reads.
 template <class T>
-struct Seen {
+struct Extremes {
   T step = 0, weight = 0;    // the largest |delta|, |w|
   T tall = 0, furthest = 0;  // the largest |new weight|, |step|
   bool sound = true;
 };
 
 template <class S, class T>
-__device__ __forceinline__ void look_at(Seen<T>& seen, S stored, T sum, const Row<T>& row, const Task<T>& task) {
+__device__ __forceinline__ void examine(Extremes<T>& extremes, S stored, T sum, const Row<T>& row,
+                                        const Task<T>& task) {
   const T w = wide(stored);
-  seen.sound = seen.sound && finite(w) && finite(sum);
+  extremes.sound = extremes.sound && finite(w) && finite(sum);
   if (row.tall < 0) return;
   const T delta = delta_of(w, sum, row, T(1));
-  seen.sound = seen.sound && finite(delta);
+  extremes.sound = extremes.sound && finite(delta);
   if (task.global()) {
-    seen.step = Highest()(std::abs(delta), seen.step);
-    seen.weight = Highest()(std::abs(w), seen.weight);
+    extremes.step = Highest()(std::abs(delta), extremes.step);
+    extremes.weight = Highest()(std::abs(w), extremes.weight);
   } else {
     const T next = moved(w, row.rate, delta);
-    seen.sound = seen.sound && (task.by_row() ? finite(next) : finite(wide(S(next))));
-    seen.tall = Highest()(std::abs(next), seen.tall);
-    seen.furthest = Highest()(std::abs(row.rate * delta), seen.furthest);
+    extremes.sound = extremes.sound && (task.by_row() ? finite(next) : finite(wide(S(next))));
+    extremes.tall = Highest()(std::abs(next), extremes.tall);
+    extremes.furthest = Highest()(std::abs(row.rate * delta), extremes.furthest);
   }
 }
 
 template <bool PACKED, class S, class T>
 __device__ __forceinline__ void survey_row(const Matrix<S>& weight, const Task<T>& task, int64_t j, bool there,
-                                           int member, Finding<T>& found) {
+                                           int member, Finding<T>& finding) {
   List list;
   if (there && task.starts) list = {task.starts[j], task.starts[j + 1]};
   const bool known = there && (!task.starts || list.end > list.start);
   Row<T> row = row_of(task, j, known, list, member);
-  if (!finite(row.shrink) || !finite(row.share)) found.sound = 0;
+  if (!finite(row.shrink) || !finite(row.share)) finding.sound = 0;
   if (task.rates.rate_power != 0) {
     const T rho = rho_of<PACKED>(weight, task, j, known, member);
     row.rate *= rho;
-    if (row.tall >= 0) found.rate = Highest()(rho, found.rate);
+    if (row.tall >= 0) finding.rate = Highest()(rho, finding.rate);
   } else if (row.tall >= 0) {
-    found.rate = 1;
+    finding.rate = 1;
   }
-  Seen<T> seen;
+  Extremes<T> extremes;
   for (int n = member * pack<S>; known && n < weight.inputs; n += task.deal.team * pack<S>) {
     const auto w = load<PACKED>(weight, j, n);
     const auto sum = sums<PACKED, pack<S>>(task, list, j, n, weight.inputs);
 #pragma unroll
-    for (int i = 0; i < pack<S>; ++i) look_at(seen, w.at[i], sum.at[i], row, task);
+    for (int i = 0; i < pack<S>; ++i) examine(extremes, w.at[i], sum.at[i], row, task);
   }
-  if (!seen.sound) found.sound = 0;
-  found.step = Highest()(seen.step, found.step);
-  found.weight = Highest()(seen.weight, found.weight);
+  if (!extremes.sound) finding.sound = 0;
+  finding.step = Highest()(extremes.step, finding.step);
+  finding.weight = Highest()(extremes.weight, finding.weight);
   if (task.by_row()) {
-    const T furthest = of_team(seen.furthest, task.deal.team, Highest());
-    const T tall = of_team(seen.tall, task.deal.team, Highest());
+    const T furthest = of_team(extremes.furthest, task.deal.team, Highest());
+    const T tall = of_team(extremes.tall, task.deal.team, Highest());
     if (row.tall >= 0) row.tall = furthest != 0 ? tall : T(-1);
   }
   if (there && member == 0) task.rows[j] = row;
 }
 
-// With lists, those that were cut are put together, and rows that nobody teaches are left out.
+// With lists, those that were cut are put together, and rows that no entry teaches are left out.
 template <class S, class T, bool PACKED>
 __global__ void __launch_bounds__(block_threads, resident<T>) survey_kernel(Matrix<S> weight, Task<T> task) {
   const bool broken = task.starts && task.starts[weight.rows + 2] > task.starts[weight.rows + 1];
   for (int group = int(blockIdx.x); group < task.deal.count; group += int(gridDim.x)) {
-    Finding<T> found{T(0), T(0), T(0), T(!broken)};
+    Finding<T> finding{T(0), T(0), T(0), T(!broken)};
     task.deal.each_row(group, weight.rows, [&](int64_t j, bool there, int member) {
-      survey_row<PACKED>(weight, task, j, there, member, found);
+      survey_row<PACKED>(weight, task, j, there, member, finding);
     });
-    found.step = of_team(found.step, block_threads, Highest());
-    found.weight = of_team(found.weight, block_threads, Highest());
-    found.rate = of_team(found.rate, block_threads, Highest());
-    found.sound = T(__syncthreads_and(found.sound == 1));
-    if (threadIdx.x == 0) task.findings[group] = found;
+    finding.step = of_team(finding.step, block_threads, Highest());
+    finding.weight = of_team(finding.weight, block_threads, Highest());
+    finding.rate = of_team(finding.rate, block_threads, Highest());
+    finding.sound = T(__syncthreads_and(finding.sound == 1));
+    if (threadIdx.x == 0) task.findings[group] = finding;
   }
 }
 
@@ -218,18 +219,18 @@ __device__ __forceinline__ bool verdict(const Task<T>& task, T& scale) {
   T step = 0;
 #pragma unroll 1
   for (int group = int(threadIdx.x); group < task.deal.count; group += block_threads) {
-    const Finding<T> found = task.findings[group];
-    good = good && found.sound == 1;
-    step = Highest()(found.step, step);
+    const Finding<T> finding = task.findings[group];
+    good = good && finding.sound == 1;
+    step = Highest()(finding.step, step);
   }
   scale = 1;
   if (!task.global()) return __syncthreads_and(good);
   scale = Highest()(of_team(step, block_threads, Highest()), smallest);
 #pragma unroll 1
   for (int group = int(threadIdx.x); group < task.deal.count; group += block_threads) {
-    const Finding<T> found = task.findings[group];
-    const T reach = std::abs(T(task.rates.lr)) * found.rate * quotient(found.step, scale);
-    good = good && (found.weight + reach) * rounded < T(largest_of<S>);
+    const Finding<T> finding = task.findings[group];
+    const T reach = std::abs(T(task.rates.lr)) * finding.rate * quotient(finding.step, scale);
+    good = good && (finding.weight + reach) * rounded < T(largest_of<S>);
   }
   return __syncthreads_and(good);
 }
@@ -308,7 +309,7 @@ void take_by(const char* op, const Device& device, const Matrix<S>& weight, cons
   launch<survey_kernel<S, T, PACKED>>("apply.survey", grid, block_threads, 0, device, weight, task);
   require_sums(op, task, weight.rows, weight.inputs);
   launch<step_kernel<S, T, PACKED>>("apply.step", grid, block_threads, 0, device, weight, task, skipped(device));
-  settle(op, device);
+  raise_if_step_skipped(op, device);
 }
 
 }  // namespace
@@ -319,9 +320,11 @@ void take(const char* op, const Device& device, const Tensor& weight, T* total, 
   const Matrix<S> matrix(op, weight);
   const Deal deal(matrix);
   const ScalarType dtype = result_dtype(weight.scalar_type());
-  const Tensor rows = empty_like(weight, {matrix.rows, 4}, dtype), found = empty_like(weight, {deal.count, 4}, dtype);
+  const Tensor rows = empty_like(weight, {matrix.rows, 4}, dtype);
+  const Tensor findings = empty_like(weight, {deal.count, 4}, dtype);
   Task<T> task{
-      total, rates, nullptr, nullptr, nullptr, nullptr, false, pointer<Row<T>>(rows), pointer<Finding<T>>(found), deal};
+      total, rates, nullptr, nullptr, nullptr, nullptr, false, pointer<Row<T>>(rows), pointer<Finding<T>>(findings),
+      deal};
   if (lists) {
     task.starts = lists->starts;
     task.partial = lists->partial;
@@ -346,7 +349,7 @@ static void apply_(Tensor weight, Tensor sum, OptionalTensor decay, OptionalTens
   const char* op = "apply_";
   const Normalise kind = check_apply(weight, sum, decay, denominator, lr, normalise, rate_power, frozen);
   const Device device(weight);
-  look(device);
+  raise_if_skipped(device);
   require_finite(op, "weight", weight);
   require_finite(op, "sum", sum);
   require_finite(op, "decay", decay);

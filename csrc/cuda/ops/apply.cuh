@@ -1,4 +1,4 @@
-// apply_, for those who hold sums, or new weights, and take the step.
+// The step of apply_, for operators that hold sums or new weights.
 #pragma once
 
 #include "common/apply.h"

@@ -1,4 +1,4 @@
-// commit: new weights are written if every block that made them found its own finite.
+// commit: writes new weights if every block that computed them reports finite ones.
 #include "cuda/device/rows.cuh"
 #include "cuda/device/status.cuh"
 
@@ -36,7 +36,7 @@ void commit(const char* op, const Device& device, const Tensor& weight, const S*
   else
     launch<commit_kernel<S, false>>("apply.commit", deal.grid(device), block_threads, 0, device, matrix, deal, moved,
                                     sound, blocks, frozen, skipped(device));
-  settle(op, device);
+  raise_if_step_skipped(op, device);
 }
 
 #define COMMIT(S) \

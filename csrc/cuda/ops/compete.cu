@@ -1,10 +1,10 @@
-// compete: who is taught by each patch? Powers and moments first, then the walk, on tensor cores where these are exact
-// or can be proved to find the same winners.
+// compete: the k neurons of each patch with the highest responses. Powers and moments first, then the walk, on tensor
+// cores where these are exact or provably find the same winners.
 #include "common/compete.h"
 
+#include "cuda/device/values.cuh"
 #include "cuda/ops/mma.cuh"
 #include "cuda/ops/screen.cuh"
-#include "cuda/device/values.cuh"
 #include "cuda/ops/walk.cuh"
 
 namespace hebbkern {
@@ -34,45 +34,45 @@ Tensor powers(const char* op, const Device& device, const Tensor& rows, double p
 
 // Half types as they are, on tensor cores: these multiply them exactly.
 template <class S>
-Moments<float> contest_of_halves(const char* op, const Device& device, const Tensor& x, const Place<S>& place,
+Moments<float> contest_of_halves(const char* op, const Device& device, const Tensor& x, const PatchView<S>& view,
                                  const Tensor& rows, const Contest& how, const Outcome<float>& outcome) {
-  const Place<S> weights(const_pointer<S>(rows), outcome.neurons, place.inputs);
-  Moments<float> known = moments<S, S, float>(op, device, x, place, how.patches, &weights, how.cosine);
-  half_walk<S>(device, x, place, weights.x, known, how.mask, outcome);
+  const PatchView<S> weights(const_pointer<S>(rows), outcome.neurons, view.inputs);
+  Moments<float> known = moments<S, S, float>(op, device, x, view, how.patches, &weights, how.cosine);
+  half_walk<S>(device, x, view, weights.x, known, how.eligible, outcome);
   return known;
 }
 
 template <class S, class T>
-Moments<T> contest_of_all(const char* op, const Device& device, const Tensor& x, const Place<S>& place,
+Moments<T> contest_of_all(const char* op, const Device& device, const Tensor& x, const PatchView<S>& view,
                           const Tensor& rows, const Contest& how, const Outcome<T>& outcome) {
   if constexpr (sizeof(S) == 2)
-    if (how.p == 2 && half_walks(device, how.k)) return contest_of_halves<S>(op, device, x, place, rows, how, outcome);
+    if (how.p == 2 && half_walks(device, how.k)) return contest_of_halves<S>(op, device, x, view, rows, how, outcome);
   const Tensor raised = powers<S, T>(op, device, rows, how.p);
-  const Place<T> weights(const_pointer<T>(raised), outcome.neurons, place.inputs);
-  Moments<T> known = moments<S, T, T>(op, device, x, place, how.patches, &weights, how.cosine);
+  const PatchView<T> weights(const_pointer<T>(raised), outcome.neurons, view.inputs);
+  Moments<T> known = moments<S, T, T>(op, device, x, view, how.patches, &weights, how.cosine);
   if constexpr (std::is_same_v<S, float>)
     if (worth_screening(how.k)) {
-      screened(device, x, place, weights.x, known, how.mask, outcome);
+      screened(device, x, view, weights.x, known, how.eligible, outcome);
       return known;
     }
-  walk<S, T>(device, x, place, weights.x, known, how.mask, outcome);
+  walk<S, T>(device, x, view, weights.x, known, how.eligible, outcome);
   return known;
 }
 
 }  // namespace
 
 template <class S, class T>
-Moments<T> contest(const char* op, const Device& device, const Tensor& x, const Place<S>& place, const Tensor& rows,
+Moments<T> contest(const char* op, const Device& device, const Tensor& x, const PatchView<S>& view, const Tensor& rows,
                    const Contest& how, int32_t* winners, T* responses, const Keys& keys) {
   const Outcome<T> outcome{winners, responses, keys, how.k, int(rows.size(0))};
-  Moments<T> known = contest_of_all<S, T>(op, device, x, place, rows, how, outcome);
-  for (int64_t i = 0; values_known() && i < int64_t(place.patches) * how.k; ++i)
+  Moments<T> known = contest_of_all<S, T>(op, device, x, view, rows, how, outcome);
+  for (int64_t i = 0; values_known() && i < int64_t(view.patches) * how.k; ++i)
     if (!std::isfinite(responses[i])) fail_overflow(op, finite_responses, sizeof(T) == 8);
   return known;
 }
 
-#define CONTEST(S, T)                                                                                          \
-  template Moments<T> contest<S, T>(const char*, const Device&, const Tensor&, const Place<S>&, const Tensor&, \
+#define CONTEST(S, T)                                                                                              \
+  template Moments<T> contest<S, T>(const char*, const Device&, const Tensor&, const PatchView<S>&, const Tensor&, \
                                     const Contest&, int32_t*, T*, const Keys&);
 CONTEST(float, float)
 CONTEST(double, double)
@@ -82,9 +82,10 @@ CONTEST(Half, float)
 
 static std::tuple<Tensor, Tensor> compete(Tensor x, Tensor weight, int64_t k, double p, bool cosine,
                                           std::string patches, Ints stride, Ints padding, Ints dilation,
-                                          OptionalTensor mask) {
+                                          OptionalTensor eligible) {
   const char* op = "compete";
-  const auto [g, kind] = check_compete(op, x, weight, k, p, cosine, patches, stride, padding, dilation, mask);
+  const PatchedLayer layer = check_compete(op, x, weight, k, p, cosine, patches, stride, padding, dilation, eligible);
+  const Geometry& g = layer.g;
   require_finite(op, "x", x);
   require_finite(op, "weight", weight);
   const Device device(x);
@@ -92,11 +93,12 @@ static std::tuple<Tensor, Tensor> compete(Tensor x, Tensor weight, int64_t k, do
   Tensor winners = empty_like(x, {g.patches(), k}, ScalarType::Int);
   Tensor responses = empty_like(x, {g.patches(), k}, result);
   const Tensor rows = torch::stable::contiguous(weight);
-  const Contest how{int(k), p, cosine, kind, Mask(mask)};
-  with_dtype(x.scalar_type(), [&, &g = g](auto stored, auto computed) {
+  const Contest how{int(k), p, cosine, layer.patches, Mask(eligible)};
+  with_dtype(x.scalar_type(), [&](auto stored, auto computed) {
     using S = decltype(stored);
     using T = decltype(computed);
-    contest<S, T>(op, device, x, Place<S>(op, x, g), rows, how, pointer<int32_t>(winners), pointer<T>(responses), {});
+    contest<S, T>(op, device, x, PatchView<S>(op, x, g), rows, how, pointer<int32_t>(winners), pointer<T>(responses),
+                  {});
   });
   return {winners, responses};
 }

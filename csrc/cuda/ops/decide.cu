@@ -12,7 +12,9 @@ constexpr int owners = 8;            // warps of a block, and its patches
 constexpr int stretch = 128;         // entries that a warp reads at a time, four a lane
 constexpr int rivals = 32 * owners;  // neurons that compete again at a time, one a thread
 
-__device__ __forceinline__ bool contends(const Question& q, int neuron) { return !q.mask.given() || q.mask[neuron]; }
+__device__ __forceinline__ bool contends(const Question& q, int neuron) {
+  return !q.eligible.given() || q.eligible[neuron];
+}
 
 // What a warp knows of its patch.
 struct Own {
@@ -24,11 +26,11 @@ struct Own {
 // The next entries of a warp's patch, times its factor, to shared memory; 0 beyond the last.
 __device__ __forceinline__ void read_stretch(const Question& q, const Own& own, int first, float4* to) {
   const int lane = int(threadIdx.x) % 32;
-  const Place<float>& place = q.place;
+  const PatchView<float>& view = q.view;
   if (q.grouped) {
     float4 group = {0, 0, 0, 0};
     const int entry = first + 4 * lane;
-    if (entry < place.inputs) group = *reinterpret_cast<const float4*>(place.x + own.corner.start + entry);
+    if (entry < view.inputs) group = *reinterpret_cast<const float4*>(view.x + own.corner.start + entry);
     const float factor = own.terms.factor;
     to[lane] = {group.x * factor, group.y * factor, group.z * factor, group.w * factor};
   } else {
@@ -36,7 +38,7 @@ __device__ __forceinline__ void read_stretch(const Question& q, const Own& own, 
     for (int i = 0; i < stretch; i += 32) {
       const int entry = first + i + lane;
       reinterpret_cast<float*>(to)[i + lane] =
-          entry < place.inputs ? place.load(own.corner, place.tap(entry)) * own.terms.factor : 0.0f;
+          entry < view.inputs ? view.load(own.corner, view.tap(entry)) * own.terms.factor : 0.0f;
     }
   }
 }
@@ -59,17 +61,17 @@ __device__ __forceinline__ float added(float sum, const float4& x, const float4&
   return added(added(added(added(sum, x.x, w.x), x.y, w.y), x.z, w.z), x.w, w.w);
 }
 
-// Each lane's response to its own neuron: all lanes take part, `asked` or not.
-__device__ __forceinline__ float response_of(const Question& q, const Own& own, int neuron, bool asked,
+// Each lane's response to its own neuron: all lanes take part, `wanted` or not.
+__device__ __forceinline__ float response_of(const Question& q, const Own& own, int neuron, bool wanted,
                                              float4* entries) {
-  const int inputs = q.place.inputs;
-  const float* row = q.rows + int64_t(asked ? neuron : 0) * inputs;
-  const Terms<float> these = asked ? of_neuron(q.known, neuron) : Terms<float>{};
+  const int inputs = q.view.inputs;
+  const float* row = q.rows + int64_t(wanted ? neuron : 0) * inputs;
+  const Terms<float> these = wanted ? of_neuron(q.known, neuron) : Terms<float>{};
   float sum = 0;
   for (int first = 0; first < inputs; first += stretch) {
     read_stretch(q, own, first, entries);
     __syncwarp();
-    if (asked) {
+    if (wanted) {
 #pragma unroll 8
       for (int i = 0; i < stretch; i += 4)
         if (first + i < inputs)
@@ -77,7 +79,7 @@ __device__ __forceinline__ float response_of(const Question& q, const Own& own, 
     }
     __syncwarp();
   }
-  return settled(sum, own.terms, these);
+  return final_response(sum, own.terms, these);
 }
 
 // Of the candidates of all shares those with the highest bounds.
@@ -102,7 +104,7 @@ __device__ __forceinline__ bool may_win(const Question& q, const Own& own, float
   float low = lowest<float>();
   if (named) {
     const float offset = q.known.offset ? q.known.offset[own.patch] : 0.0f;
-    const Reach of = reach(r.kept[own.patch], r.lost[own.patch], offset, q.place.inputs);
+    const Reach of = reach(r.kept[own.patch], r.lost[own.patch], offset, q.view.inputs);
     const float apart = doubt(of, r.size[neuron], r.slip[neuron]) * (q.known.inverse ? q.known.inverse[neuron] : 1.0f);
     const float lower = bound - 2 * apart;
     if (lower > low) low = lower;
@@ -113,7 +115,7 @@ __device__ __forceinline__ bool may_win(const Question& q, const Own& own, float
   return named && !(bound < needed);
 }
 
-// A patch of zeros, as at the rim of a digit, or a flat one that is standardised answers everybody with 0.
+// A patch of zeros, as at the rim of a digit, or a flat one that is standardised gives every response 0.
 __device__ __forceinline__ bool is_blank(const Question& q, const Own& own) {
   if (q.known.scale && q.known.scale[own.patch] == 0) return true;
   return q.rounding.kept[own.patch] == 0 && q.rounding.lost[own.patch] == 0 && own.terms.less == 0;
@@ -139,7 +141,7 @@ __device__ __forceinline__ bool decided(const Question& q, const Own& own, float
     write(q, own, first_neurons(q));
     return true;
   }
-  const Ranks<float, 1> list = strongest_of_all(q.candidates, q.place.patches, own.patch);
+  const Ranks<float, 1> list = strongest_of_all(q.candidates, q.view.patches, own.patch);
   const float others = list.response_of(q.candidates.most - 1);  // no neuron that is not listed has a higher bound
   const int neuron = list.neuron[0];
   const bool live = may_win(q, own, list.response[0], neuron);
@@ -154,15 +156,15 @@ __device__ __forceinline__ bool decided(const Question& q, const Own& own, float
 }
 
 // Sums of one neuron a thread with all patches on `left`, `count` of them, to `sums` [owners][rivals].
-__device__ __forceinline__ void sum_rivals(const Question& q, const Own& own, int place, int count, int neuron,
+__device__ __forceinline__ void sum_rivals(const Question& q, const Own& own, int rank, int count, int neuron,
                                            float4 (*entries)[stretch / 4], float (*sums)[rivals]) {
-  const int inputs = q.place.inputs;
+  const int inputs = q.view.inputs;
   const bool there = neuron < q.to.neurons;
   const float* row = q.rows + int64_t(there ? neuron : 0) * inputs;
   const float factor = there ? of_neuron(q.known, neuron).factor : 0.0f;
   float sum[owners] = {};
   for (int first = 0; first < inputs; first += stretch) {
-    if (place >= 0) read_stretch(q, own, first, entries[place]);
+    if (rank >= 0) read_stretch(q, own, first, entries[rank]);
     __syncthreads();
 #pragma unroll 2
     for (int i = 0; i < stretch; i += 4) {
@@ -184,25 +186,25 @@ __device__ __forceinline__ void sum_rivals(const Question& q, const Own& own, in
 __device__ __forceinline__ void compete_again(const Question& q, const Own& own, const bool* left,
                                               float4 (*entries)[stretch / 4], float (*sums)[rivals]) {
   const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
-  int count = 0, place = -1;
+  int count = 0, rank = -1;
 #pragma unroll
   for (int p = 0; p < owners; ++p) {
-    if (p == warp && left[p]) place = count;
+    if (p == warp && left[p]) rank = count;
     count += left[p];
   }
   if (!count) return;
   Ranks<float, 1> best;
   for (int first = 0; first < q.to.neurons; first += rivals) {
-    sum_rivals(q, own, place, count, first + int(threadIdx.x), entries, sums);
-    if (place >= 0)
+    sum_rivals(q, own, rank, count, first + int(threadIdx.x), entries, sums);
+    if (rank >= 0)
       for (int i = lane; i < rivals; i += 32) {
         const int neuron = first + i;
         const bool there = neuron < q.to.neurons && contends(q, neuron);
         const Terms<float> these = there ? of_neuron(q.known, neuron) : Terms<float>{};
-        best.offer(settled(sums[place][i], own.terms, these), neuron, there, q.to.k);
+        best.offer(final_response(sums[rank][i], own.terms, these), neuron, there, q.to.k);
       }
   }
-  if (place >= 0) write(q, own, best);
+  if (rank >= 0) write(q, own, best);
 }
 
 __global__ void __launch_bounds__(32 * owners) decide_kernel(Question q) {
@@ -210,9 +212,9 @@ __global__ void __launch_bounds__(32 * owners) decide_kernel(Question q) {
   __shared__ float sums[owners][rivals];
   __shared__ bool left[owners];
   const int warp = int(threadIdx.x) / 32, patch = int(blockIdx.x) * owners + warp;
-  const bool known = patch < q.place.patches;
+  const bool known = patch < q.view.patches;
   Own own{known ? patch : 0, {}, {}};
-  own.corner = q.place.corner(own.patch);
+  own.corner = q.view.corner(own.patch);
   own.terms = of_patch(q.known, own.patch);
   const bool again = known && !decided(q, own, entries[warp]);
   if (threadIdx.x % 32 == 0) {
@@ -226,7 +228,7 @@ __global__ void __launch_bounds__(32 * owners) decide_kernel(Question q) {
 }  // namespace
 
 void decide(const Device& device, const Question& question) {
-  launch<decide_kernel>("screen.decide", dim3(unsigned(cdiv(question.place.patches, owners))), 32 * owners, 0, device,
+  launch<decide_kernel>("screen.decide", dim3(unsigned(cdiv(question.view.patches, owners))), 32 * owners, 0, device,
                         question);
 }
 

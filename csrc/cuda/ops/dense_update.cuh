@@ -1,4 +1,4 @@
-// dense_update: what the kernels of the dense rules share. hebbkern/dense.py puts them together with ATen's products.
+// What the kernels of the dense rules share. hebbkern/backends/dense.py composes them with ATen's products.
 #pragma once
 
 #include "common/dense_update.h"
@@ -7,7 +7,7 @@
 namespace hebbkern {
 
 // The sum [K, N], or the weights after a step and, a block, whether all it wrote are finite.
-struct Outcome {
+struct DenseResult {
   Tensor out, sound;
 };
 
@@ -18,8 +18,8 @@ struct Products {
   const T *gradient, *gram = nullptr, *diagonal = nullptr, *shift = nullptr;  // [K, N], [K, K], [K], [K]
 };
 template <class S, class T>
-Outcome finish(const Device& device, const Products<T>& products, const Tensor& weight, const OptionalTensor& frozen,
-               std::optional<double> lr, int64_t patches);
+DenseResult finish(const Device& device, const Products<T>& products, const Tensor& weight,
+                   const OptionalTensor& frozen, std::optional<double> lr, int64_t patches);
 
 // out [columns] = the sums of the columns of rows [count, columns], in a fixed order.
 template <class T>
@@ -33,7 +33,7 @@ inline Layout layout_of(const Ints& numbers) { return {numbers[0], numbers[1], n
 
 namespace {
 
-// What a kernel does with a sum, and what it needs for that.
+// Where a kernel puts sums, or the weights after a step.
 template <class S, class T>
 struct Sink {
   const S* weight;  // [K, N]
@@ -52,7 +52,7 @@ struct Sink {
 };
 
 template <class S, class T>
-Sink<S, T> sink_of(Outcome& to, const Tensor& weight, const OptionalTensor& frozen, std::optional<double> lr,
+Sink<S, T> sink_of(DenseResult& to, const Tensor& weight, const OptionalTensor& frozen, std::optional<double> lr,
                    int64_t patches, int64_t blocks) {
   const Ints shape = {weight.size(0), weight.numel() / weight.size(0)};
   to.out = empty_like(weight, shape, lr ? weight.scalar_type() : result_dtype(weight.scalar_type()));
@@ -84,14 +84,14 @@ __device__ __forceinline__ T activated(T u, Activation activation) {
   return u;
 }
 
-// What is known of a patch's competition: its highest response, whose it is, and the sum of e^((u - best) / t).
+// The softmax of a patch so far: its highest response, that response's neuron, and the sum of e^((u - best) / t).
 template <class T>
 struct Soft {
   T best, mass;
   int32_t winner;
 
   __device__ __forceinline__ static Soft nobody() { return {-T(INFINITY), 0, 2147483647}; }
-  // A NaN is nobody's best, but makes the mass a NaN.
+  // A NaN is never the best, but makes the mass a NaN.
   __device__ __forceinline__ void add(T u, int32_t neuron, T temperature) {
     if (u > best) {
       mass = mass * std::exp((best - u) / temperature) + 1;

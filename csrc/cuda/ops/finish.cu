@@ -13,9 +13,9 @@ template <class T, class S>
 __device__ __forceinline__ Quad<T> some(const S* from, int left, bool at_once) {
   Quad<T> to;
   if (at_once && left >= 4) {
-    const Quad<S> found = *reinterpret_cast<const Quad<S>*>(from);
+    const Quad<S> stored = *reinterpret_cast<const Quad<S>*>(from);
 #pragma unroll
-    for (int j = 0; j < 4; ++j) to.v[j] = T(wide(found.v[j]));
+    for (int j = 0; j < 4; ++j) to.v[j] = T(wide(stored.v[j]));
   } else {
 #pragma unroll
     for (int j = 0; j < 4; ++j) to.v[j] = j < left ? T(wide(from[j])) : T(0);
@@ -162,10 +162,10 @@ __global__ void __launch_bounds__(threads)
 }
 
 template <class S, class T, int SIDE>
-Outcome finish_by(const Device& device, const Products<T>& products, const Tensor& weight, const OptionalTensor& frozen,
-                  std::optional<double> lr, int64_t patches) {
+DenseResult finish_by(const Device& device, const Products<T>& products, const Tensor& weight,
+                      const OptionalTensor& frozen, std::optional<double> lr, int64_t patches) {
   const int64_t K = weight.size(0), N = weight.numel() / K, blocks = cdiv(K, SIDE) * cdiv(N, SIDE);
-  Outcome to;
+  DenseResult to;
   const Sink<S, T> sink = sink_of<S, T>(to, weight, frozen, lr, patches, blocks);
   const bool at_once = aligned(sink.weight, N, sizeof(S)) && aligned(products.gradient, N, sizeof(T));
   launch<finish_kernel<S, T, SIDE>>("finish", dim3(unsigned(blocks)), threads, 0, device, products, sink, int(K),
@@ -178,17 +178,17 @@ Outcome finish_by(const Device& device, const Products<T>& products, const Tenso
 // 64 x 64 reads an operand of the triangle 64 times less often than it is used; 32 x 32 where those are too few to give
 // every multiprocessor of a large GPU a block, and for float64, whose rate they keep up with. The bits are the same.
 template <class S, class T>
-Outcome finish(const Device& device, const Products<T>& products, const Tensor& weight, const OptionalTensor& frozen,
-               std::optional<double> lr, int64_t patches) {
+DenseResult finish(const Device& device, const Products<T>& products, const Tensor& weight,
+                   const OptionalTensor& frozen, std::optional<double> lr, int64_t patches) {
   const int64_t K = weight.size(0), N = weight.numel() / K;
   if constexpr (sizeof(T) == 4)
     if (cdiv(K, 64) * cdiv(N, 64) >= 128) return finish_by<S, T, 64>(device, products, weight, frozen, lr, patches);
   return finish_by<S, T, 32>(device, products, weight, frozen, lr, patches);
 }
 
-#define FINISH(S, T)                                                                                     \
-  template Outcome finish<S, T>(const Device&, const Products<T>&, const Tensor&, const OptionalTensor&, \
-                                std::optional<double>, int64_t);
+#define FINISH(S, T)                                                                                         \
+  template DenseResult finish<S, T>(const Device&, const Products<T>&, const Tensor&, const OptionalTensor&, \
+                                    std::optional<double>, int64_t);
 FINISH(float, float)
 FINISH(double, double)
 FINISH(BFloat16, float)
@@ -199,15 +199,15 @@ static std::tuple<Tensor, Tensor> finish_op(Tensor gradient, OptionalTensor gram
                                             OptionalTensor shift, Tensor weight, OptionalTensor frozen,
                                             std::optional<double> lr, int64_t patches) {
   const Device device(weight);
-  Outcome found;
+  DenseResult result;
   with_dtype(weight.scalar_type(), [&](auto stored, auto tag) {
     using S = decltype(stored);
     using T = decltype(tag);
     const Products<T> products{const_pointer<T>(gradient), const_pointer<T>(gram), const_pointer<T>(diagonal),
                                const_pointer<T>(shift)};
-    found = finish<S, T>(device, products, weight, frozen, lr, patches);
+    result = finish<S, T>(device, products, weight, frozen, lr, patches);
   });
-  return {found.out, found.sound};
+  return {result.out, result.sound};
 }
 
 STABLE_TORCH_LIBRARY_IMPL(hebbkern, HEBBKERN_KEY, m) { m.impl("_finish", TORCH_BOX(&finish_op)); }

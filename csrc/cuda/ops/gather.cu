@@ -32,7 +32,7 @@ struct alignas(16) Staged {
 
 // What has to be known of entry number `at` of a list, or of nothing behind its end; returns what it adds to the decay.
 template <class S, class T>
-__device__ __forceinline__ T stage(const Sums<T>& sums, const Place<S>& place, const Taught<T>& taught,
+__device__ __forceinline__ T stage(const Sums<T>& sums, const PatchView<S>& view, const Assignments<T>& assignments,
                                    const List& list, int at, Staged<T>& staged) {
   if (at >= list.size) {
     staged = {{0, INT_MIN, 0}, T(0), T(0), T(0)};  // a row that no image has
@@ -40,9 +40,9 @@ __device__ __forceinline__ T stage(const Sums<T>& sums, const Place<S>& place, c
   }
   const int entry = sums.order[list.first + at], patch = sums.ranks.quotient(entry);
   const int rank = entry - patch * int(sums.ranks.divisor);
-  const T c = coefficient_of(taught, patch, rank, entry);
-  staged = {place.corner(patch), c, sums.offset ? sums.offset[patch] : T(0), sums.scale ? sums.scale[patch] : T(1)};
-  return c * decay_of(taught, patch, rank);
+  const T c = coefficient_of(assignments, patch, rank, entry);
+  staged = {view.corner(patch), c, sums.offset ? sums.offset[patch] : T(0), sums.scale ? sums.scale[patch] : T(1)};
+  return c * decay_of(assignments, patch, rank);
 }
 
 // Neighbouring inputs that a lane adds up.
@@ -53,16 +53,16 @@ struct alignas(EACH * sizeof(S)) Group {
 
 // Of the group at `column`, or of the last one.
 template <int EACH, class S>
-__device__ __forceinline__ Tap tap_at(const Place<S>& place, int64_t column) {
-  return place.tap(column < place.inputs ? int(column) : place.inputs - EACH);
+__device__ __forceinline__ Tap tap_at(const PatchView<S>& view, int64_t column) {
+  return view.tap(column < view.inputs ? int(column) : view.inputs - EACH);
 }
 
 // Those of the patch at `corner`, 0 where it does not lie in the image; without branches, which would keep loads apart.
 template <int EACH, class S>
-__device__ __forceinline__ Group<S, EACH> load(const Place<S>& place, const S* at_tap, const Corner& corner,
+__device__ __forceinline__ Group<S, EACH> load(const PatchView<S>& view, const S* at_tap, const Corner& corner,
                                                const Tap& tap) {
-  const bool there = (unsigned(corner.row + tap.down) < unsigned(place.height)) &
-                     (unsigned(corner.column + tap.right) < unsigned(place.width));
+  const bool there = (unsigned(corner.row + tap.down) < unsigned(view.height)) &
+                     (unsigned(corner.column + tap.right) < unsigned(view.width));
   Group<S, EACH> group{};
   if constexpr (EACH == 1) {
     if (there) group.at[0] = at_tap[corner.start];
@@ -76,15 +76,15 @@ __device__ __forceinline__ Group<S, EACH> load(const Place<S>& place, const S* a
 
 // Entries `first`, `first + step`, ... of those staged, in this order, several patches in flight.
 template <int EACH, class S, class T>
-__device__ __forceinline__ void add(const Place<S>& place, const Staged<T>* staged, int first, int size, int step,
+__device__ __forceinline__ void add(const PatchView<S>& view, const Staged<T>* staged, int first, int size, int step,
                                     int64_t column, Group<T, EACH>& sum) {
   constexpr int flight = 4;  // of 4 to 16 bytes, by 1024 threads and more: what a multiprocessor needs on its way
-  const Tap tap = tap_at<EACH>(place, column);
-  const S* at_tap = place.x + tap.offset;
+  const Tap tap = tap_at<EACH>(view, column);
+  const S* at_tap = view.x + tap.offset;
   for (int at = first; at < size; at += flight * step) {
     Group<S, EACH> ahead[flight];
 #pragma unroll
-    for (int u = 0; u < flight; ++u) ahead[u] = load<EACH>(place, at_tap, staged[at + u * step].corner, tap);
+    for (int u = 0; u < flight; ++u) ahead[u] = load<EACH>(view, at_tap, staged[at + u * step].corner, tap);
 #pragma unroll
     for (int u = 0; u < flight; ++u) {
       const Staged<T>& one = staged[at + u * step];
@@ -119,19 +119,19 @@ __device__ __forceinline__ T& decay_in(const Sums<T>& sums, const List& list) {
 
 // A warp adds up a list of at most `few` entries.
 template <int EACH, class S, class T>
-__device__ __forceinline__ void alone(const Sums<T>& sums, const Place<S>& place, const Taught<T>& taught,
+__device__ __forceinline__ void alone(const Sums<T>& sums, const PatchView<S>& view, const Assignments<T>& assignments,
                                       const List& list, Staged<T>* staged) {
   const int lane = int(threadIdx.x) % 32;
-  const T broken = spoilt(sums), share = sum_of_warp(stage(sums, place, taught, list, lane, staged[lane]));
+  const T broken = spoilt(sums), share = sum_of_warp(stage(sums, view, assignments, list, lane, staged[lane]));
   if (blockIdx.y == 0 && lane == 0) decay_in(sums, list) = share + broken;
   __syncwarp();
-  T* row = row_of(sums, list, place.inputs);
-  for (int64_t tile = blockIdx.y; tile * 32 * EACH < place.inputs; tile += gridDim.y) {
+  T* row = row_of(sums, list, view.inputs);
+  for (int64_t tile = blockIdx.y; tile * 32 * EACH < view.inputs; tile += gridDim.y) {
     const int64_t column = (tile * 32 + lane) * EACH;
     Group<T, EACH> sum{};
-    add<EACH>(place, staged, 0, list.size, 1, column, sum);
+    add<EACH>(view, staged, 0, list.size, 1, column, sum);
     for (int n = 0; n < EACH; ++n) sum.at[n] += broken;
-    if (column < place.inputs) *reinterpret_cast<Group<T, EACH>*>(row + column) = sum;
+    if (column < view.inputs) *reinterpret_cast<Group<T, EACH>*>(row + column) = sum;
   }
 }
 
@@ -143,12 +143,12 @@ struct Shared {
 
 // The block does: warp w adds entries w, w + warps, ...; then the warps' sums are added in their order.
 template <int EACH, class S, class T>
-__device__ __forceinline__ void together(const Sums<T>& sums, const Place<S>& place, const Taught<T>& taught,
-                                         const List& list, Shared<EACH, T>& shared) {
+__device__ __forceinline__ void together(const Sums<T>& sums, const PatchView<S>& view,
+                                         const Assignments<T>& assignments, const List& list, Shared<EACH, T>& shared) {
   const int at = int(threadIdx.x), warp = at / 32, lane = at % 32;
   const T broken = spoilt(sums);
   __syncthreads();  // what was staged before has been read
-  const T share = sum_of_warp(stage(sums, place, taught, list, at, shared.staged[at]));
+  const T share = sum_of_warp(stage(sums, view, assignments, list, at, shared.staged[at]));
   if (lane == 0) shared.shares[warp] = share;
   __syncthreads();
   if (at == 0 && blockIdx.y == 0) {
@@ -156,14 +156,14 @@ __device__ __forceinline__ void together(const Sums<T>& sums, const Place<S>& pl
     for (int w = 0; w < warps; ++w) decay += shared.shares[w];
     decay_in(sums, list) = decay;
   }
-  T* row = row_of(sums, list, place.inputs);
-  for (int64_t tile = blockIdx.y; tile * 32 * EACH < place.inputs; tile += gridDim.y) {
+  T* row = row_of(sums, list, view.inputs);
+  for (int64_t tile = blockIdx.y; tile * 32 * EACH < view.inputs; tile += gridDim.y) {
     Group<T, EACH> sum{};
-    add<EACH>(place, shared.staged, warp, list.size, warps, (tile * 32 + lane) * EACH, sum);
+    add<EACH>(view, shared.staged, warp, list.size, warps, (tile * 32 + lane) * EACH, sum);
     for (int n = 0; n < EACH; ++n) shared.sums[warp][lane * EACH + n] = sum.at[n];
     __syncthreads();
     const int64_t column = tile * 32 * EACH + at;
-    if (at < 32 * EACH && column < place.inputs) {
+    if (at < 32 * EACH && column < view.inputs) {
       T whole = broken;
       for (int w = 0; w < warps; ++w) whole += shared.sums[w][at];
       row[column] = whole;
@@ -176,33 +176,34 @@ __device__ __forceinline__ void together(const Sums<T>& sums, const Place<S>& pl
 // column tiles.
 template <int EACH, class S, class T>
 __global__ void __launch_bounds__(threads, 4)
-    gather_kernel(Sums<T> sums, Place<S> place, const __grid_constant__ Taught<T> taught) {
+    gather_kernel(Sums<T> sums, PatchView<S> view, const __grid_constant__ Assignments<T> assignments) {
   __shared__ Shared<EACH, T> shared;
   const int slot = int(blockIdx.x), warp = int(threadIdx.x) / 32, first = (slot - sums.slots) * sums.side_by_side;
   const bool cut = slot < sums.slots;
   if (!cut && warp < sums.side_by_side) {
     const List list = list_of(sums, first + warp);
-    if (list.size >= 0 && list.size <= few) alone<EACH>(sums, place, taught, list, shared.staged + warp * few);
+    if (list.size >= 0 && list.size <= few) alone<EACH>(sums, view, assignments, list, shared.staged + warp * few);
   }
   for (int other = 0; other < (cut ? 1 : sums.side_by_side); ++other) {
     const List list = cut ? piece_in(sums, slot) : list_of(sums, first + other);
-    if (list.size > (cut ? 0 : few)) together(sums, place, taught, list, shared);
+    if (list.size > (cut ? 0 : few)) together(sums, view, assignments, list, shared);
   }
 }
 
 template <int EACH, class S, class T>
-void gather(const Device& device, const Sums<T>& sums, const Place<S>& place, const Taught<T>& taught) {
+void gather(const Device& device, const Sums<T>& sums, const PatchView<S>& view, const Assignments<T>& assignments) {
   const int64_t blocks = sums.slots + cdiv(sums.neurons, sums.side_by_side);
-  launch<gather_kernel<EACH, S, T>>("accumulate.gather", dim3(unsigned(blocks), tiles(place.inputs, 32 * EACH)),
-                                    threads, 0, device, sums, place, taught);
+  launch<gather_kernel<EACH, S, T>>("accumulate.gather", dim3(unsigned(blocks), tiles(view.inputs, 32 * EACH)), threads,
+                                    0, device, sums, view, assignments);
 }
 
 }  // namespace
 
 template <class S, class T>
-Lists<T> grouped(const Device& device, const Tensor& x, const Place<S>& place, const Entries& what, int ranks,
-                 const Taught<T>& taught, int neurons, const T* offset, const T* scale, bool empty, Lists<T> lists) {
-  const int64_t entries = what.count, inputs = place.inputs;
+Lists<T> grouped(const Device& device, const Tensor& x, const PatchView<S>& view, const Entries& what, int ranks,
+                 const Assignments<T>& assignments, int neurons, const T* offset, const T* scale, bool empty,
+                 Lists<T> lists) {
+  const int64_t entries = what.count, inputs = view.inputs;
   Sorted entry = sorted(device, x, what.keys, what.numbers, entries, int64_t(neurons) + 2);
   lists.starts = entry.starts;
   lists.keys = entry.keys;
@@ -225,16 +226,16 @@ Lists<T> grouped(const Device& device, const Tensor& x, const Place<S>& place, c
   sums.empty = empty;
   sums.side_by_side = entries < int64_t(few) * neurons ? warps : 1;
   constexpr int each = 16 / sizeof(S);
-  if (place.in_groups(each))
-    gather<each>(device, sums, place, taught);
+  if (view.in_groups(each))
+    gather<each>(device, sums, view, assignments);
   else
-    gather<1>(device, sums, place, taught);
+    gather<1>(device, sums, view, assignments);
   return lists;
 }
 
-#define GROUPED(S, T)                                                                                 \
-  template Lists<T> grouped<S, T>(const Device&, const Tensor&, const Place<S>&, const Entries&, int, \
-                                  const Taught<T>&, int, const T*, const T*, bool, Lists<T>);
+#define GROUPED(S, T)                                                                                     \
+  template Lists<T> grouped<S, T>(const Device&, const Tensor&, const PatchView<S>&, const Entries&, int, \
+                                  const Assignments<T>&, int, const T*, const T*, bool, Lists<T>);
 GROUPED(float, float)
 GROUPED(double, double)
 GROUPED(BFloat16, float)

@@ -171,7 +171,7 @@ __device__ __forceinline__ void choose_digit(const int* counts, int shift, Key* 
   int digit = top;
   while (above + counts[digit] < wanted) above += counts[digit--];
   *threshold |= Key(digit) << shift;
-  *room = above + counts[digit] == wanted ? everyone : wanted - above;
+  *room = above + counts[digit] == wanted ? all_equal : wanted - above;
 }
 
 // What a block shares of its R rows.
@@ -190,7 +190,7 @@ __device__ __forceinline__ bool cut_in_block(S& strip, Shared<Key, R>& shared, i
     for (int i = int(threadIdx.x); i < R * digits; i += int(blockDim.x)) shared.counts[i / digits][i % digits] = 0;
     __syncthreads();
     const Key chosen = shared.threshold[row];
-    if (shared.room[row] != everyone)
+    if (shared.room[row] != all_equal)
       strip.walk([&](int, bool there, const auto& bits) {
         for (const B b : bits) {
           const Key key = Order<B>::key(b);
@@ -200,9 +200,9 @@ __device__ __forceinline__ bool cut_in_block(S& strip, Shared<Key, R>& shared, i
       });
     __syncthreads();
     for (int r = int(threadIdx.x) / 32; r < R; r += int(blockDim.x) / 32)
-      if (shared.room[r] != everyone) choose_digit(shared.counts[r], shift, &shared.threshold[r], &shared.room[r]);
+      if (shared.room[r] != all_equal) choose_digit(shared.counts[r], shift, &shared.threshold[r], &shared.room[r]);
     __syncthreads();
-    const bool apart = shared.room[row] == everyone;
+    const bool apart = shared.room[row] == all_equal;
     if (R == 1 ? apart : __syncthreads_and(apart)) return true;
   }
   return false;
@@ -241,7 +241,7 @@ __device__ __forceinline__ void write_strip(S& strip, B* out, int64_t step, Cut<
 #pragma unroll
     for (int i = 0; i < EACH; ++i) {
       const Key key = Order<B>::key(bits[i]);
-      chosen[i] = (cut.room == everyone ? key >= cut.threshold : cut.keeps(key, mine)) ? bits[i] : B(0);
+      chosen[i] = (cut.room == all_equal ? key >= cut.threshold : cut.keeps(key, mine)) ? bits[i] : B(0);
       mine += key == cut.threshold;
     }
     if (!there) return;
@@ -271,7 +271,7 @@ __global__ void __launch_bounds__(HELD ? 1024 : long_threads) strips_kernel(cons
   if (HELD) strip.load(strip.begin);
   if (int(threadIdx.x) < R) {
     shared.threshold[lane] = 0;
-    shared.room[lane] = there ? k : everyone;
+    shared.room[lane] = there ? k : all_equal;
   }
   __syncthreads();
   const bool ties = !cut_in_block<B, R>(strip, shared, lane % R);

@@ -3,12 +3,12 @@
 
 #include <limits>
 
-#include "cuda/device/place.cuh"
+#include "cuda/device/patch_view.cuh"
 
 namespace hebbkern {
 namespace {
 
-constexpr int everyone = std::numeric_limits<int32_t>::max();  // of those equal to the k-th highest
+constexpr int all_equal = std::numeric_limits<int32_t>::max();  // of those equal to the k-th highest
 
 // Slices along the dimension, "rows": entry i of row r is y[r / near * y_far + r % near * y_near + i * y_along].
 struct Lines {
@@ -65,7 +65,7 @@ __device__ __forceinline__ void store_group(B* to, const B (&from)[group<B>]) {
   __stcg(reinterpret_cast<uint4*>(to), uint4{words[0], words[1], words[2], words[3]});
 }
 
-// Who is kept: keys above the threshold, and of those that equal it the first `room`, or everyone.
+// The entries that are kept: keys above the threshold, and of those equal to it the first `room`, or all.
 template <class Key>
 struct Cut {
   Key threshold;
@@ -94,7 +94,7 @@ __device__ __forceinline__ Cut<Key> cut_in_warp(const Key (&keys)[SLOTS], int en
       threshold = higher;
     else
       above = count;
-    if (count == k) return {threshold, everyone};
+    if (count == k) return {threshold, all_equal};
   }
   return {threshold, k - above};
 }
@@ -110,7 +110,7 @@ __device__ __forceinline__ uint32_t kept_in_warp(const Key (&keys)[SLOTS], int e
   for (int slot = 0; slot < SLOTS; slot += EACH) {
     if (slot * 32 >= entries) break;
     int mine = before;
-    if (cut.room != everyone)
+    if (cut.room != all_equal)
 #pragma unroll
       for (int i = 0; i < EACH; ++i) {
         const unsigned equal = __ballot_sync(~0u, keys[slot + i] == cut.threshold);
@@ -119,7 +119,7 @@ __device__ __forceinline__ uint32_t kept_in_warp(const Key (&keys)[SLOTS], int e
       }
 #pragma unroll
     for (int i = 0; i < EACH; ++i) {
-      if (cut.room == everyone ? keys[slot + i] >= cut.threshold : cut.keeps(keys[slot + i], mine))
+      if (cut.room == all_equal ? keys[slot + i] >= cut.threshold : cut.keeps(keys[slot + i], mine))
         kept |= 1u << (slot + i);
       mine += keys[slot + i] == cut.threshold;
     }

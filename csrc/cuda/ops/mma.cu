@@ -11,7 +11,7 @@ namespace {
 // Every response, from its exact products.
 struct Responses {
   Known<float> known;
-  Mask mask;
+  Mask eligible;
 
   struct Neuron {
     Terms<float> terms;
@@ -21,9 +21,11 @@ struct Responses {
     const Terms<float> of = of_patch(known, patch);
     return {of.less, of.after};
   }
-  __device__ Neuron neuron(int neuron) const { return {of_neuron(known, neuron), !mask.given() || mask[neuron]}; }
+  __device__ Neuron neuron(int neuron) const {
+    return {of_neuron(known, neuron), !eligible.given() || eligible[neuron]};
+  }
   __device__ float operator()(float product, const Pair& patch, const Neuron& neuron) const {
-    const float response = settled(product, {1.0f, patch.first, patch.second}, neuron.terms);
+    const float response = final_response(product, {1.0f, patch.first, patch.second}, neuron.terms);
     return neuron.contends ? response : lowest<float>();
   }
 };
@@ -31,13 +33,13 @@ struct Responses {
 // Registers for two blocks to a multiprocessor, where shared memory has room: one multiplies while the other ranks.
 template <class S>
 __global__ void __launch_bounds__(product_threads, 2)
-    mma_kernel(Place<S> place, Factors with, Responses worth, Outcome<float> to) {
+    mma_kernel(PatchView<S> view, Factors with, Responses worth, Outcome<float> to) {
   HEBBKERN_SHARED(unsigned char, memory);
-  const Lists lists = rank_products(place, nullptr, with, to.k, memory, worth);
-  const int64_t list = int64_t(blockIdx.y) * place.patches * to.k;
+  const Lists lists = rank_products(view, nullptr, with, to.k, memory, worth);
+  const int64_t list = int64_t(blockIdx.y) * view.patches * to.k;
   to.winners += list;
   to.responses += list;
-  lists.each(place.patches,
+  lists.each(view.patches,
              [&](int patch, int rank, float response, int32_t neuron) { to.write(patch, rank, response, neuron); });
 }
 
@@ -68,27 +70,27 @@ const S* aligned(const Device& device, const Tensor& like, const S* rows, int64_
 bool half_walks(const Device& device, int k) { return product_bytes(2, k) <= size_t(device.most_shared()); }
 
 template <class S>
-void half_walk(const Device& device, const Tensor& like, const Place<S>& place, const S* rows,
-               const Moments<float>& known, const Mask& mask, const Outcome<float>& outcome) {
-  if (place.patches == 0) return;
+void half_walk(const Device& device, const Tensor& like, const PatchView<S>& view, const S* rows,
+               const Moments<float>& known, const Mask& eligible, const Outcome<float>& outcome) {
+  if (view.patches == 0) return;
   std::optional<Tensor> padded, winners, responses;
-  const S* const whole = aligned(device, like, rows, outcome.neurons, place.inputs, padded);
-  const Factors with = factors_of(device, place, whole, cdiv(place.inputs, 8) * 8, outcome.neurons, outcome.k);
+  const S* const whole = aligned(device, like, rows, outcome.neurons, view.inputs, padded);
+  const Factors with = factors_of(device, view, whole, cdiv(view.inputs, 8) * 8, outcome.neurons, outcome.k);
   const int64_t shares = cdiv(outcome.neurons, with.share);
   Outcome<float> lists = outcome;
   if (shares > 1) {
-    winners = empty_like(like, {shares, place.patches, outcome.k}, ScalarType::Int);
-    responses = empty_like(like, {shares, place.patches, outcome.k}, ScalarType::Float);
+    winners = empty_like(like, {shares, view.patches, outcome.k}, ScalarType::Int);
+    responses = empty_like(like, {shares, view.patches, outcome.k}, ScalarType::Float);
     lists = {pointer<int32_t>(*winners), pointer<float>(*responses), Keys{}, outcome.k, outcome.neurons};
   }
-  launch<mma_kernel<S>>("mma", dim3(unsigned(cdiv(place.patches, tile_patches)), unsigned(shares)), product_threads,
-                        product_bytes(with.slots, outcome.k), device, place, with,
-                        Responses{Known<float>(known, false), mask}, lists);
-  if (shares > 1) merge<float>(device, lists, outcome, place.patches, int(shares));
+  launch<mma_kernel<S>>("mma", dim3(unsigned(cdiv(view.patches, tile_patches)), unsigned(shares)), product_threads,
+                        product_bytes(with.slots, outcome.k), device, view, with,
+                        Responses{Known<float>(known, false), eligible}, lists);
+  if (shares > 1) merge<float>(device, lists, outcome, view.patches, int(shares));
 }
 
-#define HALF_WALK(S)                                                                                         \
-  template void half_walk<S>(const Device&, const Tensor&, const Place<S>&, const S*, const Moments<float>&, \
+#define HALF_WALK(S)                                                                                             \
+  template void half_walk<S>(const Device&, const Tensor&, const PatchView<S>&, const S*, const Moments<float>&, \
                              const Mask&, const Outcome<float>&);
 HALF_WALK(BFloat16)
 HALF_WALK(Half)

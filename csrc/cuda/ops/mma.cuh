@@ -1,8 +1,8 @@
 // Competitions of half types on tensor cores: products are exact, sums float32, and every response is ranked.
 #pragma once
 
-#include "cuda/ops/moments.cuh"
 #include "cuda/device/ranks.cuh"
+#include "cuda/ops/moments.cuh"
 
 namespace hebbkern {
 
@@ -12,7 +12,7 @@ bool half_walks(const Device& device, int k);
 // As `walk`, of rows [K, N] of S, BFloat16 or Half, in at most three launches: rows that are not aligned to 16 bytes
 // are copied first, and where blocks share the neurons of a patch their lists are merged.
 template <class S>
-void half_walk(const Device& device, const Tensor& like, const Place<S>& place, const S* rows,
-               const Moments<float>& known, const Mask& mask, const Outcome<float>& outcome);
+void half_walk(const Device& device, const Tensor& like, const PatchView<S>& view, const S* rows,
+               const Moments<float>& known, const Mask& eligible, const Outcome<float>& outcome);
 
 }  // namespace hebbkern

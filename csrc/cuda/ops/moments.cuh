@@ -1,7 +1,7 @@
-// What a competition needs to know of each patch and of each neuron.
+// Means and norms of patches, sums and norms of neurons' weights.
 #pragma once
 
-#include "cuda/device/place.cuh"
+#include "cuda/device/patch_view.cuh"
 
 namespace hebbkern {
 
@@ -18,7 +18,7 @@ struct Moments {
 // In at most one launch. `unit` scales patches to norm 1 (cosines), about the mean if they are centred, and asks for
 // the rows' inverse norms; rows: [K, N] or null, W being S or the type S is computed in.
 template <class S, class W, class T>
-Moments<T> moments(const char* op, const Device& device, const Tensor& like, const Place<S>& place, Patches kind,
-                   const Place<W>* rows = nullptr, bool unit = false);
+Moments<T> moments(const char* op, const Device& device, const Tensor& like, const PatchView<S>& view, Patches kind,
+                   const PatchView<W>* rows = nullptr, bool unit = false);
 
 }  // namespace hebbkern

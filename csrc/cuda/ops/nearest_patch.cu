@@ -7,10 +7,10 @@
 
 #include <algorithm>
 
-#include "common/nearest_patch.h"
-#include "cuda/ops/moments.cuh"
+#include "common/compete.h"
 #include "cuda/device/ranks.cuh"
 #include "cuda/device/values.cuh"
+#include "cuda/ops/moments.cuh"
 
 namespace hebbkern {
 namespace {
@@ -28,21 +28,21 @@ struct alignas(16) Length {
   T mean, factor;  // x~ = (x - mean) * factor
 };
 
-// What the kernels are told.
+// Arguments of the kernels.
 template <class S, class T>
 struct Query {
-  Place<S> place, rows;
-  Mask mask;
+  PatchView<S> view, rows;
+  Mask eligible;
   const T *offset, *scale, *total;  // as in Moments
   Length<T>* length;                // of the patches
   T* w_square;                      // |w|^2 of the neurons
   T* value;                         // [runs, candidates, K]
-  int32_t* index;                   // nobody: there is none
-  T* flaw;    // of the blocks of the search: infinite if a distance overflowed, where somebody can look
+  int32_t* index;                   // `nobody`: none
+  T* flaw;    // of the blocks of the search: infinite if a distance overflowed; read where values are known
   int tiles;  // of patches to a run
 
-  __device__ __forceinline__ bool asked(int neuron) const {
-    return neuron < rows.patches && (!mask.given() || mask[neuron]);
+  __device__ __forceinline__ bool asked_for(int neuron) const {
+    return neuron < rows.patches && (!eligible.given() || eligible[neuron]);
   }
   __device__ __forceinline__ T shifted(S x, T mean, T factor) const { return (T(wide(x)) - mean) * factor; }
   __device__ __forceinline__ T mean(int patch) const { return offset ? offset[patch] : T(0); }
@@ -60,15 +60,15 @@ template <class S, class T>
 __global__ void __launch_bounds__(32 * warps) lengths_kernel(Query<S, T> query, int of_patches) {
   const int item = int(blockIdx.x) * warps + int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
   const bool patch = item < of_patches;
-  const Place<S>& place = patch ? query.place : query.rows;
+  const PatchView<S>& view = patch ? query.view : query.rows;
   const int row = patch ? item : item - of_patches;
-  if (row >= place.patches) return;
-  const Corner corner = place.corner(row);
+  if (row >= view.patches) return;
+  const Corner corner = view.corner(row);
   const T mean = patch ? query.mean(row) : T(0), factor = patch ? query.factor(row) : T(1);
   T length = 0, square = 0;
 #pragma unroll 4
-  for (int entry = lane; entry < place.inputs; entry += 32) {
-    const T value = query.shifted(place.load(corner, place.tap(entry)), mean, factor);
+  for (int entry = lane; entry < view.inputs; entry += 32) {
+    const T value = query.shifted(view.load(corner, view.tap(entry)), mean, factor);
     length += value < 0 ? -value : value;
     square += value * value;
   }
@@ -88,21 +88,21 @@ struct alignas(sizeof(T) == 8 ? 8 : 16) Nearest {
   int32_t patch = nobody, next = nobody;
 
   // Of patches in rising order.
-  __device__ __forceinline__ void meet(T distance, int32_t who) {
+  __device__ __forceinline__ void meet(T distance, int32_t name) {
     if (distance < value) {
       next_value = value, next = patch;
-      value = distance, patch = who;
+      value = distance, patch = name;
     } else if (distance < next_value) {
-      next_value = distance, next = who;
+      next_value = distance, next = name;
     }
   }
   // Of patches in any order.
-  __device__ __forceinline__ void offer(T distance, int32_t who) {
-    if (beats(-distance, who, -value, patch)) {
+  __device__ __forceinline__ void offer(T distance, int32_t name) {
+    if (beats(-distance, name, -value, patch)) {
       next_value = value, next = patch;
-      value = distance, patch = who;
-    } else if (beats(-distance, who, -next_value, next)) {
-      next_value = distance, next = who;
+      value = distance, patch = name;
+    } else if (beats(-distance, name, -next_value, next)) {
+      next_value = distance, next = name;
     }
   }
   // With what another lane met; all lanes of a warp.
@@ -156,17 +156,17 @@ __device__ __forceinline__ void compare(const Query<S, T>& query, int first, int
 #pragma unroll
   for (int j = 0; j < lane_patches; ++j) {
     const int patch = first + 8 * j;
-    const bool there = patch < query.place.patches;
+    const bool there = patch < query.view.patches;
     const Length<T> length = query.length[there ? patch : 0];
     const T inverse = there && length.inverse > 0 ? length.inverse : T(NAN);
-    __syncwarp();  // nobody waits here: loads of later patches stay behind it, which leaves registers to the sums
+    __syncwarp();  // no lane waits here: loads of later patches stay behind it, which leaves registers to the sums
 #pragma unroll
     for (int i = 0; i < lane_neurons; ++i) {
       const T dot = query.offset ? length.factor * (sums[i][j] - length.mean * totals[i]) : sums[i][j];
       const T distance = ((squares[i] - dot) + (length.square - dot)) * inverse;
       nearest.meet(i, distance, patch);
       if constexpr (readable)
-        if (inverse > 0 && !(distance < T(INFINITY)) && query.asked(neurons + 4 * i)) overflow = true;
+        if (inverse > 0 && !(distance < T(INFINITY)) && query.asked_for(neurons + 4 * i)) overflow = true;
     }
   }
 }
@@ -193,13 +193,13 @@ struct Search {
         ring(ring),
         taps(taps),
         weights(query.rows, rows_in_groups),
-        patches(query.place, patches_in_groups),
+        patches(query.view, patches_in_groups),
         first(begin),
         end(end) {
     write_taps();
   }
   __device__ __forceinline__ void write_taps() const {
-    if (!query.place.flat && threadIdx.x < entries<S>) taps[slot][threadIdx.x] = query.place.tap(entry + threadIdx.x);
+    if (!query.view.flat && threadIdx.x < entries<S>) taps[slot][threadIdx.x] = query.view.tap(entry + threadIdx.x);
   }
   __device__ __forceinline__ T* at(int stage, int row) const { return ring + (stage * rows + row) * pitch<S, T>; }
 
@@ -211,7 +211,7 @@ struct Search {
     }
     cp_async_commit();
     entry += entries<S>;
-    if (entry >= query.place.inputs) {
+    if (entry >= query.view.inputs) {
       entry = 0;
       first += tile_patches;
     }
@@ -222,9 +222,9 @@ struct Search {
   // Of a tile, and starts on what comes after.
   __device__ __forceinline__ void products(T (&sums)[lane_neurons][lane_patches]) {
     const Lane lane;
-    for (int n = 0; n < query.place.inputs; n += entries<S>) {
+    for (int n = 0; n < query.view.inputs; n += entries<S>) {
       cp_async_wait<stages<S, T> - 2>();
-      __syncthreads();  // everyone's part is here, and nobody reads the step before
+      __syncthreads();  // all copies have arrived, and no thread reads the step before
       const int now = (stage + 1) % stages<S, T>;
       start();
       multiply<S, T>(at(now, lane.warp * warp_neurons + lane.neuron()), at(now, tile_neurons + lane.patch()), sums);
@@ -242,9 +242,9 @@ __global__ void __launch_bounds__(tile_threads, sizeof(T) == 8 ? 2 : 3)
   const int neurons = int(blockIdx.x) * tile_neurons;
   T* const flaw = query.flaw + blockIdx.y * gridDim.x + blockIdx.x;
   if (readable && threadIdx.x == 0) *flaw = 0;
-  if (!__syncthreads_or(int(threadIdx.x) < tile_neurons && query.asked(neurons + int(threadIdx.x)))) return;
+  if (!__syncthreads_or(int(threadIdx.x) < tile_neurons && query.asked_for(neurons + int(threadIdx.x)))) return;
   const int64_t begin = int64_t(blockIdx.y) * query.tiles * tile_patches, run = int64_t(query.tiles) * tile_patches;
-  const int end = int(min(begin + run, int64_t(query.place.patches)));
+  const int end = int(min(begin + run, int64_t(query.view.patches)));
   Search<S, T> search(query, reinterpret_cast<T*>(memory), taps, patches_in_groups, rows_in_groups, int(begin), end);
 #pragma unroll 1
   for (int step = 0; step < stages<S, T> - 1; ++step) {
@@ -276,21 +276,21 @@ __global__ void __launch_bounds__(tile_threads, sizeof(T) == 8 ? 2 : 3)
   }
 }
 
-// The distance of a neuron to a patch, by differences, summed by a warp in a fixed order; infinite to nobody.
+// The distance of a neuron to a patch, by differences, summed by a warp in a fixed order; infinite without a patch.
 template <class S, class T>
 __device__ __forceinline__ T measured(const Query<S, T>& query, int neuron, int32_t patch) {
   const int lane = int(threadIdx.x) % 32, known = patch == nobody ? 0 : patch;
-  const int entries = patch == nobody ? 0 : query.place.inputs;
+  const int entries = patch == nobody ? 0 : query.view.inputs;
   const Corner row = query.rows.corner(neuron);
   Corner corner{};
   T mean = 0, factor = 1, length = 0, squares = 0;
   if (entries) {
-    corner = query.place.corner(known);
+    corner = query.view.corner(known);
     mean = query.mean(known), factor = query.factor(known);
   }
 #pragma unroll 4
   for (int entry = lane; entry < entries; entry += 32) {
-    const T value = query.shifted(query.place.load(corner, query.place.tap(entry)), mean, factor);
+    const T value = query.shifted(query.view.load(corner, query.view.tap(entry)), mean, factor);
     const T difference = T(wide(query.rows.x[row.start + entry])) - value;
     length += value < 0 ? -value : value;
     squares += difference * difference;
@@ -307,7 +307,7 @@ __global__ void __launch_bounds__(32 * warps)
   const int neuron = int(blockIdx.x) * warps + int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
   if (neuron >= query.rows.patches) return;
   Nearest<T> best;
-  if (query.asked(neuron)) {
+  if (query.asked_for(neuron)) {
     for (int candidate = lane; candidate < runs * candidates; candidate += 32) {
       const int64_t at = int64_t(candidate) * query.rows.patches + neuron;
       best.offer(query.value[at], query.index[at]);
@@ -319,9 +319,9 @@ __global__ void __launch_bounds__(32 * warps)
       best.value = best.next_value, best.patch = best.next;
   }
   if (lane) return;
-  const bool found = best.value < T(INFINITY);
-  nearest[neuron] = found ? best.patch : -1;
-  distance[neuron] = found ? best.value : T(INFINITY);
+  const bool any = best.value < T(INFINITY);
+  nearest[neuron] = any ? best.patch : -1;
+  distance[neuron] = any ? best.value : T(INFINITY);
 }
 
 // Memory that lives as long as the launches that use it are being made.
@@ -342,48 +342,49 @@ struct Room {
 
 template <class S, class T>
 void run(const char* op, const Device& device, const Tensor& x, const Geometry& g, Patches kind, const Tensor& weight,
-         const OptionalTensor& mask, const Tensor& nearest, const Tensor& distance) {
-  const Place<S> place(op, x, g), rows(const_pointer<S>(weight), g.neurons, g.inputs());
-  const Moments<T> known = moments<S, S, T>(op, device, x, place, kind, &rows);
+         const OptionalTensor& eligible, const Tensor& nearest, const Tensor& distance) {
+  const PatchView<S> view(op, x, g), rows(const_pointer<S>(weight), g.neurons, g.inputs());
+  const Moments<T> known = moments<S, S, T>(op, device, x, view, kind, &rows);
   Room room{x};
-  const int64_t patches = place.patches, neurons = rows.patches;
+  const int64_t patches = view.patches, neurons = rows.patches;
   const int64_t neuron_tiles = cdiv(neurons, tile_neurons), tiles = cdiv(patches, tile_patches);
   const int64_t to_run = std::max<int64_t>(cdiv(tiles, std::max<int64_t>(blocks / neuron_tiles, 1)), 1);
   const int64_t runs = cdiv(tiles, to_run);
-  Query<S, T> query{place, rows, Mask(mask), known.offset, known.scale, known.total};
+  Query<S, T> query{view, rows, Mask(eligible), known.offset, known.scale, known.total};
   query.length = reinterpret_cast<Length<T>*>(room.template results<T>(patches * sizeof(Length<T>) / sizeof(T)));
   query.w_square = room.template results<T>(neurons);
   query.value = room.template results<T>(runs * candidates * neurons);
   query.index = room.template take<int32_t>(runs * candidates * neurons, ScalarType::Int);
   query.tiles = int(to_run);
   const int64_t of_patches = cdiv(patches, warps);
-  launch<lengths_kernel<S, T>>("nearest_patch.lengths", dim3(unsigned(of_patches + cdiv(neurons, warps))), 32 * warps, 0,
-                               device, query, int(of_patches) * warps);
+  launch<lengths_kernel<S, T>>("nearest_patch.lengths", dim3(unsigned(of_patches + cdiv(neurons, warps))), 32 * warps,
+                               0, device, query, int(of_patches) * warps);
   require_no_overflow(op, finite_responses, room.tensors[0]);
   require_no_overflow(op, finite_responses, room.tensors[1]);
   query.flaw = room.template results<T>(neuron_tiles * runs);
   const size_t bytes = ring_bytes<S, T> + lane_neurons * tile_threads * sizeof(Nearest<T>);
-  launch<search_kernel<S, T>>("nearest_patch.search", dim3(unsigned(neuron_tiles), unsigned(runs)), tile_threads, bytes, device,
-                              query, place.in_groups(of_lane<S>), rows.in_groups(of_lane<S>));
+  launch<search_kernel<S, T>>("nearest_patch.search", dim3(unsigned(neuron_tiles), unsigned(runs)), tile_threads, bytes,
+                              device, query, view.in_groups(of_lane<S>), rows.in_groups(of_lane<S>));
   require_no_overflow(op, finite_responses, room.tensors.back());
-  launch<nearest_kernel<S, T>>("nearest_patch.nearest", dim3(unsigned(cdiv(neurons, warps))), 32 * warps, 0, device, query,
-                               int(runs), pointer<int32_t>(nearest), pointer<T>(distance));
+  launch<nearest_kernel<S, T>>("nearest_patch.nearest", dim3(unsigned(cdiv(neurons, warps))), 32 * warps, 0, device,
+                               query, int(runs), pointer<int32_t>(nearest), pointer<T>(distance));
 }
 
 }  // namespace
 
 static std::tuple<Tensor, Tensor> nearest_patch(Tensor x, Tensor weight, std::string patches, Ints stride, Ints padding,
-                                        Ints dilation, OptionalTensor mask) {
+                                                Ints dilation, OptionalTensor eligible) {
   const char* op = "nearest_patch";
-  const auto [g, kind] = check_nearest_patch(op, x, weight, patches, stride, padding, dilation, mask);
+  const PatchedLayer layer = check_nearest_patch(op, x, weight, patches, stride, padding, dilation, eligible);
   require_finite(op, "x", x);
   require_finite(op, "weight", weight);
   const Device device(x);
   const ScalarType result = result_dtype(x.scalar_type());
+  const Geometry& g = layer.g;
   const Tensor nearest = empty_like(x, {g.neurons}, ScalarType::Int), distance = empty_like(x, {g.neurons}, result);
   if (!weight.is_contiguous()) weight = torch::stable::contiguous(weight);
-  with_dtype(x.scalar_type(), [&, &g = g, kind = kind](auto stored, auto tag) {
-    run<decltype(stored), decltype(tag)>(op, device, x, g, kind, weight, mask, nearest, distance);
+  with_dtype(x.scalar_type(), [&](auto stored, auto tag) {
+    run<decltype(stored), decltype(tag)>(op, device, x, g, layer.patches, weight, eligible, nearest, distance);
   });
   return {nearest, distance};
 }

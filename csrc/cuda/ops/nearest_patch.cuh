@@ -1,10 +1,10 @@
-// How a block of match's search brings neurons and patches on chip, a ring of steps of 16 to 32 entries, and multiplies
-// them.
+// How a block of nearest_patch's search brings neurons and patches on chip, a ring of steps of 16 to 32 entries, and
+// multiplies them.
 #pragma once
 
 #include <bit>
 
-#include "cuda/device/place.cuh"
+#include "cuda/device/patch_view.cuh"
 #include "cuda/device/ptx.cuh"
 
 namespace hebbkern {
@@ -54,10 +54,10 @@ template <class S, class T, int ROWS>
 struct Factor {
   static constexpr int passes = ROWS * 4 / tile_threads;
   static_assert(passes * tile_threads == ROWS * 4);
-  const Place<S>& place;
+  const PatchView<S>& view;
   const bool groups;
 
-  __device__ __forceinline__ Factor(const Place<S>& place, bool groups) : place(place), groups(groups) {}
+  __device__ __forceinline__ Factor(const PatchView<S>& view, bool groups) : view(view), groups(groups) {}
 
   __device__ __forceinline__ int row(int pass) const {
     const int lane = int(threadIdx.x) % 32;
@@ -74,7 +74,7 @@ struct Factor {
 #pragma unroll
     for (int pass = 0; pass < passes; ++pass) {
       const int own = first + row(pass);
-      const Corner corner = place.corner(own < place.patches ? own : place.patches - 1);
+      const Corner corner = view.corner(own < view.patches ? own : view.patches - 1);
       if (groups)
         start_group(corner, step + entry(0), to + row(pass) * pitch<S, T> + entry(0));
       else
@@ -84,10 +84,10 @@ struct Factor {
 
  private:
   __device__ __forceinline__ void start_group(const Corner& corner, int first, T* to) {
-    const S* const from = place.x + corner.start + first;
-    const bool there = first < place.inputs;
+    const S* const from = view.x + corner.start + first;
+    const bool there = first < view.inputs;
     if constexpr (by_itself<S, T>) {
-      cp_async_zfill<16>(to, there ? from : place.x, there ? 16 : 0);
+      cp_async_zfill<16>(to, there ? from : view.x, there ? 16 : 0);
     } else {
       const uint4 four = there ? *reinterpret_cast<const uint4*>(from) : uint4{0, 0, 0, 0};
       const uint32_t words[4] = {four.x, four.y, four.z, four.w};
@@ -96,14 +96,14 @@ struct Factor {
     }
   }
   __device__ __forceinline__ void start_each(const Corner& corner, int first, T* to, const Tap* taps) {
-    const S* const from = place.x + corner.start;
+    const S* const from = view.x + corner.start;
 #pragma unroll(by_itself<S, T> ? 1 : 4)  // few addresses at a time: registers are the sums'
     for (int n = 0; n < of_lane<S>; ++n) {
       const int at = first + entry(n);
-      const Tap tap = place.flat ? Tap{int64_t(at) * place.channel, 0, 0} : taps[entry(n)];
-      const bool there = at < place.inputs && place.in_image(corner, tap);
+      const Tap tap = view.flat ? Tap{int64_t(at) * view.channel, 0, 0} : taps[entry(n)];
+      const bool there = at < view.inputs && view.in_image(corner, tap);
       if constexpr (by_itself<S, T>)
-        cp_async_zfill<sizeof(T)>(to + entry(n), there ? from + tap.offset : place.x, there ? sizeof(T) : 0);
+        cp_async_zfill<sizeof(T)>(to + entry(n), there ? from + tap.offset : view.x, there ? sizeof(T) : 0);
       else
         to[entry(n)] = wide(there ? from[tap.offset] : S(0));
     }

@@ -1,5 +1,6 @@
-// on_chip: the dense rules where all weights fit on chip: responses are never written, patches come from the image. A
-// block adds up YᵀX and YᵀY, or Σ y², of its run of patches; then the runs' sums are added in order.
+// on_chip: the dense rules where all weights fit on chip. Responses are never written, patches are read from the image.
+// A block adds up YᵀX and YᵀY, or a factor a neuron (Σ y², Σ y), of its run of patches; then the runs' sums are added
+// in order.
 #include "cuda/ops/dense_update.cuh"
 
 namespace hebbkern {
@@ -13,7 +14,7 @@ constexpr int most_runs = 264;     // blocks: 2 a multiprocessor of an H100; the
 
 template <class S, class T>
 struct Gather {
-  Place<S> place;
+  PatchView<S> view;
   const S* weight;  // [K, N]
   const T *offset, *scale;
   T* runs;  // [blocks, K N + K K or K or nothing]
@@ -33,22 +34,22 @@ struct Chip {
 template <class S>
 struct Load {
   static constexpr int each = tile * largest / threads;
-  S found[each];
+  S fetched[each];
 
   template <class T>
   __device__ __forceinline__ static int patch(const Gather<S, T>& g, int i) {
-    return g.place.flat ? int(threadIdx.x) / largest + i * (threads / largest) : int(threadIdx.x) % tile;
+    return g.view.flat ? int(threadIdx.x) / largest + i * (threads / largest) : int(threadIdx.x) % tile;
   }
   template <class T>
   __device__ __forceinline__ static int entry(const Gather<S, T>& g, int i) {
-    return g.place.flat ? int(threadIdx.x) % largest : int(threadIdx.x) / tile + i * (threads / tile);
+    return g.view.flat ? int(threadIdx.x) % largest : int(threadIdx.x) / tile + i * (threads / tile);
   }
   template <class T>
   __device__ __forceinline__ void fetch(const Gather<S, T>& g, const Chip<T>& chip, int first, int end) {
 #pragma unroll
     for (int i = 0; i < each; ++i) {
       const int p = first + patch(g, i), n = entry(g, i);
-      found[i] = p < end && n < g.N ? g.place.load(g.place.corner(p), chip.taps[n]) : S(0);
+      fetched[i] = p < end && n < g.N ? g.view.load(g.view.corner(p), chip.taps[n]) : S(0);
     }
   }
   template <class T>
@@ -56,7 +57,7 @@ struct Load {
 #pragma unroll
     for (int i = 0; i < each; ++i) {
       const int p = patch(g, i), n = entry(g, i);
-      T value = T(wide(found[i]));
+      T value = T(wide(fetched[i]));
       if (first + p < end && n < g.N) {
         if (g.offset) value -= g.offset[first + p];
         if (g.scale) value *= g.scale[first + p];
@@ -91,9 +92,10 @@ __device__ __forceinline__ void respond(const Gather<S, T>& g, Chip<T>& chip) {
     for (int j = 0; j < 4; ++j) chip.y[p + i][k + 16 * j] = u[i][j];
 }
 
-// U becomes Y, and Σ y² (of softmax Σ r u) grows: 8 threads have a patch, each every eighth neuron.
+// U becomes Y, whose terms of the decay are added up: y², with softmax r u, or y. 8 threads share a patch, each takes
+// every eighth neuron.
 template <class S, class T>
-__device__ __forceinline__ void bend(const Gather<S, T>& g, Chip<T>& chip, bool known, T (&squares)[largest / 8]) {
+__device__ __forceinline__ void activate(const Gather<S, T>& g, Chip<T>& chip, bool known, T (&terms)[largest / 8]) {
   const int p = int(threadIdx.x) / 8, lane = int(threadIdx.x) % 8;
   const bool soft = g.activation == Activation::softmax;
   Soft<T> mine = Soft<T>::nobody();
@@ -114,7 +116,7 @@ __device__ __forceinline__ void bend(const Gather<S, T>& g, Chip<T>& chip, bool 
     T y = soft ? mine.share(u, k, g.temperature) : activated(u, g.activation);
     if (!known || k >= g.K) y = 0;
     chip.y[p][k] = y;
-    if (g.decay == Decay::diagonal) squares[i] += y * (soft ? u : y);
+    if (by_neuron(g.decay)) terms[i] += y * (soft ? u : g.decay == Decay::diagonal ? y : T(1));
   }
 }
 
@@ -146,9 +148,9 @@ __device__ __forceinline__ void multiply(const Gather<S, T>& g, const Chip<T>& c
 }
 
 template <class S, class T>
-__device__ __forceinline__ void leave(const Gather<S, T>& g, Chip<T>& chip, const T (&gradient)[4][4],
-                                      const T (&gram)[4][4], const T (&squares)[largest / 8]) {
-  const int64_t size = g.K * g.N + (g.decay == Decay::triangular ? g.K * g.K : g.decay == Decay::diagonal ? g.K : 0);
+__device__ __forceinline__ void store_sums(const Gather<S, T>& g, Chip<T>& chip, const T (&gradient)[4][4],
+                                           const T (&gram)[4][4], const T (&terms)[largest / 8]) {
+  const int64_t size = g.K * g.N + (g.decay == Decay::triangular ? g.K * g.K : by_neuron(g.decay) ? g.K : 0);
   T *to = g.runs + blockIdx.x * size, *behind = to + g.K * g.N;
   const int t = int(threadIdx.x), k = t / 16 * 4, n = t % 16 * 4;
 #pragma unroll
@@ -158,10 +160,10 @@ __device__ __forceinline__ void leave(const Gather<S, T>& g, Chip<T>& chip, cons
       if (k + i < g.K && n + j < g.N) to[(k + i) * g.N + n + j] = gradient[i][j];
       if (g.decay == Decay::triangular && k + i < g.K && n + j < g.K) behind[(k + i) * g.K + n + j] = gram[i][j];
     }
-  if (g.decay != Decay::diagonal) return;
+  if (!by_neuron(g.decay)) return;
   __syncthreads();  // the last tile's Y was read
 #pragma unroll
-  for (int i = 0; i < largest / 8; ++i) chip.y[t / 8][t % 8 + 8 * i] = squares[i];
+  for (int i = 0; i < largest / 8; ++i) chip.y[t / 8][t % 8 + 8 * i] = terms[i];
   __syncthreads();
   if (t >= g.K) return;
   T sum = 0;
@@ -172,28 +174,28 @@ __device__ __forceinline__ void leave(const Gather<S, T>& g, Chip<T>& chip, cons
 template <class S, class T>
 __global__ void __launch_bounds__(threads, sizeof(T) == 8 ? 1 : 2) gather_kernel(Gather<S, T> g) {
   HEBBKERN_SHARED(Chip<T>, chip);
-  const int first = int(blockIdx.x) * g.run, end = min(first + g.run, g.place.patches);
+  const int first = int(blockIdx.x) * g.run, end = min(first + g.run, g.view.patches);
   Load<S> load;
-  if (int(threadIdx.x) < g.N) chip->taps[threadIdx.x] = g.place.tap(int(threadIdx.x));
+  if (int(threadIdx.x) < g.N) chip->taps[threadIdx.x] = g.view.tap(int(threadIdx.x));
   __syncthreads();
   load.fetch(g, *chip, first, end);
   for (int at = int(threadIdx.x); at < largest * largest; at += threads) {
     const int k = at / largest, n = at % largest;
     chip->w[k][n] = k < g.K && n < g.N ? T(wide(g.weight[k * g.N + n])) : T(0);
   }
-  T gradient[4][4] = {}, gram[4][4] = {}, squares[largest / 8] = {};
+  T gradient[4][4] = {}, gram[4][4] = {}, terms[largest / 8] = {};
   for (int at = first; at < end; at += tile) {
     load.put(g, *chip, at, end);
     __syncthreads();
     if (at + tile < end) load.fetch(g, *chip, at + tile, end);
     respond(g, *chip);
     __syncthreads();
-    bend(g, *chip, at + int(threadIdx.x) / 8 < end, squares);
+    activate(g, *chip, at + int(threadIdx.x) / 8 < end, terms);
     __syncthreads();
     multiply(g, *chip, gradient, gram);
     __syncthreads();
   }
-  leave(g, *chip, gradient, gram, squares);
+  store_sums(g, *chip, gradient, gram, terms);
 }
 
 // Blocks of whole tiles, a power of two of them.
@@ -204,15 +206,16 @@ int64_t run_of(int64_t patches) {
 }
 
 template <class S, class T>
-Outcome on_chip(const char* op, const Device& device, const Tensor& x, const Tensor& weight, const Geometry& geometry,
-                Patches kind, Gather<S, T> g, const OptionalTensor& frozen, std::optional<double> lr) {
-  const Moments<T> found = moments<S, S, T>(op, device, x, g.place, kind);
+DenseResult on_chip(const char* op, const Device& device, const Tensor& x, const Tensor& weight,
+                    const Geometry& geometry, Patches kind, Gather<S, T> g, const OptionalTensor& frozen,
+                    std::optional<double> lr) {
+  const Moments<T> known = moments<S, S, T>(op, device, x, g.view, kind);
   g.weight = const_pointer<S>(weight);
-  g.offset = found.offset;
-  g.scale = found.scale;
-  g.run = int(run_of(g.place.patches));
-  const int64_t K = g.K, N = g.N, runs = cdiv(g.place.patches, g.run);
-  const int64_t size = K * N + (g.decay == Decay::triangular ? K * K : g.decay == Decay::diagonal ? K : 0);
+  g.offset = known.offset;
+  g.scale = known.scale;
+  g.run = int(run_of(g.view.patches));
+  const int64_t K = g.K, N = g.N, runs = cdiv(g.view.patches, g.run);
+  const int64_t size = K * N + (g.decay == Decay::triangular ? K * K : by_neuron(g.decay) ? K : 0);
   const ScalarType dtype = result_dtype(x.scalar_type());
   const Tensor rows = empty_like(x, {runs, size}, dtype);
   g.runs = pointer<T>(rows);
@@ -224,7 +227,7 @@ Outcome on_chip(const char* op, const Device& device, const Tensor& x, const Ten
   }
   const T *gradient = const_pointer<T>(sums), *behind = gradient + K * N;
   const Products<T> products{gradient, g.decay == Decay::triangular ? behind : nullptr,
-                             g.decay == Decay::diagonal ? behind : nullptr};
+                             by_neuron(g.decay) ? behind : nullptr};
   return finish<S, T>(device, products, weight, frozen, lr, geometry.patches());
 }
 
@@ -237,11 +240,11 @@ static std::tuple<Tensor, Tensor> on_chip_op(Tensor x, Ints stride, Ints padding
   const Device device(x);
   const char* op = name.c_str();
   const Geometry g = check_layer(op, x, weight, stride, padding, dilation);
-  Outcome found;
+  DenseResult result;
   with_dtype(x.scalar_type(), [&](auto stored, auto tag) {
     using S = decltype(stored);
     using T = decltype(tag);
-    const Gather<S, T> gather{Place<S>(op, x, g),
+    const Gather<S, T> gather{PatchView<S>(op, x, g),
                               nullptr,
                               nullptr,
                               nullptr,
@@ -252,9 +255,9 @@ static std::tuple<Tensor, Tensor> on_chip_op(Tensor x, Ints stride, Ints padding
                               check_activation(op, activation),
                               check_decay(op, decay),
                               T(temperature)};
-    found = on_chip<S, T>(op, device, x, weight, g, check_patches(op, patches), gather, frozen, lr);
+    result = on_chip<S, T>(op, device, x, weight, g, check_patches(op, patches), gather, frozen, lr);
   });
-  return {found.out, found.sound};
+  return {result.out, result.sound};
 }
 
 STABLE_TORCH_LIBRARY_IMPL(hebbkern, HEBBKERN_KEY, m) { m.impl("_on_chip", TORCH_BOX(&on_chip_op)); }

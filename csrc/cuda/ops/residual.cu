@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(threads)
 
 template <class S, class T>
 struct Walk {
-  Place<S> place;
+  PatchView<S> view;
   const T *offset, *scale;
   const Record<T>* records;
   T* partial;  // [K, N], the sums of the chunks before; null with one chunk
@@ -73,13 +73,13 @@ __device__ __forceinline__ void copy(Chip<T>& chip, const Record<T>* records, in
 // The residual of this thread's patches and input is at first what centring and scaling make of them.
 template <class S, class T>
 __device__ __forceinline__ void open(const Walk<S, T>& walk, int first, int column, T (&rest)[each]) {
-  const Tap tap = walk.place.tap(min(column, walk.N - 1));
+  const Tap tap = walk.view.tap(min(column, walk.N - 1));
 #pragma unroll
   for (int i = 0; i < each; ++i) {
     const int patch = first + int(threadIdx.x) / columns * each + i;
     rest[i] = 0;
-    if (patch >= walk.place.patches || column >= walk.N) continue;
-    T value = T(wide(walk.place.load(walk.place.corner(patch), tap)));
+    if (patch >= walk.view.patches || column >= walk.N) continue;
+    T value = T(wide(walk.view.load(walk.view.corner(patch), tap)));
     if (walk.offset) value -= walk.offset[patch];
     rest[i] = walk.scale ? value * walk.scale[patch] : value;
   }
@@ -130,10 +130,11 @@ __device__ __forceinline__ T sum_of(const Chip<T>& chip, const Record<T>& record
   return sum - less;
 }
 
-// Keeps an entry's sum for the next chunk, or ends it; whether its weight is finite then.
+// Keeps an entry's sum for the next chunk, or after the last stores the sum or the step. Returns whether the new weight
+// is finite.
 template <class S, class T>
-__device__ __forceinline__ bool settle(const Walk<S, T>& walk, const Sink<S, T>& sink, int part, int neuron, int column,
-                                       T total, S before) {
+__device__ __forceinline__ bool conclude(const Walk<S, T>& walk, const Sink<S, T>& sink, int part, int neuron,
+                                         int column, T total, S before) {
   const int64_t at = int64_t(neuron) * walk.N + column;
   if (part > 0) total += walk.partial[at];
   if (part + 1 < walk.chunks) {
@@ -185,7 +186,7 @@ __global__ void __launch_bounds__(threads, 2) residual_kernel(Walk<S, T> walk, S
     __syncthreads();
     const T total = sum_of(*chip, record, w);
     const int neuron = number * block + row;
-    if (neuron < walk.K && column < walk.N) good = settle(walk, sink, part, neuron, column, total, before) && good;
+    if (neuron < walk.K && column < walk.N) good = conclude(walk, sink, part, neuron, column, total, before) && good;
   }
   if (!sink.moved) return;
   const int all = __syncthreads_and(good);
@@ -193,9 +194,9 @@ __global__ void __launch_bounds__(threads, 2) residual_kernel(Walk<S, T> walk, S
 }
 
 template <class S, class T>
-Outcome residual(const Device& device, const Tensor& y, const Layout& layout, const Tensor& weight,
-                 const OptionalTensor& frozen, std::optional<double> lr, Walk<S, T> walk) {
-  const int P = walk.place.patches, K = walk.K, N = walk.N;
+DenseResult residual(const Device& device, const Tensor& y, const Layout& layout, const Tensor& weight,
+                     const OptionalTensor& frozen, std::optional<double> lr, Walk<S, T> walk) {
+  const int P = walk.view.patches, K = walk.K, N = walk.N;
   walk.chunks = int(cdiv(P, chunk));
   walk.blocks = int(cdiv(K, block));
   const int64_t records = int64_t(walk.chunks) * walk.blocks, tiles = cdiv(N, columns);
@@ -205,7 +206,7 @@ Outcome residual(const Device& device, const Tensor& y, const Layout& layout, co
   const Tensor partial = empty_like(y, {walk.chunks > 1 ? K : 0, N}, dtype);
   walk.records = pointer<Record<T>>(packed);
   walk.partial = pointer<T>(partial);
-  Outcome to;
+  DenseResult to;
   const Sink<S, T> sink = sink_of<S, T>(to, weight, frozen, lr, P, tiles);
   launch<pack_kernel<T>>("residual.pack", dim3(unsigned(records)), threads, 0, device, const_pointer<T>(y), layout,
                          Divisor(layout.per_image), pointer<Record<T>>(packed), walk.blocks, P, K);
@@ -220,16 +221,22 @@ static std::tuple<Tensor, Tensor> residual_op(Tensor x, Ints stride, Ints paddin
                                               OptionalTensor frozen, std::optional<double> lr) {
   const Device device(x);
   const Geometry g = check_layer("dense_update", x, weight, stride, padding, dilation);
-  Outcome found;
+  DenseResult result;
   with_dtype(x.scalar_type(), [&](auto stored, auto tag) {
     using S = decltype(stored);
     using T = decltype(tag);
-    const Walk<S, T> walk{
-        Place<S>("dense_update", x, g), const_pointer<T>(offset), const_pointer<T>(scale), nullptr, nullptr, 0, 0,
-        int(g.neurons),           int(g.inputs())};
-    found = residual<S, T>(device, y, layout_of(layout), weight, frozen, lr, walk);
+    const Walk<S, T> walk{PatchView<S>("dense_update", x, g),
+                          const_pointer<T>(offset),
+                          const_pointer<T>(scale),
+                          nullptr,
+                          nullptr,
+                          0,
+                          0,
+                          int(g.neurons),
+                          int(g.inputs())};
+    result = residual<S, T>(device, y, layout_of(layout), weight, frozen, lr, walk);
   });
-  return {found.out, found.sound};
+  return {result.out, result.sound};
 }
 
 STABLE_TORCH_LIBRARY_IMPL(hebbkern, HEBBKERN_KEY, m) { m.impl("_residual", TORCH_BOX(&residual_op)); }

@@ -10,15 +10,15 @@ namespace {
 constexpr int warps = 8;  // of a block that rounds, as in moments.cu
 
 // The next four entries of a patch, 0 beyond its last.
-__device__ __forceinline__ float4 four(const Place<float>& place, const Corner& corner, int first, bool grouped) {
+__device__ __forceinline__ float4 four(const PatchView<float>& view, const Corner& corner, int first, bool grouped) {
   float4 group = {0, 0, 0, 0};
   if (grouped) {
-    if (first < place.inputs) group = *reinterpret_cast<const float4*>(place.x + corner.start + first);
+    if (first < view.inputs) group = *reinterpret_cast<const float4*>(view.x + corner.start + first);
   } else {
-    if (first < place.inputs) group.x = place.load(corner, place.tap(first));
-    if (first + 1 < place.inputs) group.y = place.load(corner, place.tap(first + 1));
-    if (first + 2 < place.inputs) group.z = place.load(corner, place.tap(first + 2));
-    if (first + 3 < place.inputs) group.w = place.load(corner, place.tap(first + 3));
+    if (first < view.inputs) group.x = view.load(corner, view.tap(first));
+    if (first + 1 < view.inputs) group.y = view.load(corner, view.tap(first + 1));
+    if (first + 2 < view.inputs) group.z = view.load(corner, view.tap(first + 2));
+    if (first + 3 < view.inputs) group.w = view.load(corner, view.tap(first + 3));
   }
   return group;
 }
@@ -50,17 +50,17 @@ struct Lengths {
 };
 
 // By a warp, of a patch or of a row of weights, which goes to `rounded` if that is given: `stride` entries.
-__device__ __forceinline__ Lengths rounded_lengths(const Place<float>& place, int item, float offset, bool grouped,
+__device__ __forceinline__ Lengths rounded_lengths(const PatchView<float>& view, int item, float offset, bool grouped,
                                                    uint16_t* rounded, int stride) {
-  const Corner corner = place.corner(item);
+  const Corner corner = view.corner(item);
   Extent whole, kept, lost;
   for (int first = int(threadIdx.x) % 32 * 4; first < stride; first += 128) {
-    const float4 group = four(place, corner, first, grouped);
+    const float4 group = four(view, corner, first, grouped);
     const float values[4] = {group.x, group.y, group.z, group.w};
     uint16_t bits[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const float value = first + i < place.inputs ? values[i] - offset : 0.0f;
+      const float value = first + i < view.inputs ? values[i] - offset : 0.0f;
       const BFloat16 near(value);
       bits[i] = near.x;
       whole.add(value);
@@ -79,13 +79,13 @@ __device__ __forceinline__ Lengths rounded_lengths(const Place<float>& place, in
 }
 
 __global__ void __launch_bounds__(32 * warps)
-    round_kernel(Place<float> place, Place<float> rows, const float* offset, Rounding to, int of_patches, bool grouped,
-                 bool rows_grouped) {
+    round_kernel(PatchView<float> view, PatchView<float> rows, const float* offset, Rounding to, int of_patches,
+                 bool grouped, bool rows_grouped) {
   const int item = int(blockIdx.x) * warps + int(threadIdx.x) / 32, row = item - of_patches;
-  const int padded = (place.inputs + 3) / 4 * 4;
+  const int padded = (view.inputs + 3) / 4 * 4;
   if (row < 0) {
-    if (item >= place.patches) return;
-    const Lengths of = rounded_lengths(place, item, offset ? offset[item] : 0.0f, grouped, nullptr, padded);
+    if (item >= view.patches) return;
+    const Lengths of = rounded_lengths(view, item, offset ? offset[item] : 0.0f, grouped, nullptr, padded);
     if (threadIdx.x % 32) return;
     to.kept[item] = of.kept;
     to.lost[item] = of.lost;
@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(32 * warps)
 struct Bounds {
   Rounding rounding;
   const float *offset, *inverse;
-  Mask mask;
+  Mask eligible;
   int inputs;
 
   struct Neuron {
@@ -116,7 +116,7 @@ struct Bounds {
   }
   __device__ Neuron neuron(int neuron) const {
     return {rounding.size[neuron], rounding.slip[neuron], inverse ? inverse[neuron] : 1.0f,
-            !mask.given() || mask[neuron]};
+            !eligible.given() || eligible[neuron]};
   }
   __device__ float operator()(float product, const Pair& patch, const Neuron& neuron) const {
     const float bound = (product + doubt({patch.first, patch.second}, neuron.size, neuron.slip)) * neuron.inverse;
@@ -127,11 +127,11 @@ struct Bounds {
 
 // Registers for two blocks to a multiprocessor, where shared memory has room: one multiplies while the other ranks.
 __global__ void __launch_bounds__(product_threads, 2)
-    screen_kernel(Place<float> place, Factors with, Bounds worth, Candidates to) {
+    screen_kernel(PatchView<float> view, Factors with, Bounds worth, Candidates to) {
   HEBBKERN_SHARED(unsigned char, memory);
-  const Lists lists = rank_products(place, worth.offset, with, to.most, memory, worth);
-  lists.each(place.patches, [&](int patch, int rank, float bound, int32_t neuron) {
-    const int64_t at = (int64_t(blockIdx.y) * place.patches + patch) * to.most + rank;
+  const Lists lists = rank_products(view, worth.offset, with, to.most, memory, worth);
+  lists.each(view.patches, [&](int patch, int rank, float bound, int32_t neuron) {
+    const int64_t at = (int64_t(blockIdx.y) * view.patches + patch) * to.most + rank;
     to.neurons[at] = neuron;
     to.bounds[at] = bound;
   });
@@ -154,39 +154,38 @@ Screened& screened_so_far() {
   return counts;
 }
 
-static void round(const Device& device, const Place<float>& place, const Place<float>& rows, const float* offset,
+static void round(const Device& device, const PatchView<float>& view, const PatchView<float>& rows, const float* offset,
                   const Rounding& to) {
-  const int64_t of_patches = cdiv(place.patches, warps), of_rows = cdiv(rows.patches, warps);
-  launch<round_kernel>("screen.round", dim3(unsigned(of_patches + of_rows)), 32 * warps, 0, device, place, rows, offset,
-                       to, int(of_patches) * warps, place.in_groups(4), rows.in_groups(4));
+  const int64_t of_patches = cdiv(view.patches, warps), of_rows = cdiv(rows.patches, warps);
+  launch<round_kernel>("screen.round", dim3(unsigned(of_patches + of_rows)), 32 * warps, 0, device, view, rows, offset,
+                       to, int(of_patches) * warps, view.in_groups(4), rows.in_groups(4));
 }
 
-void screened(const Device& device, const Tensor& like, const Place<float>& place, const float* rows,
-              const Moments<float>& known, const Mask& mask, const Outcome<float>& outcome) {
-  if (place.patches == 0) return;
-  const int64_t neurons = outcome.neurons, patches = place.patches, stride = cdiv(place.inputs, 8) * 8;
+void screened(const Device& device, const Tensor& like, const PatchView<float>& view, const float* rows,
+              const Moments<float>& known, const Mask& eligible, const Outcome<float>& outcome) {
+  if (view.patches == 0) return;
+  const int64_t neurons = outcome.neurons, patches = view.patches, stride = cdiv(view.inputs, 8) * 8;
   const int most = std::max(16, 4 * outcome.k);
   const Tensor lengths = empty_like(like, {2 * patches + 2 * neurons}, ScalarType::Float);
   const Tensor copy = empty_like(like, {neurons, stride}, ScalarType::BFloat16);
   float* length = pointer<float>(lengths);
   const Rounding rounding{
       length, length + patches, length + 2 * patches, length + 2 * patches + neurons, pointer<uint16_t>(copy), stride};
-  const Place<float> weights(rows, neurons, place.inputs);
-  round(device, place, weights, known.offset, rounding);
+  const PatchView<float> weights(rows, neurons, view.inputs);
+  round(device, view, weights, known.offset, rounding);
 
-  const Factors with = factors_of(device, place, rounding.rows, stride, neurons, most);
+  const Factors with = factors_of(device, view, rounding.rows, stride, neurons, most);
   const int64_t shares = cdiv(neurons, with.share);
   const Tensor names = empty_like(like, {shares, patches, most}, ScalarType::Int);
   const Tensor highest = empty_like(like, {shares, patches, most}, ScalarType::Float);
   const Candidates candidates{pointer<int32_t>(names), pointer<float>(highest), int(shares), most};
   launch<screen_kernel>("screen", dim3(unsigned(cdiv(patches, tile_patches)), unsigned(shares)), product_threads,
-                        product_bytes(with.slots, most), device, place, with,
-                        Bounds{rounding, known.offset, known.inverse, mask, place.inputs}, candidates);
+                        product_bytes(with.slots, most), device, view, with,
+                        Bounds{rounding, known.offset, known.inverse, eligible, view.inputs}, candidates);
 
   const Tensor left = empty_like(like, {values_known() ? patches : 0}, ScalarType::Int);
-  decide(device,
-         {place, rows, Known<float>(known, known.inverse), mask, rounding, candidates,
-          values_known() ? pointer<int32_t>(left) : nullptr, outcome, place.in_groups(4), weights.in_groups(4)});
+  decide(device, {view, rows, Known<float>(known, known.inverse), eligible, rounding, candidates,
+                  values_known() ? pointer<int32_t>(left) : nullptr, outcome, view.in_groups(4), weights.in_groups(4)});
   if (!values_known()) return;
   screened_so_far().patches += patches;
   for (int64_t p = 0; p < patches; ++p) screened_so_far().left += const_pointer<int32_t>(left)[p];

@@ -14,8 +14,8 @@
 // 2^20 nothing is certified.
 #pragma once
 
-#include "cuda/ops/moments.cuh"
 #include "cuda/device/ranks.cuh"
+#include "cuda/ops/moments.cuh"
 
 namespace hebbkern {
 
@@ -27,8 +27,8 @@ void set_screening(Screening mode);
 bool worth_screening(int k);
 
 // The winners and responses of `walk`, to the bit, in three launches.
-void screened(const Device& device, const Tensor& like, const Place<float>& place, const float* rows,
-              const Moments<float>& known, const Mask& mask, const Outcome<float>& outcome);
+void screened(const Device& device, const Tensor& like, const PatchView<float>& view, const float* rows,
+              const Moments<float>& known, const Mask& eligible, const Outcome<float>& outcome);
 
 // Patches that were screened since the process began, and those that competed again: counted where values are known.
 struct Screened {

@@ -27,10 +27,10 @@ __device__ __forceinline__ void respond(const Field<S, T>& field, int patches, i
 #pragma unroll
   for (int j = 0; j < lane_neurons; ++j) {
     const int name = neurons + lane.first() + 8 * j;
-    const bool there = name < end && (!field.mask.given() || field.mask[name]);
+    const bool there = name < end && (!field.eligible.given() || field.eligible[name]);
     const Terms<T> neuron = of_neuron(field.known, name < end ? name : end - 1);
 #pragma unroll
-    for (int i = 0; i < lane_patches; ++i) sums[i][j] = there ? settled(sums[i][j], patch[i], neuron) : T(NAN);
+    for (int i = 0; i < lane_patches; ++i) sums[i][j] = there ? final_response(sums[i][j], patch[i], neuron) : T(NAN);
   }
 }
 
@@ -109,7 +109,7 @@ struct Strongest {
     return least;
   }
 
-  // The neurons of the lanes that are `here`, one after the other: whoever no longer beats the last is not asked.
+  // The neurons of the lanes that are `here`, one after the other; those that no longer beat the last are skipped.
   template <int SLOTS>
   __device__ __forceinline__ void enter(Ranks<T, SLOTS>& ranks, const T (&own)[lane_neurons], T least, bool here,
                                         int first) {
@@ -175,12 +175,12 @@ __global__ void __launch_bounds__(32 * most_warps<T>, 2) walk_kernel(Field<S, T>
   HEBBKERN_SHARED(unsigned char, memory);
   const auto taps = reinterpret_cast<Tap(*)[entries<T>]>(memory);
   const Lane lane;
-  const int patches = int(blockDim.x) / 2, first = int(blockIdx.x) * patches, last = field.place.patches - 1;
+  const int patches = int(blockDim.x) / 2, first = int(blockIdx.x) * patches, last = field.view.patches - 1;
   if (first > last) return;
-  const int begin = int(blockIdx.y) * field.share, inputs = field.place.inputs;
+  const int begin = int(blockIdx.y) * field.share, inputs = field.view.inputs;
   const int end = begin + field.share < outcome.neurons ? begin + field.share : outcome.neurons;
-  outcome.winners += int64_t(blockIdx.y) * field.place.patches * outcome.k;
-  outcome.responses += int64_t(blockIdx.y) * field.place.patches * outcome.k;
+  outcome.winners += int64_t(blockIdx.y) * field.view.patches * outcome.k;
+  outcome.responses += int64_t(blockIdx.y) * field.view.patches * outcome.k;
   Copies<S, T> copies(field, reinterpret_cast<T*>(memory + tap_bytes<T>), taps, first, last, begin, end);
   T* const listed = reinterpret_cast<T*>(memory + ring_bytes<T>(int(blockDim.x) / 32));
   int32_t* const names = reinterpret_cast<int32_t*>(listed + patches * outcome.k);
@@ -197,7 +197,7 @@ __global__ void __launch_bounds__(32 * most_warps<T>, 2) walk_kernel(Field<S, T>
       cp_async_wait<stages - 2>();
       const int now = copies.stage == stages - 1 ? 0 : copies.stage + 1;
       if (field.known.unit) copies.scale(now, first, last, neuron);
-      __syncthreads();  // everyone's copies are here, and nobody reads the step before
+      __syncthreads();  // all copies have arrived, and no thread reads the step before
       copies.start();
       multiply(copies.at(now) + (own + lane.group()) * pitch<T>, copies.at(now) + (patches + lane.first()) * pitch<T>,
                sums);
@@ -268,38 +268,38 @@ void merge(const Device& device, const Outcome<T>& lists, const Outcome<T>& outc
 template void merge<float>(const Device&, const Outcome<float>&, const Outcome<float>&, int, int);
 
 template <class S, class T>
-void walk(const Device& device, const Tensor& like, const Place<S>& place, const T* rows, const Moments<T>& known,
-          const Mask& mask, const Outcome<T>& outcome) {
-  if (!place.patches) return;
-  const Place<T> weights(rows, outcome.neurons, place.inputs);
+void walk(const Device& device, const Tensor& like, const PatchView<S>& view, const T* rows, const Moments<T>& known,
+          const Mask& eligible, const Outcome<T>& outcome) {
+  if (!view.patches) return;
+  const PatchView<T> weights(rows, outcome.neurons, view.inputs);
   constexpr bool same = std::is_same_v<S, T>;
-  Field<S, T> field{place,
+  Field<S, T> field{view,
                     weights,
                     Known<T>(known, same && known.inverse),
-                    mask,
-                    same && place.in_groups(each<T>),
+                    eligible,
+                    same && view.in_groups(each<T>),
                     weights.in_groups(each<T>),
                     0};
-  const Split parts = split<T>(device, place.patches, outcome.neurons, outcome.k);
+  const Split parts = split<T>(device, view.patches, outcome.neurons, outcome.k);
   field.share = parts.share;
   Outcome<T> heats = outcome;
   std::optional<Tensor> winners, responses;
   if (parts.shares > 1) {
-    const Ints sizes{parts.shares, place.patches, outcome.k};
+    const Ints sizes{parts.shares, view.patches, outcome.k};
     winners = empty_like(like, sizes, ScalarType::Int);
     responses = empty_like(like, sizes, sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float);
     heats = {pointer<int32_t>(*winners), pointer<T>(*responses), {}, outcome.k, outcome.neurons};
   }
   const int patches = parts.warps * warp_patches;
   const size_t lists = outcome.k > 1 ? patches * outcome.k * (sizeof(T) + sizeof(int32_t)) : 0;
-  launch<walk_kernel<S, T>>("compete", dim3(unsigned(cdiv(place.patches, patches)), unsigned(parts.shares)),
+  launch<walk_kernel<S, T>>("compete", dim3(unsigned(cdiv(view.patches, patches)), unsigned(parts.shares)),
                             32 * parts.warps, ring_bytes<T>(parts.warps) + lists, device, field, heats);
-  if (parts.shares > 1) merge<T>(device, heats, outcome, place.patches, parts.shares);
+  if (parts.shares > 1) merge<T>(device, heats, outcome, view.patches, parts.shares);
 }
 
-#define WALK(S, T)                                                                                                  \
-  template void walk<S, T>(const Device&, const Tensor&, const Place<S>&, const T*, const Moments<T>&, const Mask&, \
-                           const Outcome<T>&);
+#define WALK(S, T)                                                                                         \
+  template void walk<S, T>(const Device&, const Tensor&, const PatchView<S>&, const T*, const Moments<T>&, \
+                           const Mask&, const Outcome<T>&);
 WALK(float, float)
 WALK(double, double)
 WALK(BFloat16, float)

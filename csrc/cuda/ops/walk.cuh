@@ -7,8 +7,8 @@ namespace hebbkern {
 
 // All of rows [K, N] against all patches; one launch, or two where blocks share the neurons between them.
 template <class S, class T>
-void walk(const Device& device, const Tensor& like, const Place<S>& place, const T* rows, const Moments<T>& known,
-          const Mask& mask, const Outcome<T>& outcome);
+void walk(const Device& device, const Tensor& like, const PatchView<S>& view, const T* rows, const Moments<T>& known,
+          const Mask& eligible, const Outcome<T>& outcome);
 
 // The k strongest of `shares` lists of each patch, [shares, P, k] of winners and responses each.
 template <class T>

@@ -1,88 +1,83 @@
-// winner_step_: compete, accumulate and apply_ in one go. The contest itself writes the keys by which its winners are
-// grouped, the survey of the step puts together the lists that were cut, and rows of neurons that nobody teaches are
-// neither read nor written.
+// winner_step_: compete, accumulate and apply_ in one operator. The contest itself writes the keys by which its winners
+// are grouped, the survey of the step puts together the lists that were cut, and rows of neurons that no patch teaches
+// are neither read nor written.
 #include "common/winner_step.h"
 
-#include "cuda/ops/apply.cuh"
-#include "cuda/ops/compete.cuh"
 #include "cuda/device/status.cuh"
 #include "cuda/device/values.cuh"
+#include "cuda/ops/apply.cuh"
+#include "cuda/ops/compete.cuh"
 
 namespace hebbkern {
 
 static constexpr const char* op = "winner_step_";
 
 template <class T>
-static Taught<T> taught_by(const Lesson& lesson, const T* responses) {
-  Taught<T> taught;
-  for (int64_t rank = 0; rank < lesson.ranks(); ++rank) taught.of_rank[rank] = T(lesson.coefficients[rank]);
-  if (lesson.by_response) taught.rectify = responses;
-  if (lesson.decay_by_response) {
-    taught.decays = responses;
-    taught.decays_down = lesson.ranks();
-    taught.decays_right = 1;
+static Assignments<T> assignments_of(const WinnerStep& step, const T* responses) {
+  Assignments<T> assignments;
+  for (int64_t rank = 0; rank < step.ranks(); ++rank) assignments.of_rank[rank] = T(step.coefficients[rank]);
+  if (step.by_response) assignments.rectify = responses;
+  if (step.decay_by_response) {
+    assignments.decays = responses;
+    assignments.decays_down = step.ranks();
+    assignments.decays_right = 1;
   }
-  return taught;
+  return assignments;
 }
 
 // A bit for each rank whose coefficient is 0, as the type computed in has it.
 template <class T>
-static uint64_t silent_ranks(const Lesson& lesson) {
+static uint64_t silent_ranks(const WinnerStep& step) {
   uint64_t silent = 0;
-  for (int64_t rank = 0; rank < lesson.ranks(); ++rank) silent |= uint64_t(T(lesson.coefficients[rank]) == 0) << rank;
+  for (int64_t rank = 0; rank < step.ranks(); ++rank) silent |= uint64_t(T(step.coefficients[rank]) == 0) << rank;
   return silent;
 }
 
 template <class S, class T>
-static void learn(const Tensor& weight, const Tensor& x, const Geometry& g, const Lesson& lesson) {
+static void winner_step_typed(const Tensor& weight, const Tensor& x, const WinnerStep& step) {
   const Device device(x);
-  look(device);
+  const Geometry& g = step.g;
+  raise_if_skipped(device);
   require_finite(op, "x", x);
   require_finite(op, "weight", weight);
-  if (lesson.labels) require_named(op, "labels", *lesson.labels, g.neurons);
-  const Place<S> place(op, x, g);
-  const int64_t ranks = lesson.ranks();
+  if (step.labels) require_indices(op, "labels", *step.labels, g.neurons);
+  const PatchView<S> view(op, x, g);
+  const int64_t ranks = step.ranks();
   const Entries entries(op, x, g, ranks);
-  Taught<T> taught;
+  Assignments<T> assignments;
   Moments<T> known;
   Tensor winners, responses;  // as long as kernels may read them
-  if (lesson.labels) {
-    taught = taught_by<T>(lesson, nullptr);
-    known = moments<S, S, T>(op, device, x, place, lesson.patches);
-    name_entries(device, *lesson.labels, g.per_image(), 1, taught, int(g.neurons), Mask(lesson.frozen), entries);
+  if (step.labels) {
+    assignments = assignments_of<T>(step, nullptr);
+    known = moments<S, S, T>(op, device, x, view, step.patches);
+    name_entries(device, *step.labels, g.per_image(), 1, assignments, int(g.neurons), Mask(step.frozen), entries);
   } else {
     winners = empty_like(x, {entries.count}, ScalarType::Int);
     responses = empty_like(x, {entries.count}, result_dtype(x.scalar_type()));
-    taught = taught_by<T>(lesson, pointer<T>(responses));
-    const Contest how{int(ranks), lesson.p, lesson.cosine, lesson.patches};
-    const Keys named{entries.keys, entries.numbers, Mask(lesson.frozen), silent_ranks<T>(lesson), lesson.by_response};
+    assignments = assignments_of<T>(step, pointer<T>(responses));
+    const Contest how{int(ranks), step.p, step.cosine, step.patches};
+    const Keys named{entries.keys, entries.numbers, Mask(step.frozen), silent_ranks<T>(step), step.by_response};
     const Tensor rows = weight.is_contiguous() ? weight : torch::stable::contiguous(weight);
-    known = contest<S, T>(op, device, x, place, rows, how, pointer<int32_t>(winners), pointer<T>(responses), named);
+    known = contest<S, T>(op, device, x, view, rows, how, pointer<int32_t>(winners), pointer<T>(responses), named);
   }
-  const T* scale = lesson.patches == Patches::standardised ? known.scale : nullptr;  // a cosine's does not teach
-  const Lists<T> lists = grouped(device, x, place, entries, int(ranks), taught, int(g.neurons),
+  const T* scale = step.patches == Patches::standardised ? known.scale : nullptr;  // a cosine's does not teach
+  const Lists<T> lists = grouped(device, x, view, entries, int(ranks), assignments, int(g.neurons),
                                  static_cast<const T*>(known.offset), scale, false);
   Rates<T> rates;
-  rates.lr = lesson.lr;
-  rates.normalise = lesson.normalise;
-  take<S>(op, device, weight, lists.total, rates, &lists, lesson.average);
+  rates.lr = step.lr;
+  rates.normalise = step.normalise;
+  take<S>(op, device, weight, lists.total, rates, &lists, step.average);
 }
 
 static void winner_step_(Tensor weight, Tensor x, OptionalTensor labels, int64_t k, double p, bool cosine,
-                           std::vector<double> coefficients, bool by_response, bool decay_by_response, bool average,
-                           std::string normalise, double lr, std::string patches, Ints stride, Ints padding,
-                           Ints dilation, OptionalTensor frozen) {
-  const Geometry g = check_layer(op, x, weight, stride, padding, dilation);
-  check_apart(op, weight);
-  const Lesson lesson{labels,      coefficients,
-                      p,           cosine,
-                      by_response, decay_by_response,
-                      average,     check_normalise(op, normalise),
-                      lr,          check_patches(op, patches),
-                      frozen};
-  check_lesson(op, lesson, k, g, x);
+                         std::vector<double> coefficients, bool by_response, bool decay_by_response, bool average,
+                         std::string normalise, double lr, std::string patches, Ints stride, Ints padding,
+                         Ints dilation, OptionalTensor frozen) {
+  const WinnerStep step =
+      check_winner_step(op, weight, x, labels, k, p, cosine, coefficients, by_response, decay_by_response, average,
+                        normalise, lr, patches, stride, padding, dilation, frozen);
   with_dtype(x.scalar_type(),
-             [&](auto stored, auto tag) { learn<decltype(stored), decltype(tag)>(weight, x, g, lesson); });
+             [&](auto stored, auto tag) { winner_step_typed<decltype(stored), decltype(tag)>(weight, x, step); });
 }
 
 STABLE_TORCH_LIBRARY_IMPL(hebbkern, HEBBKERN_KEY, m) { m.impl("winner_step_.cuda", TORCH_BOX(&winner_step_)); }

@@ -11,7 +11,7 @@ from hebbkern.backends import dense
 from hebbkern.ops import library
 
 _readable = library.stage("_readable(Tensor tensor) -> bool")
-_look = library.stage("_look(Tensor weight) -> ()")
+_raise_if_skipped = library.stage("_raise_if_skipped(Tensor weight) -> ()")
 _moments = library.stage(
     "_moments(Tensor x, int[] stride, int[] padding, int[] dilation, Tensor weight, str op, str patches) "
     "-> (Tensor offset, Tensor scale, Tensor total)"
@@ -40,7 +40,7 @@ def readable(tensor):
     return tensor.device.type == "cpu" and _readable(tensor)
 
 
-look, commit = _look, _commit
+look, commit = _raise_if_skipped, _commit
 
 
 def place(x, kernel, *geometry):

@@ -1,5 +1,5 @@
-// Where the patches of an input lie, as kernels see it: entry n of patch p is x[corner(p).start + tap(n).offset], or 0
-// in the padding. A linear layer is 1x1 patches of images of one pixel. Nothing is ever unfolded.
+// How kernels see the patches of an input: entry n of patch p is x[corner(p).start + tap(n).offset], or 0
+// in the padding. A linear layer is 1x1 patches of images of one pixel. Patches are never written out.
 #pragma once
 
 #include "cuda/device/device.cuh"
@@ -33,7 +33,7 @@ struct Tap {
 };
 
 template <class S>
-struct Place {
+struct PatchView {
   const S* x;
   int64_t image, channel, line, pixel;  // strides
   int height, width;
@@ -44,9 +44,9 @@ struct Place {
   bool inside;  // no padding: every entry lies in its image
 
   // Raises where there are more than kernels can number, or images whose padded coordinates they cannot.
-  Place(const char* op, const Tensor& x, const Geometry& g);
+  PatchView(const char* op, const Tensor& x, const Geometry& g);
   // Rows of a contiguous matrix as patches.
-  Place(const S* rows, int64_t count, int64_t inputs)
+  PatchView(const S* rows, int64_t count, int64_t inputs)
       : x(rows),
         image(inputs),
         channel(1),
@@ -91,7 +91,7 @@ struct Place {
 };
 
 template <class S>
-Place<S>::Place(const char* op, const Tensor& t, const Geometry& g)
+PatchView<S>::PatchView(const char* op, const Tensor& t, const Geometry& g)
     : x(const_pointer<S>(t)),
       image(t.stride(0)),
       channel(t.stride(1)),
