@@ -94,8 +94,8 @@ def launches(order):
 
 def _call(function, args):
     named = {argument.name: value for argument, value in zip(function._schema.arguments, args, strict=False)}
-    if function._opname == "accumulate" and "taught" in named:  # the name of targets before they were renamed
-        named["targets"] = named.pop("taught")
+    if "taught" in named:  # the name of both before they were renamed
+        named["targets" if function._opname == "accumulate" else "scaled"] = named.pop("taught")
     return SimpleNamespace(operator=function._opname, **named)
 
 

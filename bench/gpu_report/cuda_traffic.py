@@ -193,7 +193,7 @@ def _activate(a):
     once, neurons = size(a.u), a.u.numel() // max(a.images * a.layout[0], 1)
     reads = 2 * once if a.activation == "softmax" else once
     columns = {"columns": (0, (a.diagonal + a.shift) * a.wide * a.grid[0] * neurons)}
-    return columns | ({"u": (reads, once)} if a.taught is None else {"u": reads, "taught": (0, once)})
+    return columns | ({"u": (reads, once)} if a.scaled is None else {"u": reads, "scaled": (0, once)})
 
 
 def _add(a):
