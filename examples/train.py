@@ -28,7 +28,7 @@ def accuracy(lr: float) -> float:
     with tempfile.TemporaryDirectory() as folder:
         training.train(
             model,
-            training.Batches(data.x_train[::2], data.y_train[::2], size=25),
+            training.Batches(data.x_train[::2], data.y_train[::2], batch_size=25),
             rules={"?.0": hk.WTA(patches="standardised")},
             lr=lr,
             epochs=2,
