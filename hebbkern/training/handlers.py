@@ -305,7 +305,8 @@ class Convergence(_OfLayers):
         super().__init__(model, **places)
         if not tolerance >= 0:
             self._refuse("tolerance", "at least 0", tolerance)
-        self.tolerance, self.history = tolerance, _History(self.folder, "convergence.json")
+        self.tolerance = tolerance
+        self.history: _History = _History(self.folder, "convergence.json")
 
     def draw(self, engine: Engine) -> None:
         near = {name: (lengths(layer) - 1).abs() <= self.tolerance for name, layer in self.layers.items()}
@@ -335,7 +336,7 @@ class Curves(_Handler):
         if not names:
             self._refuse("names", "one metric or more", "none")
         self.names, self.ylabel, self.best = names, ylabel, best
-        self.history = _History(self.folder, "curves.json")
+        self.history: _History = _History(self.folder, "curves.json")
 
     def draw(self, engine: Engine) -> None:
         metrics = engine.state.metrics
