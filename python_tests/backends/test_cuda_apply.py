@@ -11,6 +11,7 @@ import torch
 import calls
 import cases
 import hebbkern as hk
+from hebbkern.backends import extensions
 from hebbkern.checks import result_dtype
 from on_cuda import HOST, ONLY_NOTE, UNSEEN, needs_emulation, noted
 from test_apply import NORMALISE, apply_and_check, arguments, bits
@@ -193,9 +194,9 @@ def test_synchronize_asks_every_device_that_took_steps(monkeypatch):
         return number
 
     module = types.SimpleNamespace(stepped=lambda: [0, 2], skipped=skipped)
-    monkeypatch.delitem(sys.modules, "_cuda_host", raising=False)
+    monkeypatch.setattr(extensions, "load", lambda name: (module, None))
+    monkeypatch.setattr(extensions, "emulated", lambda: None)
     monkeypatch.delitem(sys.modules, "hebbkern.backends.triton.status", raising=False)
-    monkeypatch.setitem(sys.modules, "hebbkern._cuda", module)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: calls_made.append(("wait", device.index)))
     hk.synchronize("cuda:0")
     assert calls_made == [("wait", 0), ("skipped", 0)]
