@@ -17,7 +17,8 @@ from hebbkern.backends.cuda import stages as cuda
 
 RULES = [("relu", "triangular"), ("tanh", "triangular"), ("linear", "diagonal"), ("tanh", "none")]
 SOFT = [("softmax", "diagonal"), ("softmax", "none")]
-ALGORITHMS = {"general": [*RULES, ("relu", "activity"), *SOFT], "residual": RULES[:2], "on chip": RULES + SOFT}
+ALL = [*RULES, ("relu", "activity"), *SOFT]
+ALGORITHMS = {"general": ALL, "residual": RULES[:2], "on chip": ALL}
 FITTING = [  # at most 64 neurons and inputs
     cases.Layer((1, 1), (1, 1)),
     cases.Layer((37, 63), (33, 63)),

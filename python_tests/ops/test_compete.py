@@ -105,8 +105,9 @@ def test_cosine_ties_of_equal_rows(backend):
 
 
 def test_all_equal(backend):
+    patches = 70 if backend.name in ("cpu", "eager") else 7
     for cosine in (False, True):
-        winners, responses = hk.ops.compete(torch.zeros(70, 9), torch.ones(300, 9), k=64, cosine=cosine)
+        winners, responses = hk.ops.compete(torch.zeros(patches, 9), torch.ones(300, 9), k=64, cosine=cosine)
         assert (winners == torch.arange(64)).all() and not responses.any()
 
 

@@ -126,10 +126,11 @@ def test_frozen_neurons_take_part_but_learn_nothing(backend, rule):
 
 
 def test_integers_are_exact(backend):
-    for layer in cases.LAYERS + MANY_PATCHES:
+    exact = [rule for rule in RULES if rule["activation"] in ("linear", "relu")]
+    for layer in cases.FEW if backend.name == "triton" else cases.LAYERS + MANY_PATCHES:
         x = cases.integers(layer.x, -1, 1, torch.float64, backend.device)
         weight = cases.integers(layer.weight, -1, 1, torch.float64, backend.device, seed=1)
-        for rule in RULES[:6]:
+        for rule in exact:
             got, _ = hk.ops.dense_update(x, weight, **rule, **layer.geometry)
             want, _ = hk.reference.dense(oracle.exact(x), oracle.exact(weight), **rule, **layer.geometry)
             assert (oracle.exact(got) == want).all()

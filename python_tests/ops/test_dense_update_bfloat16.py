@@ -55,7 +55,7 @@ def test_integers_are_exact(backend, layer, share):
     weight = cases.integers(layer.weight, -1, 1, torch.bfloat16, backend.device, seed=1)
     x *= cases.some(x.shape, backend.device, seed=2, share=share)
     weight *= cases.some(weight.shape, backend.device, seed=3, share=share)
-    for rule in RULES[:6]:
+    for rule in (rule for rule in RULES if rule["activation"] in ("linear", "relu")):
         got, _ = hk.ops.dense_update(x, weight, **rule, **layer.geometry)
         want, _ = hk.reference.dense(oracle.exact(x), oracle.exact(weight), **rule, **layer.geometry)
         assert (oracle.exact(got) == want).all()
