@@ -5,6 +5,8 @@ python_tests/packaging/test_torch_private.py calls each of them and names the on
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch._subclasses.fake_tensor import FakeTensor  # waits for: a public way to ask whether a tensor has values
 from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
@@ -39,7 +41,7 @@ def exporting() -> bool:
     return custom_triton_ops_decomposition_disabled()
 
 
-def decompose_in_graphs(library: torch.library.Library, operator: str, rule) -> None:
+def decompose_in_graphs(library: torch.library.Library, operator: str, rule: Callable) -> None:
     """Register `rule(mode, operator, types, args, kwargs)` for `operator` where torch.compile functionalises a graph.
 
     Waits for: torch.library.triton_op on an overload that is already defined.

@@ -18,6 +18,7 @@ if importlib.util.find_spec("triton") is None:
 from gpu_report import cubin, cuda_code, cuda_traffic, triton_code, workloads
 
 ROOT = Path(__file__).parents[2]
+compiles_all = pytest.mark.slow(draw=0)  # every kernel for every chip: minutes
 RULES = [step for step in workloads.STEPS if step.name.startswith("rules: ") and "HebbCL" not in step.name]
 
 
@@ -41,6 +42,7 @@ def named(row):
     return f"{row['kernel']} {row['dtype']} {row['chip']} {row['settings']}"
 
 
+@compiles_all
 def test_every_kernel_compiles_for_every_chip(report, rows):
     assert not [f"{named(row)}: {row['problems']}" for row in report["kernels"] if "registers" not in row]
     chips = {chip.name for chip in cubin.CHIPS}
@@ -48,21 +50,25 @@ def test_every_kernel_compiles_for_every_chip(report, rows):
         assert {row["chip"] for row in rows if row["kernel"] == kernel} == chips
 
 
+@compiles_all
 def test_no_kernel_spills(rows):
     assert not [f"{named(row)}: {row['local']}" for row in rows if row["local"]]
 
 
+@compiles_all
 def test_shared_memory_fits_and_every_kernel_can_be_resident(rows):
     most = {chip.name: chip.block_shared for chip in cubin.CHIPS}
     assert not [f"{named(row)}: {row['shared']}" for row in rows if row["shared"] > most[row["chip"]]]
     assert not [named(row) for row in rows if row["occupancy"] == 0]
 
 
+@compiles_all
 def test_products_of_halves_and_of_tf32_are_on_tensor_cores(rows):
     products = [row for row in rows if row["product"]]
     assert not [named(row) for row in products if not row["tensor core"]]
 
 
+@compiles_all
 @pytest.mark.parametrize("chip", ["sm_80", "sm_90", "sm_100"])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])  # fp32: tf32, under torch.set_float32_matmul_precision("high")
 def test_competitions_are_on_tensor_cores(rows, dtype, chip):
@@ -71,23 +77,27 @@ def test_competitions_are_on_tensor_cores(rows, dtype, chip):
     assert [row for row in found if row["tensor core"]]
 
 
+@compiles_all
 def test_some_workload_reaches_every_kernel(report, rows):
     assert set(report["every_kernel"]) == {row["kernel"] for row in rows}
     assert "moments.moments_kernel" in report["every_kernel"]
 
 
+@compiles_all
 def test_a_competition_moves_little_more_than_it_must(report):
     (row,) = [row for row in report["roofline"] if row["step"] == "compete: k = 2, 1024 x 784 x 2000"]
     assert row["unavoidable"] == 4 * (1024 * 784 + 2000 * 784 + 1024 * 2)
     assert row["of_unavoidable"] <= 1.3
 
 
+@compiles_all
 @pytest.mark.parametrize("step", RULES, ids=lambda step: step.id)
 def test_a_step_of_a_rule_takes_at_most_six_launches(report, step):
     (row,) = [row for row in report["roofline"] if row["step"] == step.id]
     assert 1 <= row["launches"] <= 6, row["kernels"]
 
 
+@compiles_all
 def test_the_report_says_what_it_found(report):
     assert (report["status"] == 0) == ("FAILS" not in report["printed"])
     assert "Predictions for an H100 SXM from bytes and flops, not measurements." in report["printed"]
@@ -118,15 +128,18 @@ def test_no_compiled_kernel_spills_or_has_a_stack(compiled):
     assert not [f"{of_cuda(row)}: {row['local']}, {row['stack']}" for row in compiled if row["local"] or row["stack"]]
 
 
+@compiles_all
 def test_every_compiled_kernel_can_be_resident_as_it_is_launched(launched):
     assert not [of_cuda(row) for row in launched for block in row["blocks"] if block["occupancy"] == 0]
 
 
+@compiles_all
 def test_every_launch_is_of_a_compiled_kernel_that_is_described(report, launched):
     assert report["cuda"]["unknown"] == []
     assert {name for names in report["cuda"]["launched"].values() for name in names} <= cuda_traffic.TRAFFIC.keys()
 
 
+@compiles_all
 def test_some_workload_launches_every_compiled_kernel(compiled, launched):
     assert {row["kernel"] for row in compiled} == {row["kernel"] for row in launched}
 
@@ -149,6 +162,7 @@ def test_compiled_kernels_have_the_instructions_that_are_promised(compiled, kind
     assert not [of_cuda(row) for row in promised if not row[kind]]
 
 
+@compiles_all
 def test_predictions_stand_beside_tritons(report, launched):
     for row in report["roofline"]:
         assert row["cuda"], f"{row['step']}: {report['cuda']['left_out']}"

@@ -73,9 +73,10 @@ def layer_matrices(op: str, x: Tensor, weight: Tensor, *geometry: Any) -> tuple[
 
 
 @_kernel
-def compete(x, weight, k, p, cosine, patches, stride, padding, dilation, eligible):
+def compete(x: Tensor, weight: Tensor, k: int, p: float, cosine: bool, *where: Any) -> tuple[Tensor, Tensor]:
+    *geometry, eligible = where
     checks.finite("compete", x=x, weight=weight)
-    X, W = layer_matrices("compete", x, weight, patches, stride, padding, dilation)
+    X, W = layer_matrices("compete", x, weight, *geometry)
     return winners_of("compete", X, W, k, p, cosine, eligible)
 
 
@@ -112,9 +113,10 @@ def products(X: Tensor, W: Tensor) -> Tensor:
 
 
 @_kernel
-def nearest_patch(x, weight, patches, stride, padding, dilation, eligible):
+def nearest_patch(x: Tensor, weight: Tensor, *where: Any) -> tuple[Tensor, Tensor]:
+    *geometry, eligible = where
     checks.finite("nearest_patch", x=x, weight=weight)
-    X, W = layer_matrices("nearest_patch", x, weight, patches, stride, padding, dilation)
+    X, W = layer_matrices("nearest_patch", x, weight, *geometry)
     dtype, neurons = W.dtype, W.shape[0]
     # |w|² - 2 w.x + |x|² cancels where w is close to x: in double precision the rest is still good.
     X, W = X.to(wide(X)), W.to(wide(W))
@@ -132,16 +134,20 @@ def nearest_patch(x, weight, patches, stride, padding, dilation, eligible):
 
 
 @_kernel
-def accumulate(x, targets, coefficients, responses, neurons, kernel, patches, stride, padding, dilation, frozen):
-    geometry = kernel, patches, stride, padding, dilation
+def accumulate(
+    x: Tensor, targets: Tensor, coefficients: Tensor, responses: Tensor | None, neurons: int, *where: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    kernel, *geometry, frozen = where
     checks.finite("accumulate", x=x, coefficients=coefficients, responses=responses)
     checks.named_range("accumulate", "targets", targets, neurons)
-    X = patch_matrix("accumulate", x, *geometry)
+    X = patch_matrix("accumulate", x, kernel, *geometry)
     total, decay, count = sums_of(X, targets, coefficients, responses, neurons, frozen)
     return total.reshape(neurons, x.shape[1], *kernel), decay, count
 
 
-def sums_of(X, targets, coefficients, responses, neurons, frozen):
+def sums_of(
+    X: Tensor, targets: Tensor, coefficients: Tensor, responses: Tensor | None, neurons: int, frozen: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Per neuron: the sum of coefficient * patch [K, N], its decay and the number of entries."""
     coefficients = coefficients.expand(targets.shape)
     decays = coefficients if responses is None else coefficients * responses
@@ -159,12 +165,13 @@ def sums_of(X, targets, coefficients, responses, neurons, frozen):
 
 
 @_kernel
-def dense_update(x, weight, activation, decay, temperature, patches, stride, padding, dilation, frozen):
-    geometry = patches, stride, padding, dilation
-    return dense_sums("dense_update", x, weight, activation, decay, temperature, *geometry, frozen)
+def dense_update(x: Tensor, weight: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
+    return dense_sums("dense_update", x, weight, *settings)
 
 
-def dense_sums(op, x, weight, activation, decay, temperature, *where):
+def dense_sums(
+    op: str, x: Tensor, weight: Tensor, activation: str, decay: str, temperature: float, *where: Any
+) -> tuple[Tensor, Tensor]:
     """The sum [K, ...] and the number of patches."""
     *geometry, frozen = where
     checks.finite(op, x=x, weight=weight)
@@ -191,12 +198,24 @@ def dense_sums(op, x, weight, activation, decay, temperature, *where):
 
 
 @_kernel
-def apply_(weight, sum, decay, denominator, lr, normalise, rate_power, frozen):
+def apply_(
+    weight: Tensor, sum: Tensor, decay: Tensor | None, denominator: Tensor | None, lr: float, *settings: Any
+) -> None:
     checks.finite("apply_", weight=weight, sum=sum, decay=decay, denominator=denominator)
-    take("apply_", weight, sum, decay, denominator, lr, normalise, rate_power, frozen)
+    take("apply_", weight, sum, decay, denominator, lr, *settings)
 
 
-def take(op, weight, sum, decay, denominator, lr, normalise, rate_power, frozen):
+def take(
+    op: str,
+    weight: Tensor,
+    sum: Tensor,
+    decay: Tensor | None,
+    denominator: Tensor | None,
+    lr: float,
+    normalise: str,
+    rate_power: float,
+    frozen: Tensor | None,
+) -> None:
     """The step itself, weights as before on an overflow."""
     W, delta = weight.flatten(1).to(sum.dtype), sum.flatten(1)
     if decay is not None:
@@ -223,13 +242,13 @@ def take(op, weight, sum, decay, denominator, lr, normalise, rate_power, frozen)
 
 
 @_kernel
-def dense_step_(weight, x, activation, decay, lr, *geometry):
+def dense_step_(weight: Tensor, x: Tensor, activation: str, decay: str, lr: float, *geometry: Any) -> None:
     total, count = dense_sums("dense_step_", x, weight, activation, decay, 1.0, *geometry)
     apply_(weight, total, None, count, lr, "none", 0.0, geometry[-1])
 
 
 @_kernel
-def winner_step_(weight, x, labels, *settings):
+def winner_step_(weight: Tensor, x: Tensor, labels: Tensor | None, *settings: Any) -> None:
     rule, (lr, *geometry, frozen) = WinnerSpecification.of(settings)
     op, neurons = "winner_step_", weight.shape[0]
     checks.finite(op, x=x, weight=weight)
@@ -249,7 +268,7 @@ def winner_step_(weight, x, labels, *settings):
 
 
 @_kernel
-def kwinners(y, k, dim):
+def kwinners(y: Tensor, k: int, dim: int) -> Tensor:
     checks.finite("kwinners", y=y)
     # A stable sort, because topk leaves the order of equal entries open.
     highest = y.sort(dim=dim, descending=True, stable=True).indices.narrow(dim, 0, k)
