@@ -67,7 +67,8 @@ def rounded_dense_step_(weight: Tensor, x: Tensor, *, lr: float, activation: str
         bump_version(weight)
         return
     sum, count = dense_update(x, weight.to(x.dtype), activation=activation, decay=decay, **where)
-    apply_(weight, sum.to(checks.result_dtype(weight.dtype)), denominator=count, lr=lr, frozen=frozen)
+    wide = checks.result_dtype(weight.dtype)
+    apply_(weight, sum.to(wide), denominator=count.to(wide), lr=lr, frozen=frozen)
 
 
 def _fuses_rounded(weight: Tensor, x: Tensor) -> bool:

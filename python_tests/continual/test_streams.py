@@ -402,7 +402,7 @@ def test_batches_inside_one_task_stay_views(data):
 def test_evaluations_take_a_task(data):
     from hebbkern.evaluation.features import batches
 
-    seen, labels = joined(batches(streams.permuted(*data, 1)[0], size=64))
+    seen, labels = joined(batches(streams.permuted(*data, 1)[0], batch_size=64))
     assert torch.equal(labels, data[1]) and torch.equal(seen[:, 0], streams.permuted(*data, 1)[0][:][0][:, 0])
 
 

@@ -1,18 +1,21 @@
 """Which tests a run holds: by default those that a seed draws, of which the commit is one.
 
 A test without parameters always runs. Of a test with parameters, on each backend, so many combinations are drawn that
-each value of each parameter is there; on the CPU's compiled kernels so many that each two values meet; on interpreted
-and emulated kernels the values need only be there once a file. Successive commits draw other combinations. Of a test
-that is marked ``slow(draw=n)`` n combinations are drawn (1 unless given), and none where it has no parameters.
+each value of each parameter is there; on the CPU's compiled kernels so many that each two values meet; of interpreted
+and emulated kernels a third of the fewest tests that hold each value once a file. Successive commits draw other
+combinations. Of a test that is marked ``slow(draw=n)`` n combinations are drawn (1 unless given), and none where it has
+no parameters.
 """
 
 import contextlib
 import hashlib
 import itertools
+import math
 import subprocess
 from pathlib import Path
 
 INTERPRETED = ("triton", "cuda")  # or emulated, which takes a hundred times as long as compiled kernels
+SHARE = 1 / 3  # of the fewest tests of a file on such kernels, another share for each seed, and one at least
 PAIRWISE = ("cpu",)  # quick enough
 LOCKED = (Path(__file__), Path(__file__).with_name("oracle.py"))  # any two files that every process has
 
@@ -108,5 +111,7 @@ def drawn(items, kernels_of, seed, cost=lambda item: 0):
         expense = cost if kernels in INTERPRETED else lambda item: 0
         combinations.sort(key=lambda item: (expense(item), rank(seed, item)))
         few = combinations[:slow] if slow else fewest(combinations)
+        if kernels in INTERPRETED and not slow:
+            few = sorted(few, key=lambda item: rank(seed, item))[: math.ceil(SHARE * len(few))]
         kept.update(covering(few + combinations, 2) if kernels in PAIRWISE and not slow else few)
     return kept

@@ -57,6 +57,7 @@ def test_fake_results_look_like_real_ones(backend, name, layer):
 
 @pytest.mark.parametrize("name", calls.OPERATORS)
 def test_compiles_whole(backend, name):
+    torch.compiler.reset()
     compiled = torch.compile(getattr(hk.ops, name), fullgraph=True, backend="aot_eager", dynamic=True)
     for seed, layer in enumerate((calls.LINEAR, cases.Layer((33, 21), (11, 21)))):
         arguments = calls.call(name, layer, device=backend.device, seed=seed)
@@ -81,6 +82,7 @@ def step(x, weight, lr):
 
 def test_a_step_compiles_with_inductor(backend):
     x, weight = cases.tensors(calls.CONVOLUTION, torch.float32, backend.device)
+    torch.compiler.reset()  # each backend and each rate compiles anew, up to a limit
     compiled, parameter = torch.compile(step, fullgraph=True), torch.nn.Parameter(weight.clone())
     for lr in (0.1, 0.2, 0.3):  # a schedule does not break the graph
         want, got = step(x, weight, lr), compiled(x, parameter, lr)

@@ -51,12 +51,21 @@ def values(items, *names):
     return {tuple(i.callspec.params[name] for name in names) for i in items if i.originalname == "test_sums"}
 
 
-@pytest.mark.parametrize("kernels", ["eager", "cpu", "triton", "cuda"])
+@pytest.mark.parametrize("kernels", ["eager", "cpu"])
 def test_every_value_is_drawn_whatever_the_seed(suite, kernels):
     for seed in range(20):
         kept = drawn(suite, seed, kernels)
         for name, wanted in (("dtype", DTYPES), ("layout", LAYOUTS), ("layer", LAYERS)):
             assert values(kept, name) == {(value,) for value in wanted}
+
+
+@pytest.mark.parametrize("kernels", ["triton", "cuda"])
+def test_slow_kernels_are_drawn_by_every_seed_and_every_value_by_several(suite, kernels):
+    sets = [drawn(suite, seed, kernels) for seed in range(20)]
+    assert all(values(kept, "layer") for kept in sets)
+    assert max(len(values(kept, "layer")) for kept in sets) < len(LAYERS)
+    for name, wanted in (("dtype", DTYPES), ("layout", LAYOUTS), ("layer", LAYERS)):
+        assert values(set().union(*sets), name) == {(value,) for value in wanted}
 
 
 def test_fast_backends_see_each_two_values_meet(suite):
@@ -66,7 +75,7 @@ def test_fast_backends_see_each_two_values_meet(suite):
 
 
 def test_seeds_draw_others_until_all_have_run(suite):
-    sets = [drawn(suite, seed, "cuda") for seed in range(60)]
+    sets = [drawn(suite, seed, "cuda") for seed in range(300)]
     assert sets[0] != sets[1] and sets[0] == drawn(suite, 0, "cuda")
     assert len(values(set().union(*sets), "dtype", "layout", "layer")) == len(DTYPES) * len(LAYOUTS) * len(LAYERS)
 
