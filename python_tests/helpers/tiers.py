@@ -101,17 +101,21 @@ def drawn(items, kernels_of, seed, cost=lambda item: 0):
     tests, kept = {}, set()
     for item in items:
         kernels = kernels_of(item)
-        slow = (mark := item.get_closest_marker("slow")) and mark.kwargs.get("draw", 1)
+        mark = item.get_closest_marker("slow")
+        draws = mark.kwargs.get("draw", 1) if mark else None
         if hasattr(item, "callspec"):
-            test = item.path if kernels in INTERPRETED and not slow else (item.path, item.originalname)
-            tests.setdefault((test, kernels, slow), []).append(item)
-        elif not slow:
+            test = item.path if kernels in INTERPRETED and not mark else (item.path, item.originalname)
+            tests.setdefault((test, kernels, draws), []).append(item)
+        elif not mark:
             kept.add(item)
-    for (_, kernels, slow), combinations in tests.items():
+    for (_, kernels, draws), combinations in tests.items():
         expense = cost if kernels in INTERPRETED else lambda item: 0
         combinations.sort(key=lambda item: (expense(item), rank(seed, item)))
-        few = combinations[:slow] if slow else fewest(combinations)
-        if kernels in INTERPRETED and not slow:
+        if draws is not None:
+            kept.update(combinations[:draws])
+            continue
+        few = fewest(combinations)
+        if kernels in INTERPRETED:
             few = sorted(few, key=lambda item: rank(seed, item))[: math.ceil(SHARE * len(few))]
-        kept.update(covering(few + combinations, 2) if kernels in PAIRWISE and not slow else few)
+        kept.update(covering(few + combinations, 2) if kernels in PAIRWISE else few)
     return kept

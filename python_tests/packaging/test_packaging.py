@@ -50,6 +50,9 @@ def has_gpu():
     return any(Path("/dev").glob("nvidia[0-9]*"))
 
 
+whole_build = pytest.mark.slow(draw=0)  # compiles a package: part of --all
+
+
 @pytest.fixture
 def project(tmp_path):
     """The build of this repository around a kernel that compiles in a second."""
@@ -74,6 +77,7 @@ def wheel(tmp_path_factory):
     return path, ninja.read_text()
 
 
+@whole_build
 def test_wheel_is_for_every_python_and_processor(wheel):
     path, commands = wheel
     assert "-cp311-abi3-" in path.name
@@ -81,6 +85,7 @@ def test_wheel_is_for_every_python_and_processor(wheel):
     assert not re.search(r"-m(arch|cpu|tune|avx)", commands)
 
 
+@whole_build
 def test_wheel_holds_every_module_and_no_other_file(wheel):
     held = {name for name in zipfile.ZipFile(wheel[0]).namelist() if not name.startswith("hebbkern-")}
     package = wheels.ROOT / "hebbkern"
@@ -88,6 +93,7 @@ def test_wheel_holds_every_module_and_no_other_file(wheel):
     assert held == sources | {"hebbkern/_cpu.abi3.so"}
 
 
+@whole_build
 def test_wheel_uses_only_the_stable_abi(wheel, tmp_path):
     library = zipfile.ZipFile(wheel[0]).extract("hebbkern/_cpu.abi3.so", tmp_path)
     undefined = wheels.run("nm", "-D", "-C", "--undefined-only", library, cwd=tmp_path)
@@ -95,6 +101,7 @@ def test_wheel_uses_only_the_stable_abi(wheel, tmp_path):
     assert not re.search(r"\b(at|c10|torch|caffe2)::", undefined), undefined
 
 
+@whole_build
 def test_wheel_passes_abi3audit(wheel, tmp_path):
     pytest.importorskip("abi3audit")
     assert "0 ABI version mismatches" in wheels.run(sys.executable, "-m", "abi3audit", "-v", wheel[0], cwd=tmp_path)
@@ -124,6 +131,7 @@ def test_cuda_kernels_load_without_a_gpu_and_without_starting_cuda(cuda_kernels,
     assert initialized == "False" and all(number.isdigit() for number in architectures.split(","))
 
 
+@whole_build
 @pytest.mark.skipif(not shutil.which("nvcc"), reason="nvcc is not on the path")
 @pytest.mark.parametrize("broken", [False, True])
 def test_both_kinds_of_kernels_in_one_wheel_or_advice(project, tmp_path, broken):
@@ -151,6 +159,7 @@ def test_kernels_for_a_gpu_that_is_not_here_are_left_out_and_named(project, tmp_
     assert message in output
 
 
+@whole_build
 def test_wheel_passes_the_operator_suite_under_another_torch(wheel, tmp_path):
     if not wheels.at_hand():
         pytest.skip(f"torch {wheels.OTHER} is not at hand without a download; `make one-wheel` fetches it")
@@ -168,6 +177,7 @@ def test_pure_python_install_runs_on_plain_torch_and_says_so_once(tmp_path):
     assert str(site) in output
 
 
+@whole_build
 @pytest.mark.parametrize("isolated", [False, True])
 def test_build_with_and_without_isolation(project, tmp_path, isolated):
     if (
