@@ -125,7 +125,8 @@ def pytest_collection_modifyitems(config, items):
     if option.slice or not (whole(option) or named):
         drawn = tiers.drawn([item for item in items if item in kept], kernels_of, option.seed, cost)
         kept = kept - drawn if option.slice else drawn
-    if option.slice:
+    if option.slice:  # without what takes minutes, of which a slice holds few
+        kept = {item for item in kept if not item.get_closest_marker("slow")}
         items.sort(key=lambda item: tiers.rank(option.seed, item))
     if left_out := [item for item in items if item not in kept]:
         config.hook.pytest_deselected(items=left_out)
