@@ -10,7 +10,6 @@ from torch import Tensor
 from hebbkern import backends, checks
 from hebbkern.backends import kernel
 from hebbkern.ops.apply import apply_, check_apart
-from hebbkern.ops.dense_update import dense_update
 from hebbkern.ops.library import GEOMETRY, LIBRARY, Pair, bump_version, define, pair
 from hebbkern.specifications import DenseSpecification, schema_of
 
@@ -54,29 +53,45 @@ def dense_step_(
     bump_version(weight)
 
 
-def rounded_dense_step_(weight: Tensor, x: Tensor, *, lr: float, activation: str, decay: str, **where: Any) -> None:
-    """Take the step of ``dense_update`` of weight rounded to x's dtype, applied to weight as it is. Arguments as above.
+def rounded_dense_step_(
+    weight: Tensor,
+    x: Tensor,
+    *,
+    lr: float,
+    activation: str,
+    decay: str,
+    patches: str,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    frozen: Tensor | None,
+) -> None:
+    """Take the step of ``dense_update`` of weight rounded to x's dtype, applied to weight as it is.
 
-    A backend may have an operator for the whole step, where that is faster (bfloat16 x on CPUs that multiply it).
+    Arguments and errors are those of ``dense_step_``.
     """
-    geometry = {
-        name: pair(where.get(name, default)) for name, default in (("stride", 1), ("padding", 0), ("dilation", 1))
-    }
-    patches, frozen = where.get("patches", "raw"), where.get("frozen")
-    if _fuses_rounded(weight, x) and _rounded(weight, x, activation, decay, lr, patches, *geometry.values(), frozen):
-        bump_version(weight)
+    geometry = patches, pair(stride), pair(padding), pair(dilation)
+    if fused_rounded_step_(weight, x, activation, decay, lr, *geometry, frozen):
         return
-    sum, count = dense_update(x, weight.to(x.dtype), activation=activation, decay=decay, **where)
+    rounded = weight.to(x.dtype)
+    sum, count = kernel("dense_update", x)(x, rounded, activation, decay, 1.0, *geometry, frozen)
     wide = checks.result_dtype(weight.dtype)
     apply_(weight, sum.to(wide), denominator=count.to(wide), lr=lr, frozen=frozen)
 
 
-def _fuses_rounded(weight: Tensor, x: Tensor) -> bool:
-    """Whether the CPU's kernels may take a rounded step whole."""
+def fused_rounded_step_(weight: Tensor, x: Tensor, *settings: Any) -> bool:
+    """Whether one operator took the whole rounded step; if not, weight is as before. Settings: as of the operator.
+
+    Compiled CPU kernels take it for bfloat16 x, where that is faster than in parts.
+    """
     if torch.compiler.is_compiling() or (weight.dtype, x.dtype) != (torch.float32, torch.bfloat16):
         return False
-    on_cpu = weight.device.type == x.device.type == "cpu"
-    return on_cpu and backends.serving(OP, weight).name == "cpu"
+    if not weight.device.type == x.device.type == "cpu" or backends.serving(OP, weight).name != "cpu":
+        return False
+    taken = _rounded(weight, x, *settings)
+    if taken:
+        bump_version(weight)
+    return taken
 
 
 def check(weight: Tensor, x: Tensor, activation: str, decay: str, lr: float, *where: Any) -> int:

@@ -14,7 +14,7 @@ import oracle
 import test_dense_update_bfloat16 as few
 from cases import random
 from hebbkern.nn import HebbianConv2d, HebbianLinear
-from hebbkern.ops.dense_step import rounded_dense_step_
+from hebbkern.ops.dense_step import fused_rounded_step_
 
 DENSE = [hk.Sanger(), hk.Oja(), hk.Hebb(), hk.SoftWTA()]
 RULES = [*DENSE, hk.WTA(), hk.WTA(average=False), hk.KrotovHopfield(), hk.Supervised()]
@@ -81,14 +81,14 @@ def test_the_fused_step_has_the_bits_of_update_and_apply(backend, layer, layout)
 def test_which_steps_are_fused():
     if not oracle.rounds_responses(torch.zeros(1, dtype=torch.bfloat16), "raw"):
         pytest.skip("no processor or no kernels that multiply bfloat16")
+    settings = "relu", "triangular", 0.1, "raw", (1, 1), (0, 0), (1, 1), None
     for layer, taken in [(each, True) for each in few.FEW_PATCHES[:4]] + [(few.MANY_PATCHES[0], False)]:
         x, weight = few.scaled(layer, torch.float32)
         before, version = weight.clone(), weight._version
-        assert rounded_dense_step_(weight, x.bfloat16(), lr=0.1) == taken
+        assert fused_rounded_step_(weight, x.bfloat16(), *settings) == taken
         assert torch.equal(weight, before) != taken and (weight._version > version) == taken
-        assert not rounded_dense_step_(weight, x, lr=0.1) and not rounded_dense_step_(
-            weight.double(), x.bfloat16(), lr=0.1
-        )
+        assert not fused_rounded_step_(weight, x, *settings)
+        assert not fused_rounded_step_(weight.double(), x.bfloat16(), *settings)
 
 
 def test_an_overflow_leaves_the_weights():
