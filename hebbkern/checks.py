@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -188,6 +189,13 @@ def named_range(op: str, argument: str, named: Tensor, neurons: int) -> None:
     outside = named[(named < -1) | (named >= neurons)]
     if outside.numel():
         fail(op, argument, f"name neurons 0 to {neurons - 1}, or -1 for nobody", int(outside[0]))
+
+
+def wanted_of_file(path: str) -> str | None:
+    """What a path must be to be written as a file, "a file" or "in a folder that exists"; None if it is both."""
+    if Path(path).is_dir():
+        return "a file"
+    return None if Path(path).parent.is_dir() else "in a folder that exists"
 
 
 class Settings:

@@ -270,7 +270,7 @@ def dense_update(stages: Stages, x: Tensor, weight: Tensor, *arguments: Any) -> 
     if stages.readable(x):
         checks.finite(op, x=x, weight=weight)
     activation, decay, temperature, patches, *geometry, frozen = arguments
-    dtype, count = checks.result_dtype(x.dtype), checks.layer(op, x, weight, patches, *geometry)
+    dtype, count = checks.result_dtype(x.dtype), checks.geometry(op, x, "weight", weight.shape[2:], patches, *geometry)
     if count == 0:
         return x.new_zeros(weight.shape, dtype=dtype), x.new_zeros(1, dtype=dtype)
     rule = activation, decay, temperature, patches
@@ -292,7 +292,7 @@ def dense_step_(stages: Stages, weight: Tensor, x: Tensor, *arguments: Any) -> N
     if stages.readable(x):
         checks.finite(op, x=x, weight=weight)
     activation, decay, lr, patches, *geometry, frozen = arguments
-    count = checks.layer(op, x, weight, patches, *geometry)
+    count = checks.geometry(op, x, "weight", weight.shape[2:], patches, *geometry)
     if count == 0:
         return
     rule = activation, decay, 1.0, patches

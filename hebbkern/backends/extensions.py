@@ -13,6 +13,7 @@ from types import ModuleType
 COMPILERS = {"cpu": "a C++ compiler", "cuda": "nvcc"}
 
 
+@functools.cache
 def emulated() -> str | None:
     """The file of CUDA kernels that were compiled for the CPU, as the tests do to run them without a GPU; else None."""
     return os.environ.get("HEBBKERN_CUDA_HOST")

@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import Any, NoReturn
 
+from hebbkern.checks import wanted_of_file
+
 
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, without the usage."""
@@ -26,9 +28,7 @@ def count(text: str) -> int:
 
 def new_file(text: str) -> str:
     """The path of a file that can be written: its folder exists."""
-    path = Path(text)
-    if path.is_dir() or not path.parent.is_dir():
-        wanted = "a file" if path.is_dir() else "in a folder that exists"
+    if wanted := wanted_of_file(text):
         raise argparse.ArgumentTypeError(f"must be {wanted}, got {text}")
     return text
 

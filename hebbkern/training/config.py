@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from hebbkern.checks import PATCHES, Settings
+from hebbkern.checks import PATCHES, Settings, wanted_of_file
 from hebbkern.rules import RULES, Rule
 
 DESCRIPTION = """Train layers by local rules. The run folder gets the configuration, metrics, pictures and checkpoints,
@@ -302,8 +302,7 @@ def parse(argv: list[str]) -> tuple[Config, str | None]:
     except (ArgumentError, argparse.ArgumentError, ValueError) as error:
         raise ValueError(_one_sentence(str(error))) from error
     report = parsed["json"]
-    if report and (Path(report).is_dir() or not Path(report).parent.is_dir()):
-        wanted = "a file" if Path(report).is_dir() else "in a folder that exists"
+    if report and (wanted := wanted_of_file(report)):
         raise ValueError(f"--json: must be {wanted}, got {report}")
     return Config(**{each.name: parsed[each.name] for each in dataclasses.fields(Config)}), report
 
