@@ -33,13 +33,14 @@ inline void check_labels(const char* op, const Tensor& labels, const Tensor& x, 
   if (step.decay_by_response) fail(op, "decay_by_response must be False with labels, got True");
 }
 
-// The arguments of the operator; the result refers to them.
-inline WinnerStep check_winner_step(const char* op, const Tensor& weight, const Tensor& x, const OptionalTensor& labels,
-                                    int64_t k, double p, bool cosine, const std::vector<double>& coefficients,
-                                    bool by_response, bool decay_by_response, bool average,
-                                    const std::string& normalise, double lr, const std::string& patches,
-                                    const Ints& stride, const Ints& padding, const Ints& dilation,
-                                    const OptionalTensor& frozen) {
+// The kernel of the operator, whose arguments stand here in the order of the schema. Device::run<S, T>(weight, x, step)
+// takes the step of checked arguments: S is how numbers are stored, T how they are computed.
+template <class Device>
+void winner_step_(Tensor weight, Tensor x, OptionalTensor labels, int64_t k, double p, bool cosine,
+                  std::vector<double> coefficients, bool by_response, bool decay_by_response, bool average,
+                  std::string normalise, double lr, std::string patches, Ints stride, Ints padding, Ints dilation,
+                  OptionalTensor frozen) {
+  const char* op = "winner_step_";
   const Geometry g = check_layer(op, x, weight, stride, padding, dilation);
   check_apart(op, weight);
   const Normalise divisor = check_normalise(op, normalise);
@@ -54,7 +55,8 @@ inline WinnerStep check_winner_step(const char* op, const Tensor& weight, const 
   if (labels) check_labels(op, *labels, x, k, step);
   check_rate(op, lr);
   check_mask(op, "frozen", frozen, g.neurons, x);
-  return step;
+  with_dtype(x.scalar_type(),
+             [&](auto stored, auto tag) { Device::template run<decltype(stored), decltype(tag)>(weight, x, step); });
 }
 
 }  // namespace hebbkern

@@ -63,38 +63,29 @@ static void step_lists(const Rows<S, T>& rows, const Source<T>& source, const Li
   update.take(sums.get());
 }
 
-template <class S, class T>
-static void winner_step_typed(const Tensor& weight, const Tensor& x, const WinnerStep& step) {
-  constexpr double worth = 1 << 21;  // multiply-adds that are worth waking a thread for, some 30 us of one
-  const Geometry& g = step.g;
-  const SingleThread single(double(g.patches()) * double(g.inputs()) * double(step.labels ? 1 : g.neurons) < worth);
-  const Source<T> source(op, x, g);
-  const Rows<S, T> rows(weight);
-  if (step.labels && !finite_rows(rows, g.neurons)) fail_finite(op, "weight");
-  const int64_t ranks = step.ranks();
-  const Scratch<T> responses(step.labels ? 0 : g.patches() * ranks);
-  std::optional<Moments<T>> moments;
-  const Scratch<int32_t> targets = targets_of(source, weight, step, moments, responses.get());
-  const Scratch<T> coefficients = coefficients_of(step, responses.get(), g.patches());
-  Assignments<T> assignments{ranks, targets.get(), {coefficients.get(), 0, 1}, {}, Mask(step.frozen)};
-  if (step.by_response) assignments.coefficients.down = ranks;
-  if (step.decay_by_response) assignments.responses = {responses.get(), ranks, 1};
-  const bool raw = step.patches == Patches::raw;
-  if (!raw && !moments) moments.emplace(op, source, step.patches);
-  step_lists(rows, source, group(source, raw ? nullptr : &*moments, assignments), step);
-}
+struct Cpu {
+  template <class S, class T>
+  static void run(const Tensor& weight, const Tensor& x, const WinnerStep& step) {
+    constexpr double worth = 1 << 21;  // multiply-adds that are worth waking a thread for, some 30 us of one
+    const Geometry& g = step.g;
+    const SingleThread single(double(g.patches()) * double(g.inputs()) * double(step.labels ? 1 : g.neurons) < worth);
+    const Source<T> source(op, x, g);
+    const Rows<S, T> rows(weight);
+    if (step.labels && !finite_rows(rows, g.neurons)) fail_finite(op, "weight");
+    const int64_t ranks = step.ranks();
+    const Scratch<T> responses(step.labels ? 0 : g.patches() * ranks);
+    std::optional<Moments<T>> moments;
+    const Scratch<int32_t> targets = targets_of(source, weight, step, moments, responses.get());
+    const Scratch<T> coefficients = coefficients_of(step, responses.get(), g.patches());
+    Assignments<T> assignments{ranks, targets.get(), {coefficients.get(), 0, 1}, {}, Mask(step.frozen)};
+    if (step.by_response) assignments.coefficients.down = ranks;
+    if (step.decay_by_response) assignments.responses = {responses.get(), ranks, 1};
+    const bool raw = step.patches == Patches::raw;
+    if (!raw && !moments) moments.emplace(op, source, step.patches);
+    step_lists(rows, source, group(source, raw ? nullptr : &*moments, assignments), step);
+  }
+};
 
-static void winner_step_(Tensor weight, Tensor x, OptionalTensor labels, int64_t k, double p, bool cosine,
-                         std::vector<double> coefficients, bool by_response, bool decay_by_response, bool average,
-                         std::string normalise, double lr, std::string patches, Ints stride, Ints padding,
-                         Ints dilation, OptionalTensor frozen) {
-  const WinnerStep step =
-      check_winner_step(op, weight, x, labels, k, p, cosine, coefficients, by_response, decay_by_response, average,
-                        normalise, lr, patches, stride, padding, dilation, frozen);
-  with_dtype(x.scalar_type(),
-             [&](auto stored, auto tag) { winner_step_typed<decltype(stored), decltype(tag)>(weight, x, step); });
-}
-
-STABLE_TORCH_LIBRARY_IMPL(hebbkern, CPU, m) { m.impl("winner_step_.cpu", TORCH_BOX(&winner_step_)); }
+STABLE_TORCH_LIBRARY_IMPL(hebbkern, CPU, m) { m.impl("winner_step_.cpu", TORCH_BOX(&winner_step_<Cpu>)); }
 
 }  // namespace hebbkern

@@ -33,53 +33,44 @@ static uint64_t silent_ranks(const WinnerStep& step) {
   return silent;
 }
 
-template <class S, class T>
-static void winner_step_typed(const Tensor& weight, const Tensor& x, const WinnerStep& step) {
-  const Device device(x);
-  const Geometry& g = step.g;
-  raise_if_skipped(device);
-  require_finite(op, "x", x);
-  require_finite(op, "weight", weight);
-  if (step.labels) require_indices(op, "labels", *step.labels, g.neurons);
-  const PatchView<S> view(op, x, g);
-  const int64_t ranks = step.ranks();
-  const Entries entries(op, x, g, ranks);
-  Assignments<T> assignments;
-  Moments<T> known;
-  Tensor winners, responses;  // as long as kernels may read them
-  if (step.labels) {
-    assignments = assignments_of<T>(step, nullptr);
-    known = moments<S, S, T>(op, device, x, view, step.patches);
-    name_entries(device, *step.labels, g.per_image(), 1, assignments, int(g.neurons), Mask(step.frozen), entries);
-  } else {
-    winners = empty_like(x, {entries.count}, ScalarType::Int);
-    responses = empty_like(x, {entries.count}, result_dtype(x.scalar_type()));
-    assignments = assignments_of<T>(step, pointer<T>(responses));
-    const Contest how{int(ranks), step.p, step.cosine, step.patches};
-    const Keys named{entries.keys, entries.numbers, Mask(step.frozen), silent_ranks<T>(step), step.by_response};
-    const Tensor rows = weight.is_contiguous() ? weight : torch::stable::contiguous(weight);
-    known = contest<S, T>(op, device, x, view, rows, how, pointer<int32_t>(winners), pointer<T>(responses), named);
+struct Cuda {
+  template <class S, class T>
+  static void run(const Tensor& weight, const Tensor& x, const WinnerStep& step) {
+    const Device device(x);
+    const Geometry& g = step.g;
+    raise_if_skipped(device);
+    require_finite(op, "x", x);
+    require_finite(op, "weight", weight);
+    if (step.labels) require_indices(op, "labels", *step.labels, g.neurons);
+    const PatchView<S> view(op, x, g);
+    const int64_t ranks = step.ranks();
+    const Entries entries(op, x, g, ranks);
+    Assignments<T> assignments;
+    Moments<T> known;
+    Tensor winners, responses;  // as long as kernels may read them
+    if (step.labels) {
+      assignments = assignments_of<T>(step, nullptr);
+      known = moments<S, S, T>(op, device, x, view, step.patches);
+      name_entries(device, *step.labels, g.per_image(), 1, assignments, int(g.neurons), Mask(step.frozen), entries);
+    } else {
+      winners = empty_like(x, {entries.count}, ScalarType::Int);
+      responses = empty_like(x, {entries.count}, result_dtype(x.scalar_type()));
+      assignments = assignments_of<T>(step, pointer<T>(responses));
+      const Contest how{int(ranks), step.p, step.cosine, step.patches};
+      const Keys named{entries.keys, entries.numbers, Mask(step.frozen), silent_ranks<T>(step), step.by_response};
+      const Tensor rows = weight.is_contiguous() ? weight : torch::stable::contiguous(weight);
+      known = contest<S, T>(op, device, x, view, rows, how, pointer<int32_t>(winners), pointer<T>(responses), named);
+    }
+    const T* scale = step.patches == Patches::standardised ? known.scale : nullptr;  // a cosine's does not teach
+    const Lists<T> lists = grouped(device, x, view, entries, int(ranks), assignments, int(g.neurons),
+                                   static_cast<const T*>(known.offset), scale, false);
+    Rates<T> rates;
+    rates.lr = step.lr;
+    rates.normalise = step.normalise;
+    take<S>(op, device, weight, lists.total, rates, &lists, step.average);
   }
-  const T* scale = step.patches == Patches::standardised ? known.scale : nullptr;  // a cosine's does not teach
-  const Lists<T> lists = grouped(device, x, view, entries, int(ranks), assignments, int(g.neurons),
-                                 static_cast<const T*>(known.offset), scale, false);
-  Rates<T> rates;
-  rates.lr = step.lr;
-  rates.normalise = step.normalise;
-  take<S>(op, device, weight, lists.total, rates, &lists, step.average);
-}
+};
 
-static void winner_step_(Tensor weight, Tensor x, OptionalTensor labels, int64_t k, double p, bool cosine,
-                         std::vector<double> coefficients, bool by_response, bool decay_by_response, bool average,
-                         std::string normalise, double lr, std::string patches, Ints stride, Ints padding,
-                         Ints dilation, OptionalTensor frozen) {
-  const WinnerStep step =
-      check_winner_step(op, weight, x, labels, k, p, cosine, coefficients, by_response, decay_by_response, average,
-                        normalise, lr, patches, stride, padding, dilation, frozen);
-  with_dtype(x.scalar_type(),
-             [&](auto stored, auto tag) { winner_step_typed<decltype(stored), decltype(tag)>(weight, x, step); });
-}
-
-STABLE_TORCH_LIBRARY_IMPL(hebbkern, HEBBKERN_KEY, m) { m.impl("winner_step_.cuda", TORCH_BOX(&winner_step_)); }
+STABLE_TORCH_LIBRARY_IMPL(hebbkern, HEBBKERN_KEY, m) { m.impl("winner_step_.cuda", TORCH_BOX(&winner_step_<Cuda>)); }
 
 }  // namespace hebbkern
