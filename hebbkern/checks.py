@@ -188,7 +188,7 @@ def named_range(op: str, argument: str, named: Tensor, neurons: int) -> None:
     """Values: every entry is a neuron, or -1 for none."""
     outside = named[(named < -1) | (named >= neurons)]
     if outside.numel():
-        fail(op, argument, f"name neurons 0 to {neurons - 1}, or -1 for nobody", int(outside[0]))
+        fail(op, argument, f"name neurons 0 to {neurons - 1}, or -1 for no neuron", int(outside[0]))
 
 
 def wanted_of_file(path: str) -> str | None:

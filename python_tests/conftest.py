@@ -123,10 +123,10 @@ def pytest_collection_modifyitems(config, items):
     named = any("::" in name for name in config.args)  # single tests, which run whatever the seed
     kept = set(items) if option.all_combinations or torch.cuda.is_available() else affordable(items, option.thin)
     if option.slice or not (whole(option) or named):
-        drawn = tiers.drawn([item for item in items if item in kept], kernels_of, option.seed, cost)
+        drawn = tiers.drawn([item for item in items if item in kept], kernels_of, seconds_of, option.seed, cost)
         kept = kept - drawn if option.slice else drawn
-    if option.slice:  # without what takes minutes, of which a slice holds few
-        kept = {item for item in kept if not item.get_closest_marker("slow")}
+    if option.slice:  # slow ones run where they fit
+        kept = {item for item in kept if (seconds_of(item) or 0) < option.slice / 4}
         items.sort(key=lambda item: tiers.rank(option.seed, item))
     if left_out := [item for item in items if item not in kept]:
         config.hook.pytest_deselected(items=left_out)
@@ -143,6 +143,12 @@ def kernels_of(item):
     if backend := backend_of(item):
         return backend.choice
     return next((name for name in ("triton", "cuda") if item.path.name.startswith(f"test_{name}_")), None)
+
+
+def seconds_of(item):
+    """How long a test takes that is marked slow, also slow(seconds, on="triton") on that backend alone; else None."""
+    marks = (mark for mark in item.iter_markers("slow") if mark.kwargs.get("on") in (None, kernels_of(item)))
+    return next((mark.args[0] for mark in marks), None)
 
 
 def cost(item):

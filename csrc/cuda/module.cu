@@ -48,14 +48,14 @@ static constexpr const char* name = "_cuda_host";
 static PyObject* note(PyObject*, PyObject* mode) {
   const long chosen = PyLong_AsLong(mode);
   if (PyErr_Occurred()) return nullptr;
-  notebook() = {chosen > 0, chosen == 2, chosen == 3, {}};
+  launch_log() = {chosen > 0, chosen == 2, chosen == 3, {}};
   Py_RETURN_NONE;
 }
 
 // launches() -> [(kernel, grid, threads, bytes of dynamic shared memory, instance of its template), ...]
 static PyObject* launches(PyObject*, PyObject*) {
   PyObject* all = PyList_New(0);
-  for (const Launch& launch : notebook().launches) {
+  for (const Launch& launch : launch_log().launches) {
     PyObject* one = Py_BuildValue("s(LLL)LLs", launch.kernel.c_str(), (long long)launch.grid[0],
                                   (long long)launch.grid[1], (long long)launch.grid[2], (long long)launch.block,
                                   (long long)launch.shared, launch.code.c_str());

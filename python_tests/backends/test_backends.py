@@ -101,6 +101,7 @@ def test_a_graph_holds_the_backend_that_was_chosen():
         assert graph_of(lambda y: hk.ops.kwinners(y * 2, 1), Y) == ["hebbkern.kwinners.eager"]
 
 
+@pytest.mark.slow(8)
 def test_unknown_names():
     wanted = "hebbkern.backend: name must be one of auto, cpu, cuda, eager, triton, got 'tpu'"
     with pytest.raises(ValueError, match=wanted), hk.backend("tpu"):
@@ -114,12 +115,14 @@ def test_a_missing_backend_says_why():
     )
 
 
+@pytest.mark.slow(8)
 def test_environment_variable():
     program = "import hebbkern; from hebbkern import backends; print(backends.current())"
     assert python(program, HEBBKERN_BACKEND="eager").strip() == "eager"
     assert python(program).strip() == "auto"
 
 
+@pytest.mark.slow(9)
 def test_without_compiled_kernels_one_warning():
     printed = python(HIDE + ONCE)
     assert printed.startswith("1 hebbkern: no compiled kernels for cpu tensors, plain torch runs instead"), printed
@@ -140,6 +143,7 @@ with hk.backend("cpu"), FakeTensorMode():
 """
 
 
+@pytest.mark.slow(12)
 def test_a_backend_refuses_tensors_of_other_devices():
     wanted = "hebbkern.kwinners: backend must be one that takes tensors on cuda:0, got 'cpu'"
     assert wanted in python(ELSEWHERE), python(ELSEWHERE)
@@ -173,6 +177,7 @@ with FakeTensorMode():
 """
 
 
+@pytest.mark.slow(10)
 @pytest.mark.parametrize("overload", ["default", "triton"])
 def test_torch_compile_sees_into_tritons_kernels(overload):
     """As into torch.library.triton_op's, found without a GPU."""
@@ -183,6 +188,7 @@ def test_torch_compile_sees_into_tritons_kernels(overload):
     assert nodes.count("triton_kernel_wrapper_functional") == 3 and "hebbkern" not in nodes.splitlines()[-1], nodes
 
 
+@pytest.mark.slow(9)
 def test_triton_without_a_gpu_says_so():
     pytest.importorskip("triton", reason="triton is not installed")
     if torch.cuda.is_available():

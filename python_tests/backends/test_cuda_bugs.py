@@ -124,7 +124,7 @@ def outcome(library, tests):
     return done.returncode, done.stdout[-3000:]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(60)
 @pytest.mark.skipif(cuda_host.built() is None, reason="csrc/cuda was not compiled for the CPU (cuda_host.py)")
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.id)
 def test_a_planted_bug_turns_the_suite_red(bug, tmp_path):

@@ -85,14 +85,14 @@ def test_functions_compute_what_cuda_does(name, build):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.slow(15)
 @pytest.mark.parametrize("variant", ["address", "thread"])
 def test_functions_please_the_sanitizers(variant, build):
     done = run(build("functions", variant), variant)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.slow(15)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_right_kernels_please_every_run(variant, build):
     done = run(build("faults", variant), variant)
@@ -122,7 +122,7 @@ turn(int(sys.argv[2]))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.slow(15)
 @pytest.mark.parametrize(
     ("variant", "fault", "says"),
     [("address", 0, None), ("address", 2, "heap-buffer-overflow"), ("thread", 0, None), ("thread", 1, "data race")],

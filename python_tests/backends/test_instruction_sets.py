@@ -13,7 +13,7 @@ OPS = Path(__file__).parents[1] / "ops"
 STAGES = ["compete", "nearest_patch", "accumulate", "dense_update", "apply", "kwinners", "dense_step"]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(55)
 @pytest.mark.parametrize("isa", ["baseline", "avx2"])
 def test_the_suite_holds_on_narrower_vectors(isa, pytestconfig):
     if reason := hk.backends.available()["cpu"]:

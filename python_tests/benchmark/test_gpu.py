@@ -120,6 +120,7 @@ SMALL = [
 ]
 
 
+@pytest.mark.slow(12)
 @pytest.mark.skipif(bool(backends.available()["triton"]), reason="the Triton backend cannot run")
 @pytest.mark.parametrize("step", SMALL, ids=lambda step: step.id)
 def test_a_row_compares_with_the_cpu_and_holds_every_ratio(step):

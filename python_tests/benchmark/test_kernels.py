@@ -18,7 +18,7 @@ if importlib.util.find_spec("triton") is None:
 from gpu_report import cubin, cuda_code, cuda_traffic, triton_code, workloads
 
 ROOT = Path(__file__).parents[2]
-compiles_all = pytest.mark.slow(draw=0)  # every kernel for every chip: minutes
+compiles_all = pytest.mark.slow(430)  # every kernel for every chip
 RULES = [step for step in workloads.STEPS if step.name.startswith("rules: ") and "HebbCL" not in step.name]
 
 

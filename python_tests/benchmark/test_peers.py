@@ -116,6 +116,7 @@ def test_a_wrong_formulation_is_caught(name, uncompiled, monkeypatch):
         timing.measure(case, rounds=1, peers=True)
 
 
+@pytest.mark.slow(23)
 def test_compiled_peers_agree():
     if timing.no_compiler():
         pytest.skip(timing.no_compiler())
@@ -193,6 +194,7 @@ def test_curves_have_slopes_and_a_picture(monkeypatch, tmp_path, capsys):
     assert drawn.stat().st_size < 300_000 and capsys.readouterr().out
 
 
+@pytest.mark.slow(8)
 def test_a_step_of_a_curve_and_its_memory():
     assert 0 < curves.step_seconds("WTA", *curves.convolution(), rounds=1) < 60
     rise = benchmark.properties.rise("Sanger", *curves.convolution())

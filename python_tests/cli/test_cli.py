@@ -78,6 +78,7 @@ def test_version(capsys):
     assert hk.__version__ == metadata.version("hebbkern")
 
 
+@pytest.mark.slow(7)
 def test_version_where_nothing_is_installed():
     """As when a checkout is only on the path."""
     code = (
@@ -101,6 +102,7 @@ def test_commands_are_passed_on(monkeypatch):
     assert calls == [("bench", ["--quick"]), ("doctor", []), ("train", ["--lr", "1"])]
 
 
+@pytest.mark.slow(13)
 @pytest.mark.parametrize("command", ["", "demo", "train", "bench", "doctor"])
 def test_help_and_python_m(command):
     done = subprocess.run(
@@ -109,6 +111,7 @@ def test_help_and_python_m(command):
     assert done.returncode == 0 and "usage: hebbkern" in done.stdout and "--" in done.stdout
 
 
+@pytest.mark.slow(12)
 @pytest.mark.parametrize("package", ["ignite", "jsonargparse", "safetensors"])
 def test_train_names_a_missing_package(package):
     code = f"import sys; sys.modules[{package!r}] = None; from hebbkern import cli; sys.exit(cli.main(['train']))"
@@ -117,6 +120,7 @@ def test_train_names_a_missing_package(package):
     assert f"{package} is missing: pip install 'hebbkern[train]'" in done.stderr
 
 
+@pytest.mark.slow(8)
 def test_importing_hebbkern_imports_no_extra():
     extras = ("ignite", "safetensors", "jsonargparse", "yaml", "sklearn", "matplotlib", "mlxtend", "torchvision", "PIL")
     code = f"import sys, hebbkern, hebbkern.cli; print([name for name in {extras} if name in sys.modules])"

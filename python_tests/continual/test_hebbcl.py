@@ -20,6 +20,7 @@ FOLLOWED = [
 ]
 
 
+@pytest.mark.slow(16, on="triton")
 @pytest.mark.parametrize("options", FOLLOWED, ids=str)
 def test_every_minibatch_matches_the_reference(backend, options):
     options = {"lr": 0.3, "threshold": 0.15, "seed": 3} | options
@@ -40,6 +41,7 @@ def test_every_minibatch_matches_the_reference(backend, options):
     assert model.width == (6 if not model.grow else model.max_neurons or model.width)
 
 
+@pytest.mark.slow(22, on="triton")
 def test_frozen_rows_keep_their_bits(backend):
     model, kept = HebbCL(N, 6, lr=0.3, threshold=0.15, device=backend.device), {}
     for x in stream(30, dtype=torch.float32, device=backend.device):
@@ -216,6 +218,7 @@ def test_samples_without_a_class_change_nothing():
     assert torch.equal(model.weight, other.weight)
 
 
+@pytest.mark.slow(19, on="triton")
 def test_two_runs_and_any_number_of_threads_give_the_same_bits(backend, threads):
     states = []
     for count in (*backend.threads, backend.threads[0]):

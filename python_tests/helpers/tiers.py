@@ -3,10 +3,11 @@
 A test without parameters always runs. Of a test with parameters, on each backend, so many combinations are drawn that
 each value of each parameter is there; on the CPU's compiled kernels so many that each two values meet; of interpreted
 and emulated kernels a third of the fewest tests that hold each value once a file. Successive commits draw other
-combinations. Of a test that is marked ``slow(draw=n)`` n combinations are drawn (1 unless given), and none where it has
-no parameters.
+combinations. Of the tests that are marked ``slow(seconds)``, with parameters or without, so many are drawn as BUDGET
+holds, one of each test before a second of any.
 """
 
+import collections
 import contextlib
 import hashlib
 import itertools
@@ -17,6 +18,7 @@ from pathlib import Path
 INTERPRETED = ("triton", "cuda")  # or emulated, which takes a hundred times as long as compiled kernels
 SHARE = 1 / 3  # of the fewest tests of a file on such kernels, another share for each seed, and one at least
 PAIRWISE = ("cpu",)  # quick enough
+BUDGET = 150  # seconds of slow tests; all of them take an hour
 LOCKED = (Path(__file__), Path(__file__).with_name("oracle.py"))  # any two files that every process has
 
 
@@ -89,33 +91,46 @@ def fewest(items):
     return kept
 
 
-def drawn(items, kernels_of, seed, cost=lambda item: 0):
+def taken(items, seconds_of, seed, budget=BUDGET):
+    """The set of those slow items that the seed draws: together they take no longer than the budget (seconds)."""
+    turns, order = collections.Counter(), []
+    for item in sorted(items, key=lambda item: rank(seed, item)):
+        test = item.path, item.originalname
+        order.append((turns[test], rank(seed, item), item))
+        turns[test] += 1
+    kept = set()
+    for *_, item in sorted(order, key=lambda entry: entry[:2]):
+        if seconds_of(item) <= budget:
+            budget -= seconds_of(item)
+            kept.add(item)
+    return kept
+
+
+def drawn(items, kernels_of, seconds_of, seed, cost=lambda item: 0):
     """The set of items that this seed draws.
 
     Args:
         items: pytest's, or what looks like them.
         kernels_of: function of an item: its backend, or None.
+        seconds_of: function of an item: how long it takes if it is slow, else None.
         seed: anything; the same draws the same.
         cost: function of an item: of those that are otherwise equal the cheaper are drawn on interpreted kernels.
     """
-    tests, kept = {}, set()
+    tests, slow, kept = {}, [], set()
     for item in items:
         kernels = kernels_of(item)
-        mark = item.get_closest_marker("slow")
-        draws = mark.kwargs.get("draw", 1) if mark else None
-        if hasattr(item, "callspec"):
-            test = item.path if kernels in INTERPRETED and not mark else (item.path, item.originalname)
-            tests.setdefault((test, kernels, draws), []).append(item)
-        elif not mark:
+        if seconds_of(item) is not None:
+            slow.append(item)
+        elif hasattr(item, "callspec"):
+            test = item.path if kernels in INTERPRETED else (item.path, item.originalname)
+            tests.setdefault((test, kernels), []).append(item)
+        else:
             kept.add(item)
-    for (_, kernels, draws), combinations in tests.items():
+    for (_, kernels), combinations in tests.items():
         expense = cost if kernels in INTERPRETED else lambda item: 0
         combinations.sort(key=lambda item: (expense(item), rank(seed, item)))
-        if draws is not None:
-            kept.update(combinations[:draws])
-            continue
         few = fewest(combinations)
         if kernels in INTERPRETED:
             few = sorted(few, key=lambda item: rank(seed, item))[: math.ceil(SHARE * len(few))]
         kept.update(covering(few + combinations, 2) if kernels in PAIRWISE else few)
-    return kept
+    return kept | taken(slow, seconds_of, seed)

@@ -25,6 +25,7 @@ def learn(rank, folder):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow(13)
 @pytest.mark.skipif(not dist.is_available(), reason="this torch has no torch.distributed")
 def test_two_processes_learn_like_one(tmp_path):
     torch.multiprocessing.spawn(learn, args=(str(tmp_path),), nprocs=2)

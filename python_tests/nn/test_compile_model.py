@@ -29,7 +29,7 @@ def images():
 LABELS = torch.tensor([0, 3, 3, 1])
 
 
-@pytest.mark.slow
+@pytest.mark.slow(15)
 @pytest.mark.parametrize("compiler", ["eager", "aot_eager", "inductor"])
 def test_compiled_models_match_eager_ones(compiler):
     torch.compiler.reset()

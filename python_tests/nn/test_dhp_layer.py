@@ -15,6 +15,7 @@ from listing import ABSENT, LABELS, batch, head, leaves, listing
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is found")
 
 
+@pytest.mark.slow(10)
 @pytest.mark.parametrize("make", [lambda layer: layer, torch.compile], ids=["eager", "compiled"])
 def test_autocast(make):
     """The product has dtype bfloat16; trace, α and η keep float32."""
@@ -73,6 +74,7 @@ def test_initial_values():
         assert DHPLinear(4, 3)(torch.empty(2, 4)).shape == (2, 3)
 
 
+@pytest.mark.slow(14)
 @pytest.mark.parametrize("compiler", ["eager", "aot_eager", "inductor"])
 def test_compiled(compiler):
     torch.compiler.reset()
@@ -94,6 +96,7 @@ def test_compiled(compiler):
     torch.testing.assert_close(compiled(h), twin(h))
 
 
+@pytest.mark.slow(8)
 @pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
 def test_compiled_passes_keep_their_traces(compiler):
     """Three passes are differentiated after the last one, each with its own trace."""
@@ -141,9 +144,9 @@ REFUSED = [
     (GOOD, LABELS.double(), r"DHPLinear: labels must be .* got float64 of shape \[7\]"),
     (GOOD, LABELS > 0, r"DHPLinear: labels must be .* got bool of shape \[7\]"),
     (GOOD, [3] * 7, r"DHPLinear: labels must be .* got list"),
-    (GOOD, LABELS.clamp(max=3) + 2, "name neurons 0 to 4, or -1 for nobody, got 5"),
-    (GOOD, LABELS - 1, "name neurons 0 to 4, or -1 for nobody, got -2"),
-    (GOOD, LABELS + 2**33, "name neurons 0 to 4, or -1 for nobody, got 8589934595"),
+    (GOOD, LABELS.clamp(max=3) + 2, "name neurons 0 to 4, or -1 for no neuron, got 5"),
+    (GOOD, LABELS - 1, "name neurons 0 to 4, or -1 for no neuron, got -2"),
+    (GOOD, LABELS + 2**33, "name neurons 0 to 4, or -1 for no neuron, got 8589934595"),
     (torch.where(torch.eye(7, 6) > 0, NAN, GOOD), LABELS, "x must be finite, got a NaN or an infinity"),
     (GOOD / 0, LABELS, "x must be finite, got a NaN or an infinity"),
 ]

@@ -63,6 +63,7 @@ def test_the_step_is_that_of_the_rounded_numbers(own, dtype, rule):
     assert own in (torch.bfloat16, torch.float16) or dtype != torch.bfloat16 or not torch.equal(plain.weight, want)
 
 
+@pytest.mark.slow(12, on="triton")
 @pytest.mark.parametrize("layout", cases.LAYOUTS)
 @pytest.mark.parametrize("layer", [*few.FEW_PATCHES[1:], few.MANY_PATCHES[2]], ids=str)
 def test_the_fused_step_has_the_bits_of_update_and_apply(backend, layer, layout):

@@ -171,7 +171,7 @@ ACCUMULATE = [
         (
             kind,
             {"targets": lambda good, bad=bad, to=to: spoilt(good["targets"].to(to), bad)},
-            f"targets must name neurons 0 to 9, or -1 for nobody, got {bad}",
+            f"targets must name neurons 0 to 9, or -1 for no neuron, got {bad}",
         )
         for kind in ("linear", "convolution")
         for bad, to in ((10, torch.int32), (12, torch.int64), (-2, torch.int32), (2**31 + 1, torch.int64))
@@ -253,7 +253,7 @@ WINNER_STEP = [
         (
             "linear",
             LABELLED | {"labels": spoilt(of(64, dtype=to), bad)},
-            f"labels must name neurons 0 to 9, or -1 for nobody, got {bad}",
+            f"labels must name neurons 0 to 9, or -1 for no neuron, got {bad}",
         )
         for bad, to in ((10, torch.int32), (-2, torch.int32), (2**31 + 1, torch.int64))
     ),

@@ -104,6 +104,7 @@ def test_cosine_ties_of_equal_rows(backend):
     assert winners.tolist() == [list(range(9))] * 9
 
 
+@pytest.mark.slow(25, on="triton")
 def test_all_equal(backend):
     patches = 70 if backend.name in ("cpu", "eager") else 7
     for cosine in (False, True):

@@ -125,6 +125,7 @@ def test_frozen_neurons_take_part_but_learn_nothing(backend, rule):
         assert not total[frozen].any() and torch.equal(total[~frozen], plain[~frozen])
 
 
+@pytest.mark.slow(20, on="triton")
 def test_integers_are_exact(backend):
     exact = [rule for rule in RULES if rule["activation"] in ("linear", "relu")]
     for layer in cases.FEW if backend.name == "triton" else cases.LAYERS + MANY_PATCHES:

@@ -45,6 +45,7 @@ def test_sums(backend, layer, rule):
     assert not total[frozen].any() and torch.equal(total[~frozen], plain[0][~frozen])
 
 
+@pytest.mark.slow(9, on="triton")
 @pytest.mark.parametrize("share", [1.0, 0.02])
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
 def test_integers_are_exact(backend, layer, share):

@@ -56,6 +56,7 @@ def everything(name, layer, dtype, device):
     return [*results, hk.ops.kwinners(x, 3, 1)]
 
 
+@pytest.mark.slow(34, on="triton")
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
 def test_runs_and_threads(backend, threads, layer, dtype):
@@ -76,6 +77,7 @@ def digest(name, device):
     return hashlib.sha256(b"".join(map(calls.raw, results))).hexdigest()
 
 
+@pytest.mark.slow(14)
 def test_processes_and_what_memory_held(backend):
     """malloc fills what it hands out, so scratch memory that is read before it is written shows."""
     program = f"import test_determinism; print(test_determinism.digest({backend.choice!r}, {backend.device!r}))"

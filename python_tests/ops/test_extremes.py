@@ -58,6 +58,7 @@ def test_results_are_finite_or_refused(backend, name, layer, patches, pattern):
         assert before == (calls.raw(x), calls.raw(weight))
 
 
+@pytest.mark.slow(9, on="triton")
 @pytest.mark.parametrize("normalise", ["none", "row_l2", "row_max", "global_max"])
 @pytest.mark.parametrize("pattern", ["constant", "signs"])
 def test_steps_are_finite_or_refused(backend, pattern, normalise):

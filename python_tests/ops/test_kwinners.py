@@ -18,6 +18,7 @@ def check(y, k, dim):
     assert (oracle.exact(got) == hk.reference.kwinners(oracle.exact(y), k, dim)).all()
 
 
+@pytest.mark.slow(30, on="triton")
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_every_dim(backend, shape, dtype):

@@ -94,6 +94,7 @@ def test_mask(backend):
     assert (nearest[~eligible] == -1).all() and distance[~eligible].isinf().all()
 
 
+@pytest.mark.slow(8, on="triton")
 @pytest.mark.parametrize("neurons", [500, 47])
 def test_ties_and_bits_however_the_work_is_shared(backend, threads, neurons):
     """Panels by themselves on few threads, panels times blocks of patches on many: ties between blocks as well."""

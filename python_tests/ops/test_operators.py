@@ -80,6 +80,7 @@ def step(x, weight, lr):
     return hk.ops.kwinners(weight.flatten(1) + 1, 5), nearest, distance
 
 
+@pytest.mark.slow(54)
 def test_a_step_compiles_with_inductor(backend):
     x, weight = cases.tensors(calls.CONVOLUTION, torch.float32, backend.device)
     torch.compiler.reset()  # each backend and each rate compiles anew, up to a limit

@@ -48,6 +48,7 @@ def same(rule, weight, x, labels, frozen, geometry):
     return not calls.same_bits([weight], [before])
 
 
+@pytest.mark.slow(44, on="triton")
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
 @pytest.mark.parametrize("rule", RULES, ids=str)
 def test_the_bits_of_the_three_operators(backend, rule, dtype):
@@ -60,6 +61,7 @@ def test_the_bits_of_the_three_operators(backend, rule, dtype):
     assert moved >= 3 * len(layers)
 
 
+@pytest.mark.slow(10, on="triton")
 @pytest.mark.parametrize("layout", cases.LAYOUTS)
 @pytest.mark.parametrize("rule", RULES, ids=str)
 def test_the_same_behind_any_strides(backend, rule, layout):
@@ -98,6 +100,7 @@ def test_the_same_on_any_layer(drawn):
         same(rule, weight.clone(), x, labels_for(rule, x, layer.neurons), None, layer.geometry)
 
 
+@pytest.mark.slow(10, on="triton")
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
 @pytest.mark.parametrize("normalise", ["none", "row_max", "row_l2", "global_max"])
 def test_settings_that_no_rule_combines(backend, normalise, dtype):
@@ -158,6 +161,7 @@ def test_a_rule_without_takes_one_operator(backend, monkeypatch):
         rule.step_(weight, x, lr=0.1, labels=torch.arange(4))
 
 
+@pytest.mark.slow(9, on="triton")
 def test_a_rate_in_a_tensor_goes_in_parts(backend):
     x, weight = cases.tensors(calls.LINEAR, torch.float32, backend.device)
     for rule in RULES:

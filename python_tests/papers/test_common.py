@@ -73,6 +73,7 @@ def test_the_test_set_is_read_once_by_each_row_and_seed():
         data.test("row", "variant", 1)
 
 
+@pytest.mark.slow(13)
 def test_freed_memory_is_not_faulted_in_again():
     """A fifth layer's 38 MB are 9216 pages, and its gradient takes two such blocks; one step of nine reuses them."""
     count = """

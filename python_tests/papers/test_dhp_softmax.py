@@ -60,7 +60,7 @@ def report(folder):
     return json.loads((folder / "dhp_softmax.json").read_text())
 
 
-@pytest.mark.slow
+@pytest.mark.slow(60)
 def test_every_row_beside_the_papers_figures(command, learnt, capsys):
     arguments, folder = command
     command_line.main([*arguments, "--parts", "table1 split,eta split"])
@@ -96,7 +96,7 @@ def test_every_row_beside_the_papers_figures(command, learnt, capsys):
     assert len(learnt) == 12 and report(folder)["rows"] == found["rows"]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(60)
 def test_runs_of_other_results_join(command, learnt, tmp_path):
     arguments, folder = command
     elsewhere = [*arguments[:-1], str(tmp_path / "elsewhere")]
@@ -119,7 +119,7 @@ def test_runs_of_other_results_join(command, learnt, tmp_path):
     assert row["error"] == pytest.approx(np.std(values, ddof=1) / math.sqrt(3))
 
 
-@pytest.mark.slow
+@pytest.mark.slow(60)
 def test_settings_are_chosen_by_validation_and_then_tested(command, learnt, monkeypatch):
     arguments, folder = command
     monkeypatch.setattr(recipes, "METHODS", ("Finetune", "MAS"))
@@ -166,7 +166,7 @@ def test_the_letter_is_told_where_the_table_departs_from_it():
         assert not {row.settings for row in rows} & {row.settings for row in recipes.table1(benchmark)}
 
 
-@pytest.mark.slow
+@pytest.mark.slow(60)
 def test_pictures_of_the_runs_that_are_there(command, learnt, capsys):
     arguments, folder = command
     command_line.main([*arguments, "--parts", "pictures"])

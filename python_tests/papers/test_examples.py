@@ -37,13 +37,14 @@ def output(name):
     return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
 
 
-@pytest.mark.slow
+@pytest.mark.slow(25)
 @pytest.mark.parametrize("name", [name for name in sorted(NEEDS) if name != "dhp"])
 def test_learnt_features_are_better_than_random_ones(name):
     learnt, *others = (float(value) for value in re.findall(r"([\d.]+) %", output(name).splitlines()[-1]))
     assert learnt > max(others) + 0.5
 
 
+@pytest.mark.slow(25)
 def test_dhp_learns_its_tasks():
     accuracies = [float(value) for value in re.findall(r"([\d.]+) %", output("dhp"))]
     assert len(accuracies) == 2 and min(accuracies) > 40

@@ -74,7 +74,7 @@ def neighbours(monkeypatch):
     return sizes
 
 
-@pytest.mark.slow
+@pytest.mark.slow(60)
 def test_every_row_beside_the_papers_figures(command, neighbours, capsys):
     arguments, folder = command
     command_line.main(arguments)
@@ -98,7 +98,7 @@ def test_every_row_beside_the_papers_figures(command, neighbours, capsys):
     assert max(drawn.values()) < 300_000
 
 
-@pytest.mark.slow
+@pytest.mark.slow(60)
 def test_rows_are_written_one_by_one_and_taken_up_again(command, monkeypatch):
     arguments, folder = command
     arguments += ["--parts", "unsupervised mnist"]

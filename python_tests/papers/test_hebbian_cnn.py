@@ -242,7 +242,7 @@ def test_one_file_is_one_data_set(command, capsys):
         assert reason in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.slow(60)
 def test_the_command_writes_rows_and_goes_on_where_it_stopped(command, kept, monkeypatch, capsys):
     given, path = command
     command_line.main([*given, "--table", "7", "--rows", "*HPCA*"])
@@ -276,7 +276,7 @@ def test_digits_are_not_mirrored():
     assert not runner.settings_of("MNIST").backprop.mirror
 
 
-@pytest.mark.slow
+@pytest.mark.slow(60)
 def test_times_are_those_of_an_epoch(monkeypatch):
     """A clock that goes on by 0.1 s a look: so long is a batch of 64, and 40,000 images are 625 of them."""
     monkeypatch.setattr(timing, "TURN", 2)

@@ -78,7 +78,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(recipes, "BACKPROP", readouts.Schedule(epochs=2, batch=20))
 
 
-@pytest.mark.slow
+@pytest.mark.slow(60)
 @pytest.mark.usefixtures("quick")
 def test_the_table_has_every_row_and_sees_the_test_set_once_for_each(data, tmp_path, measured, capsys):
     command, folder = options(data, tmp_path, "--best", "WTA whitened eps0.1 contrast0.1")

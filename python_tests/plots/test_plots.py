@@ -192,6 +192,7 @@ def test_an_unknown_best_is_refused():
         plots.learning_curves({"a": [(1, 2)]}, io.BytesIO(), best="mean")
 
 
+@pytest.mark.slow(8)
 def test_a_png_is_small_and_goes_into_open_files_too(tmp_path):
     noise = random((400, 3, 28, 28))
     path, file = tmp_path / "a.png", io.BytesIO()

@@ -67,6 +67,7 @@ def share(rank, folder, ranks):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow(34)
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_processes_learn_like_one(tmp_path, ranks):
     """With three, the last batch leaves one of them without a sample."""
@@ -104,6 +105,7 @@ def share_by_hand(rank, folder, ranks):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow(25)
 def test_own_loops_learn_like_one(tmp_path):
     torch.multiprocessing.spawn(share_by_hand, args=(str(tmp_path), 2), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
@@ -136,6 +138,7 @@ def write(rank, folder, ranks):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow(18)
 def test_one_process_writes_and_all_read(tmp_path):
     torch.multiprocessing.spawn(write, args=(str(tmp_path), 2), nprocs=2)
     names = sorted(path.name for path in (tmp_path / "run").iterdir())
@@ -174,6 +177,7 @@ def drop(rank, folder, ranks):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow(15)
 def test_each_process_goes_on_with_its_random_numbers(tmp_path):
     torch.multiprocessing.spawn(drop, args=(str(tmp_path), 2), nprocs=2)
 
@@ -200,6 +204,7 @@ training.train(
 """
 
 
+@pytest.mark.slow(21)
 def test_a_process_that_dies_ends_the_job(tmp_path):
     """Started by torchrun; the checkpoint of the first epoch stays whole."""
     script, here = tmp_path / "dying.py", Path(__file__).parent

@@ -53,6 +53,7 @@ def noisy():
     return nn.Sequential(model[0], nn.BatchNorm2d(6), nn.Dropout(0.5), *model[1:])
 
 
+@pytest.mark.slow(22)
 def test_the_training_stays_the_same_bits(tmp_path):
     plain, watched, ends = noisy(), noisy(), []
     for model, handlers in ((plain, []), (watched, everything(watched, folder=tmp_path))):
@@ -179,6 +180,7 @@ def stop(engine):
     raise Stopped
 
 
+@pytest.mark.slow(7)
 @pytest.mark.parametrize("iteration", [6, 9, 12, 14])
 def test_a_resumed_training_goes_on_with_its_history(tmp_path, iteration):
     def handlers(model, folder):

@@ -77,6 +77,7 @@ def kill(process, folder, iteration, delay):
     return reached(folder)
 
 
+@pytest.mark.slow(83)
 def test_ten_kills_change_no_bit(tmp_path, whole):
     moments, stops = random.Random(4), []
     for i in range(10):
@@ -94,6 +95,7 @@ def test_ten_kills_change_no_bit(tmp_path, whole):
 PLACES = ["half written", "before the sync", "before the name", "before the folder's sync", "before the old one goes"]
 
 
+@pytest.mark.slow(37)
 def test_kills_within_writes_change_no_bit(tmp_path, whole):
     for i, place in enumerate(PLACES):
         iteration = 30 + 45 * i
@@ -106,6 +108,7 @@ def test_kills_within_writes_change_no_bit(tmp_path, whole):
     assert differing(ending(tmp_path), whole) == []
 
 
+@pytest.mark.slow(40)
 def test_each_layer_to_its_end(tmp_path):
     folders = [tmp_path / "whole", tmp_path / "killed"]
     finish(start(resumable.run, folders[0], "greedy"))

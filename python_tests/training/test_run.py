@@ -78,6 +78,7 @@ def test_one_line_of_shell_trains_a_layer_by_every_rule(bars, tmp_path, rule, ca
     assert json.loads((out / "report.json").read_text()) == content
 
 
+@pytest.mark.slow(10)
 @pytest.mark.parametrize("rule", RULES)
 def test_every_rule_learns_at_its_usual_rate(rule, tmp_path):
     """By default, on the default data: the weights stay in a range that a readout can use."""
@@ -116,6 +117,7 @@ def test_what_the_folder_holds(bars, tmp_path):
     assert report["head"]["validation"] == metrics[-1]["validation_accuracy"]
 
 
+@pytest.mark.slow(9)
 def test_pictures_and_tensorboard_change_nothing(bars, tmp_path):
     """Drawn after the second epoch and after the last; figures in every line, those of pictures where drawn."""
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
@@ -221,6 +223,7 @@ def test_the_seed_decides_and_resuming_is_exact(bars, tmp_path, kind):
     assert first == second
 
 
+@pytest.mark.slow(12)
 def test_a_run_killed_within_an_epoch_resumes_exactly(bars, tmp_path):
     """SIGKILL between two checkpoints, like a power cut."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -315,6 +318,7 @@ def torchrun(processes, *arguments):
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
 
 
+@pytest.mark.slow(25)
 def test_two_processes_share_batches_and_end_with_the_same_weights(bars, tmp_path):
     """A batch norm between the layers and an uneven last batch included."""
     one, several = tmp_path / "one", tmp_path / "several"

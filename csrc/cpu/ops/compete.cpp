@@ -77,7 +77,7 @@ static bool finish(const std::vector<int32_t>& names, int64_t count, int k, cons
 // where these are needed.
 template <class T>
 struct Scales {
-  Scales(const char* op, const Source<T>& source, const Contest& contest, std::optional<Moments<T>>& moments)
+  Scales(const char* op, const Source<T>& source, const CompeteSettings& contest, std::optional<Moments<T>>& moments)
       : cosine_(contest.prepare.cosine && contest.responses ? source.g.patches() : 0) {
     const bool raw = contest.patches == Patches::raw, norms = contest.prepare.cosine && contest.responses;
     if (raw && !norms) return;
@@ -99,7 +99,7 @@ struct Scales {
 
 // The patches that screening leaves undecided, rising; all patches where there is no screening.
 template <class T>
-static std::vector<int64_t> undecided(const Screen* screen, const Source<T>& source, const Contest& contest,
+static std::vector<int64_t> undecided(const Screen* screen, const Source<T>& source, const CompeteSettings& contest,
                                       const Scales<T>& scales, T* best, int32_t* winners) {
   const int64_t count = source.g.patches();
   if constexpr (std::is_same_v<T, float>)
@@ -169,7 +169,7 @@ static bool compete_exactly(const Source<T>& source, const Panels<T>& panels, co
 }
 
 template <class T>
-void find_winners(const char* op, const Source<T>& source, const Tensor& weight, const Contest& contest,
+void find_winners(const char* op, const Source<T>& source, const Tensor& weight, const CompeteSettings& contest,
                   std::optional<Moments<T>>& moments, T* best, int32_t* winners) {
   const int64_t count = source.g.patches();
   const std::vector<int32_t> names = chosen_neurons(contest.eligible, source.g.neurons);
@@ -199,9 +199,9 @@ void find_winners(const char* op, const Source<T>& source, const Tensor& weight,
   if (!finished) fail_overflow(op, finite_responses, sizeof(T) == 8);
 }
 
-template void find_winners(const char*, const Source<float>&, const Tensor&, const Contest&,
+template void find_winners(const char*, const Source<float>&, const Tensor&, const CompeteSettings&,
                            std::optional<Moments<float>>&, float*, int32_t*);
-template void find_winners(const char*, const Source<double>&, const Tensor&, const Contest&,
+template void find_winners(const char*, const Source<double>&, const Tensor&, const CompeteSettings&,
                            std::optional<Moments<double>>&, double*, int32_t*);
 
 static std::tuple<Tensor, Tensor> compete(Tensor x, Tensor weight, int64_t k, double p, bool cosine,
@@ -212,7 +212,7 @@ static std::tuple<Tensor, Tensor> compete(Tensor x, Tensor weight, int64_t k, do
   const int64_t count = layer.g.patches();
   const ScalarType result = result_dtype(x.scalar_type());
   Tensor winners = empty({count, k}, ScalarType::Int), responses = empty({count, k}, result);
-  const Contest contest{int(k), {p, cosine, layer.patches != Patches::raw}, layer.patches, eligible};
+  const CompeteSettings contest{int(k), {p, cosine, layer.patches != Patches::raw}, layer.patches, eligible};
   with_dtype(result, [&](auto, auto tag) {
     using T = decltype(tag);
     const Source<T> source(op, x, layer.g);

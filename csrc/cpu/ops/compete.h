@@ -5,7 +5,7 @@
 
 namespace hebbkern {
 
-struct Contest {
+struct CompeteSettings {
   int k;
   Prepare prepare;
   Patches patches;
@@ -16,7 +16,7 @@ struct Contest {
 // The k winners of every patch and their responses, [patches][k] each. Raises as the operator does, in the name of op.
 // `moments` are filled for patches that are not raw, and where cosines need norms.
 template <class T>
-void find_winners(const char* op, const Source<T>& source, const Tensor& weight, const Contest& contest,
+void find_winners(const char* op, const Source<T>& source, const Tensor& weight, const CompeteSettings& contest,
                   std::optional<Moments<T>>& moments, T* best, int32_t* winners);
 
 }  // namespace hebbkern

@@ -20,11 +20,11 @@ static Scratch<int32_t> targets_of(const Source<T>& source, const Tensor& weight
   if (step.labels) return checked_indices(op, "labels", *step.labels, source.g.per_image(), source.g.neurons);
   Scratch<int32_t> winners(source.g.patches() * step.ranks());
   const OptionalTensor all;
-  const Contest contest{int(step.ranks()),
-                        {step.p, step.cosine, step.patches != Patches::raw},
-                        step.patches,
-                        all,
-                        step.by_response || step.decay_by_response};
+  const CompeteSettings contest{int(step.ranks()),
+                                {step.p, step.cosine, step.patches != Patches::raw},
+                                step.patches,
+                                all,
+                                step.by_response || step.decay_by_response};
   find_winners(op, source, weight, contest, moments, responses, winners.get());
   return winners;
 }

@@ -33,7 +33,7 @@ struct Grain {
 };
 
 // 16 patches on their way through the neurons.
-struct Race {
+struct ScanState {
   static constexpr int patches = 16, chunk = 128, most = 8;  // chunk: neurons of a scan; most: the largest k
   alignas(64) float top[most][patches];                      // the k highest lower bounds so far, falling
   alignas(64) float size[patches];                           // a response is off by less than size * error[neuron]
@@ -72,10 +72,10 @@ struct MatrixUnit {
   void (*products)(const uint16_t* neurons, int64_t groups, const uint16_t* patches, int pair, int64_t steps,
                    float* out);
 
-  // One chunk of responses [neurons][16]: raises race.top, then lists the neurons that may still be among the k best,
+  // One chunk of responses [neurons][16]: raises state.top, then lists the neurons that may still be among the k best,
   // with the upper bounds of their responses, in [16][capacity].
-  void (*scan)(const float* responses, int neurons, const float* error, int k, int32_t first, int capacity, Race* race,
-               int32_t* candidates, float* upper);
+  void (*scan)(const float* responses, int neurons, const float* error, int k, int32_t first, int capacity,
+               ScanState* state, int32_t* candidates, float* upper);
 
   // Eight pairs of neurons, each with a patch: out[2 i + j] = the response of w[2 i + j] to x[i], added up in the order
   // of the float32 register tile, less offset[i] * wsum[2 i + j] where wsum is given.

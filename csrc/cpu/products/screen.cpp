@@ -22,7 +22,7 @@ struct Screen::Block {
         error(s.groups_ * 16),
         candidates(most * capacity),
         upper(most * capacity),
-        races(most / 16) {}
+        states(most / 16) {}
   static constexpr int64_t most = Screen::block;
   int64_t first, count, groups;  // groups of 16 patches
   int64_t bases[most];
@@ -32,7 +32,7 @@ struct Screen::Block {
   Scratch<float> responses, error;  // error: of each neuron, per size of a patch
   Scratch<int32_t> candidates;
   Scratch<float> upper;
-  Scratch<Race> races;
+  Scratch<ScanState> states;
 };
 
 static void add_pieces(int64_t offset, int64_t first, int64_t length, std::vector<Piece>* pieces, int64_t most = 16) {
@@ -236,7 +236,7 @@ void Screen::pack_patches(Block& b, const float* offset, const float* scale) con
   }
 }
 
-// The races at their start: size and error of screen.h, with r and q from the sums over all patches.
+// The states at their start: size and error of screen.h, with r and q from the sums over all patches.
 void Screen::start_races(Block& b) const {
   const auto total = [&](const float* lengths) {
     float parts[4] = {};  // four chains hide the adder's latency
@@ -249,12 +249,13 @@ void Screen::start_races(Block& b) const {
     b.error[j] = (r * whole_[j] + rest_[j] + q * (whole_[j] + common_length_)) * wider;
   const float per_r = wider / r, per_q = wider / q;
   for (int64_t g = 0; g < b.groups; ++g) {
-    Race& race = b.races[g];
-    std::fill(&race.top[0][0], &race.top[0][0] + Race::most * Race::patches, -std::numeric_limits<float>::infinity());
+    ScanState& state = b.states[g];
+    std::fill(&state.top[0][0], &state.top[0][0] + ScanState::most * ScanState::patches,
+              -std::numeric_limits<float>::infinity());
     for (int64_t p = 0; p < 16; ++p) {
       const int64_t i = g * 16 + p;
-      race.size[p] = std::max(b.size[i], std::max(b.lost[i] * per_r, b.noise[i] * per_q)) * wider;
-      race.count[p] = b.zero[i] ? capacity + 1 : 0;  // no neuron need be listed
+      state.size[p] = std::max(b.size[i], std::max(b.lost[i] * per_r, b.noise[i] * per_q)) * wider;
+      state.count[p] = b.zero[i] ? capacity + 1 : 0;  // no neuron need be listed
     }
   }
 }
@@ -272,7 +273,7 @@ void Screen::sweep(Block& b, int k) const {
                      b.responses.get());
       for (int p = 0; p < pair; ++p)
         unit_.scan(b.responses.get() + p * groups * 256, count, b.error.get() + from * 16, k, int32_t(from * 16),
-                   capacity, &b.races[g + p], b.candidates.get() + (g + p) * 16 * capacity,
+                   capacity, &b.states[g + p], b.candidates.get() + (g + p) * 16 * capacity,
                    b.upper.get() + (g + p) * 16 * capacity);
     }
   }
@@ -316,9 +317,9 @@ void Screen::decide(Block& b, int k, const float* offset, bool responses, float*
   Rescored pairs[8];
   int waiting = 0;
   for (int64_t i = 0; i < b.count; ++i) {
-    const Race& race = b.races[i / 16];
+    const ScanState& state = b.states[i / 16];
     const int64_t at = i * capacity;
-    const float least = threshold(race.top[k - 1][i % 16]);
+    const float least = threshold(state.top[k - 1][i % 16]);
     int count = 0;
     if (b.zero[i]) {
       for (int r = 0; r < k; ++r) {
@@ -327,8 +328,8 @@ void Screen::decide(Block& b, int k, const float* offset, bool responses, float*
       }
       continue;
     }
-    if (race.count[i % 16] <= capacity)
-      for (int c = 0; c < race.count[i % 16]; ++c)
+    if (state.count[i % 16] <= capacity)
+      for (int c = 0; c < state.count[i % 16]; ++c)
         if (!(b.upper[at + c] < least)) b.candidates[at + count++] = b.candidates[at + c];
     if (count == 0 || count > many) {
       left.push_back(b.first + i);

@@ -28,7 +28,7 @@ void count_screened(const Geometry& g, int k, int64_t left) {
 const MatrixUnit* worth_screening(const Geometry& g, int64_t contenders, int k) {
   const Screening mode = screening;
   const MatrixUnit* unit = mode == Screening::off ? nullptr : matrix_unit();
-  if (!unit || k > Race::most || contenders < 2 * k || g.patches() == 0) return nullptr;
+  if (!unit || k > ScanState::most || contenders < 2 * k || g.patches() == 0) return nullptr;
   if (mode == Screening::always) return unit;
   // Measured on 6 x 5 x 6 shapes, one thread: faster on all that this admits (0.24 to 1.0 of the float32 time), and on
   // few others.

@@ -114,13 +114,13 @@ static inline __attribute__((always_inline)) void raise(__m512 lower, __m512* to
 
 // Chains of rows, C of them, hide the latency of a maximum (4 cycles).
 template <int K, int C>
-static void raise_all(const float* responses, int neurons, const float* error, Race* race) {
-  const __m512 size = _mm512_load_ps(race->size);
+static void raise_all(const float* responses, int neurons, const float* error, ScanState* state) {
+  const __m512 size = _mm512_load_ps(state->size);
   __m512 top[C][K];
 #pragma GCC unroll 8
   for (int c = 0; c < C; ++c)
 #pragma GCC unroll 8
-    for (int i = 0; i < K; ++i) top[c][i] = c == 0 ? _mm512_load_ps(race->top[i]) : _mm512_set1_ps(-__builtin_inff());
+    for (int i = 0; i < K; ++i) top[c][i] = c == 0 ? _mm512_load_ps(state->top[i]) : _mm512_set1_ps(-__builtin_inff());
   const auto lower = [&](int j) __attribute__((always_inline)) {
     return _mm512_fnmadd_ps(size, _mm512_set1_ps(error[j]), _mm512_load_ps(responses + j * 16));
   };
@@ -134,7 +134,7 @@ static void raise_all(const float* responses, int neurons, const float* error, R
 #pragma GCC unroll 8
     for (int i = 0; i < K; ++i) raise<K>(top[c][i], top[0]);
 #pragma GCC unroll 8
-  for (int i = 0; i < K; ++i) _mm512_store_ps(race->top[i], top[0][i]);
+  for (int i = 0; i < K; ++i) _mm512_store_ps(state->top[i], top[0][i]);
 }
 
 // Makes room in a full list: drops the neurons that the bound has overtaken since. True if there is room now.
@@ -154,17 +154,17 @@ alignas(64) static const uint16_t numbers[32] = {0,  1,  2,  3,  4,  5,  6,  7, 
                                                  16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31};
 
 static void scan(const float* responses, int neurons, const float* error, int k, int32_t first, int capacity,
-                 Race* race, int32_t* candidates, float* upper) {
-  static void (*const raisers[Race::most])(const float*, int, const float*, Race*) = {
+                 ScanState* state, int32_t* candidates, float* upper) {
+  static void (*const raisers[ScanState::most])(const float*, int, const float*, ScanState*) = {
       raise_all<1, 4>, raise_all<2, 4>, raise_all<3, 2>, raise_all<4, 2>,
       raise_all<5, 1>, raise_all<6, 1>, raise_all<7, 1>, raise_all<8, 1>};
-  raisers[k - 1](responses, neurons, error, race);
-  const __m512 size = _mm512_load_ps(race->size), top = _mm512_load_ps(race->top[k - 1]);
+  raisers[k - 1](responses, neurons, error, state);
+  const __m512 size = _mm512_load_ps(state->size), top = _mm512_load_ps(state->top[k - 1]);
   const __m512 least = _mm512_fnmadd_ps(_mm512_abs_ps(top), _mm512_set1_ps(0x1p-22f), top);
   alignas(64) float leasts[16];
   _mm512_store_ps(leasts, least);
   // The neurons that may win: places in `responses`, written without a branch, as every second row has one.
-  alignas(64) uint16_t places[Race::chunk * 16 + 32];
+  alignas(64) uint16_t places[ScanState::chunk * 16 + 32];
   __m512i place = _mm512_load_si512(numbers);
   int64_t listed = 0;
   for (int j = 0; j < neurons; j += 2) {  // an odd number of rows is followed by padding
@@ -180,13 +180,13 @@ static void scan(const float* responses, int neurons, const float* error, int k,
   }
   for (int64_t i = 0; i < listed; ++i) {
     const int at = places[i], p = at & 15, j = at >> 4;
-    int32_t* count = &race->count[p];
+    int32_t* count = &state->count[p];
     const int list = p * capacity;
     if (j >= neurons ||
         (*count >= capacity && (*count > capacity || !thin(count, leasts[p], candidates + list, upper + list))))
       continue;
     candidates[list + *count] = first + j;
-    upper[list + (*count)++] = __builtin_fmaf(race->size[p], error[j], responses[at]);
+    upper[list + (*count)++] = __builtin_fmaf(state->size[p], error[j], responses[at]);
   }
 }
 

@@ -22,7 +22,7 @@ struct Candidates {
 };
 
 // Arguments of the kernel that decides.
-struct Question {
+struct DecideArguments {
   PatchView<float> view;
   const float* rows;  // [K, N]
   Known<float> known;
@@ -34,7 +34,7 @@ struct Question {
   bool grouped, rows_grouped;  // whether four entries, or weights, are loaded at once
 };
 
-void decide(const Device& device, const Question& question);
+void decide(const Device& device, const DecideArguments& arguments);
 
 namespace {
 

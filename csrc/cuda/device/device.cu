@@ -15,8 +15,8 @@ extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_inde
 
 namespace hebbkern {
 
-Notebook& notebook() {
-  static Notebook book;
+LaunchLog& launch_log() {
+  static LaunchLog book;
   return book;
 }
 
@@ -41,8 +41,8 @@ Device::Device(const Tensor& tensor) : index(tensor.get_device_index()), guard_(
 int Device::most_shared() const { return property(cudaDevAttrMaxSharedMemoryPerBlockOptin, index); }
 #else
 // An H100's, or few and what every GPU has, to share work out and to run short.
-Device::Device(const Tensor&) : processors(notebook().only_noted ? 132 : 3) {}
-int Device::most_shared() const { return (notebook().only_noted ? 227 : 99) * 1024; }
+Device::Device(const Tensor&) : processors(launch_log().only_noted ? 132 : 3) {}
+int Device::most_shared() const { return (launch_log().only_noted ? 227 : 99) * 1024; }
 #endif
 
 struct Count {

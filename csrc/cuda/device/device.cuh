@@ -38,13 +38,13 @@ struct Launch {
 };
 
 // Under g++ only. With `only_noted` nothing runs; with `unseen` values stay out of sight, as on a GPU.
-struct Notebook {
+struct LaunchLog {
   bool noting = false, only_noted = false, unseen = false;
   std::vector<Launch> launches;
 };
-Notebook& notebook();
+LaunchLog& launch_log();
 
-inline bool values_known() { return readable && !notebook().only_noted && !notebook().unseen; }
+inline bool values_known() { return readable && !launch_log().only_noted && !launch_log().unseen; }
 
 // The device of a tensor, made current while this lives, its current stream and its number of multiprocessors.
 class Device {
@@ -116,10 +116,10 @@ inline std::string instance(const std::string& signature) {
 template <auto kernel, class... A>
 void launch(const char* name, dim3 grid, unsigned block, size_t shared, const Device& device, A... arguments) {
   if (!grid.x || !grid.y || !grid.z) return;
-  if (notebook().noting)
-    notebook().launches.push_back(
+  if (launch_log().noting)
+    launch_log().launches.push_back(
         {name, instance(__PRETTY_FUNCTION__), {grid.x, grid.y, grid.z}, block, int64_t(shared)});
-  if (notebook().only_noted) return;
+  if (launch_log().only_noted) return;
   try {
     cudaemu::launch(kernel, grid, block, shared, device.stream, arguments...);
   } catch (const std::exception& error) {

@@ -224,7 +224,7 @@ struct Lists {
         k(k) {
     const int own = int(threadIdx.x) / 32 * patches_each * k;
     for (int at = int(threadIdx.x) % 32; at < patches_each * k; at += 32)
-      responses[own + at] = lowest<float>(), neurons[own + at] = nobody;
+      responses[own + at] = lowest<float>(), neurons[own + at] = no_neuron;
   }
 
   // By the warp of this patch: some of a slice beat the last of its list.

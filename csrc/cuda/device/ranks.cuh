@@ -32,7 +32,7 @@ struct Outcome {
 
 namespace {
 
-constexpr int32_t nobody = 2147483647;  // above every neuron, so that every neuron beats it among equals
+constexpr int32_t no_neuron = 2147483647;  // above every neuron, so that every neuron beats it among equals
 
 template <class T>
 __device__ __forceinline__ T lowest() {
@@ -47,7 +47,7 @@ struct Ranks {
 
   __device__ __forceinline__ Ranks() {
 #pragma unroll
-    for (int slot = 0; slot < SLOTS; ++slot) response[slot] = lowest<T>(), neuron[slot] = nobody;
+    for (int slot = 0; slot < SLOTS; ++slot) response[slot] = lowest<T>(), neuron[slot] = no_neuron;
   }
 
   // Rank r's, in every lane.

@@ -109,13 +109,13 @@ __device__ __forceinline__ void store(A* row, int n, int inputs, const Pack<A, V
 }
 
 // How rows are dealt out.
-struct Deal {
+struct RowSplit {
   int team;   // threads to a row, a power of two
   int rows;   // of a group, a multiple of what a block does at once
   int count;  // groups
 
   template <class S>
-  explicit Deal(const Matrix<S>& weight) {
+  explicit RowSplit(const Matrix<S>& weight) {
     team = 8;  // fewer would read less than a sector of 32 bytes side by side
     while (team < block_threads && team * pack<S> < weight.inputs) team *= 2;
     const int at_once = block_threads / team;

@@ -40,7 +40,7 @@ struct Lane {
 
 // Arguments of the kernels of the walk.
 template <class S, class T>
-struct Field {
+struct WalkArguments {
   PatchView<S> view;
   PatchView<T> rows;
   Known<T> known;
@@ -57,8 +57,8 @@ struct Step {
 // What a thread copies. Where a row lies side by side four lanes take its 64 bytes; else a warp takes four entries of
 // eight neighbouring patches, so that it reads few lines and writes different banks.
 template <class S, class T>
-struct Copies {
-  const Field<S, T>& field;
+struct TileLoader {
+  const WalkArguments<S, T>& arguments;
   T* const ring;                  // [stages][the block's patches, then its neurons][pitch]
   Tap (*const taps)[entries<T>];  // of the step ahead, and in turn of the one before
   const int end;                  // of the block's neurons
@@ -69,17 +69,17 @@ struct Copies {
   Step ahead;
   int stage = 0, slot = 0;  // of the step ahead
 
-  __device__ __forceinline__ Copies(const Field<S, T>& field, T* ring, Tap (*taps)[entries<T>], int first, int last,
-                                    int begin, int end)
-      : field(field), ring(ring), taps(taps), end(end), ahead{begin, 0} {
-    to_patch = own(field.patches_in_groups);
-    to_neuron = patches() * pitch<T> + own(field.rows_in_groups);
+  __device__ __forceinline__ TileLoader(const WalkArguments<S, T>& arguments, T* ring, Tap (*taps)[entries<T>],
+                                        int first, int last, int begin, int end)
+      : arguments(arguments), ring(ring), taps(taps), end(end), ahead{begin, 0} {
+    to_patch = own(arguments.patches_in_groups);
+    to_neuron = patches() * pitch<T> + own(arguments.rows_in_groups);
 #pragma unroll
     for (int pass = 0; pass < 2; ++pass) {
-      const int number = first + row(field.patches_in_groups) + pass * rows();
+      const int number = first + row(arguments.patches_in_groups) + pass * rows();
       const int patch = number < last ? number : last;  // past the last patch the tile repeats it
-      const Corner corner = field.view.corner(patch);
-      from[pass] = field.view.x + corner.start + (field.patches_in_groups ? of_group() : 0);
+      const Corner corner = arguments.view.corner(patch);
+      from[pass] = arguments.view.x + corner.start + (arguments.patches_in_groups ? of_group() : 0);
       down[pass] = corner.row;
       right[pass] = corner.column;
     }
@@ -101,14 +101,14 @@ struct Copies {
 
   __device__ __forceinline__ void write_taps() const {
     const int entry = ahead.entry + int(threadIdx.x);
-    if (!field.patches_in_groups && threadIdx.x < entries<T>) taps[slot][threadIdx.x] = field.view.tap(entry);
+    if (!arguments.patches_in_groups && threadIdx.x < entries<T>) taps[slot][threadIdx.x] = arguments.view.tap(entry);
   }
 
   __device__ __forceinline__ void start_patches() {
     T* const to = at(stage) + to_patch;
-    const int left = field.view.inputs - ahead.entry;
+    const int left = arguments.view.inputs - ahead.entry;
     if constexpr (std::is_same_v<S, T>)
-      if (field.patches_in_groups) {
+      if (arguments.patches_in_groups) {
         const int bytes = of_group() < left ? 16 : 0;
         cp_async_zfill<16>(to, from[0] + ahead.entry, bytes);
         cp_async_zfill<16>(to + rows() * pitch<T>, from[1] + ahead.entry, bytes);
@@ -120,7 +120,7 @@ struct Copies {
       const Tap tap = taps[slot][n];
 #pragma unroll
       for (int pass = 0; pass < 2; ++pass) {
-        const bool there = n < left && field.view.in_image({0, down[pass], right[pass]}, tap);
+        const bool there = n < left && arguments.view.in_image({0, down[pass], right[pass]}, tap);
         const S* const number = from[pass] + tap.offset;
         if constexpr (std::is_same_v<S, T>)
           cp_async_zfill<sizeof(T)>(to + pass * rows() * pitch<T> + 4 * i, number, there ? sizeof(T) : 0);
@@ -132,11 +132,11 @@ struct Copies {
 
   __device__ __forceinline__ void start_neurons() const {
     T* to = at(stage) + to_neuron;
-    const int left = field.rows.inputs - ahead.entry;
-    for (int within = row(field.rows_in_groups); within < tile_neurons; within += rows(), to += rows() * pitch<T>) {
+    const int left = arguments.rows.inputs - ahead.entry;
+    for (int within = row(arguments.rows_in_groups); within < tile_neurons; within += rows(), to += rows() * pitch<T>) {
       const int neuron = ahead.neuron + within < end ? ahead.neuron + within : end - 1;
-      const T* const numbers = field.rows.x + int64_t(neuron) * field.rows.inputs + ahead.entry;
-      if (field.rows_in_groups) {
+      const T* const numbers = arguments.rows.x + int64_t(neuron) * arguments.rows.inputs + ahead.entry;
+      if (arguments.rows_in_groups) {
         cp_async_zfill<16>(to, numbers + of_group(), of_group() < left ? 16 : 0);
         continue;
       }
@@ -154,7 +154,7 @@ struct Copies {
     }
     cp_async_commit();
     ahead.entry += entries<T>;
-    if (ahead.entry >= field.view.inputs) ahead = {ahead.neuron + tile_neurons, 0};
+    if (ahead.entry >= arguments.view.inputs) ahead = {ahead.neuron + tile_neurons, 0};
     stage = stage == stages - 1 ? 0 : stage + 1;
     slot ^= 1;
     write_taps();
@@ -185,14 +185,14 @@ struct Copies {
   // Scales what this thread copied of a step: patches from `first` on, neurons from `neuron` on.
   __device__ __forceinline__ void scale(int stage, int first, int last, int neuron) const {
     for (int pass = 0; pass < 2; ++pass) {
-      const int number = first + row(field.patches_in_groups) + pass * rows();
+      const int number = first + row(arguments.patches_in_groups) + pass * rows();
       const int patch = number < last ? number : last;
-      scale(at(stage) + to_patch + pass * rows() * pitch<T>, field.patches_in_groups, field.known.scale[patch]);
+      scale(at(stage) + to_patch + pass * rows() * pitch<T>, arguments.patches_in_groups, arguments.known.scale[patch]);
     }
     T* to = at(stage) + to_neuron;
-    for (int within = row(field.rows_in_groups); within < tile_neurons; within += rows(), to += rows() * pitch<T>) {
+    for (int within = row(arguments.rows_in_groups); within < tile_neurons; within += rows(), to += rows() * pitch<T>) {
       const int name = neuron + within < end ? neuron + within : end - 1;
-      scale(to, field.rows_in_groups, field.known.inverse[name]);
+      scale(to, arguments.rows_in_groups, arguments.known.inverse[name]);
     }
   }
 };

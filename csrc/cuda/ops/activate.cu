@@ -56,7 +56,7 @@ __device__ void compete(Strip<T, PATCHES>& strip, const Layer<T>& layer) {
   const int t = int(threadIdx.x);
   if (layer.neuron == 1) {
     for (int p = t / 32; p < PATCHES; p += threads / 32) {
-      Soft<T> mine = Soft<T>::nobody();
+      Soft<T> mine = Soft<T>::none();
       for (int neuron = t % 32; neuron < layer.neurons; neuron += 32)
         mine.add(strip.response(layer, p, neuron), neuron, layer.temperature);
       for (int apart = 16; apart > 0; apart /= 2) {
@@ -69,7 +69,7 @@ __device__ void compete(Strip<T, PATCHES>& strip, const Layer<T>& layer) {
       if (t % 32 == 0) strip.soft[p] = mine;
     }
   } else {
-    Soft<T> mine = Soft<T>::nobody();
+    Soft<T> mine = Soft<T>::none();
     for (int neuron = t / PATCHES; neuron < layer.neurons; neuron += threads / PATCHES)
       mine.add(strip.response(layer, t % PATCHES, neuron), neuron, layer.temperature);
     strip.parts[t] = mine;

@@ -39,7 +39,7 @@ struct Task {
   bool average;
   Row<T>* rows;
   Finding<T>* findings;
-  Deal deal;
+  RowSplit split;
 
   __device__ __forceinline__ bool global() const { return rates.normalise == Normalise::global_max; }
   __device__ __forceinline__ bool by_row() const {
@@ -115,12 +115,12 @@ __device__ __forceinline__ Pack<T, V> sums(const Task<T>& task, const List& list
 template <bool PACKED, class S, class T>
 __device__ __forceinline__ T rho_of(const Matrix<S>& weight, const Task<T>& task, int64_t j, bool known, int member) {
   double squares = 0;
-  for (int n = member * pack<S>; known && n < weight.inputs; n += task.deal.team * pack<S>) {
+  for (int n = member * pack<S>; known && n < weight.inputs; n += task.split.team * pack<S>) {
     const auto w = load<PACKED>(weight, j, n);
 #pragma unroll
     for (int i = 0; i < pack<S>; ++i) squares = std::fma(double(wide(w.at[i])), double(wide(w.at[i])), squares);
   }
-  squares = of_team(squares, task.deal.team, Sum());
+  squares = of_team(squares, task.split.team, Sum());
   return T(std::pow(std::abs(std::sqrt(squares) - 1), task.rates.rate_power));
 }
 
@@ -167,7 +167,7 @@ __device__ __forceinline__ void survey_row(const Matrix<S>& weight, const Task<T
     finding.rate = 1;
   }
   Extremes<T> extremes;
-  for (int n = member * pack<S>; known && n < weight.inputs; n += task.deal.team * pack<S>) {
+  for (int n = member * pack<S>; known && n < weight.inputs; n += task.split.team * pack<S>) {
     const auto w = load<PACKED>(weight, j, n);
     const auto sum = sums<PACKED, pack<S>>(task, list, j, n, weight.inputs);
 #pragma unroll
@@ -177,8 +177,8 @@ __device__ __forceinline__ void survey_row(const Matrix<S>& weight, const Task<T
   finding.step = Highest()(extremes.step, finding.step);
   finding.weight = Highest()(extremes.weight, finding.weight);
   if (task.by_row()) {
-    const T furthest = of_team(extremes.furthest, task.deal.team, Highest());
-    const T tall = of_team(extremes.tall, task.deal.team, Highest());
+    const T furthest = of_team(extremes.furthest, task.split.team, Highest());
+    const T tall = of_team(extremes.tall, task.split.team, Highest());
     if (row.tall >= 0) row.tall = furthest != 0 ? tall : T(-1);
   }
   if (there && member == 0) task.rows[j] = row;
@@ -188,9 +188,9 @@ __device__ __forceinline__ void survey_row(const Matrix<S>& weight, const Task<T
 template <class S, class T, bool PACKED>
 __global__ void __launch_bounds__(block_threads, resident<T>) survey_kernel(Matrix<S> weight, Task<T> task) {
   const bool broken = task.starts && task.starts[weight.rows + 2] > task.starts[weight.rows + 1];
-  for (int group = int(blockIdx.x); group < task.deal.count; group += int(gridDim.x)) {
+  for (int group = int(blockIdx.x); group < task.split.count; group += int(gridDim.x)) {
     Finding<T> finding{T(0), T(0), T(0), T(!broken)};
-    task.deal.each_row(group, weight.rows, [&](int64_t j, bool there, int member) {
+    task.split.each_row(group, weight.rows, [&](int64_t j, bool there, int member) {
       survey_row<PACKED>(weight, task, j, there, member, finding);
     });
     finding.step = of_team(finding.step, block_threads, Highest());
@@ -218,7 +218,7 @@ __device__ __forceinline__ bool verdict(const Task<T>& task, T& scale) {
   bool good = true;
   T step = 0;
 #pragma unroll 1
-  for (int group = int(threadIdx.x); group < task.deal.count; group += block_threads) {
+  for (int group = int(threadIdx.x); group < task.split.count; group += block_threads) {
     const Finding<T> finding = task.findings[group];
     good = good && finding.sound == 1;
     step = Highest()(finding.step, step);
@@ -227,7 +227,7 @@ __device__ __forceinline__ bool verdict(const Task<T>& task, T& scale) {
   if (!task.global()) return __syncthreads_and(good);
   scale = Highest()(of_team(step, block_threads, Highest()), smallest);
 #pragma unroll 1
-  for (int group = int(threadIdx.x); group < task.deal.count; group += block_threads) {
+  for (int group = int(threadIdx.x); group < task.split.count; group += block_threads) {
     const Finding<T> finding = task.findings[group];
     const T reach = std::abs(T(task.rates.lr)) * finding.rate * quotient(finding.step, scale);
     good = good && (finding.weight + reach) * rounded < T(largest_of<S>);
@@ -240,7 +240,7 @@ template <bool PACKED, class S, class T>
 __device__ __forceinline__ T length_of(const Matrix<S>& weight, const Task<T>& task, const Row<T>& row, int64_t j,
                                        int member) {
   T squares = 0;
-  for (int n = member * pack<S>; row.tall > 0 && n < weight.inputs; n += task.deal.team * pack<S>) {
+  for (int n = member * pack<S>; row.tall > 0 && n < weight.inputs; n += task.split.team * pack<S>) {
     const auto w = load<PACKED>(weight, j, n);
     const auto sum = load<PACKED, pack<S>>(static_cast<const T*>(task.total + j * weight.inputs), n, weight.inputs);
 #pragma unroll
@@ -249,7 +249,7 @@ __device__ __forceinline__ T length_of(const Matrix<S>& weight, const Task<T>& t
       squares = std::fma(part, part, squares);
     }
   }
-  squares = of_team(squares, task.deal.team, Sum());
+  squares = of_team(squares, task.split.team, Sum());
   return squares == 0 ? T(1) : std::sqrt(squares);
 }
 
@@ -261,7 +261,7 @@ __device__ __forceinline__ void step_row(const Matrix<S>& weight, const Task<T>&
   T length = 1;
   if (task.rates.normalise == Normalise::row_l2) length = length_of<PACKED>(weight, task, row, j, member);
   const T tall = row.tall == 0 ? T(1) : row.tall;  // a row that became zero is left so
-  for (int n = member * pack<S>; row.tall >= 0 && n < weight.inputs; n += task.deal.team * pack<S>) {
+  for (int n = member * pack<S>; row.tall >= 0 && n < weight.inputs; n += task.split.team * pack<S>) {
     auto w = load<PACKED>(weight, j, n);
     const auto sum = load<PACKED, pack<S>>(static_cast<const T*>(task.total + j * weight.inputs), n, weight.inputs);
 #pragma unroll
@@ -285,8 +285,8 @@ __global__ void __launch_bounds__(block_threads, resident<T>)
     if (blockIdx.x == 0 && threadIdx.x == 0) *skipped += 1;
     return;
   }
-  for (int group = int(blockIdx.x); group < task.deal.count; group += int(gridDim.x))
-    task.deal.each_row(group, weight.rows, [&](int64_t j, bool there, int member) {
+  for (int group = int(blockIdx.x); group < task.split.count; group += int(gridDim.x))
+    task.split.each_row(group, weight.rows, [&](int64_t j, bool there, int member) {
       step_row<PACKED>(weight, task, scale, j, there, member);
     });
 }
@@ -305,7 +305,7 @@ void require_sums(const char* op, const Task<T>& task, int64_t rows, int inputs)
 
 template <class S, class T, bool PACKED>
 void take_by(const char* op, const Device& device, const Matrix<S>& weight, const Task<T>& task) {
-  const dim3 grid = task.deal.grid(device);
+  const dim3 grid = task.split.grid(device);
   launch<survey_kernel<S, T, PACKED>>("apply.survey", grid, block_threads, 0, device, weight, task);
   require_sums(op, task, weight.rows, weight.inputs);
   launch<step_kernel<S, T, PACKED>>("apply.step", grid, block_threads, 0, device, weight, task, skipped(device));
@@ -318,13 +318,13 @@ template <class S, class T>
 void take(const char* op, const Device& device, const Tensor& weight, T* total, const Rates<T>& rates,
           const Lists<T>* lists, bool average) {
   const Matrix<S> matrix(op, weight);
-  const Deal deal(matrix);
+  const RowSplit split(matrix);
   const ScalarType dtype = result_dtype(weight.scalar_type());
   const Tensor rows = empty_like(weight, {matrix.rows, 4}, dtype);
-  const Tensor findings = empty_like(weight, {deal.count, 4}, dtype);
+  const Tensor findings = empty_like(weight, {split.count, 4}, dtype);
   Task<T> task{
       total, rates, nullptr, nullptr, nullptr, nullptr, false, pointer<Row<T>>(rows), pointer<Finding<T>>(findings),
-      deal};
+      split};
   if (lists) {
     task.starts = lists->starts;
     task.partial = lists->partial;

@@ -35,7 +35,7 @@ Tensor powers(const char* op, const Device& device, const Tensor& rows, double p
 // Half types as they are, on tensor cores: these multiply them exactly.
 template <class S>
 Moments<float> contest_of_halves(const char* op, const Device& device, const Tensor& x, const PatchView<S>& view,
-                                 const Tensor& rows, const Contest& how, const Outcome<float>& outcome) {
+                                 const Tensor& rows, const CompeteSettings& how, const Outcome<float>& outcome) {
   const PatchView<S> weights(const_pointer<S>(rows), outcome.neurons, view.inputs);
   Moments<float> known = moments<S, S, float>(op, device, x, view, how.patches, &weights, how.cosine);
   half_walk<S>(device, x, view, weights.x, known, how.eligible, outcome);
@@ -44,7 +44,7 @@ Moments<float> contest_of_halves(const char* op, const Device& device, const Ten
 
 template <class S, class T>
 Moments<T> contest_of_all(const char* op, const Device& device, const Tensor& x, const PatchView<S>& view,
-                          const Tensor& rows, const Contest& how, const Outcome<T>& outcome) {
+                          const Tensor& rows, const CompeteSettings& how, const Outcome<T>& outcome) {
   if constexpr (sizeof(S) == 2)
     if (how.p == 2 && half_walks(device, how.k)) return contest_of_halves<S>(op, device, x, view, rows, how, outcome);
   const Tensor raised = powers<S, T>(op, device, rows, how.p);
@@ -63,7 +63,7 @@ Moments<T> contest_of_all(const char* op, const Device& device, const Tensor& x,
 
 template <class S, class T>
 Moments<T> contest(const char* op, const Device& device, const Tensor& x, const PatchView<S>& view, const Tensor& rows,
-                   const Contest& how, int32_t* winners, T* responses, const Keys& keys) {
+                   const CompeteSettings& how, int32_t* winners, T* responses, const Keys& keys) {
   const Outcome<T> outcome{winners, responses, keys, how.k, int(rows.size(0))};
   Moments<T> known = contest_of_all<S, T>(op, device, x, view, rows, how, outcome);
   for (int64_t i = 0; values_known() && i < int64_t(view.patches) * how.k; ++i)
@@ -73,7 +73,7 @@ Moments<T> contest(const char* op, const Device& device, const Tensor& x, const 
 
 #define CONTEST(S, T)                                                                                              \
   template Moments<T> contest<S, T>(const char*, const Device&, const Tensor&, const PatchView<S>&, const Tensor&, \
-                                    const Contest&, int32_t*, T*, const Keys&);
+                                    const CompeteSettings&, int32_t*, T*, const Keys&);
 CONTEST(float, float)
 CONTEST(double, double)
 CONTEST(BFloat16, float)
@@ -93,7 +93,7 @@ static std::tuple<Tensor, Tensor> compete(Tensor x, Tensor weight, int64_t k, do
   Tensor winners = empty_like(x, {g.patches(), k}, ScalarType::Int);
   Tensor responses = empty_like(x, {g.patches(), k}, result);
   const Tensor rows = torch::stable::contiguous(weight);
-  const Contest how{int(k), p, cosine, layer.patches, Mask(eligible)};
+  const CompeteSettings how{int(k), p, cosine, layer.patches, Mask(eligible)};
   with_dtype(x.scalar_type(), [&](auto stored, auto computed) {
     using S = decltype(stored);
     using T = decltype(computed);

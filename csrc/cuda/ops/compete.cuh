@@ -5,7 +5,7 @@
 
 namespace hebbkern {
 
-struct Contest {
+struct CompeteSettings {
   int k;
   double p;
   bool cosine;
@@ -28,6 +28,6 @@ struct Keys {
 // the contiguous weight; where p is not 2 it is raised to powers first.
 template <class S, class T>
 Moments<T> contest(const char* op, const Device& device, const Tensor& x, const PatchView<S>& view, const Tensor& rows,
-                   const Contest& how, int32_t* winners, T* responses, const Keys& keys);
+                   const CompeteSettings& how, int32_t* winners, T* responses, const Keys& keys);
 
 }  // namespace hebbkern

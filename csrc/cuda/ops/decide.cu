@@ -12,7 +12,7 @@ constexpr int owners = 8;            // warps of a block, and its patches
 constexpr int stretch = 128;         // entries that a warp reads at a time, four a lane
 constexpr int rivals = 32 * owners;  // neurons that compete again at a time, one a thread
 
-__device__ __forceinline__ bool contends(const Question& q, int neuron) {
+__device__ __forceinline__ bool contends(const DecideArguments& q, int neuron) {
   return !q.eligible.given() || q.eligible[neuron];
 }
 
@@ -24,7 +24,7 @@ struct Own {
 };
 
 // The next entries of a warp's patch, times its factor, to shared memory; 0 beyond the last.
-__device__ __forceinline__ void read_stretch(const Question& q, const Own& own, int first, float4* to) {
+__device__ __forceinline__ void read_stretch(const DecideArguments& q, const Own& own, int first, float4* to) {
   const int lane = int(threadIdx.x) % 32;
   const PatchView<float>& view = q.view;
   if (q.grouped) {
@@ -62,7 +62,7 @@ __device__ __forceinline__ float added(float sum, const float4& x, const float4&
 }
 
 // Each lane's response to its own neuron: all lanes take part, `wanted` or not.
-__device__ __forceinline__ float response_of(const Question& q, const Own& own, int neuron, bool wanted,
+__device__ __forceinline__ float response_of(const DecideArguments& q, const Own& own, int neuron, bool wanted,
                                              float4* entries) {
   const int inputs = q.view.inputs;
   const float* row = q.rows + int64_t(wanted ? neuron : 0) * inputs;
@@ -98,7 +98,7 @@ __device__ __forceinline__ Ranks<float, 1> strongest_of_all(const Candidates& fr
 
 // Which lanes hold candidates that may be among the k best: whoever lies below the k-th lowest possible response has
 // lost already, and is not read.
-__device__ __forceinline__ bool may_win(const Question& q, const Own& own, float bound, int neuron) {
+__device__ __forceinline__ bool may_win(const DecideArguments& q, const Own& own, float bound, int neuron) {
   const bool named = int(threadIdx.x) % 32 < q.candidates.most && bound > lowest<float>();
   const Rounding& r = q.rounding;
   float low = lowest<float>();
@@ -116,27 +116,27 @@ __device__ __forceinline__ bool may_win(const Question& q, const Own& own, float
 }
 
 // A patch of zeros, as at the rim of a digit, or a flat one that is standardised gives every response 0.
-__device__ __forceinline__ bool is_blank(const Question& q, const Own& own) {
+__device__ __forceinline__ bool is_blank(const DecideArguments& q, const Own& own) {
   if (q.known.scale && q.known.scale[own.patch] == 0) return true;
   return q.rounding.kept[own.patch] == 0 && q.rounding.lost[own.patch] == 0 && own.terms.less == 0;
 }
 
-__device__ __forceinline__ Ranks<float, 1> first_neurons(const Question& q) {
+__device__ __forceinline__ Ranks<float, 1> first_neurons(const DecideArguments& q) {
   Ranks<float, 1> best;
-  for (int first = 0; first < q.to.neurons && best.neuron_of(q.to.k - 1) == nobody; first += 32) {
+  for (int first = 0; first < q.to.neurons && best.neuron_of(q.to.k - 1) == no_neuron; first += 32) {
     const int neuron = first + int(threadIdx.x) % 32;
     best.offer(0.0f, neuron, neuron < q.to.neurons && contends(q, neuron), q.to.k);
   }
   return best;
 }
 
-__device__ __forceinline__ void write(const Question& q, const Own& own, const Ranks<float, 1>& best) {
+__device__ __forceinline__ void write(const DecideArguments& q, const Own& own, const Ranks<float, 1>& best) {
   const int rank = int(threadIdx.x) % 32;
   if (rank < q.to.k) q.to.write(own.patch, rank, best.response[0], best.neuron[0]);
 }
 
 // Whether the candidates decide who wins; if so they are written.
-__device__ __forceinline__ bool decided(const Question& q, const Own& own, float4* entries) {
+__device__ __forceinline__ bool decided(const DecideArguments& q, const Own& own, float4* entries) {
   if (is_blank(q, own)) {
     write(q, own, first_neurons(q));
     return true;
@@ -156,7 +156,7 @@ __device__ __forceinline__ bool decided(const Question& q, const Own& own, float
 }
 
 // Sums of one neuron a thread with all patches on `left`, `count` of them, to `sums` [owners][rivals].
-__device__ __forceinline__ void sum_rivals(const Question& q, const Own& own, int rank, int count, int neuron,
+__device__ __forceinline__ void sum_rivals(const DecideArguments& q, const Own& own, int rank, int count, int neuron,
                                            float4 (*entries)[stretch / 4], float (*sums)[rivals]) {
   const int inputs = q.view.inputs;
   const bool there = neuron < q.to.neurons;
@@ -183,7 +183,7 @@ __device__ __forceinline__ void sum_rivals(const Question& q, const Own& own, in
 }
 
 // All neurons, for the patches of the block that are `left`.
-__device__ __forceinline__ void compete_again(const Question& q, const Own& own, const bool* left,
+__device__ __forceinline__ void compete_again(const DecideArguments& q, const Own& own, const bool* left,
                                               float4 (*entries)[stretch / 4], float (*sums)[rivals]) {
   const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
   int count = 0, rank = -1;
@@ -207,7 +207,7 @@ __device__ __forceinline__ void compete_again(const Question& q, const Own& own,
   if (rank >= 0) write(q, own, best);
 }
 
-__global__ void __launch_bounds__(32 * owners) decide_kernel(Question q) {
+__global__ void __launch_bounds__(32 * owners) decide_kernel(DecideArguments q) {
   __shared__ float4 entries[owners][stretch / 4];
   __shared__ float sums[owners][rivals];
   __shared__ bool left[owners];
@@ -227,9 +227,9 @@ __global__ void __launch_bounds__(32 * owners) decide_kernel(Question q) {
 
 }  // namespace
 
-void decide(const Device& device, const Question& question) {
-  launch<decide_kernel>("screen.decide", dim3(unsigned(cdiv(question.view.patches, owners))), 32 * owners, 0, device,
-                        question);
+void decide(const Device& device, const DecideArguments& arguments) {
+  launch<decide_kernel>("screen.decide", dim3(unsigned(cdiv(arguments.view.patches, owners))), 32 * owners, 0, device,
+                        arguments);
 }
 
 }  // namespace hebbkern

@@ -90,7 +90,7 @@ struct Soft {
   T best, mass;
   int32_t winner;
 
-  __device__ __forceinline__ static Soft nobody() { return {-T(INFINITY), 0, 2147483647}; }
+  __device__ __forceinline__ static Soft none() { return {-T(INFINITY), 0, 2147483647}; }
   // A NaN is never the best, but makes the mass a NaN.
   __device__ __forceinline__ void add(T u, int32_t neuron, T temperature) {
     if (u > best) {

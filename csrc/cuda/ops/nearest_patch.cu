@@ -37,7 +37,7 @@ struct Query {
   Length<T>* length;                // of the patches
   T* w_square;                      // |w|^2 of the neurons
   T* value;                         // [runs, candidates, K]
-  int32_t* index;                   // `nobody`: none
+  int32_t* index;                   // `no_neuron`: none
   T* flaw;    // of the blocks of the search: infinite if a distance overflowed; read where values are known
   int tiles;  // of patches to a run
 
@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(32 * warps) lengths_kernel(Query<S, T> query, 
 template <class T>
 struct alignas(sizeof(T) == 8 ? 8 : 16) Nearest {
   T value = T(INFINITY), next_value = T(INFINITY);
-  int32_t patch = nobody, next = nobody;
+  int32_t patch = no_neuron, next = no_neuron;
 
   // Of patches in rising order.
   __device__ __forceinline__ void meet(T distance, int32_t name) {
@@ -279,8 +279,8 @@ __global__ void __launch_bounds__(tile_threads, sizeof(T) == 8 ? 2 : 3)
 // The distance of a neuron to a patch, by differences, summed by a warp in a fixed order; infinite without a patch.
 template <class S, class T>
 __device__ __forceinline__ T measured(const Query<S, T>& query, int neuron, int32_t patch) {
-  const int lane = int(threadIdx.x) % 32, known = patch == nobody ? 0 : patch;
-  const int entries = patch == nobody ? 0 : query.view.inputs;
+  const int lane = int(threadIdx.x) % 32, known = patch == no_neuron ? 0 : patch;
+  const int entries = patch == no_neuron ? 0 : query.view.inputs;
   const Corner row = query.rows.corner(neuron);
   Corner corner{};
   T mean = 0, factor = 1, length = 0, squares = 0;
@@ -325,7 +325,7 @@ __global__ void __launch_bounds__(32 * warps)
 }
 
 // Memory that lives as long as the launches that use it are being made.
-struct Room {
+struct Buffers {
   const Tensor& like;
   const ScalarType result = result_dtype(like.scalar_type());
   std::vector<Tensor> tensors;
@@ -345,27 +345,27 @@ void run(const char* op, const Device& device, const Tensor& x, const Geometry& 
          const OptionalTensor& eligible, const Tensor& nearest, const Tensor& distance) {
   const PatchView<S> view(op, x, g), rows(const_pointer<S>(weight), g.neurons, g.inputs());
   const Moments<T> known = moments<S, S, T>(op, device, x, view, kind, &rows);
-  Room room{x};
+  Buffers buffers{x};
   const int64_t patches = view.patches, neurons = rows.patches;
   const int64_t neuron_tiles = cdiv(neurons, tile_neurons), tiles = cdiv(patches, tile_patches);
   const int64_t to_run = std::max<int64_t>(cdiv(tiles, std::max<int64_t>(blocks / neuron_tiles, 1)), 1);
   const int64_t runs = cdiv(tiles, to_run);
   Query<S, T> query{view, rows, Mask(eligible), known.offset, known.scale, known.total};
-  query.length = reinterpret_cast<Length<T>*>(room.template results<T>(patches * sizeof(Length<T>) / sizeof(T)));
-  query.w_square = room.template results<T>(neurons);
-  query.value = room.template results<T>(runs * candidates * neurons);
-  query.index = room.template take<int32_t>(runs * candidates * neurons, ScalarType::Int);
+  query.length = reinterpret_cast<Length<T>*>(buffers.template results<T>(patches * sizeof(Length<T>) / sizeof(T)));
+  query.w_square = buffers.template results<T>(neurons);
+  query.value = buffers.template results<T>(runs * candidates * neurons);
+  query.index = buffers.template take<int32_t>(runs * candidates * neurons, ScalarType::Int);
   query.tiles = int(to_run);
   const int64_t of_patches = cdiv(patches, warps);
   launch<lengths_kernel<S, T>>("nearest_patch.lengths", dim3(unsigned(of_patches + cdiv(neurons, warps))), 32 * warps,
                                0, device, query, int(of_patches) * warps);
-  require_no_overflow(op, finite_responses, room.tensors[0]);
-  require_no_overflow(op, finite_responses, room.tensors[1]);
-  query.flaw = room.template results<T>(neuron_tiles * runs);
+  require_no_overflow(op, finite_responses, buffers.tensors[0]);
+  require_no_overflow(op, finite_responses, buffers.tensors[1]);
+  query.flaw = buffers.template results<T>(neuron_tiles * runs);
   const size_t bytes = ring_bytes<S, T> + lane_neurons * tile_threads * sizeof(Nearest<T>);
   launch<search_kernel<S, T>>("nearest_patch.search", dim3(unsigned(neuron_tiles), unsigned(runs)), tile_threads, bytes,
                               device, query, view.in_groups(of_lane<S>), rows.in_groups(of_lane<S>));
-  require_no_overflow(op, finite_responses, room.tensors.back());
+  require_no_overflow(op, finite_responses, buffers.tensors.back());
   launch<nearest_kernel<S, T>>("nearest_patch.nearest", dim3(unsigned(cdiv(neurons, warps))), 32 * warps, 0, device,
                                query, int(runs), pointer<int32_t>(nearest), pointer<T>(distance));
 }

@@ -25,7 +25,7 @@ struct Gather {
 };
 
 template <class T>
-struct Chip {
+struct SharedMemory {
   T w[largest][step], x[tile][step], y[tile][step];
   Tap taps[largest];  // registers are the sums'
 };
@@ -45,15 +45,15 @@ struct Load {
     return g.view.flat ? int(threadIdx.x) % largest : int(threadIdx.x) / tile + i * (threads / tile);
   }
   template <class T>
-  __device__ __forceinline__ void fetch(const Gather<S, T>& g, const Chip<T>& chip, int first, int end) {
+  __device__ __forceinline__ void fetch(const Gather<S, T>& g, const SharedMemory<T>& shared, int first, int end) {
 #pragma unroll
     for (int i = 0; i < each; ++i) {
       const int p = first + patch(g, i), n = entry(g, i);
-      fetched[i] = p < end && n < g.N ? g.view.load(g.view.corner(p), chip.taps[n]) : S(0);
+      fetched[i] = p < end && n < g.N ? g.view.load(g.view.corner(p), shared.taps[n]) : S(0);
     }
   }
   template <class T>
-  __device__ __forceinline__ void put(const Gather<S, T>& g, Chip<T>& chip, int first, int end) const {
+  __device__ __forceinline__ void put(const Gather<S, T>& g, SharedMemory<T>& shared, int first, int end) const {
 #pragma unroll
     for (int i = 0; i < each; ++i) {
       const int p = patch(g, i), n = entry(g, i);
@@ -62,24 +62,24 @@ struct Load {
         if (g.offset) value -= g.offset[first + p];
         if (g.scale) value *= g.scale[first + p];
       }
-      chip.x[p][n] = value;
+      shared.x[p][n] = value;
     }
   }
 };
 
 // U of the tile, into y: a thread has 2 patches by 4 neurons.
 template <class S, class T>
-__device__ __forceinline__ void respond(const Gather<S, T>& g, Chip<T>& chip) {
+__device__ __forceinline__ void respond(const Gather<S, T>& g, SharedMemory<T>& shared) {
   const int p = int(threadIdx.x) / 16 * 2, k = int(threadIdx.x) % 16;
   T u[2][4] = {};
 #pragma unroll 1
   for (int n = 0; n < g.N; n += 4) {
     Quad<T> x[2];
 #pragma unroll
-    for (int i = 0; i < 2; ++i) x[i] = *reinterpret_cast<const Quad<T>*>(&chip.x[p + i][n]);
+    for (int i = 0; i < 2; ++i) x[i] = *reinterpret_cast<const Quad<T>*>(&shared.x[p + i][n]);
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      const Quad<T> w = *reinterpret_cast<const Quad<T>*>(&chip.w[k + 16 * j][n]);
+      const Quad<T> w = *reinterpret_cast<const Quad<T>*>(&shared.w[k + 16 * j][n]);
 #pragma unroll
       for (int i = 0; i < 2; ++i)
 #pragma unroll
@@ -89,18 +89,19 @@ __device__ __forceinline__ void respond(const Gather<S, T>& g, Chip<T>& chip) {
 #pragma unroll
   for (int i = 0; i < 2; ++i)
 #pragma unroll
-    for (int j = 0; j < 4; ++j) chip.y[p + i][k + 16 * j] = u[i][j];
+    for (int j = 0; j < 4; ++j) shared.y[p + i][k + 16 * j] = u[i][j];
 }
 
 // U becomes Y, whose terms of the decay are added up: y², with softmax r u, or y. 8 threads share a patch, each takes
 // every eighth neuron.
 template <class S, class T>
-__device__ __forceinline__ void activate(const Gather<S, T>& g, Chip<T>& chip, bool known, T (&terms)[largest / 8]) {
+__device__ __forceinline__ void activate(const Gather<S, T>& g, SharedMemory<T>& shared, bool known,
+                                         T (&terms)[largest / 8]) {
   const int p = int(threadIdx.x) / 8, lane = int(threadIdx.x) % 8;
   const bool soft = g.activation == Activation::softmax;
-  Soft<T> mine = Soft<T>::nobody();
+  Soft<T> mine = Soft<T>::none();
   if (soft) {
-    for (int k = lane; k < g.K; k += 8) mine.add(chip.y[p][k], k, g.temperature);
+    for (int k = lane; k < g.K; k += 8) mine.add(shared.y[p][k], k, g.temperature);
     for (int apart = 4; apart > 0; apart /= 2) {
       Soft<T> other;
       other.best = __shfl_xor_sync(~0u, mine.best, apart);
@@ -112,33 +113,33 @@ __device__ __forceinline__ void activate(const Gather<S, T>& g, Chip<T>& chip, b
 #pragma unroll
   for (int i = 0; i < largest / 8; ++i) {
     const int k = lane + 8 * i;
-    const T u = chip.y[p][k];
+    const T u = shared.y[p][k];
     T y = soft ? mine.share(u, k, g.temperature) : activated(u, g.activation);
     if (!known || k >= g.K) y = 0;
-    chip.y[p][k] = y;
+    shared.y[p][k] = y;
     if (by_neuron(g.decay)) terms[i] += y * (soft ? u : g.decay == Decay::diagonal ? y : T(1));
   }
 }
 
 // G += YᵀX and C += YᵀY of the tile: a thread has 4 neurons by 4 inputs, and by 4 neurons not behind them.
 template <class S, class T>
-__device__ __forceinline__ void multiply(const Gather<S, T>& g, const Chip<T>& chip, T (&gradient)[4][4],
+__device__ __forceinline__ void multiply(const Gather<S, T>& g, const SharedMemory<T>& shared, T (&gradient)[4][4],
                                          T (&gram)[4][4]) {
   const int k = int(threadIdx.x) / 16 * 4, n = int(threadIdx.x) % 16 * 4;
   const bool inside = k < g.K && n < g.N, below = g.decay == Decay::triangular && k < g.K && n <= k;
   if (!inside && !below) return;
 #pragma unroll 2  // more would take registers from the sums
   for (int p = 0; p < tile; ++p) {
-    const Quad<T> y = *reinterpret_cast<const Quad<T>*>(&chip.y[p][k]);
+    const Quad<T> y = *reinterpret_cast<const Quad<T>*>(&shared.y[p][k]);
     if (inside) {
-      const Quad<T> x = *reinterpret_cast<const Quad<T>*>(&chip.x[p][n]);
+      const Quad<T> x = *reinterpret_cast<const Quad<T>*>(&shared.x[p][n]);
 #pragma unroll
       for (int i = 0; i < 4; ++i)
 #pragma unroll
         for (int j = 0; j < 4; ++j) gradient[i][j] += y.v[i] * x.v[j];
     }
     if (below) {
-      const Quad<T> other = *reinterpret_cast<const Quad<T>*>(&chip.y[p][n]);
+      const Quad<T> other = *reinterpret_cast<const Quad<T>*>(&shared.y[p][n]);
 #pragma unroll
       for (int i = 0; i < 4; ++i)
 #pragma unroll
@@ -148,7 +149,7 @@ __device__ __forceinline__ void multiply(const Gather<S, T>& g, const Chip<T>& c
 }
 
 template <class S, class T>
-__device__ __forceinline__ void store_sums(const Gather<S, T>& g, Chip<T>& chip, const T (&gradient)[4][4],
+__device__ __forceinline__ void store_sums(const Gather<S, T>& g, SharedMemory<T>& shared, const T (&gradient)[4][4],
                                            const T (&gram)[4][4], const T (&terms)[largest / 8]) {
   const int64_t size = g.K * g.N + (g.decay == Decay::triangular ? g.K * g.K : by_neuron(g.decay) ? g.K : 0);
   T *to = g.runs + blockIdx.x * size, *behind = to + g.K * g.N;
@@ -163,39 +164,39 @@ __device__ __forceinline__ void store_sums(const Gather<S, T>& g, Chip<T>& chip,
   if (!by_neuron(g.decay)) return;
   __syncthreads();  // the last tile's Y was read
 #pragma unroll
-  for (int i = 0; i < largest / 8; ++i) chip.y[t / 8][t % 8 + 8 * i] = terms[i];
+  for (int i = 0; i < largest / 8; ++i) shared.y[t / 8][t % 8 + 8 * i] = terms[i];
   __syncthreads();
   if (t >= g.K) return;
   T sum = 0;
-  for (int p = 0; p < tile; ++p) sum += chip.y[p][t];
+  for (int p = 0; p < tile; ++p) sum += shared.y[p][t];
   behind[t] = sum;
 }
 
 template <class S, class T>
 __global__ void __launch_bounds__(threads, sizeof(T) == 8 ? 1 : 2) gather_kernel(Gather<S, T> g) {
-  HEBBKERN_SHARED(Chip<T>, chip);
+  HEBBKERN_SHARED(SharedMemory<T>, shared);
   const int first = int(blockIdx.x) * g.run, end = min(first + g.run, g.view.patches);
   Load<S> load;
-  if (int(threadIdx.x) < g.N) chip->taps[threadIdx.x] = g.view.tap(int(threadIdx.x));
+  if (int(threadIdx.x) < g.N) shared->taps[threadIdx.x] = g.view.tap(int(threadIdx.x));
   __syncthreads();
-  load.fetch(g, *chip, first, end);
+  load.fetch(g, *shared, first, end);
   for (int at = int(threadIdx.x); at < largest * largest; at += threads) {
     const int k = at / largest, n = at % largest;
-    chip->w[k][n] = k < g.K && n < g.N ? T(wide(g.weight[k * g.N + n])) : T(0);
+    shared->w[k][n] = k < g.K && n < g.N ? T(wide(g.weight[k * g.N + n])) : T(0);
   }
   T gradient[4][4] = {}, gram[4][4] = {}, terms[largest / 8] = {};
   for (int at = first; at < end; at += tile) {
-    load.put(g, *chip, at, end);
+    load.put(g, *shared, at, end);
     __syncthreads();
-    if (at + tile < end) load.fetch(g, *chip, at + tile, end);
-    respond(g, *chip);
+    if (at + tile < end) load.fetch(g, *shared, at + tile, end);
+    respond(g, *shared);
     __syncthreads();
-    activate(g, *chip, at + int(threadIdx.x) / 8 < end, terms);
+    activate(g, *shared, at + int(threadIdx.x) / 8 < end, terms);
     __syncthreads();
-    multiply(g, *chip, gradient, gram);
+    multiply(g, *shared, gradient, gram);
     __syncthreads();
   }
-  store_sums(g, *chip, gradient, gram, terms);
+  store_sums(g, *shared, gradient, gram, terms);
 }
 
 // Blocks of whole tiles, a power of two of them.
@@ -219,7 +220,7 @@ DenseResult on_chip(const char* op, const Device& device, const Tensor& x, const
   const ScalarType dtype = result_dtype(x.scalar_type());
   const Tensor rows = empty_like(x, {runs, size}, dtype);
   g.runs = pointer<T>(rows);
-  launch<gather_kernel<S, T>>("on_chip", dim3(unsigned(runs)), threads, sizeof(Chip<T>), device, g);
+  launch<gather_kernel<S, T>>("on_chip", dim3(unsigned(runs)), threads, sizeof(SharedMemory<T>), device, g);
   Tensor sums = rows;
   if (runs > 1) {
     sums = empty_like(x, {size}, dtype);

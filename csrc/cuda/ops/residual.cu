@@ -52,7 +52,7 @@ struct Walk {
 };
 
 template <class T>
-struct Chip {
+struct SharedMemory {
   Record<T> records[stages];
   T w[2][block][columns];
   // Partial sums of warps; rows of the two halves of a warp lie on different banks.
@@ -60,10 +60,10 @@ struct Chip {
 };
 
 template <class T>
-__device__ __forceinline__ void copy(Chip<T>& chip, const Record<T>* records, int step, int steps) {
+__device__ __forceinline__ void copy(SharedMemory<T>& shared, const Record<T>* records, int step, int steps) {
   if (step < steps) {
     const char* from = reinterpret_cast<const char*>(records + step);
-    char* to = reinterpret_cast<char*>(&chip.records[step % stages]);
+    char* to = reinterpret_cast<char*>(&shared.records[step % stages]);
     for (int at = int(threadIdx.x) * 16; at < int(sizeof(Record<T>)); at += threads * 16)
       cp_async_zfill<16>(to + at, from + at, 16);
   }
@@ -87,7 +87,8 @@ __device__ __forceinline__ void open(const Walk<S, T>& walk, int first, int colu
 
 // Takes a block of neurons off the residual, and leaves what its patches add to YᵀR in `parts`.
 template <class T>
-__device__ __forceinline__ void pass(Chip<T>& chip, const Record<T>& record, const T (&w)[block], T (&rest)[each]) {
+__device__ __forceinline__ void pass(SharedMemory<T>& shared, const Record<T>& record, const T (&w)[block],
+                                     T (&rest)[each]) {
   const int t = int(threadIdx.x), column = t % columns, patch = t / columns * each;
   T sums[block] = {};
 #pragma unroll
@@ -110,17 +111,17 @@ __device__ __forceinline__ void pass(Chip<T>& chip, const Record<T>& record, con
   for (int k = 0; k < block / 2; ++k) {
     const T kept = upper ? sums[k + block / 2] : sums[k], given = upper ? sums[k] : sums[k + block / 2];
     const T taken = __shfl_xor_sync(~0u, given, columns);
-    chip.parts[t / 32][k + (upper ? block / 2 : 0)][column] = kept + taken;
+    shared.parts[t / 32][k + (upper ? block / 2 : 0)][column] = kept + taken;
   }
 }
 
 // This thread's entry of the block's sum in this chunk.
 template <class T>
-__device__ __forceinline__ T sum_of(const Chip<T>& chip, const Record<T>& record, const T (&w)[block]) {
+__device__ __forceinline__ T sum_of(const SharedMemory<T>& shared, const Record<T>& record, const T (&w)[block]) {
   const int row = int(threadIdx.x) / columns, column = int(threadIdx.x) % columns;
   T sum = 0, less = 0;
 #pragma unroll
-  for (int warp = 0; warp < warps; ++warp) sum += chip.parts[warp][row][column];
+  for (int warp = 0; warp < warps; ++warp) sum += shared.parts[warp][row][column];
 #pragma unroll
   for (int k = 0; k < block; k += 4) {
     const Quad<T> gram = *reinterpret_cast<const Quad<T>*>(&record.gram[row][k]);
@@ -155,7 +156,7 @@ __device__ __forceinline__ bool conclude(const Walk<S, T>& walk, const Sink<S, T
 // Two of them a multiprocessor: usual layers have no more, and one hides the waits of the other.
 template <class S, class T>
 __global__ void __launch_bounds__(threads, 2) residual_kernel(Walk<S, T> walk, Sink<S, T> sink) {
-  HEBBKERN_SHARED(Chip<T>, chip);
+  HEBBKERN_SHARED(SharedMemory<T>, shared);
   const int row = int(threadIdx.x) / columns, column = int(blockIdx.x) * columns + int(threadIdx.x) % columns;
   const int steps = walk.chunks * walk.blocks;
   const auto weight = [&](int step) {
@@ -163,28 +164,28 @@ __global__ void __launch_bounds__(threads, 2) residual_kernel(Walk<S, T> walk, S
     const bool there = step < steps && neuron < walk.K && column < walk.N;
     return there ? sink.weight[int64_t(neuron) * walk.N + column] : S(0);
   };
-  for (int step = 0; step < stages - 1; ++step) copy(*chip, walk.records, step, steps);
+  for (int step = 0; step < stages - 1; ++step) copy(*shared, walk.records, step, steps);
   S now = weight(0), next = weight(1);
   T rest[each] = {};
   bool good = true;
   for (int step = 0; step < steps; ++step) {
     const S before = now;
     now = next;
-    auto& tile = chip->w[step % 2];
+    auto& tile = shared->w[step % 2];
     tile[row][threadIdx.x % columns] = T(wide(before));
     cp_async_wait<stages - 2>();
     __syncthreads();
-    copy(*chip, walk.records, step + stages - 1, steps);
+    copy(*shared, walk.records, step + stages - 1, steps);
     next = weight(step + 2);
     const int number = step % walk.blocks, part = step / walk.blocks;
     if (number == 0) open(walk, part * chunk, column, rest);
-    const Record<T>& record = chip->records[step % stages];
+    const Record<T>& record = shared->records[step % stages];
     T w[block];
 #pragma unroll
     for (int k = 0; k < block; ++k) w[k] = tile[k][threadIdx.x % columns];
-    pass(*chip, record, w, rest);
+    pass(*shared, record, w, rest);
     __syncthreads();
-    const T total = sum_of(*chip, record, w);
+    const T total = sum_of(*shared, record, w);
     const int neuron = number * block + row;
     if (neuron < walk.K && column < walk.N) good = conclude(walk, sink, part, neuron, column, total, before) && good;
   }
@@ -210,7 +211,8 @@ DenseResult residual(const Device& device, const Tensor& y, const Layout& layout
   const Sink<S, T> sink = sink_of<S, T>(to, weight, frozen, lr, P, tiles);
   launch<pack_kernel<T>>("residual.pack", dim3(unsigned(records)), threads, 0, device, const_pointer<T>(y), layout,
                          Divisor(layout.per_image), pointer<Record<T>>(packed), walk.blocks, P, K);
-  launch<residual_kernel<S, T>>("residual", dim3(unsigned(tiles)), threads, sizeof(Chip<T>), device, walk, sink);
+  launch<residual_kernel<S, T>>("residual", dim3(unsigned(tiles)), threads, sizeof(SharedMemory<T>), device, walk,
+                                sink);
   return to;
 }
 

@@ -95,7 +95,7 @@ Sorted sorted(const Device& device, const Tensor& like, const int32_t* keys, con
   size_t bytes = 0;
   sort(nullptr, bytes);
   result.memory.push_back(empty_like(like, {int64_t(bytes)}, ScalarType::Byte));
-  if (!notebook().only_noted) sort(result.memory.back().mutable_data_ptr(), bytes);
+  if (!launch_log().only_noted) sort(result.memory.back().mutable_data_ptr(), bytes);
   launch<starts_kernel>("sort.starts", dim3(unsigned(cdiv(count + 1, threads))), threads, 0, device,
                         static_cast<const int32_t*>(by_key), int(count), int(kinds), starts);
   return result;

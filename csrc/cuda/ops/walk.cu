@@ -15,20 +15,20 @@ constexpr int most_shares = 64;    // blocks that share the neurons of their pat
 
 // Responses from sums of products; those of neurons that may not win are no numbers, which never rank.
 template <class S, class T>
-__device__ __forceinline__ void respond(const Field<S, T>& field, int patches, int last, int neurons, int end,
-                                        T (&sums)[lane_patches][lane_neurons]) {
+__device__ __forceinline__ void respond(const WalkArguments<S, T>& arguments, int patches, int last, int neurons,
+                                        int end, T (&sums)[lane_patches][lane_neurons]) {
   const Lane lane;
   Terms<T> patch[lane_patches];
 #pragma unroll
   for (int i = 0; i < lane_patches; ++i) {
     const int number = patches + 4 * i;
-    patch[i] = of_patch(field.known, number < last ? number : last);
+    patch[i] = of_patch(arguments.known, number < last ? number : last);
   }
 #pragma unroll
   for (int j = 0; j < lane_neurons; ++j) {
     const int name = neurons + lane.first() + 8 * j;
-    const bool there = name < end && (!field.eligible.given() || field.eligible[name]);
-    const Terms<T> neuron = of_neuron(field.known, name < end ? name : end - 1);
+    const bool there = name < end && (!arguments.eligible.given() || arguments.eligible[name]);
+    const Terms<T> neuron = of_neuron(arguments.known, name < end ? name : end - 1);
 #pragma unroll
     for (int i = 0; i < lane_patches; ++i) sums[i][j] = there ? final_response(sums[i][j], patch[i], neuron) : T(NAN);
   }
@@ -48,9 +48,9 @@ struct Strongest {
 
   __device__ __forceinline__ Strongest(T* response, int32_t* neuron, int k) : response(response), neuron(neuron), k(k) {
 #pragma unroll
-    for (int i = 0; i < lane_patches; ++i) bar[i] = lowest<T>(), best[i] = nobody;
+    for (int i = 0; i < lane_patches; ++i) bar[i] = lowest<T>(), best[i] = no_neuron;
     for (int slot = lane.number; k > 1 && slot < warp_patches * k; slot += 32)
-      response[slot] = lowest<T>(), neuron[slot] = nobody;
+      response[slot] = lowest<T>(), neuron[slot] = no_neuron;
     __syncwarp();
   }
 
@@ -137,7 +137,8 @@ struct Strongest {
 
   // Patches first to last are the warp's.
   template <class S>
-  __device__ __forceinline__ void write(const Field<S, T>& field, const Outcome<T>& outcome, int first, int last) {
+  __device__ __forceinline__ void write(const WalkArguments<S, T>& arguments, const Outcome<T>& outcome, int first,
+                                        int last) {
     if (k > 1) {
       __syncwarp();
       for (int patch = 0; patch < warp_patches && first + patch <= last; ++patch)
@@ -171,42 +172,43 @@ __host__ __device__ constexpr size_t ring_bytes(int warps) {
 
 // Block (i, s): tile i of patches, neurons s * share to (s + 1) * share; its winners are list s of all lists.
 template <class S, class T>
-__global__ void __launch_bounds__(32 * most_warps<T>, 2) walk_kernel(Field<S, T> field, Outcome<T> outcome) {
+__global__ void __launch_bounds__(32 * most_warps<T>, 2)
+    walk_kernel(WalkArguments<S, T> arguments, Outcome<T> outcome) {
   HEBBKERN_SHARED(unsigned char, memory);
   const auto taps = reinterpret_cast<Tap(*)[entries<T>]>(memory);
   const Lane lane;
-  const int patches = int(blockDim.x) / 2, first = int(blockIdx.x) * patches, last = field.view.patches - 1;
+  const int patches = int(blockDim.x) / 2, first = int(blockIdx.x) * patches, last = arguments.view.patches - 1;
   if (first > last) return;
-  const int begin = int(blockIdx.y) * field.share, inputs = field.view.inputs;
-  const int end = begin + field.share < outcome.neurons ? begin + field.share : outcome.neurons;
-  outcome.winners += int64_t(blockIdx.y) * field.view.patches * outcome.k;
-  outcome.responses += int64_t(blockIdx.y) * field.view.patches * outcome.k;
-  Copies<S, T> copies(field, reinterpret_cast<T*>(memory + tap_bytes<T>), taps, first, last, begin, end);
+  const int begin = int(blockIdx.y) * arguments.share, inputs = arguments.view.inputs;
+  const int end = begin + arguments.share < outcome.neurons ? begin + arguments.share : outcome.neurons;
+  outcome.winners += int64_t(blockIdx.y) * arguments.view.patches * outcome.k;
+  outcome.responses += int64_t(blockIdx.y) * arguments.view.patches * outcome.k;
+  TileLoader<S, T> loader(arguments, reinterpret_cast<T*>(memory + tap_bytes<T>), taps, first, last, begin, end);
   T* const listed = reinterpret_cast<T*>(memory + ring_bytes<T>(int(blockDim.x) / 32));
   int32_t* const names = reinterpret_cast<int32_t*>(listed + patches * outcome.k);
   const int own = lane.warp * warp_patches;
   Strongest<T> strongest(listed + own * outcome.k, names + own * outcome.k, outcome.k);
   for (int step = 0; step < stages - 1; ++step) {
     __syncthreads();
-    copies.start();
-    copies.finish();
+    loader.start();
+    loader.finish();
   }
   for (int neuron = begin; neuron < end; neuron += tile_neurons) {
     T sums[lane_patches][lane_neurons] = {};
     for (int entry = 0; entry < inputs; entry += entries<T>) {
       cp_async_wait<stages - 2>();
-      const int now = copies.stage == stages - 1 ? 0 : copies.stage + 1;
-      if (field.known.unit) copies.scale(now, first, last, neuron);
+      const int now = loader.stage == stages - 1 ? 0 : loader.stage + 1;
+      if (arguments.known.unit) loader.scale(now, first, last, neuron);
       __syncthreads();  // all copies have arrived, and no thread reads the step before
-      copies.start();
-      multiply(copies.at(now) + (own + lane.group()) * pitch<T>, copies.at(now) + (patches + lane.first()) * pitch<T>,
+      loader.start();
+      multiply(loader.at(now) + (own + lane.group()) * pitch<T>, loader.at(now) + (patches + lane.first()) * pitch<T>,
                sums);
-      copies.finish();
+      loader.finish();
     }
-    respond(field, first + own + lane.group(), last, neuron, end, sums);
+    respond(arguments, first + own + lane.group(), last, neuron, end, sums);
     strongest.rank(sums, neuron);
   }
-  strongest.write(field, outcome, first + own, last);
+  strongest.write(arguments, outcome, first + own, last);
 }
 
 // The k strongest of the lists [shares, P, k] of each patch, a warp to each.
@@ -273,15 +275,15 @@ void walk(const Device& device, const Tensor& like, const PatchView<S>& view, co
   if (!view.patches) return;
   const PatchView<T> weights(rows, outcome.neurons, view.inputs);
   constexpr bool same = std::is_same_v<S, T>;
-  Field<S, T> field{view,
-                    weights,
-                    Known<T>(known, same && known.inverse),
-                    eligible,
-                    same && view.in_groups(each<T>),
-                    weights.in_groups(each<T>),
-                    0};
+  WalkArguments<S, T> arguments{view,
+                                weights,
+                                Known<T>(known, same && known.inverse),
+                                eligible,
+                                same && view.in_groups(each<T>),
+                                weights.in_groups(each<T>),
+                                0};
   const Split parts = split<T>(device, view.patches, outcome.neurons, outcome.k);
-  field.share = parts.share;
+  arguments.share = parts.share;
   Outcome<T> heats = outcome;
   std::optional<Tensor> winners, responses;
   if (parts.shares > 1) {
@@ -293,7 +295,7 @@ void walk(const Device& device, const Tensor& like, const PatchView<S>& view, co
   const int patches = parts.warps * warp_patches;
   const size_t lists = outcome.k > 1 ? patches * outcome.k * (sizeof(T) + sizeof(int32_t)) : 0;
   launch<walk_kernel<S, T>>("compete", dim3(unsigned(cdiv(view.patches, patches)), unsigned(parts.shares)),
-                            32 * parts.warps, ring_bytes<T>(parts.warps) + lists, device, field, heats);
+                            32 * parts.warps, ring_bytes<T>(parts.warps) + lists, device, arguments, heats);
   if (parts.shares > 1) merge<T>(device, heats, outcome, view.patches, parts.shares);
 }
 

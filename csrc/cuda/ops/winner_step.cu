@@ -56,7 +56,7 @@ struct Cuda {
       winners = empty_like(x, {entries.count}, ScalarType::Int);
       responses = empty_like(x, {entries.count}, result_dtype(x.scalar_type()));
       assignments = assignments_of<T>(step, pointer<T>(responses));
-      const Contest how{int(ranks), step.p, step.cosine, step.patches};
+      const CompeteSettings how{int(ranks), step.p, step.cosine, step.patches};
       const Keys named{entries.keys, entries.numbers, Mask(step.frozen), silent_ranks<T>(step), step.by_response};
       const Tensor rows = weight.is_contiguous() ? weight : torch::stable::contiguous(weight);
       known = contest<S, T>(op, device, x, view, rows, how, pointer<int32_t>(winners), pointer<T>(responses), named);
