@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hebbkern import checks
+from hebbkern import _torch_private, checks
 from hebbkern.backends import kernel
 from hebbkern.ops.library import LIBRARY, bump_version, define
 
@@ -103,6 +103,11 @@ define(f"apply_({ARGUMENTS}, float lr, {SETTINGS}) -> ()", check, fake)
 
 def _scheduled(weight: Tensor, *arguments: Any) -> None:
     *sums, lr, normalise, rate_power, frozen = arguments
+    if _torch_private.in_backward():
+        raise RuntimeError(
+            "hebbkern.learning: a compiled model must not be recomputed by torch.utils.checkpoint, as it would learn "
+            "twice; compile the model with the checkpoint inside, or do not compile it"
+        )
     kernel(OP, weight)(weight, *sums, lr.item(), normalise, rate_power, frozen)
 
 
