@@ -109,6 +109,7 @@ def _scheduled(weight: Tensor, *arguments: Any) -> None:
             "twice; compile the model with the checkpoint inside, or do not compile it"
         )
     kernel(OP, weight)(weight, *sums, lr.item(), normalise, rate_power, frozen)
+    bump_version(weight)  # here, so that graphs of torch.compile count the write too
 
 
 def _check_scheduled(weight: Tensor, *arguments: Any) -> None:
