@@ -47,7 +47,7 @@ def round_stochastically(exact: Tensor, dtype: torch.dtype, generator: torch.Gen
     """
     info = torch.finfo(dtype)
     exponent = torch.frexp(exact).exponent - 1
-    spacing = torch.ldexp(exact.new_ones(()), exponent).clamp_(min=info.tiny).mul_(info.eps)
+    spacing = torch.ldexp(torch.ones_like(exact), exponent).clamp_(min=info.tiny).mul_(info.eps)
     spacing.clamp_(min=torch.finfo(exact.dtype).tiny)  # a denormal spacing is 0 on some devices
     steps = exact / spacing
     lower = steps.floor()

@@ -240,3 +240,35 @@ def test_no_learning_ends_learning_for_a_while():
         assert learns(model)
     with hk.nn.no_learning():
         assert not learns(model)
+
+
+LABELS = torch.arange(8) % 3
+LOOKS = {
+    "EWC.after_task": lambda model: hk.continual.EWC(model, 1.0).after_task(model, [(X, LABELS)]),
+    "MAS.after_task": lambda model: hk.continual.MAS(model, 1.0).after_task(model, [(X, LABELS)]),
+    "LwF.after_task and penalty": lambda model: distil(model),
+    "evaluation.linear_probes": lambda model: hk.evaluation.linear_probes(model, (X, LABELS), (X, LABELS)),
+    "evaluation.eval_mode": lambda model: look(model),
+}
+
+
+def distil(model):
+    method = hk.continual.LwF(1.0)
+    method.after_task(model, [(X, LABELS)])
+    method.penalty(model, X).backward()
+
+
+def look(model):
+    with hk.evaluation.features.eval_mode(model):
+        model(X)
+
+
+@pytest.mark.parametrize("name", LOOKS)
+def test_looking_at_a_model_never_teaches_it(name):
+    model = network()
+    with hk.learning(model, lr=0.1):
+        model(X)
+        before = model[0].weight.clone()
+        LOOKS[name](model)
+        assert torch.equal(model[0].weight, before)
+        assert learns(model)
