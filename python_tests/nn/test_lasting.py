@@ -100,22 +100,26 @@ class Functional(nn.Module):
 
 def test_strict_learning_names_the_layers_that_did_not_learn():
     model = Branches()
-    with pytest.raises(RuntimeError, match=r'every layer with a rate must learn inside the context, got "other"$'):
-        with hk.learning(model, lr=0.1, strict=True):
-            model(X)
+    with (
+        pytest.raises(RuntimeError, match=r'every layer with a rate must learn inside the context, got "other"$'),
+        hk.learning(model, lr=0.1, strict=True),
+    ):
+        model(X)
     with hk.learning(model, lr={"taken": 0.1}, strict=True):
         model(X)
     with pytest.raises(KeyError), hk.learning(model, lr=0.1, strict=True):
         raise KeyError
     model.other.weight.requires_grad_(False)
-    with pytest.raises(RuntimeError, match='got "other"$'), hk.learning(model, into="grad", strict=True):
+    with pytest.raises(RuntimeError, match=r'got "other"$'), hk.learning(model, into="grad", strict=True):
         model(X)
 
 
 def test_a_context_in_which_no_layer_learnt_warns():
-    with pytest.warns(UserWarning, match=r'no layer has learnt inside the context \("layer"\)'):
-        with hk.learning(Functional(), lr=0.1):
-            Functional()(X)
+    with (
+        pytest.warns(UserWarning, match=r'no layer has learnt inside the context \("layer"\)'),
+        hk.learning(Functional(), lr=0.1),
+    ):
+        Functional()(X)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with hk.learning(model := Branches(), lr=0.1):
@@ -185,7 +189,7 @@ def test_frozen_rows_keep_their_bits_under_stochastic_rounding():
 def test_a_weight_that_overflows_when_rounded_stays():
     layer = linear(hk.Hebb(), torch.float16)
     before = layer.weight.clone()
-    with pytest.raises(ValueError, match="lr must leave weights that torch.float16 holds, got an overflow"):
+    with pytest.raises(ValueError, match=r"lr must leave weights that torch.float16 holds, got an overflow"):
         layer.learn(X.half() * 100, lr=1e4, generator=torch.Generator().manual_seed(0))
     assert torch.equal(layer.weight, before)
 
@@ -199,9 +203,11 @@ def test_functional_call_with_other_tensors_is_an_error():
     layer = linear()
     given = {"weight": layer.weight.detach().clone()}
     before, other = layer.weight.clone(), given["weight"].clone()
-    with pytest.raises(RuntimeError, match=r"weight must be the parameter with which hebbkern.learning was entered"):
-        with hk.learning(layer, lr=0.1):
-            torch.func.functional_call(layer, given, X)
+    with (
+        pytest.raises(RuntimeError, match=r"weight must be the parameter with which hebbkern.learning was entered"),
+        hk.learning(layer, lr=0.1),
+    ):
+        torch.func.functional_call(layer, given, X)
     assert torch.equal(layer.weight, before) and torch.equal(given["weight"], other)
     with hk.learning(layer, lr=0.1):
         with hk.nn.no_learning():
@@ -222,9 +228,11 @@ TRANSFORMS = {
 def test_transforms_of_torch_func_over_a_learning_layer_are_an_error(transform):
     layer = linear()
     before = layer.weight.clone()
-    with pytest.raises(RuntimeError, match=r"input must be an ordinary tensor .* got one of torch.func"):
-        with hk.learning(layer, lr=0.1):
-            TRANSFORMS[transform](layer)
+    with (
+        pytest.raises(RuntimeError, match=r"input must be an ordinary tensor .* got one of torch.func"),
+        hk.learning(layer, lr=0.1),
+    ):
+        TRANSFORMS[transform](layer)
     assert torch.equal(layer.weight, before)
     with hk.nn.no_learning():
         TRANSFORMS[transform](layer)
