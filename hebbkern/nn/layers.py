@@ -21,6 +21,7 @@ from hebbkern.update import Update
 # The rate of the step from which a gradient is computed: a power of two, large, so that what is added to the weight is
 # not rounded as coarsely as the weight.
 GRADIENT_LR = 2.0**24
+GRADIENT_LR_TENSOR = torch.tensor(GRADIENT_LR, dtype=torch.float64, device="cpu")  # for compiled models
 
 
 class HebbianLayer(Hebbian):
@@ -102,7 +103,7 @@ class HebbianLayer(Hebbian):
             ValueError: an argument has a wrong shape, dtype or value, x has a NaN or an infinity, or the weight is
                 computed from other tensors (weight_norm, pruning, parametrizations). The weight is unchanged.
         """
-        if type(self.weight) is not nn.Parameter:
+        if type(self.weight) is not nn.Parameter and not torch.compiler.is_compiling():
             check_own_weight(f"{type(self).__name__}.learn", "layer", self)
         rate = self._default_lr(into, lr) if lr is None or into != "weight" else lr
         x, labels = self._samples(x.detach(), labels)
@@ -165,7 +166,8 @@ class HebbianLayer(Hebbian):
         weight = self.weight.detach()
         before = weight if weight.dtype == torch.float64 else weight.float()
         after = before.clone(memory_format=torch.contiguous_format)
-        self.rule.apply_(after, update, lr=GRADIENT_LR, frozen=self.frozen)
+        rate = GRADIENT_LR_TENSOR if torch.compiler.is_compiling() else GRADIENT_LR
+        self.rule.apply_(after, update, lr=rate, frozen=self.frozen)
         gradient = after.sub_(before).mul_(-lr / GRADIENT_LR).to(weight.dtype)
         if self.weight.grad is None:
             self.weight.grad = gradient

@@ -105,8 +105,8 @@ def _scheduled(weight: Tensor, *arguments: Any) -> None:
     *sums, lr, normalise, rate_power, frozen = arguments
     if _torch_private.in_backward():
         raise RuntimeError(
-            "hebbkern.learning: a compiled model must not be recomputed by torch.utils.checkpoint, as it would learn "
-            "twice; compile the model with the checkpoint inside, or do not compile it"
+            "hebbkern.learning: a compiled layer that learns must not be recomputed in the backward pass, as it would "
+            "learn twice; leave it out of torch.utils.checkpoint, or do not compile it"
         )
     kernel(OP, weight)(weight, *sums, lr.item(), normalise, rate_power, frozen)
     bump_version(weight)  # here, so that graphs of torch.compile count the write too

@@ -196,16 +196,53 @@ def test_a_checkpoint_of_weights_that_have_learnt_since_is_an_error(reentrant):
             sum(losses).backward()
 
 
-def test_a_compiled_model_in_a_checkpoint_is_an_error():
+@pytest.mark.parametrize("into", ["weight", "grad"])
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_compiled_model_in_a_checkpoint_is_an_error(into, reentrant):
     torch.compiler.reset()
     model, x = network(), X.clone().requires_grad_()
     compiled = torch.compile(model, fullgraph=True, backend="eager")
-    with hk.learning(model, lr=0.1):
-        loss = checkpoint(compiled, x, use_reentrant=False).sum()
-        weight = model[0].weight.clone()
-        with pytest.raises(RuntimeError, match=r"a compiled model must not be recomputed by torch.utils.checkpoint"):
+    with hk.learning(model, lr=0.1, into=into):
+        loss = checkpoint(compiled, x, use_reentrant=reentrant).sum()
+        learnt = model[0].weight.clone(), model[0].weight.grad
+        with pytest.raises(
+            RuntimeError, match=r"a compiled layer that learns must not be recomputed in the backward pass"
+        ):
             loss.backward()
-    assert torch.equal(model[0].weight, weight)
+    assert torch.equal(model[0].weight, learnt[0]) and model[0].weight.grad is learnt[1]
+
+
+def test_a_checkpoint_inside_a_compiled_function_is_an_error():
+    torch.compiler.reset()
+    model, x = network(), X.clone().requires_grad_()
+    run = torch.compile(lambda x: checkpoint(model, x, use_reentrant=False), fullgraph=True, backend="aot_eager")
+    with hk.learning(model, lr=0.1):
+        loss = run(x).sum()
+        with pytest.raises(RuntimeError, match=r"leave it out of torch.utils.checkpoint, or do not compile it"):
+            loss.backward()
+
+
+@pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_gradients_of_a_compiled_model_that_learns_are_those_of_eager(compiler):
+    torch.compiler.reset()
+    model, plain = network(), network()
+    compiled = torch.compile(model, fullgraph=True, backend=compiler)
+    x, same = X.clone().requires_grad_(), X.clone().requires_grad_()
+    for network_, run, given in ((model, compiled, x), (plain, plain, same)):
+        with hk.learning(network_, lr=0.1, strict=True):
+            run(given).square().sum().backward()
+    torch.testing.assert_close(model[0].weight, plain[0].weight)
+    torch.testing.assert_close(x.grad, same.grad)
+
+
+def test_a_model_that_learns_exports():
+    model, twin = network(), network()
+    with hk.learning(model, lr=0.1):
+        program = torch.export.export(model, (X,)).module()
+        assert torch.equal(model[0].weight, twin[0].weight)
+        y = program(X)
+    with hk.learning(twin, lr=0.1):
+        torch.testing.assert_close(y, twin(X))
 
 
 def test_compiled_models_follow_the_context_of_each_thread():
