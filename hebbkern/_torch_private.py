@@ -8,10 +8,21 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch._C._functorch import is_functorch_wrapped_tensor  # pyright: ignore[reportMissingImports] (compiled)
 from torch._subclasses.fake_tensor import FakeTensor  # waits for: a public way to ask whether a tensor has values
 from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
 
-__all__ = ["FakeTensor", "FunctionalTensor", "FunctionalTensorMode", "exporting", "has_kernel", "has_values"]
+__all__ = [
+    "FakeTensor",
+    "FunctionalTensor",
+    "FunctionalTensorMode",
+    "decompose_in_graphs",
+    "exporting",
+    "has_kernel",
+    "has_values",
+    "in_backward",
+    "is_transformed",
+]
 
 
 def has_values(tensor: torch.Tensor) -> bool:
@@ -28,6 +39,22 @@ def has_kernel(operator: str, key: str) -> bool:
     Waits for: a public form of torch._C._dispatch_has_kernel_for_dispatch_key.
     """
     return torch._C._dispatch_has_kernel_for_dispatch_key(operator, key)
+
+
+def in_backward() -> bool:
+    """Whether this thread is inside a backward pass of autograd, where torch.utils.checkpoint recomputes.
+
+    Waits for: a public form of torch._C._current_graph_task_id.
+    """
+    return torch._C._current_graph_task_id() != -1
+
+
+def is_transformed(tensor: torch.Tensor) -> bool:
+    """Whether `tensor` is one of torch.func's transforms: batched by vmap, or tracked by grad or jvp.
+
+    Waits for: a public form of torch._C._functorch.is_functorch_wrapped_tensor.
+    """
+    return is_functorch_wrapped_tensor(tensor)
 
 
 def exporting() -> bool:

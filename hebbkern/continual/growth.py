@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hebbkern.checks import Settings
-from hebbkern.nn.learning import Hebbian
+from hebbkern.nn.state import Hebbian
 
 STARTS = ("uniform", "normal", "samples")
 NORMS = {"row_max": float("inf"), "row_l2": 2.0}  # the order of the norm by which a row is divided
@@ -88,6 +88,8 @@ class GrowingLayer(Settings, Hebbian):
     The rest of the storage holds the initial values of neurons to come, so that growth is a longer view; only a full
     storage is replaced by one of twice the size. `HebbCL` describes the attributes.
     """
+
+    grows = True
 
     in_features: int
     neurons: int | None

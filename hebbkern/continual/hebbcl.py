@@ -28,6 +28,7 @@ from hebbkern.continual.growth import STARTS
 from hebbkern.continual.inputs import as_labels, as_patches, as_samples, unit_rows, without_blank
 from hebbkern.nn.layers import KWinners
 from hebbkern.nn.learning import check_rate
+from hebbkern.nn.state import state_of_pass
 from hebbkern.rules import WTA
 
 
@@ -152,7 +153,7 @@ class HebbCL(Estimator):
         Raises:
             ValueError: as `learn`, or `hebbkern.learning` has into="grad", a group, or another dtype than the weight's.
         """
-        state = self.learning_state
+        state = state_of_pass(self, x)
         if state is not None:
             if state.into != "weight" or state.group is not None:
                 got = f'into="{state.into}"' + ("" if state.group is None else " and a group")

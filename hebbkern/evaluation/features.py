@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from hebbkern.nn.learning import Hebbian, check_any
+from hebbkern.nn.learning import check_any
+from hebbkern.nn.state import Hebbian, no_learning
 
 Pair = tuple[Tensor, Tensor]
 MEMORY = 2**31  # bytes that features may take: 2 GiB
@@ -107,27 +108,17 @@ def hebbian_layers(model: nn.Module) -> dict[str, Hebbian]:
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Context in which `model` is in evaluation mode, learns nothing, and draws from a copy of the random state.
 
-    On leaving, also by an exception, every module's mode, every layer's learning state and torch's random state are
-    what they were before.
+    On leaving, also by an exception, every module's mode and torch's random state are what they were before.
     """
     modes = [(module, module.training) for module in model.modules()]
-    states = [
-        (layer, layer.learning_state)
-        for layer, _ in modes
-        if isinstance(layer, Hebbian) and layer.learning_state is not None
-    ]
     devices = {tensor.device.index for tensor in model.parameters() if tensor.is_cuda}
     try:
-        for layer, _ in states:
-            layer.learning_state = None
         model.eval()
-        with torch.random.fork_rng(sorted(devices)):
+        with no_learning(), torch.random.fork_rng(sorted(devices)):
             yield
     finally:
         for module, mode in modes:
             module.training = mode
-        for layer, state in states:
-            layer.learning_state = state
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hebbkern import ops
 from hebbkern.evaluation.features import device_of, eval_mode
-from hebbkern.nn.learning import Hebbian
+from hebbkern.nn.state import Hebbian
 from hebbkern.rules import WTA, KrotovHopfield
 
 QUANTILES = {"q05": 0.05, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q95": 0.95}

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 from torch import nn
 
 from hebbkern.nn.layers import HebbianConv2d, HebbianLayer, HebbianLinear, check_rule
+from hebbkern.nn.weights import check_own_weight
 from hebbkern.rules import Rule
 
 HEBBIAN: dict[type[nn.Module], type[HebbianLayer]] = {nn.Linear: HebbianLinear, nn.Conv2d: HebbianConv2d}
@@ -81,7 +82,7 @@ def revert(model: nn.Module) -> nn.Module:
     for name, layer in layers.items():
         if type(layer) not in PLAIN:
             _refuse("revert", name, "be a HebbianLinear or HebbianConv2d", type(layer).__name__)
-        _check_own_weight("revert", name, layer)
+        check_own_weight("nn.revert", f'"{name}"', layer)
         if layer.learning_state is not None:
             _refuse("revert", name, "not be inside hebbkern.learning", "a layer that is learning")
     for layer in layers.values():
@@ -107,18 +108,12 @@ def _matches(name: str, modules: Mapping[str, nn.Module]) -> list[str]:
             _refuse("convert", match, "be a torch.nn.Linear or Conv2d", type(layer).__name__)
         if getattr(layer, "groups", 1) != 1:
             _refuse("convert", match, "have groups = 1", layer.groups)
-        _check_own_weight("convert", match, layer)
+        check_own_weight("nn.convert", f'"{match}"', layer)
     return matches
 
 
 def _is_convertible(layer: nn.Module) -> bool:
     return type(layer) in HEBBIAN or isinstance(layer, HebbianLayer)
-
-
-def _check_own_weight(function: str, name: str, layer: nn.Module) -> None:
-    """weight_norm, parametrizations and pruning recompute the weight, so that a step on it would be lost."""
-    if "weight" not in dict(layer.named_parameters(recurse=False, remove_duplicate=False)):
-        _refuse(function, name, 'have a parameter "weight" of its own', "a computed one")
 
 
 def _refuse(function: str, name: str, wanted: str, got: object) -> NoReturn:

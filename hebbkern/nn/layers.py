@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -11,13 +12,16 @@ from torch import Tensor, nn
 
 from hebbkern import ops
 from hebbkern.checks import result_dtype
-from hebbkern.nn.learning import Hebbian, check_dtype, check_into, check_linear, check_rate
+from hebbkern.nn.learning import check_dtype, check_into, check_linear, check_rate
+from hebbkern.nn.state import Hebbian, state_of_pass
+from hebbkern.nn.weights import LOW, check_own_weight, step_rounded_, warn_if_steps_vanish
 from hebbkern.rules import Rule
 from hebbkern.update import Update
 
 # The rate of the step from which a gradient is computed: a power of two, large, so that what is added to the weight is
 # not rounded as coarsely as the weight.
 GRADIENT_LR = 2.0**24
+GRADIENT_LR_TENSOR = torch.tensor(GRADIENT_LR, dtype=torch.float64, device="cpu")  # for compiled models
 
 
 class HebbianLayer(Hebbian):
@@ -38,7 +42,6 @@ class HebbianLayer(Hebbian):
         self.weight.requires_grad_(self._weight_required_grad)
         self.weight.grad = None
         del self.rule, self.frozen, self._weight_required_grad
-        vars(self).pop("learning_state", None)
 
     def forward(self, input: Tensor) -> Tensor:
         """The output of the torch layer, after a step of the rule inside `hebbkern.learning`.
@@ -52,11 +55,19 @@ class HebbianLayer(Hebbian):
         Raises:
             ValueError: the layer learns and the input does not fit it; the weight is unchanged.
         """
-        state = self.learning_state
+        state = state_of_pass(self, input)
         if state is not None:
             self._check_dtype(input)
             lr: Any = state.lr_tensor if torch.compiler.is_compiling() else state.lr
-            self.learn(input, lr=lr, labels=state.labels, into=state.into, group=state.group, dtype=state.dtype)
+            self.learn(
+                input,
+                lr=lr,
+                labels=state.labels,
+                into=state.into,
+                group=state.group,
+                dtype=state.dtype,
+                generator=state.generator,
+            )
             if state.after_learning is not None:
                 state.after_learning(self)
         return super().forward(input)
@@ -70,6 +81,7 @@ class HebbianLayer(Hebbian):
         into: str = "weight",
         group: Any = None,
         dtype: torch.dtype | None = None,
+        generator: torch.Generator | None = None,
     ) -> None:
         """Takes one step of the rule on a batch of inputs. Autograd records nothing.
 
@@ -85,11 +97,14 @@ class HebbianLayer(Hebbian):
             group: a torch.distributed group over which the update is summed before it is applied. Every process must
                 call this method, one without samples with an empty x.
             dtype: of the products, see `hebbkern.learning`; None for the weight's dtype.
+            generator: of the stochastic rounding of a float16 or bfloat16 weight, see `hebbkern.learning`.
 
         Raises:
-            ValueError: an argument has a wrong shape, dtype or value, or x has a NaN or an infinity. The weight is
-                unchanged.
+            ValueError: an argument has a wrong shape, dtype or value, x has a NaN or an infinity, or the weight is
+                computed from other tensors (weight_norm, pruning, parametrizations). The weight is unchanged.
         """
+        if type(self.weight) is not nn.Parameter and not torch.compiler.is_compiling():
+            check_own_weight(f"{type(self).__name__}.learn", "layer", self)
         rate = self._default_lr(into, lr) if lr is None or into != "weight" else lr
         x, labels = self._samples(x.detach(), labels)
         if dtype is not None:
@@ -100,9 +115,9 @@ class HebbianLayer(Hebbian):
         device = x.device.type
         if torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):
-                self._step(x, rate, labels, into, group, dtype)
+                self._step(x, rate, labels, into, group, dtype, generator)
         else:
-            self._step(x, rate, labels, into, group, dtype)
+            self._step(x, rate, labels, into, group, dtype, generator)
 
     def _default_lr(self, into: str, lr: Any) -> Any:
         """lr, or 1.0 where it is None and into="grad"; both are checked."""
@@ -115,26 +130,44 @@ class HebbianLayer(Hebbian):
             lr if isinstance(lr, Tensor) else check_rate(where, lr)
         )  # `learning` has checked that of a compiled model
 
-    def _step(self, x: Tensor, lr: float, labels: Tensor | None, into: str, group: Any, dtype: torch.dtype) -> None:
+    def _step(
+        self,
+        x: Tensor,
+        lr: float,
+        labels: Tensor | None,
+        into: str,
+        group: Any,
+        dtype: torch.dtype,
+        generator: torch.Generator | None,
+    ) -> None:
         x, geometry = self._patches(x)
         options = {"labels": labels, "frozen": self.frozen, **geometry}
-        if into == "weight" and group is None:
+        low = into == "weight" and self.weight.dtype in LOW
+        rounds = generator if low else None
+        if low and rounds is None and not torch.compiler.is_compiling():
+            as_wide = partial(self.rule.step_, x=x.float(), lr=lr, **options)
+            warn_if_steps_vanish(self, self.weight, as_wide)
+        if into == "weight" and group is None and rounds is None:
             self.rule.step_(self.weight, x, lr=lr, dtype=None if dtype == self.weight.dtype else dtype, **options)
             return
         update = self.rule.update(self.weight.to(dtype), x, **options).to(result_dtype(self.weight.dtype))
         if group is not None:
             update = update.all_reduce(group)
-        if into == "weight":
-            self.rule.apply_(self.weight, update, lr=lr, frozen=self.frozen)
-        else:
+        apply_ = partial(self.rule.apply_, update=update, lr=lr, frozen=self.frozen)
+        if into == "grad":
             self._add_gradient(update, lr)
+        elif rounds is not None:
+            step_rounded_(f"{type(self).__name__}.learn", self.weight, apply_, rounds)
+        else:
+            apply_(self.weight)
 
     def _add_gradient(self, update: Update, lr: float) -> None:
         """weight.grad −= lr · the step of the rule at lr = 1."""
         weight = self.weight.detach()
         before = weight if weight.dtype == torch.float64 else weight.float()
         after = before.clone(memory_format=torch.contiguous_format)
-        self.rule.apply_(after, update, lr=GRADIENT_LR, frozen=self.frozen)
+        rate = GRADIENT_LR_TENSOR if torch.compiler.is_compiling() else GRADIENT_LR
+        self.rule.apply_(after, update, lr=rate, frozen=self.frozen)
         gradient = after.sub_(before).mul_(-lr / GRADIENT_LR).to(weight.dtype)
         if self.weight.grad is None:
             self.weight.grad = gradient

@@ -4,77 +4,21 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Collection, Mapping, Sequence
+import threading
+import warnings
+from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from hebbkern.checks import FLOATS, fail
-from hebbkern.rules import Rule
+from hebbkern.nn.state import Hebbian, LearningState, learning_scope
+from hebbkern.nn.weights import check_own_weight
 
 LayerT = TypeVar("LayerT")
-
-
-class LearningState(NamedTuple):
-    """The settings with which a layer learns in its forward pass; `hebbkern.learning` has the details.
-
-    Attributes:
-        lr: learning rate.
-        labels: [B] integers for layers whose rule is Supervised, or None.
-        lr_tensor: lr as a float64 tensor on the CPU. Compiled models read it instead of lr, so that another rate does
-            not recompile them. None for models that are not compiled.
-        into: "weight" or "grad".
-        group: the torch.distributed group over which updates are summed, or None.
-        after_learning: called with the layer after its step and before its forward pass, or None.
-        dtype: of the products of the step; None for the weight's dtype.
-    """
-
-    lr: float
-    labels: Tensor | None
-    lr_tensor: Tensor | None
-    into: str = "weight"
-    group: Any = None
-    after_learning: Callable[[Hebbian], None] | None = None
-    dtype: torch.dtype | None = None
-
-
-class Hebbian(nn.Module):
-    """Base class of the layers that learn locally.
-
-    Attributes:
-        weight: [K, ...], changed by the rule and not by autograd.
-        rule: the learning rule.
-        frozen: bool [K], True for a neuron that competes but does not learn.
-        learning_state: None except inside `hebbkern.learning`.
-    """
-
-    weight: nn.Parameter
-    rule: Rule
-    frozen: Tensor
-    learning_state: LearningState | None = None
-
-
-class learning_scope:
-    """Context in which each of `layers` has the learning state given for it.
-
-    On leaving, also by an exception, each layer gets its previous state back. The context can be entered repeatedly.
-    """
-
-    def __init__(self, layers: Sequence[Hebbian], states: Sequence[LearningState | None]) -> None:
-        self.layers, self.states = layers, states
-        self._previous: list[list[LearningState | None]] = []
-
-    def __enter__(self) -> Self:
-        self._previous.append([layer.learning_state for layer in self.layers])
-        for layer, state in zip(self.layers, self.states, strict=True):
-            layer.learning_state = state
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for layer, state in zip(self.layers, self._previous.pop(), strict=True):
-            layer.learning_state = state
 
 
 class learning(learning_scope):
@@ -102,22 +46,37 @@ class learning(learning_scope):
     that has a gradient. Beside a loss that torch.amp.GradScaler scales, use lr=scaler.get_scale(), which the scaler
     divides out again.
 
+    Learning belongs to the thread, and to the asynchronous task, that entered the context (tasks that are made inside
+    inherit it). Other threads, DataLoader workers, copies of the model, and passes that torch.utils.checkpoint
+    recomputes do not learn. `hk.nn.no_learning` ends it for a while.
+
     Args:
         model: a module with at least one Hebbian layer.
         lr: learning rate, finite: a number for all layers, or {name or pattern: number}. Names are those of
-            `model.named_modules()`, patterns contain *, ? or []. Later entries override earlier ones; Hebbian layers
-            that match no entry do not learn. With into="grad" the default is 1.0, otherwise lr is required.
+            `model.named_modules()`, with or without the prefixes of torch.compile and DistributedDataParallel; patterns
+            contain *, ? or []. Later entries override earlier ones; Hebbian layers that match no entry do not learn.
+            With into="grad" the default is 1.0, otherwise lr is required.
         labels: [B] integers for layers whose rule is Supervised; other rules ignore them. See `HebbianLinear.learn`.
         into: "weight", or "grad" (not for rules that renormalise rows: their step is not linear in lr).
         group: a torch.distributed group. Updates are summed over its processes before they are applied, so that all of
-            them take the step of the whole batch. Every process must run the same layers; its share may be empty.
+            them take the step of the whole batch. Every process must run the same layers; its share may be empty. None
+            for the group of the DistributedDataParallel that holds the layer, if there is one.
         dtype: float32, float64, bfloat16 or float16. The update is computed from weight and input rounded to this dtype
             and applied to the unrounded weight. None for the weight's dtype. With bfloat16 the dense rules learn about
             twice as fast on processors with bfloat16 products (`hebbkern.ops.dense_update` describes the rounding).
+        generator: on the weights' device. Steps of float16 and bfloat16 weights are then taken in float32 and rounded
+            stochastically, so that steps below the precision of the weight add up on average. Its seed and state
+            determine the bits; processes of a group need equal ones. Not for compiled models.
+        strict: on leaving, raise RuntimeError if a layer that has a rate has not learnt.
+
+    Warns:
+        UserWarning: on leaving, if no layer has learnt; several processes learn and nothing is summed; or a step is
+            below the precision of a float16 or bfloat16 weight.
 
     Raises:
         ValueError: the model has no Hebbian layer, lr is missing or not finite, an entry of lr matches no Hebbian
-            layer, into or dtype is not one of the above, or a rule renormalises with into="grad".
+            layer, into or dtype is not one of the above, a rule renormalises or there is a generator with into="grad",
+            or a weight is computed from other tensors (weight_norm, pruning, parametrizations) or sharded (FSDP).
     """
 
     def __init__(
@@ -129,50 +88,168 @@ class learning(learning_scope):
         into: str = "weight",
         group: Any = None,
         dtype: torch.dtype | None = None,
+        generator: torch.Generator | None = None,
+        strict: bool = False,
     ) -> None:
-        layers = [module for module in model.modules() if isinstance(module, Hebbian)]
+        named = hebbian_layers(model)
+        layers = list(dict.fromkeys(named.values()))
         check_any("learning", model, layers)
         check_into("learning", into)
         check_dtype("learning", dtype)
+        if generator is not None and into == "grad":
+            fail("learning", "generator", 'be None with into="grad", as the optimizer takes the step', "a generator")
         if lr is None and into == "grad":
             lr = 1.0
-        if isinstance(lr, Mapping):
-            rates = by_name("learning", "lr", lr, hebbian_layers(model))
-            rates = [rates.get(layer) for layer in layers]
-        else:
-            rates = [lr] * len(layers)
+        rates = by_name("learning", "lr", lr, named) if isinstance(lr, Mapping) else dict.fromkeys(layers, lr)
+        groups = groups_of(model, group)
         states: list[LearningState | None] = []
-        for layer, rate in zip(layers, rates, strict=True):
-            last = states[-1] if states else None
-            if rate is None and isinstance(lr, Mapping):
+        for layer in layers:
+            if layer not in rates:
                 states.append(None)
-            elif last is not None and last.lr == rate:
+                continue
+            rate = check_rate("learning", rates[layer])
+            own = groups.get(layer, group)
+            last = states[-1] if states else None
+            if last is not None and last.lr == rate and last.group is own:
                 states.append(last)
             else:
-                rate = check_rate("learning", rate)
                 lr_tensor = torch.tensor(rate, dtype=torch.float64, device="cpu")
-                states.append(LearningState(rate, labels, lr_tensor, into, group, dtype=dtype))
-            if into == "grad" and states[-1] is not None:
+                states.append(LearningState(rate, labels, lr_tensor, into, own, dtype=dtype, generator=generator))
+            if into == "grad":
                 check_linear("learning", layer.rule)
         super().__init__(layers, states)
+        self.names = {layer: name for name, layer in reversed(named.items())}
+        for layer, state in zip(layers, states, strict=True):
+            if state is not None:
+                check_own_weight("learning", f'"{self.names[layer]}"', layer)
+        self.strict = strict
+        self.holds_encoder = any(isinstance(module, nn.TransformerEncoderLayer) for module in model.modules())
+        self._before: list[dict[Hebbian, tuple[Any, ...]]] = []
+        if not torch.compiler.is_compiling():
+            _warn_if_nothing_is_summed(state.group for state in states if state is not None)
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        if not torch.compiler.is_compiling():
+            self._before.append({layer: _written(layer) for layer in self.weights})
+            if self.holds_encoder:
+                _fast_path.hold()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        if torch.compiler.is_compiling():
+            return
+        if self.holds_encoder:
+            _fast_path.release()
+        before = self._before.pop()
+        if error[0] is None:
+            self._check_learnt([layer for layer in before if _same(before[layer], _written(layer))], len(before))
+
+    def _check_learnt(self, idle: list[Hebbian], number: int) -> None:
+        """Raises or warns if layers that have a rate have not learnt."""
+        names = ", ".join(f'"{self.names[layer]}"' for layer in idle)
+        if self.strict and idle:
+            raise RuntimeError(f"hebbkern.learning: every layer with a rate must learn inside the context, got {names}")
+        if idle and len(idle) == number:
+            warnings.warn(
+                f"hebbkern.learning: no layer has learnt inside the context ({names}); a layer learns when it is "
+                "called in the thread that entered the context",
+                stacklevel=3,
+            )
 
 
-def hebbian_layers(model: nn.Module) -> dict[str, Hebbian]:
-    """The Hebbian layers by name. Names inside a compiled model are those of the original model."""
-    modules = model.named_modules(remove_duplicate=False)
-    return {name.replace("_orig_mod.", ""): layer for name, layer in modules if isinstance(layer, Hebbian)}
+class _FastPath:
+    """torch's fused nn.TransformerEncoderLayer never calls the layers in it: off while a context of one is open."""
+
+    def __init__(self) -> None:
+        self.lock, self.holders, self.was = threading.Lock(), 0, True
+
+    def hold(self) -> None:
+        with self.lock:
+            if self.holders == 0:
+                self.was = torch.backends.mha.get_fastpath_enabled()
+            self.holders += 1
+            torch.backends.mha.set_fastpath_enabled(False)
+
+    def release(self) -> None:
+        with self.lock:
+            self.holders -= 1
+            if self.holders == 0:
+                torch.backends.mha.set_fastpath_enabled(self.was)
+
+
+_fast_path = _FastPath()
+
+
+def _written(layer: Hebbian) -> tuple[Any, ...]:
+    """What a step of `layer` changes: its weight or its gradient, and how often each was written."""
+    return tuple(
+        (tensor, None if tensor is None or tensor.is_inference() else tensor._version)
+        for tensor in (layer.weight, layer.weight.grad)
+    )
+
+
+def _same(before: tuple[Any, ...], after: tuple[Any, ...]) -> bool:
+    """Whether nothing was written. A tensor of inference mode counts no writes: it counts as written."""
+    return all(
+        old is new and version == now and (old is None or version is not None)
+        for (old, version), (new, now) in zip(before, after, strict=True)
+    )
+
+
+def groups_of(model: nn.Module, group: Any = None) -> dict[Hebbian, Any]:
+    """The group over which the updates of each layer are summed: `group`, or that of DistributedDataParallel."""
+    if group is not None:
+        return {}
+    parallel = [module for module in model.modules() if isinstance(module, DistributedDataParallel)]
+    return {layer: each.process_group for each in parallel for layer in each.modules() if isinstance(layer, Hebbian)}
+
+
+def _warn_if_nothing_is_summed(groups: Iterable[Any]) -> None:
+    distributed = torch.distributed
+    if not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size() == 1:
+        return
+    if all(group is None for group in groups):
+        warnings.warn(
+            f"hebbkern.learning: {distributed.get_world_size()} processes learn each from its own data and nothing is "
+            "summed, so that their weights differ; pass group=torch.distributed.group.WORLD, or a model that "
+            "DistributedDataParallel holds",
+            stacklevel=3,
+        )
+
+
+def hebbian_layers(model: nn.Module, name: str = "") -> dict[str, Hebbian]:
+    """The Hebbian layers by name. Names are those of the model without torch.compile and DistributedDataParallel.
+
+    Args:
+        name: of `model` itself, with which the names begin.
+    """
+    layers = {name: model} if isinstance(model, Hebbian) else {}
+    for own, child in model._modules.items():
+        if child is not None:
+            wraps = own == "_orig_mod" or isinstance(model, DistributedDataParallel)
+            layers |= hebbian_layers(child, name if wraps else f"{name}.{own}" if name else own)
+    return layers
 
 
 def by_name(where: str, argument: str, entries: Mapping[str, Any], layers: Mapping[str, LayerT]) -> dict[LayerT, Any]:
     """{layer: value} from {name or pattern: value}; later entries override earlier ones.
+
+    Args:
+        layers: by the names of `hebbian_layers`; an entry may have the prefixes that these leave out.
 
     Raises:
         ValueError: an entry matches no layer. The message names the function `where` and its `argument`.
     """
     values: dict[LayerT, Any] = {}
     for name, value in entries.items():
-        matches = [layer for other, layer in layers.items() if other == name or fnmatchcase(other, str(name))]
-        if not matches:
+        plain = str(name).replace("_orig_mod.", "")
+        for pattern in (str(name), plain, plain.removeprefix("module."), plain.replace("module.", "")):
+            matches = [layer for other, layer in layers.items() if other == pattern or fnmatchcase(other, pattern)]
+            if matches:
+                break
+        else:
             known = ", ".join(f'"{other}"' for other in layers)
             raise ValueError(f'hebbkern.{where}: {argument} must match Hebbian layers ({known}), got "{name}"')
         values.update(dict.fromkeys(matches, value))

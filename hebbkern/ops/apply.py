@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hebbkern import checks
+from hebbkern import _torch_private, checks
 from hebbkern.backends import kernel
 from hebbkern.ops.library import LIBRARY, bump_version, define
 
@@ -103,7 +103,13 @@ define(f"apply_({ARGUMENTS}, float lr, {SETTINGS}) -> ()", check, fake)
 
 def _scheduled(weight: Tensor, *arguments: Any) -> None:
     *sums, lr, normalise, rate_power, frozen = arguments
+    if _torch_private.in_backward():
+        raise RuntimeError(
+            "hebbkern.learning: a compiled layer that learns must not be recomputed in the backward pass, as it would "
+            "learn twice; leave it out of torch.utils.checkpoint, or do not compile it"
+        )
     kernel(OP, weight)(weight, *sums, lr.item(), normalise, rate_power, frozen)
+    bump_version(weight)  # here, so that graphs of torch.compile count the write too
 
 
 def _check_scheduled(weight: Tensor, *arguments: Any) -> None:

@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hebbkern.nn.learning import (
-    Hebbian,
-    LearningState,
     by_name,
     check_any,
     check_dtype,
     check_rate,
+    groups_of,
     hebbian_layers,
-    learning_scope,
 )
+from hebbkern.nn.state import Hebbian, LearningState, learning_scope
+from hebbkern.nn.weights import check_own_weight
 
 try:
     from ignite.engine import Engine, Events
@@ -142,12 +142,15 @@ class Step:
         self.rates = {layer: float(factors[layer]) for layer in layers.values() if layer in factors}
         names = {layer: name for name, layer in reversed(layers.items())}
         self.layers = {names[layer]: layer for layer in self.rates}
-        if dtype and (growing := [name for name, layer in self.layers.items() if _grows(layer)]):
+        if dtype and (growing := [name for name, layer in self.layers.items() if layer.grows]):
             raise ValueError(f'hebbkern.training: dtype must be None for "{growing[0]}", a HebbCL layer, got {dtype}')
         self.model, self.loss, self.group, self.dtype = model, loss, group, dtype
         self.first = next(iter(layers.values()))  # of the model, whether it learns or not
         self.learns = True
         self.only: Hebbian | None = None
+        self.groups = groups_of(model, group)
+        for name, layer in self.layers.items():
+            check_own_weight("training", f'"{name}"', layer)
         if supervised_from is None and optimizer is not None:
             raise ValueError("hebbkern.training: supervised_from must name a module for the optimizer, got None")
         self.supervised = None
@@ -186,13 +189,18 @@ class Step:
             rate, after_learning = self.rates[layer] * lr, _end_pass if layer is last else None
             rate_tensor = torch.tensor(rate, dtype=torch.float64, device="cpu") if compiled else None
             states[layer] = LearningState(
-                rate, labels, rate_tensor, group=self.group, after_learning=after_learning, dtype=self.dtype
+                rate,
+                labels,
+                rate_tensor,
+                group=self.groups.get(layer, self.group),
+                after_learning=after_learning,
+                dtype=self.dtype,
             )
         return states
 
     def _is_frozen(self, layer: Hebbian) -> bool:
         """Whether no neuron of the layer learns. A mask is read, which waits for a GPU, only after it has changed."""
-        if _grows(layer):
+        if layer.grows:
             return getattr(layer, "finished")  # noqa: B009 (of HebbCL alone)
         mask = layer.frozen
         known = self._frozen.get(layer)
@@ -220,11 +228,6 @@ def _last_learner(model: nn.Module, learners: list[Hebbian]) -> Hebbian | None:
     after = chain[chain.index(last) + 1 :]
     changes = any(list(part.buffers()) for part in after) or any(part._forward_hooks for part in model.modules())
     return None if changes else last
-
-
-def _grows(layer: Hebbian) -> bool:
-    """Whether the layer adds neurons while it learns, as HebbCL does."""
-    return hasattr(layer, "finished")
 
 
 def pair(batch: Any) -> tuple[Any, Any]:

@@ -84,10 +84,10 @@ def test_nothing_changes_when_one_name_is_wrong(name, message):
     assert type(model["head"]) is nn.Linear and model["head"].weight.requires_grad
 
 
-OWN = '"1" must have a parameter "weight" of its own, got a computed one'
+OWN = '"1" must have a weight that is a parameter of its own, got a weight computed from other tensors (%s)'
 COMPUTED = {  # the older weight_norm keeps the class, as pruning does; a parametrization changes it
-    "weight_norm": (torch.nn.utils.weight_norm, OWN),
-    "pruning": (lambda layer: prune.l1_unstructured(layer, "weight", 0.5), OWN),
+    "weight_norm": (torch.nn.utils.weight_norm, OWN % "WeightNorm"),
+    "pruning": (lambda layer: prune.l1_unstructured(layer, "weight", 0.5), OWN % "L1Unstructured"),
     "parametrization": (
         torch.nn.utils.parametrizations.weight_norm,
         '"1" must be a torch.nn.Linear or Conv2d, got ParametrizedLinear',

@@ -47,6 +47,7 @@ def test_each_layer_learns_before_its_forward_pass():
     assert all(map(torch.equal, model.parameters(), twin.parameters()))
 
 
+@pytest.mark.filterwarnings("ignore:.*no layer has learnt")
 def test_contexts_nest_and_the_innermost_counts():
     model = network()
     first, last = model[0], model[3]
@@ -57,6 +58,7 @@ def test_contexts_nest_and_the_innermost_counts():
     assert first.learning_state is None and last.learning_state is None
 
 
+@pytest.mark.filterwarnings("ignore:.*no layer has learnt")
 def test_a_context_can_be_entered_again():
     model = network()
     context = hk.learning(model, lr=0.1)
@@ -108,6 +110,7 @@ def rates_of(**options):
         return [layer.learning_state and layer.learning_state.lr for layer in (model[0], model[3])]
 
 
+@pytest.mark.filterwarnings("ignore:.*no layer has learnt")
 def test_lr_by_name_and_pattern():
     assert rates_of(lr={"0": 0.1, "3": 0.2}) == [0.1, 0.2]
     assert rates_of(lr={"*": 0.1, "3": 0.2}) == [0.1, 0.2]
@@ -120,6 +123,7 @@ def test_lr_by_name_and_pattern():
     assert all(map(torch.equal, model.parameters(), twin.parameters()))
 
 
+@pytest.mark.filterwarnings("ignore:.*no layer has learnt")
 def test_layers_without_lr_in_an_inner_context_do_not_learn():
     model = network()
     with hk.learning(model, lr=0.1), hk.learning(model, lr={"3": 0.2}):
@@ -229,6 +233,7 @@ def test_beside_a_loss_that_is_scaled():
     torch.testing.assert_close(layer.weight.detach(), want.detach(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:.*no layer has learnt")
 def test_rules_without_gradient_are_refused():
     layer = layer_of(hk.WTA(normalise="row_l2"))
     for refused in (lambda: hk.learning(layer, into="grad"), lambda: layer.learn(random((9, 12)), into="grad")):

@@ -155,6 +155,7 @@ def test_nothing_changes_when_one_layer_is_refused(case):
     assert model[0].rule == hk.WTA() and not model[0].weight.requires_grad
 
 
+@pytest.mark.filterwarnings("ignore:.*no layer has learnt")
 def test_a_model_that_is_learning_is_refused():
     model = hk.nn.convert(network(), RULES)
     with hk.learning(model, lr={"2": 0.1}), pytest.raises(ValueError) as error:

@@ -42,3 +42,34 @@ def test_a_kernel_is_known_by_its_dispatch_key():
 
 def test_exporting_is_false_outside_an_export():
     assert _torch_private.exporting() is False, "custom_triton_ops_decomposition_disabled has moved"
+
+
+def test_a_backward_pass_is_known():
+    from torch.utils.checkpoint import checkpoint
+
+    seen = []
+
+    class Seen(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            seen.append(_torch_private.in_backward())
+            return x * 2
+
+        @staticmethod
+        def backward(ctx, grad):
+            seen.append(_torch_private.in_backward())
+            return grad * 2
+
+    x = torch.ones(3, requires_grad=True)
+    Seen.apply(x).sum().backward()
+    assert seen == [False, True], "_current_graph_task_id has changed"
+    for reentrant in (True, False):
+        seen.clear()
+        checkpoint(lambda x: Seen.apply(x).exp(), x, use_reentrant=reentrant).sum().backward()
+        assert seen[:2] == [False, True], "torch.utils.checkpoint has changed"
+
+
+def test_tensors_of_torch_func_are_known():
+    seen = []
+    torch.vmap(lambda x: (seen.append(_torch_private.is_transformed(x)), x)[1])(torch.ones(2))
+    assert seen == [True] and not _torch_private.is_transformed(torch.ones(2))

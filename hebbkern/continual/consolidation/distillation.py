@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hebbkern.continual.consolidation.base import Consolidation, Outputs, check_number, zero_penalty
 from hebbkern.continual.consolidation.sensitivity import ModelOutputs, checked_batches, eval_mode
+from hebbkern.nn.state import no_learning
 
 
 class LwF(Consolidation):
@@ -54,7 +55,8 @@ class LwF(Consolidation):
         call = ModelOutputs(model, self.outputs)
         with torch.no_grad(), eval_mode(model):
             old = torch.func.functional_call(call, self.old, (x,))
-        new = call(x) if out is None else out
+        with no_learning():  # the pass of the training loop learns
+            new = call(x) if out is None else out
         if new.shape != old.shape:
             raise ValueError(f"hebbkern.continual: out must be {list(old.shape)}, got {list(new.shape)}")
         divergences = [

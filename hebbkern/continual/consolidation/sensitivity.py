@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from hebbkern.continual.consolidation.base import Outputs, parameters_of
+from hebbkern.nn.state import no_learning
 
 MAX_SAMPLES = 1024  # in one forward pass
 MAX_ENTRIES = 1 << 24  # of per-sample gradients, in memory at once
@@ -71,11 +72,12 @@ def checked_batches(data: Iterable[Any] | None, samples: int | None = None) -> I
 
 @contextlib.contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Context in which the model is in evaluation mode; afterwards each module is in its own mode again."""
+    """Context in which the model is in evaluation mode and learns nothing; afterwards each module is as before."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        yield
+        with no_learning():
+            yield
     finally:
         for module in training:
             module.training = True
