@@ -292,11 +292,17 @@ class KWinners(nn.Module):
 
     def forward(self, y: Tensor) -> Tensor:
         """y with all but the k highest entries along `dim` set to zero, of y's shape and dtype."""
-        kept = ops.kwinners(y.detach(), self.k, self.dim)
-        return torch.where(kept != 0, y, 0) if y.requires_grad else kept
+        return keep_winners(y, self.k, self.dim)
 
     def extra_repr(self) -> str:
         return f"k={self.k}, dim={self.dim}"
+
+
+@torch.fx.wrap  # torch.fx records the call: a proxy has neither a device nor requires_grad
+def keep_winners(y: Tensor, k: int, dim: int) -> Tensor:
+    """y with all but the k highest entries along `dim` set to zero, differentiable where they are kept."""
+    kept = ops.kwinners(y.detach(), k, dim)
+    return torch.where(kept != 0, y, 0) if y.requires_grad else kept
 
 
 def check_rule(where: str, rule: object) -> None:

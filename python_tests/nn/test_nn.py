@@ -228,6 +228,18 @@ def test_kwinners_passes_gradients_to_the_winners():
     assert y.grad.tolist() == [[1, 0, 0, 4]]
 
 
+def test_kwinners_is_traced_by_fx():
+    """A traced model computes the same, with gradients, and `create_feature_extractor` reads its winners."""
+    model = nn.Sequential(linear(), KWinners(2), nn.Linear(5, 2))
+    traced, x = torch.fx.symbolic_trace(model), random((4, 12)).requires_grad_()
+    assert torch.equal(traced(x), model(x)) and torch.equal(traced(x.detach()), model(x.detach()))
+    gradients = [torch.autograd.grad(each(x).sum(), x)[0] for each in (traced, model)]
+    assert torch.equal(*gradients) and gradients[0].any()
+    extraction = pytest.importorskip("torchvision.models.feature_extraction", reason="torchvision is not installed")
+    winners = extraction.create_feature_extractor(model.eval(), {"1": "winners"})(x)["winners"]
+    assert torch.equal(winners, model[:2](x)) and (winners != 0).sum(1).tolist() == [2] * 4
+
+
 def test_labels_of_sequences():
     """x [B, T, N]: one label for all positions of a sample, or one for each position."""
     x, of_sample = random((4, 3, 8)), torch.tensor([0, 2, 1, -1])

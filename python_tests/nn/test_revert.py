@@ -63,6 +63,36 @@ def test_what_was_learned_stays():
         hk.learning(model, lr=0.1)
 
 
+def test_what_resnet18_has_learnt_loads_into_a_plain_resnet18():
+    """The Hebbian state dict has entries `frozen`; that of a reverted copy loads strictly, and the forward pass stays."""
+    models = pytest.importorskip("torchvision.models", reason="torchvision is not installed")
+    torch.manual_seed(0)
+    plain, model = models.resnet18().eval(), models.resnet18().eval()
+    hk.nn.convert(model, {"conv1": hk.WTA(patches="centred"), "layer1.*": hk.Sanger(), "fc": hk.Supervised()})
+    x = random((2, 3, 64, 64), seed=1)
+    with torch.no_grad(), hk.learning(model, lr=0.01, labels=torch.tensor([3, 5])):
+        model(x)
+    model.layer1[0].conv1.frozen[5] = True
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        plain.load_state_dict(model.state_dict())
+    plain.load_state_dict(hk.nn.revert(copy.deepcopy(model)).state_dict())
+    assert torch.equal(plain(x), model(x)) and not torch.equal(plain.conv1.weight, models.resnet18().conv1.weight)
+    again = hk.nn.convert(copy.deepcopy(plain), {"conv1": hk.WTA(), "layer1.*": hk.Sanger(), "fc": hk.Supervised()})
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again(x), model(x)) and again.layer1[0].conv1.frozen.nonzero().tolist() == [[5]]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # quantize_dynamic moves to torchao
+def test_a_reverted_model_is_quantised():
+    """`quantize_dynamic` looks for torch.nn.Linear itself and passes a HebbianLinear over."""
+    model = nn.Sequential(HebbianLinear(6, 5, rule=hk.WTA()), nn.ReLU(), nn.Linear(5, 2))
+    quantised = torch.ao.quantization.quantize_dynamic(hk.nn.revert(copy.deepcopy(model)), {nn.Linear})
+    kind = torch.ao.nn.quantized.dynamic.Linear
+    assert [isinstance(layer, kind) for layer in quantised] == [True, False, True]
+    x = random((3, 6))
+    torch.testing.assert_close(quantised(x), model(x), rtol=0.1, atol=0.1)
+
+
 @pytest.mark.parametrize("travel", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_a_copied_model_reverts(travel):
     model = network()
