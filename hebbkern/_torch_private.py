@@ -10,8 +10,18 @@ from collections.abc import Callable
 import torch
 from torch._subclasses.fake_tensor import FakeTensor  # waits for: a public way to ask whether a tensor has values
 from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
+from torch.amp.grad_scaler import OptState
 
-__all__ = ["FakeTensor", "FunctionalTensor", "FunctionalTensorMode", "exporting", "has_kernel", "has_values"]
+__all__ = [
+    "FakeTensor",
+    "FunctionalTensor",
+    "FunctionalTensorMode",
+    "decompose_in_graphs",
+    "exporting",
+    "has_kernel",
+    "has_unscaled",
+    "has_values",
+]
 
 
 def has_values(tensor: torch.Tensor) -> bool:
@@ -28,6 +38,15 @@ def has_kernel(operator: str, key: str) -> bool:
     Waits for: a public form of torch._C._dispatch_has_kernel_for_dispatch_key.
     """
     return torch._C._dispatch_has_kernel_for_dispatch_key(operator, key)
+
+
+def has_unscaled(scaler: torch.amp.GradScaler) -> bool:
+    """Whether `scaler` has divided the gradients of all optimizers that it knows by its scale, in this step.
+
+    Waits for: a public form of the stages of a GradScaler's optimizers.
+    """
+    stages = [state["stage"] for state in scaler._per_optimizer_states.values()]
+    return bool(stages) and all(stage is OptState.UNSCALED for stage in stages)
 
 
 def exporting() -> bool:

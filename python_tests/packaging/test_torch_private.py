@@ -42,3 +42,16 @@ def test_a_kernel_is_known_by_its_dispatch_key():
 
 def test_exporting_is_false_outside_an_export():
     assert _torch_private.exporting() is False, "custom_triton_ops_decomposition_disabled has moved"
+
+
+def test_a_scaler_knows_what_it_has_unscaled():
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer, scaler = torch.optim.SGD([weight], lr=0.1), torch.amp.GradScaler("cpu")
+    assert not _torch_private.has_unscaled(scaler), "_per_optimizer_states has changed"
+    for _ in range(2):
+        scaler.scale(weight.sum()).backward()
+        assert not _torch_private.has_unscaled(scaler)
+        scaler.unscale_(optimizer)
+        assert _torch_private.has_unscaled(scaler), "OptState has changed"
+        scaler.step(optimizer)
+        scaler.update()
