@@ -11,6 +11,7 @@ import torch
 from torch._C._functorch import is_functorch_wrapped_tensor  # pyright: ignore[reportMissingImports] (compiled)
 from torch._subclasses.fake_tensor import FakeTensor  # waits for: a public way to ask whether a tensor has values
 from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
+from torch.amp.grad_scaler import OptState
 
 __all__ = [
     "FakeTensor",
@@ -19,6 +20,7 @@ __all__ = [
     "decompose_in_graphs",
     "exporting",
     "has_kernel",
+    "has_unscaled",
     "has_values",
     "in_backward",
     "is_transformed",
@@ -55,6 +57,15 @@ def is_transformed(tensor: torch.Tensor) -> bool:
     Waits for: a public form of torch._C._functorch.is_functorch_wrapped_tensor.
     """
     return is_functorch_wrapped_tensor(tensor)
+
+
+def has_unscaled(scaler: torch.amp.GradScaler) -> bool:
+    """Whether `scaler` has divided the gradients of all optimizers that it knows by its scale, in this step.
+
+    Waits for: a public form of the stages of a GradScaler's optimizers.
+    """
+    stages = [state["stage"] for state in scaler._per_optimizer_states.values()]
+    return bool(stages) and all(stage is OptState.UNSCALED for stage in stages)
 
 
 def exporting() -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -188,13 +187,18 @@ class HebbianLayer(Hebbian):
             wanted, got = (str(tensor.dtype).removeprefix("torch.") for tensor in (self.weight, input))
             raise ValueError(f"hebbkern.{type(self).__name__}: input must have the weight's dtype {wanted}, got {got}")
 
-    def _load_from_state_dict(
-        self, state_dict: Mapping[str, Any], prefix: str, metadata: Any, strict: bool, missing_keys: list, *rest: Any
-    ) -> None:
-        """A checkpoint of the plain torch layer lacks `frozen`; the buffer then keeps its values."""
-        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing_keys, *rest)
-        if prefix + "frozen" in missing_keys and prefix + "weight" in state_dict:
-            missing_keys.remove(prefix + "frozen")
+    def reset_parameters(self) -> None:
+        """Draws weight and bias anew, as the torch layer does, and sets frozen to False."""
+        super().reset_parameters()  # type: ignore[misc]  (of the torch layer)
+        if "frozen" in self._buffers:  # not yet when the torch layer is constructed
+            self.frozen.zero_()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """A checkpoint of the plain torch layer lacks `frozen`: no neuron is frozen then."""
+        weight = state_dict.get(prefix + "weight")
+        if weight is not None and prefix + "frozen" not in state_dict:
+            state_dict[prefix + "frozen"] = torch.zeros(len(weight), dtype=torch.bool, device=weight.device)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, rule={self.rule}"
@@ -321,11 +325,17 @@ class KWinners(nn.Module):
 
     def forward(self, y: Tensor) -> Tensor:
         """y with all but the k highest entries along `dim` set to zero, of y's shape and dtype."""
-        kept = ops.kwinners(y.detach(), self.k, self.dim)
-        return torch.where(kept != 0, y, 0) if y.requires_grad else kept
+        return keep_winners(y, self.k, self.dim)
 
     def extra_repr(self) -> str:
         return f"k={self.k}, dim={self.dim}"
+
+
+@torch.fx.wrap  # torch.fx records the call: a proxy has neither a device nor requires_grad
+def keep_winners(y: Tensor, k: int, dim: int) -> Tensor:
+    """y with all but the k highest entries along `dim` set to zero, differentiable where they are kept."""
+    kept = ops.kwinners(y.detach(), k, dim)
+    return torch.where(kept != 0, y, 0) if y.requires_grad else kept
 
 
 def check_rule(where: str, rule: object) -> None:

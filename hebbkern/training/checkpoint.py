@@ -27,7 +27,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from hebbkern.nn.wrappers import plain_name, plain_names
 
 try:
     import ignite.distributed as idist
@@ -149,6 +152,51 @@ class RandomState:
             torch.cuda.set_rng_state(one, device)
         np.random.set_state(own["numpy"])
         random.setstate(own["python"])
+
+
+class PlainModel:
+    """A model to save by the names that it has without torch.compile and DistributedDataParallel around it or in it.
+
+    Any model that has these names without the wrappers, or in others, loads the state.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+
+    def state_dict(self) -> dict[str, Any]:
+        state = self.model.state_dict()
+        versions = getattr(state, "_metadata", {})
+        return self._renamed(state, versions, {name: plain_name(self.model, name) for name in (*state, *versions)})
+
+    def load_state_dict(self, state: Mapping) -> None:
+        own = self.model.state_dict()
+        versions = {plain_name(self.model, name): name for name in getattr(own, "_metadata", {})}
+        names = versions | {plain_name(self.model, name): name for name in own}
+        self.model.load_state_dict(self._renamed(state, getattr(state, "_metadata", {}), names))
+
+    @staticmethod
+    def _renamed(state: Mapping, versions: Mapping, names: Mapping[str, str]) -> dict[str, Any]:
+        renamed: Any = OrderedDict((names.get(name, name), value) for name, value in state.items())
+        renamed._metadata = {names.get(name, name): value for name, value in versions.items()}
+        return renamed
+
+
+class PlainOptimizer:
+    """An optimizer to save; names that it has of its parameters are saved as `PlainModel` saves them."""
+
+    def __init__(self, optimizer: Optimizer):
+        self.optimizer = optimizer
+
+    def state_dict(self) -> dict[str, Any]:
+        state = self.optimizer.state_dict()
+        groups = [dict(group) for group in state["param_groups"]]
+        for group in groups:
+            if "param_names" in group:
+                group["param_names"] = plain_names(group["param_names"])
+        return {**state, "param_groups": groups}
+
+    def load_state_dict(self, state: Mapping) -> None:
+        self.optimizer.load_state_dict(dict(state))
 
 
 def last_checkpoint(folder: str | Path) -> Path | None:

@@ -23,6 +23,7 @@ from hebbkern.nn.learning import (
 )
 from hebbkern.nn.state import Hebbian, LearningState, learning_scope
 from hebbkern.nn.weights import check_own_weight
+from hebbkern.nn.wrappers import plain_name
 
 try:
     from ignite.engine import Engine, Events
@@ -31,6 +32,8 @@ except ImportError as error:
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+LABELS = ("label", "labels", "target", "targets", "y")  # what a batch that is a dict may call its labels
 
 __all__ = ["Engine", "Events", "Step", "engine_of", "hebbian_trainer", "pair"]
 
@@ -46,6 +49,9 @@ def hebbian_trainer(
     dtype: torch.dtype | None = None,
 ) -> Engine:
     """Makes an ignite Engine in which the Hebbian layers of `model` learn from batches (x, labels) or x alone.
+
+    Further parts of a batch are ignored. A batch may be a dict, in which "label", "labels", "target", "targets" or "y"
+    names the labels and the only other entry is x.
 
         optimizer = torch.optim.Adam(model.fc.parameters())
         trainer = hk.training.hebbian_trainer(model, lr=0.02, supervised_from="fc", optimizer=optimizer)
@@ -231,13 +237,24 @@ def _last_learner(model: nn.Module, learners: list[Hebbian]) -> Hebbian | None:
 
 
 def pair(batch: Any) -> tuple[Any, Any]:
-    """(x, labels) of a batch; one without labels is x, or (x,)."""
+    """(x, labels) of a batch: the first two of a list or tuple, or x alone; of a dict, what LABELS names and the other.
+
+    Raises:
+        ValueError: the batch is of another kind, or its dict has several entries besides the labels.
+    """
     if isinstance(batch, Tensor):
         return batch, None
-    if not isinstance(batch, list | tuple) or len(batch) not in (1, 2):
-        got = f"{len(batch)} parts" if isinstance(batch, list | tuple) else type(batch).__name__
-        raise ValueError(f"hebbkern.training: each batch must be a tensor x or a pair (x, labels), got {got}")
-    return batch[0], batch[1] if len(batch) == 2 else None
+    if isinstance(batch, list | tuple) and batch:
+        return batch[0], batch[1] if len(batch) > 1 else None
+    if isinstance(batch, Mapping):
+        labels = [name for name in LABELS if name in batch]
+        others = [name for name in batch if name not in labels]
+        if len(labels) < 2 and len(others) == 1:
+            return batch[others[0]], batch[labels[0]] if labels else None
+        wanted = f"a dict with one entry for x and at most one for labels, {', '.join(LABELS)}"
+        raise ValueError(f"hebbkern.training: each batch must be {wanted}, got the keys {', '.join(map(str, batch))}")
+    got = "no part" if isinstance(batch, list | tuple) else type(batch).__name__
+    raise ValueError(f"hebbkern.training: each batch must be a tensor x, (x, labels, ...) or a dict of them, got {got}")
 
 
 class _Supervised:
@@ -251,7 +268,7 @@ class _Supervised:
         loss: Callable[[Any, Any], Tensor],
         group: ProcessGroup | None,
     ):
-        names = [other.replace("_orig_mod.", "") for other, _ in model.named_modules()]
+        names = [plain_name(model, other) for other, _ in model.named_modules()]
         if name not in names:
             known = ", ".join(f'"{other}"' for other in names if other)
             raise ValueError(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +17,9 @@ from torch.optim import Optimizer
 from hebbkern.evaluation.features import eval_mode
 from hebbkern.nn import convert
 from hebbkern.nn.learning import by_name
+from hebbkern.nn.wrappers import plain_name, unwrapped
 from hebbkern.rules import Rule
-from hebbkern.training.checkpoint import RandomState, Safetensors, last_checkpoint, load
+from hebbkern.training.checkpoint import PlainModel, PlainOptimizer, RandomState, Safetensors, last_checkpoint, load
 from hebbkern.training.engine import Engine, Events, Step, engine_of, pair
 from hebbkern.training.handlers import Figures
 
@@ -29,16 +31,9 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-class SizedIterable(Protocol):
-    """Batches whose number is known."""
-
-    def __iter__(self) -> Iterator[Any]: ...
-    def __len__(self) -> int: ...
-
-
 def train(
     model: nn.Module,
-    batches: SizedIterable,
+    batches: Iterable[Any],
     *,
     lr: float | Mapping[str, float],
     epochs: int | Mapping[str, int],
@@ -67,8 +62,9 @@ def train(
 
     Args:
         model: holds at least one Hebbian layer, or gets it by `rules`. Any module, see `hebbian_trainer`.
-        batches: a `Batches`, or anything with a length that yields (x, labels) or x, such as a DataLoader. A DataLoader
-            cannot start in the middle of an epoch, so its training resumes exactly after whole epochs only.
+        batches: a `Batches`, or anything that yields what `hebbian_trainer` takes each time it is iterated, such as a
+            DataLoader, also of an IterableDataset: the first epoch then finds out how many batches an epoch has. A
+            DataLoader cannot start in the middle of an epoch, so its training resumes exactly after whole epochs only.
         lr: learning rate of the first epoch; a number, or {name or pattern of Hebbian layers: number}: layers that no
             entry matches do not learn, later entries take precedence.
         epochs: of the whole training; with order="greedy" of each layer and of the supervised part, either one number
@@ -85,7 +81,9 @@ def train(
         folder: where checkpoints are written, after every epoch, as checkpoint_<iterations>.safetensors; the latest two
             are kept. None writes none.
         resume: continue from the latest checkpoint in `folder`, or start if there is none. Otherwise `folder` must not
-            hold any.
+            hold any. `epochs` may be larger than before (with "greedy" those of the last layer or of the supervised
+            part): with decay="constant" the training ends as if it had been so long from the start, otherwise the
+            epochs to come take the rates of the longer training.
         save_every: batches between checkpoints within an epoch.
         progress: show ignite's progress bar (on stderr), with the metrics.
         handlers: pairs (ignite event, function of the engine), and objects with attach(engine), to add.
@@ -107,20 +105,25 @@ def train(
             raise ValueError(f"hebbkern.training: {argument} must come with a folder for checkpoints, got no folder")
     if rules is not None:
         convert(model, dict(rules))
+    length = _length(batches)
     step = Step(model, lr, supervised_from, optimizer, loss, group, dtype)
-    trainer, length = engine_of(step), len(batches)
+    trainer = engine_of(step)
     schedule = Schedule(step, _plan(step, batches, order, epochs, supervised_from), decay)
     if seek := getattr(batches, "seek", None):
         trainer.add_event_handler(Events.EPOCH_STARTED, lambda engine: seek(engine.state.iteration))
-    elif save_every is not None:
-        raise ValueError("hebbkern.training: save_every must be None for batches that cannot seek, got a number")
+    if save_every is not None and (seek is None or length is None):
+        wanted = "for batches that cannot seek or have no length"
+        raise ValueError(f"hebbkern.training: save_every must be None {wanted}, got a number")
     schedule.attach(trainer, Events.EPOCH_STARTED)
     _attach(trainer, model, list(handlers), progress)
     if folder is not None:
-        saved = {"model": getattr(model, "_orig_mod", model), "trainer": trainer, "schedule": schedule}
-        saved |= {"random": RandomState(group)} | ({} if optimizer is None else {"optimizer": optimizer})
+        saved = {"model": PlainModel(model), "trainer": trainer, "schedule": schedule}
+        saved |= {"random": RandomState(group)} | (
+            {} if optimizer is None else {"optimizer": PlainOptimizer(optimizer)}
+        )
         _keep_checkpoints(saved, Path(folder), resume, save_every, length)
-    if trainer.state.iteration < schedule.epochs * length:
+    length = trainer.state.epoch_length or length  # known of a training that is resumed
+    if length is None or trainer.state.iteration < schedule.epochs * length:
         trainer.run(batches, max_epochs=schedule.epochs, epoch_length=length)
     return trainer
 
@@ -156,8 +159,10 @@ class Schedule(StateParamScheduler):
     def __init__(self, step: Step, stages: list[Stage], decay: str):
         super().__init__("lr")
         self.step, self.stages, self.lr, self.decay = step, stages, step.lr, decay
-        rates = {name: step.rates[layer] * step.lr for name, layer in step.layers.items()}
-        self.settings = {"stages": [list(stage) for stage in stages], "lr": rates, "decay": decay}
+        rates = {plain_name(step.model, name): step.rates[layer] * step.lr for name, layer in step.layers.items()}
+        names = [None if stage.layer is None else plain_name(step.model, stage.layer) for stage in stages]
+        plain = [[name, *stage[1:]] for name, stage in zip(names, stages, strict=True)]
+        self.settings = {"stages": plain, "lr": rates, "decay": decay}
         self.settings["dtype"] = None if step.dtype is None else str(step.dtype)
         self._state_attrs = [*self._state_attrs, "settings"]
 
@@ -229,7 +234,7 @@ def _plan(step: Step, batches: Iterable, order: str, epochs: Any, supervised_fro
 
 def _in_order_of_data(step: Step, names: list[str], batches: Iterable) -> list[str]:
     """The names in the order in which a batch reaches their layers; the model and the random state are unchanged."""
-    model, reached = getattr(step.model, "_orig_mod", step.model), []
+    model, reached = unwrapped(step.model), []
     hooks = [
         step.layers[name].register_forward_pre_hook(lambda layer, inputs, name=name: reached.append(name))
         for name in names
@@ -243,16 +248,30 @@ def _in_order_of_data(step: Step, names: list[str], batches: Iterable) -> list[s
     return list(dict.fromkeys(reached))
 
 
-def _keep_checkpoints(saved: dict, folder: Path, resume: bool, save_every: int | None, length: int) -> None:
+def _length(batches: Iterable[Any]) -> int | None:
+    """The number of batches an epoch, or None if it is not known."""
+    if isinstance(batches, Iterator):
+        got = type(batches).__name__
+        raise ValueError(f"hebbkern.training: batches must be iterable anew in each epoch, got a {got}, which is not")
+    try:
+        length = len(batches)  # type: ignore[arg-type]
+    except TypeError:  # a DataLoader of an IterableDataset has the method, which raises
+        return None
+    if length == 0:
+        raise ValueError("hebbkern.training: batches must hold at least one, got none")
+    return length
+
+
+def _keep_checkpoints(saved: dict, folder: Path, resume: bool, save_every: int | None, length: int | None) -> None:
     """Restores `saved` from the latest checkpoint if resume is True, and writes checkpoints from now on."""
-    trainer, schedule, latest = saved["trainer"], saved["schedule"], last_checkpoint(folder)
+    latest = last_checkpoint(folder)
     if latest and not resume:
         raise FileExistsError(
             f"hebbkern.training: {folder} must hold no checkpoints unless resuming, got {latest.name}"
         )
     checkpoint = load(latest) if latest else None
     if latest and checkpoint:
-        _check_same(checkpoint, saved, latest.name, (schedule.epochs, length))
+        _check_same(checkpoint, saved, latest.name, length)
     keeper = Checkpoint(
         saved,
         Safetensors(folder),
@@ -261,37 +280,49 @@ def _keep_checkpoints(saved: dict, folder: Path, resume: bool, save_every: int |
         include_self=True,
     )
     if checkpoint:
+        settings = saved["schedule"].settings
         Checkpoint.load_objects({**saved, "checkpointer": keeper}, checkpoint)
+        saved["schedule"].settings = settings  # the training may have become longer
     event = Events.EPOCH_COMPLETED
     if save_every is not None:  # the last batch of an epoch is saved by EPOCH_COMPLETED, after its other handlers
         event |= Events.ITERATION_COMPLETED(event_filter=lambda _, i: i % save_every == 0 and i % length != 0)
-    trainer.add_event_handler(event, keeper)
+    saved["trainer"].add_event_handler(event, keeper)
 
 
-def _check_same(checkpoint: dict, saved: dict, name: str, length: tuple[int, int]) -> None:
+def _check_same(checkpoint: dict, saved: dict, name: str, length: int | None) -> None:
     """Refuses a checkpoint of another training before anything is restored from it."""
     if missing := [part for part in saved if part not in checkpoint]:
         raise ValueError(f"hebbkern.training: {name} must be of such a training, got one without {', '.join(missing)}")
-    before = checkpoint["trainer"]["max_epochs"], checkpoint["trainer"]["epoch_length"]
-    if before != length:
+    before = checkpoint["trainer"]["epoch_length"]
+    if length is not None and before != length:
         raise ValueError(
-            f"hebbkern.training: a resumed training must have the epochs and batches an epoch of {name}, {before}, "
-            f"got {length}"
+            f"hebbkern.training: a resumed training must have the batches an epoch of {name}, {before}, got {length}"
         )
-    _check_shapes(checkpoint["model"], saved["model"], name)
-    for setting, now in saved["schedule"].settings.items():
-        if (then := checkpoint["schedule"]["settings"].get(setting)) != now:
-            raise ValueError(f"hebbkern.training: a resumed training must keep {setting} of {name}, {then}, got {now}")
+    _check_shapes(checkpoint["model"], saved["model"].model, name)
+    then, now = checkpoint["schedule"]["settings"], saved["schedule"].settings
+    for setting in now:
+        same = _extends if setting == "stages" else operator.eq
+        if not same(now[setting], then.get(setting)):
+            raise ValueError(
+                f"hebbkern.training: a resumed training must keep {setting} of {name}, {then.get(setting)}, "
+                f"got {now[setting]}"
+            )
+
+
+def _extends(now: list, then: list) -> bool:
+    """Whether the stages are those of before, of which the last may have more epochs."""
+    return now[:-1] == then[:-1] and now[-1][:-1] == then[-1][:-1] and now[-1][-1] >= then[-1][-1]
 
 
 def _check_shapes(state: Mapping[str, Any], model: nn.Module, name: str) -> None:
     """Refuses parameters and buffers of other shapes; torch would raise only after loading the ones that fit."""
     there, here = (
         {part: list(one.shape) for part, one in parts.items() if isinstance(one, Tensor) and not is_lazy(one)}
-        for parts in (state, model.state_dict())
+        for parts in (state, PlainModel(model).state_dict())
     )
     modules = [item for item in model.named_modules(remove_duplicate=False) if hasattr(item[1], "misfit")]
-    growing: dict[str, Any] = {f"{path}." if path else "": module for path, module in modules}
+    paths = [plain_name(model, path) for path, _ in modules]
+    growing: dict[str, Any] = {f"{path}." if path else "": item[1] for path, item in zip(paths, modules, strict=True)}
     for prefix, module in growing.items():
         if problem := module.misfit(state, prefix):
             raise ValueError(f"hebbkern.training: model must fit {name}: {problem}")

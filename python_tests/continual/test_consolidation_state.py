@@ -116,8 +116,14 @@ def test_another_model_is_refused(name):
     train(model, method, task(0))
     method.after_task(model, task(0))
     x = task(0)[0][0]
-    with pytest.raises(ValueError, match=r"model must have 2.weight of the remembered shape \[6, 7\], got \[9, 7\]"):
-        method.penalty(mlp(sizes=(5, 7, 9, 4)), x)
+    for sizes, changed in (
+        ((5, 7, 5, 4), r"2.weight .*\[6, 7\].*, got \[5, 7\]"),
+        ((5, 8, 6, 4), r"(0|2).weight .*, got"),
+    ):
+        model, before = mlp(sizes=sizes), copy.deepcopy(method.state_dict())
+        with pytest.raises(ValueError, match=f"model must have {changed}"):
+            method.penalty(model, x)
+        assert same(method.state_dict(), before)
     with pytest.raises(ValueError, match=r"model must have|parameters must be of the model"):
         method.penalty(nn.Linear(5, 4).double(), x)
 

@@ -165,13 +165,30 @@ def test_state_dict_copy_and_pickle():
     half.learn(random((2, 3, 8, 8), torch.bfloat16), lr=0.1)
 
 
-def test_a_plain_checkpoint_loads():
+def test_a_plain_checkpoint_loads_and_freezes_no_neuron():
     plain, layer = nn.Conv2d(3, 6, (3, 2), bias=False), nn.Sequential(convolution())
     layer[0].frozen[2] = True
-    layer.load_state_dict({"0.weight": plain.weight})
-    assert torch.equal(layer[0].weight, plain.weight) and layer[0].frozen.sum() == 1
+    state = {"0.weight": plain.weight}
+    layer.load_state_dict(state)
+    assert torch.equal(layer[0].weight, plain.weight) and not layer[0].frozen.any() and list(state) == ["0.weight"]
     with pytest.raises(RuntimeError, match="Missing key"):
         layer.load_state_dict({})
+
+
+@pytest.mark.parametrize("make", [linear, convolution])
+def test_a_layer_built_on_meta_has_no_frozen_neuron(make):
+    """Its memory is uninitialised before `reset_parameters` or a checkpoint, which here comes from a plain layer."""
+    for fill in ("reset_parameters", "load", "assign"):
+        layer, drawn = make(device="meta"), make()
+        if fill != "assign":
+            layer.to_empty(device="cpu").frozen.fill_(True)  # as uninitialised memory may be
+        torch.manual_seed(0)
+        if fill == "reset_parameters":
+            layer.reset_parameters()
+        else:
+            layer.load_state_dict({"weight": drawn.weight}, assign=fill == "assign")
+        assert torch.equal(layer.weight, drawn.weight)
+        assert layer.frozen.tolist() == [False] * len(drawn.weight) and not layer.weight.requires_grad
 
 
 REFUSED = [
@@ -210,6 +227,18 @@ def test_kwinners_passes_gradients_to_the_winners():
     assert torch.equal(out.detach(), KWinners(2)(y.detach()))
     (out * torch.tensor([1.0, 2, 3, 4])).sum().backward()
     assert y.grad.tolist() == [[1, 0, 0, 4]]
+
+
+def test_kwinners_is_traced_by_fx():
+    """A traced model computes the same, with gradients, and `create_feature_extractor` reads its winners."""
+    model = nn.Sequential(linear(), KWinners(2), nn.Linear(5, 2))
+    traced, x = torch.fx.symbolic_trace(model), random((4, 12)).requires_grad_()
+    assert torch.equal(traced(x), model(x)) and torch.equal(traced(x.detach()), model(x.detach()))
+    gradients = [torch.autograd.grad(each(x).sum(), x)[0] for each in (traced, model)]
+    assert torch.equal(*gradients) and gradients[0].any()
+    extraction = pytest.importorskip("torchvision.models.feature_extraction", reason="torchvision is not installed")
+    winners = extraction.create_feature_extractor(model.eval(), {"1": "winners"})(x)["winners"]
+    assert torch.equal(winners, model[:2](x)) and (winners != 0).sum(1).tolist() == [2] * 4
 
 
 def test_labels_of_sequences():

@@ -63,6 +63,40 @@ def test_what_was_learned_stays():
         hk.learning(model, lr=0.1)
 
 
+def test_what_resnet18_has_learnt_loads_into_a_plain_resnet18():
+    """The Hebbian state dict has entries `frozen`, that of a reverted copy has not; the forward pass stays."""
+    models = pytest.importorskip("torchvision.models", reason="torchvision is not installed")
+    torch.manual_seed(0)
+    plain = models.resnet18().eval()
+    rules, x = (
+        {"conv1": hk.WTA(patches="centred"), "layer1.0.*": hk.WTA(), "fc": hk.Supervised()},
+        random((2, 3, 32, 32)),
+    )
+    model = hk.nn.convert(copy.deepcopy(plain), rules)
+    with torch.no_grad(), hk.learning(model, lr=0.01, labels=torch.tensor([3, 5])):
+        model(x)
+    model.layer1[0].conv1.frozen[5] = True
+    assert not torch.equal(plain(x), model(x))
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        plain.load_state_dict(model.state_dict())
+    plain.load_state_dict(hk.nn.revert(copy.deepcopy(model)).state_dict())
+    assert torch.equal(plain(x), model(x))
+    again = hk.nn.convert(copy.deepcopy(plain), rules)
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again(x), model(x)) and again.layer1[0].conv1.frozen.nonzero().tolist() == [[5]]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # quantize_dynamic moves to torchao
+def test_a_reverted_model_is_quantised():
+    """`quantize_dynamic` looks for torch.nn.Linear itself and passes a HebbianLinear over."""
+    model = nn.Sequential(HebbianLinear(6, 5, rule=hk.WTA()), nn.ReLU(), nn.Linear(5, 2))
+    quantised = torch.ao.quantization.quantize_dynamic(hk.nn.revert(copy.deepcopy(model)), {nn.Linear})
+    kind = torch.ao.nn.quantized.dynamic.Linear
+    assert [isinstance(layer, kind) for layer in quantised] == [True, False, True]
+    x = random((3, 6))
+    torch.testing.assert_close(quantised(x), model(x), rtol=0.1, atol=0.1)
+
+
 @pytest.mark.parametrize("travel", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_a_copied_model_reverts(travel):
     model = network()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import hebbkern.rules
 from hebbkern import cli, datasets
@@ -20,9 +21,11 @@ for package in ("ignite", "jsonargparse", "mlxtend"):
 
 ROOT = Path(__file__).parents[2]
 README, CONTRIBUTING = ROOT / "README.md", ROOT / "CONTRIBUTING.md"
-TRAINING, CONTINUAL, SPEED = (ROOT / "docs" / f"{name}.md" for name in ("training", "continual", "speed"))
+TRAINING, CONTINUAL, SPEED, PRECISION = (
+    ROOT / "docs" / f"{name}.md" for name in ("training", "continual", "speed", "precision")
+)
 PAGES = [README, CONTRIBUTING, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-LENGTHS = {README: 100, ROOT / "docs" / "design.md": 120}  # of lines, at most
+LENGTHS = {README: 100, ROOT / "docs" / "design.md": 120, PRECISION: 60}  # of lines, at most
 SMALL = ["--data", "few.npz", "--batch-size", "50", "--epochs", "1"]
 
 
@@ -91,6 +94,24 @@ def test_the_python_of_continual_runs(capsys):
     for kept, forgotten in (means[:2], means[2:]):
         assert kept > 0.5 > forgotten
     assert names["head"].trace.any(1).all()
+
+
+def test_the_python_of_mixed_precision_runs():
+    """The Hebbian layer takes the steps that it takes without a scaler, and the penalty is not divided by the scale."""
+    torch.manual_seed(0)
+    names = run_python(PRECISION)
+    model, method = names["model"], names["method"]
+    assert model[0].weight.dtype == torch.float32 and names["scaler"].get_scale() == 2.0**16
+    weight = model[0].weight.detach().clone()
+    want, x = weight.clone(), names["x"]
+    model[0].rule.step_(want, x, lr=0.05)
+    names["optimizer"].zero_grad()
+    with hebbkern.learning(model, lr=names["scaler"].get_scale(), into="grad"):
+        model(x)
+    model[0].weight.grad /= names["scaler"].get_scale()
+    torch.testing.assert_close(weight - 0.05 * model[0].weight.grad, want)
+    before = method.penalty(model)
+    assert before > 0 and method.tasks == 1
 
 
 def test_the_python_of_readme_runs():

@@ -73,3 +73,16 @@ def test_tensors_of_torch_func_are_known():
     seen = []
     torch.vmap(lambda x: (seen.append(_torch_private.is_transformed(x)), x)[1])(torch.ones(2))
     assert seen == [True] and not _torch_private.is_transformed(torch.ones(2))
+
+
+def test_a_scaler_knows_what_it_has_unscaled():
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer, scaler = torch.optim.SGD([weight], lr=0.1), torch.amp.GradScaler("cpu")
+    assert not _torch_private.has_unscaled(scaler), "_per_optimizer_states has changed"
+    for _ in range(2):
+        scaler.scale(weight.sum()).backward()
+        assert not _torch_private.has_unscaled(scaler)
+        scaler.unscale_(optimizer)
+        assert _torch_private.has_unscaled(scaler), "OptState has changed"
+        scaler.step(optimizer)
+        scaler.update()

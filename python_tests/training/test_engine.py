@@ -294,6 +294,3 @@ def test_batches_without_labels_come_alone_or_in_a_tuple():
         assert not torch.equal(layer.weight, before)
         learnt.append(layer.weight.detach())
     assert torch.equal(learnt[0], learnt[1]) and torch.equal(learnt[0], learnt[2])
-    for batch, got in (((x[0], None, None), "3 parts"), ({"x": x[0]}, "dict")):
-        with pytest.raises(ValueError, match=rf"each batch must be a tensor x or a pair \(x, labels\), got {got}"):
-            training.hebbian_trainer(layer).run([batch], max_epochs=1)

@@ -114,8 +114,11 @@ def test_what_cannot_be_trained_is_refused(tmp_path):
     ):
         train(network(), tmp_path)
     model = network()
-    with pytest.raises(ValueError, match=r"of checkpoint_24.safetensors, \(4, 6\), got \(5, 6\)"):
-        training.train(model, batches(), lr=0.1, epochs=5, folder=tmp_path, resume=True)
+    fewer = training.Batches(batches().x, batches().labels, batch_size=10)
+    with pytest.raises(ValueError, match=r"must have the batches an epoch of checkpoint_24.safetensors, 6, got 5"):
+        training.train(model, fewer, lr=0.1, epochs=EPOCHS, folder=tmp_path, resume=True)
+    with pytest.raises(ValueError, match=r"must keep stages of checkpoint_24.safetensors, \[\[None, False, 4\]\], got"):
+        training.train(model, batches(), lr=0.1, epochs=3, folder=tmp_path, resume=True)
     assert all(map(torch.equal, model.parameters(), network().parameters()))
 
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+
+from hebbkern import _torch_private
+from hebbkern.nn.learning import Hebbian
+from hebbkern.nn.wrappers import plain_name, plain_names, unwrapped
 
 Outputs = Callable[[nn.Module, Tensor], Tensor]
 
@@ -37,15 +41,25 @@ class Consolidation:
         """
         return zero_penalty(model)
 
-    def add_gradient(self, model: nn.Module, x: Tensor | None = None) -> None:
+    def add_gradient(self, model: nn.Module, x: Tensor | None = None, *, scaler: Any = None) -> None:
         """Adds the gradient of the penalty to .grad; call it between backward and the step of the optimizer.
 
         The gradient equals that of loss + penalty up to rounding, and takes a third of the time for quadratic
-        penalties. Arguments and errors are those of `penalty`.
+        penalties. Parameters that require no gradient are left alone, except weights of Hebbian layers, which
+        optimizers step too (`hebbkern.learning` with into="grad").
+
+        Args:
+            model, x: see `penalty`.
+            scaler: the torch.amp.GradScaler of the loss, where .grad is still multiplied by its scale; None where it is
+                not, also after `scaler.unscale_`.
+
+        Raises:
+            ValueError: as `penalty`.
+            RuntimeError: scaler has divided the gradients by its scale already.
         """
         penalty = self.penalty(model, x)
         if penalty.requires_grad:
-            penalty.backward()
+            (penalty * loss_scale(scaler)).backward()
 
     def after_step(self) -> None:
         """To be called after each step of the optimizer, while .grad still has the gradients of this step."""
@@ -57,7 +71,8 @@ class Consolidation:
             model: the network, which is run in evaluation mode.
             data: the task, an iterable of batches (x [B, ...], labels [B] int64 or None); read once and in order.
             outputs: (model, x) -> [B, K], the outputs of this task for networks with several heads; None for model(x).
-                Labels are indices of the K outputs.
+                Labels are indices of the K outputs. `model` is the one inside torch.compile and
+                DistributedDataParallel.
 
         Raises:
             ValueError: data is missing or empty or lacks labels although they are needed, an importance is not finite,
@@ -88,13 +103,16 @@ class Consolidation:
 class Quadratic(Consolidation):
     """λ · factor · (Σ Ω (θ − θ*)² + offset) over chosen parameters. Subclasses compute Ω in `after_task`.
 
+    A parameter may gain rows, as a head for more classes does: the new rows have importance 0 until the next
+    `after_task`. The methods take the model with or without torch.compile and DistributedDataParallel around it.
+
     Args:
         parameters: a module (all its parameters that require a gradient), or names of parameters as
             `named_parameters` gives them; its (name, parameter) pairs are accepted too.
         strength: λ, finite and at least 0.
 
     Attributes:
-        names: of the parameters.
+        names: of the parameters, without `_orig_mod.` of torch.compile and `module.` of DistributedDataParallel.
         anchor: θ*, one tensor for each name; empty before the end of the first task.
         importance: Ω, one tensor for each name.
         offset: a constant.
@@ -104,6 +122,7 @@ class Quadratic(Consolidation):
     """
 
     factor: float = 1.0
+    GROWING: ClassVar[dict[str, bool]] = {"anchor": True, "importance": False}  # whether new rows are the weights'
 
     def __init__(self, parameters: nn.Module | Iterable[Any], strength: float) -> None:
         self.names = parameter_names(parameters)
@@ -133,16 +152,20 @@ class Quadratic(Consolidation):
             value = (value / 2 + self.offset) * self.scale
         return _QuadraticPenalty.apply(value, self, gradients, self.importance, self.anchor, *weights)
 
-    def add_gradient(self, model: nn.Module, x: Tensor | None = None) -> None:
+    def add_gradient(self, model: nn.Module, x: Tensor | None = None, *, scaler: Any = None) -> None:
         weights = self._weights_of(model)
         if not self.anchor:
             return
+        scale = self.scale * loss_scale(scaler)
+        stepped = _steppable(model, weights)
         with torch.no_grad():
             for weight, gradient in zip(weights, self._compute_gradients(weights), strict=True):
+                if weight not in stepped:
+                    continue
                 if weight.grad is None:
-                    weight.grad = (gradient * self.scale).to(weight.dtype)
+                    weight.grad = (gradient * scale).to(weight.dtype)
                 else:
-                    weight.grad.add_(gradient, alpha=self.scale)
+                    weight.grad.add_(gradient, alpha=scale)
 
     def state_dict(self) -> dict[str, Any]:
         tensors = {"anchor": self._by_name(self.anchor), "importance": self._by_name(self.importance)}
@@ -159,7 +182,8 @@ class Quadratic(Consolidation):
 
     def _in_order(self, key: str, state: Mapping[str, Any]) -> list[Tensor]:
         """Copies of the tensors of state[key], in the order of the names."""
-        tensors = state.get(key, {})
+        saved = state.get(key, {})
+        tensors = dict(zip(plain_names(list(saved)), saved.values(), strict=True))
         if tensors and set(tensors) != set(self.names):
             odd = sorted(set(tensors) ^ set(self.names))
             raise ValueError(f"hebbkern.continual: state must be of the parameters chosen here, got others: {odd}")
@@ -177,21 +201,27 @@ class Quadratic(Consolidation):
         self.anchor, self.importance, self.offset, self._gradients = anchor, importance, offset, []
 
     def _weights_of(self, model: nn.Module) -> list[nn.Parameter]:
-        """The parameters in the order of the names; θ* and Ω are moved to their devices."""
+        """The parameters in the order of the names, to which all that is remembered is fitted."""
         weights = parameters_of(model, self.names)
-        if not self.anchor:
-            return weights
-        for name, weight, anchor in zip(self.names, weights, self.anchor, strict=True):
-            if weight.shape != anchor.shape:
+        kept = [own for key in self.GROWING if (own := getattr(self, key))]
+        for name, weight, old in zip(self.names, weights, *kept[:1], strict=True) if kept else ():
+            if weight.shape != old.shape and (weight.shape[1:] != old.shape[1:] or weight.numel() <= old.numel()):
                 raise ValueError(
-                    f"hebbkern.continual: model must have {name} of the remembered shape {list(anchor.shape)}, "
-                    f"got {list(weight.shape)}"
+                    f"hebbkern.continual: model must have {name} of the remembered shape {list(old.shape)}, or with "
+                    f"more rows, got {list(weight.shape)}"
                 )
-        if self.anchor[0].device != weights[0].device:
-            self.anchor = [anchor.to(weight.device) for anchor, weight in zip(self.anchor, weights, strict=True)]
-            self.importance = [omega.to(weight.device) for omega, weight in zip(self.importance, weights, strict=True)]
-            self._gradients = []
+        pairs = [pair for own in kept for pair in zip(own, weights, strict=True)]
+        if any(old.shape != weight.shape or old.device != weight.device for old, weight in pairs):
+            self._fit(weights)
         return weights
+
+    def _fit(self, weights: list[nn.Parameter]) -> None:
+        """Moves what is remembered to the devices of the weights, and adds the rows that they have gained."""
+        for key, from_weights in self.GROWING.items():
+            if own := getattr(self, key):
+                fitted = [_grown(old, weight, from_weights) for old, weight in zip(own, weights, strict=True)]
+                setattr(self, key, fitted)
+        self._gradients = []
 
     def _compute_gradients(self, weights: list[nn.Parameter], keep: bool = True) -> list[Tensor]:
         """2Ω(θ − θ*), by the gradient of squared errors: one operator and one pass over each parameter."""
@@ -237,7 +267,8 @@ class _QuadraticPenalty(torch.autograd.Function):
 def parameter_names(parameters: nn.Module | Iterable[Any]) -> list[str]:
     """The names of the chosen parameters. Raises ValueError if there are none or one is repeated."""
     if isinstance(parameters, nn.Module):
-        parameters = [name for name, parameter in parameters.named_parameters() if parameter.requires_grad]
+        model, named = parameters, parameters.named_parameters()
+        parameters = [plain_name(model, name) for name, parameter in named if parameter.requires_grad]
     entries: list[Any] = [entry[0] if isinstance(entry, tuple) and entry else entry for entry in parameters]
     if isinstance(parameters, str) or not entries or not all(isinstance(name, str) for name in entries):
         got = repr(parameters) if isinstance(parameters, str) else [type(name).__name__ for name in entries[:3]]
@@ -249,17 +280,69 @@ def parameter_names(parameters: nn.Module | Iterable[Any]) -> list[str]:
             "hebbkern.continual: parameters must be named once each, got "
             f"{sorted({name for name in entries if entries.count(name) > 1})} more often"
         )
-    return entries
+    return plain_names(entries)
+
+
+def own_names(model: nn.Module, names: list[str]) -> list[str]:
+    """The names that `unwrapped(model)` itself has for parameters of these plain names.
+
+    Raises:
+        ValueError: the model lacks one.
+    """
+    parameters = dict(unwrapped(model).named_parameters(remove_duplicate=False))
+    if all(name in parameters for name in names):
+        return names
+    own = {plain_name(unwrapped(model), name): name for name in parameters}
+    own |= dict(zip(plain_names(list(own)), own.values(), strict=True))
+    if missing := [name for name in names if name not in own]:
+        raise ValueError(f'hebbkern.continual: parameters must be of the model, got a name it lacks: "{missing[0]}"')
+    return [own[name] for name in names]
 
 
 def parameters_of(model: nn.Module, names: list[str]) -> list[nn.Parameter]:
-    """The parameters of these names. Raises ValueError if the model lacks one."""
+    """The parameters of these plain names. Raises ValueError if the model lacks one."""
+    inner = unwrapped(model)
     try:
-        return [model.get_parameter(name) for name in names]
-    except AttributeError as error:
-        raise ValueError(
-            f"hebbkern.continual: parameters must be of the model, got a name it lacks: {error}"
-        ) from error
+        return [inner.get_parameter(name) for name in names]
+    except AttributeError:
+        return [inner.get_parameter(name) for name in own_names(model, names)]
+
+
+def loss_scale(scaler: Any) -> float:
+    """The factor of the gradients of a loss that `scaler` scales; 1.0 for None.
+
+    Raises:
+        ValueError: scaler is no torch.amp.GradScaler.
+        RuntimeError: it has divided the gradients by the factor already.
+    """
+    if scaler is None:
+        return 1.0
+    if not isinstance(scaler, torch.amp.GradScaler):
+        got = type(scaler).__name__
+        raise ValueError(f"hebbkern.continual: scaler must be a torch.amp.GradScaler or None, got {got}")
+    if _torch_private.has_unscaled(scaler):
+        raise RuntimeError(
+            "hebbkern.continual: scaler must be None after scaler.unscale_, got a GradScaler that has divided the "
+            "gradients by its scale"
+        )
+    return scaler.get_scale()
+
+
+def _steppable(model: nn.Module, weights: list[nn.Parameter]) -> set[nn.Parameter]:
+    """The weights that an optimizer may step: those that require a gradient, and those of Hebbian layers."""
+    stepped = {weight for weight in weights if weight.requires_grad}
+    if len(stepped) < len(weights):
+        stepped |= {layer.weight for layer in model.modules() if isinstance(layer, Hebbian)}
+    return stepped
+
+
+def _grown(old: Tensor, weight: nn.Parameter, from_weights: bool) -> Tensor:
+    """`old` on the weight's device, with the rows that it lacks: those of the weight, or zeros."""
+    if old.shape == weight.shape:
+        return old.to(weight.device)
+    new = weight.detach().to(old.dtype, copy=True) if from_weights else torch.zeros_like(weight, dtype=old.dtype)
+    new[: len(old)] = old
+    return new
 
 
 def check_number(name: str, value: Any, wanted: str, test: Callable[[float], bool]) -> float:

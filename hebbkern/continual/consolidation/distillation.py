@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hebbkern.continual.consolidation.base import Consolidation, Outputs, check_number, zero_penalty
 from hebbkern.continual.consolidation.sensitivity import ModelOutputs, checked_batches, eval_mode
 from hebbkern.nn.state import no_learning
+from hebbkern.nn.wrappers import plain_name, plain_names, unwrapped
 
 
 class LwF(Consolidation):
@@ -51,10 +52,11 @@ class LwF(Consolidation):
             return zero_penalty(model)
         if x is None:
             raise ValueError("hebbkern.continual: x must be given to the penalty of LwF, got None")
-        self._check(model)
+        model = unwrapped(model)
+        old_tensors = self._checked(model)
         call = ModelOutputs(model, self.outputs)
         with torch.no_grad(), eval_mode(model):
-            old = torch.func.functional_call(call, self.old, (x,))
+            old = torch.func.functional_call(call, old_tensors, (x,))
         with no_learning():  # the pass of the training loop learns
             new = call(x) if out is None else out
         if new.shape != old.shape:
@@ -76,11 +78,11 @@ class LwF(Consolidation):
             classes = [*classes, sorted({label for _, labels in checked_batches(data) for label in _classes(labels)})]
             if not classes[-1]:
                 raise ValueError("hebbkern.continual: data must hold at least one sample, got none")
-        old = {f"model.{name}": tensor.detach().clone() for name, tensor in _tensors(model)}
+        old = {plain_name(model, name): tensor.detach().clone() for name, tensor in _tensors(model)}
         for name, tensor in old.items():
             if not tensor.isfinite().all():
                 raise ValueError(
-                    f"hebbkern.continual: weights must be finite to be remembered, got {name[6:]} with "
+                    f"hebbkern.continual: weights must be finite to be remembered, got {name} with "
                     "NaN or infinity; nothing was changed"
                 )
         self.old, self.classes = old, classes
@@ -90,7 +92,8 @@ class LwF(Consolidation):
         return super().state_dict() | {"old": dict(self.old), "classes": self.classes}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        old = {name: tensor.clone() for name, tensor in state.get("old", {}).items()}
+        saved = state.get("old", {})
+        old = {name: saved[key].clone() for name, key in zip(plain_names(list(saved)), saved, strict=True)}
         super().load_state_dict(state)
         self.old, self.classes = old, [list(group) for group in state["classes"]]
 
@@ -102,16 +105,20 @@ class LwF(Consolidation):
             return [sorted({unit for group in self.classes for unit in group})]
         return self.classes
 
-    def _check(self, model: nn.Module) -> None:
-        """Raises ValueError unless the model has the remembered tensors, and moves these to its devices."""
-        own = {f"model.{name}": tensor for name, tensor in _tensors(model)}
+    def _checked(self, model: nn.Module) -> dict[str, Tensor]:
+        """The remembered tensors, on the model's devices, by the names that `ModelOutputs` of the model has for them.
+
+        Raises:
+            ValueError: the model lacks one, or has it of another shape.
+        """
+        own = {plain_name(model, name): (name, tensor) for name, tensor in _tensors(model)}
         for name, tensor in self.old.items():
-            if name not in own or own[name].shape != tensor.shape:
-                got = list(own[name].shape) if name in own else "none"
-                wanted = f"{name[6:]} of the remembered shape {list(tensor.shape)}"
+            if name not in own or own[name][1].shape != tensor.shape:
+                got = list(own[name][1].shape) if name in own else "none"
+                wanted = f"{name} of the remembered shape {list(tensor.shape)}"
                 raise ValueError(f"hebbkern.continual: model must have {wanted}, got {got}")
-            if tensor.device != own[name].device:
-                self.old[name] = tensor.to(own[name].device)
+            self.old[name] = tensor.to(own[name][1].device)
+        return {f"model.{own[name][0]}": tensor for name, tensor in self.old.items()}
 
 
 def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:

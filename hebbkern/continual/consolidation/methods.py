@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -182,6 +182,8 @@ class SynapticIntelligence(Quadratic):
         ValueError: an argument is out of range.
     """
 
+    GROWING: ClassVar[dict[str, bool]] = {**Quadratic.GROWING, "start": True, "path": False}
+
     def __init__(
         self, parameters: nn.Module | Iterable[Any], strength: float, *, xi: float = 0.1, clip: bool = False
     ) -> None:
@@ -198,8 +200,8 @@ class SynapticIntelligence(Quadratic):
             self._begin(model)
         return penalty
 
-    def add_gradient(self, model: nn.Module, x: Tensor | None = None) -> None:
-        super().add_gradient(model)
+    def add_gradient(self, model: nn.Module, x: Tensor | None = None, *, scaler: Any = None) -> None:
+        super().add_gradient(model, scaler=scaler)
         self._begin(model)
 
     def after_step(self) -> None:
@@ -245,6 +247,10 @@ class SynapticIntelligence(Quadratic):
         path, start = (self._in_order(key, state) for key in ("path", "start"))
         super().load_state_dict(state)
         self.path, self.start, self._before, self._weights = path, start, [], []
+
+    def _fit(self, weights: list[nn.Parameter]) -> None:
+        super()._fit(weights)
+        self._before = []
 
     def _begin(self, model: nn.Module) -> None:
         """Stores θ before a step."""

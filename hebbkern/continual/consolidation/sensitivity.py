@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hebbkern.continual.consolidation.base import Outputs, parameters_of
+from hebbkern.continual.consolidation.base import Outputs, own_names
 from hebbkern.nn.state import no_learning
+from hebbkern.nn.wrappers import unwrapped
 
 MAX_SAMPLES = 1024  # in one forward pass
 MAX_ENTRIES = 1 << 24  # of per-sample gradients, in memory at once
@@ -102,10 +103,10 @@ class Sensitivity:
         objective: Callable[[Tensor, Tensor], Tensor],
         measure: Callable[[Tensor], Tensor],
     ) -> None:
-        self.call = ModelOutputs(model, outputs)
-        self.names, self.objective, self.measure = names, objective, measure
-        self.parameters = dict(zip(names, parameters_of(model, names), strict=True))
-        self.owner = {name: model.get_submodule(name.rpartition(".")[0]) for name in names}
+        self.names, model = own_names(model, names), unwrapped(model)
+        self.call, self.objective, self.measure = ModelOutputs(model, outputs), objective, measure
+        self.parameters = {name: model.get_parameter(name) for name in self.names}
+        self.owner = {name: model.get_submodule(name.rpartition(".")[0]) for name in self.names}
         self.total = {
             name: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32), requires_grad=False)
             for name, p in self.parameters.items()
@@ -115,7 +116,7 @@ class Sensitivity:
 
     def add(self, x: Tensor, targets: Callable[[Tensor], Tensor]) -> None:
         """Adds the samples x [B, ...]; `targets` computes the targets [B] from the outputs [B, K]."""
-        with torch.enable_grad(), eval_mode(self.call.model):
+        with self._differentiable():
             with self._recorded() as calls:
                 out = self.call(x)
             target = targets(out.detach())
@@ -127,7 +128,7 @@ class Sensitivity:
 
     def add_batch(self, x: Tensor, targets: Callable[[Tensor], Tensor]) -> None:
         """Adds B · measure(mean gradient of the B samples x), the common approximation of `add`."""
-        with torch.enable_grad(), eval_mode(self.call.model):
+        with self._differentiable():
             out = self.call(x)
             score = self.objective(out, targets(out.detach())).mean()
             gradients = torch.autograd.grad(score, list(self.parameters.values()), materialize_grads=True)
@@ -144,6 +145,19 @@ class Sensitivity:
         if self.samples == 0:
             raise ValueError("hebbkern.continual: data must hold at least one sample, got none")
         return [total / self.samples for total in self.total.values()]
+
+    @contextlib.contextmanager
+    def _differentiable(self) -> Iterator[None]:
+        """Context of gradients to all parameters, frozen ones too, of the model in evaluation mode and not compiled."""
+        frozen = [parameter for parameter in self.parameters.values() if not parameter.requires_grad]
+        with torch.enable_grad(), eval_mode(self.call.model), torch.compiler.set_stance("force_eager"):
+            try:
+                for parameter in frozen:
+                    parameter.requires_grad_(True)
+                yield
+            finally:
+                for parameter in frozen:
+                    parameter.requires_grad_(False)
 
     @contextlib.contextmanager
     def _recorded(self) -> Iterator[dict[nn.Module, list[tuple[Any, Any]]]]:
