@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from hebbkern import files
 from hebbkern.checks import PATCHES, Settings, wanted_of_file
 from hebbkern.rules import RULES, Rule
 
@@ -241,9 +242,7 @@ def save(config: Config, path: str | Path) -> None:
     """Writes a file that `parse(["--config", path])` reads as the same run."""
     import yaml
 
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True))
+    files.write(path, yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True))
 
 
 def differences(config: Config, before: dict[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from hebbkern.evaluation.features import eval_mode
+from hebbkern.files import locked
 from hebbkern.nn import convert
 from hebbkern.nn.learning import by_name
 from hebbkern.rules import Rule
@@ -22,6 +24,7 @@ from hebbkern.training.engine import Engine, Events, Step, engine_of, pair
 from hebbkern.training.handlers import Figures
 
 # isort: split
+import ignite.distributed as idist
 from ignite.handlers import Checkpoint, ProgressBar
 from ignite.handlers.state_param_scheduler import StateParamScheduler
 
@@ -98,6 +101,7 @@ def train(
         ValueError: there is no Hebbian layer, epochs is below 1, order or decay is wrong, a name or pattern matches no
             layer, or a checkpoint is torn or of another training. The model is unchanged, unless `rules` changed it.
         FileExistsError: `folder` holds checkpoints and resume is False.
+        RuntimeError: another training writes to `folder`.
     """
     _check_schedule(epochs, order, decay)
     if save_every is not None and (not isinstance(save_every, int) or save_every < 1):
@@ -116,12 +120,13 @@ def train(
         raise ValueError("hebbkern.training: save_every must be None for batches that cannot seek, got a number")
     schedule.attach(trainer, Events.EPOCH_STARTED)
     _attach(trainer, model, list(handlers), progress)
-    if folder is not None:
-        saved = {"model": getattr(model, "_orig_mod", model), "trainer": trainer, "schedule": schedule}
-        saved |= {"random": RandomState(group)} | ({} if optimizer is None else {"optimizer": optimizer})
-        _keep_checkpoints(saved, Path(folder), resume, save_every, length)
-    if trainer.state.iteration < schedule.epochs * length:
-        trainer.run(batches, max_epochs=schedule.epochs, epoch_length=length)
+    with contextlib.nullcontext() if folder is None or idist.get_rank() > 0 else locked(Path(folder)):
+        if folder is not None:
+            saved = {"model": getattr(model, "_orig_mod", model), "trainer": trainer, "schedule": schedule}
+            saved |= {"random": RandomState(group)} | ({} if optimizer is None else {"optimizer": optimizer})
+            _keep_checkpoints(saved, Path(folder), resume, save_every, length)
+        if trainer.state.iteration < schedule.epochs * length:
+            trainer.run(batches, max_epochs=schedule.epochs, epoch_length=length)
     return trainer
 
 
