@@ -42,22 +42,18 @@ class Metrics:
         self.save()
 
     def start_epoch(self, engine: Engine) -> None:
-        self.began, self.trained, self.losses, self.loss = time.perf_counter(), False, 0, 0.0
+        self.began, self.trained = time.perf_counter(), False
         engine.state.metrics.clear()  # some are not measured in each epoch
 
     def add(self, engine: Engine) -> None:
-        output = engine.state.output
-        self.trained |= isinstance(output, dict)
-        if isinstance(output, dict) and len(output["y"]) > 0:  # an empty share has no loss
-            self.loss = self.loss + output["loss"]  # stays on the device until the epoch ends
-            self.losses += 1
+        self.trained |= isinstance(engine.state.output, dict)
 
     def write(self, engine: Engine) -> None:
         state: Any = engine.state
         line: dict[str, Any] = {"epoch": state.epoch, "iteration": state.iteration, "lr": state.lr}
         line |= {"layer": state.layer} if state.layer else {}
         line |= {"seconds": time.perf_counter() - self.began}
-        line |= {"loss": float(self.loss) / self.losses} if self.losses else {}
+        line |= {"loss": state.loss["mean"]} if state.loss["batches"] else {}
         line |= {**state.metrics, **(self.measure() if self.trained else {})}
         self.lines.append(json.dumps(as_json(line), allow_nan=False))
         self.save()

@@ -100,6 +100,7 @@ def train(
     Raises:
         ValueError: there is no Hebbian layer, epochs is below 1, order or decay is wrong, a name or pattern matches no
             layer, or a checkpoint is torn or of another training. The model is unchanged, unless `rules` changed it.
+            Also if the supervised loss diverges, see `hebbian_trainer`.
         FileExistsError: `folder` holds checkpoints and resume is False.
         RuntimeError: another training writes to `folder`.
     """

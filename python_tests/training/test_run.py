@@ -21,7 +21,7 @@ module = pytest.importorskip("hebbkern.training.run", reason="ignite is not inst
 from hebbkern.training import network  # noqa: E402
 from hebbkern.training.checkpoint import last_checkpoint, load  # noqa: E402
 from hebbkern.training.config import RULES, Config, Head, Layer  # noqa: E402
-from hebbkern.training.engine import Engine  # noqa: E402
+from hebbkern.training.engine import Engine, EpochLoss  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +188,7 @@ def test_a_shared_batch_of_one_sample_leaves_numbers(monkeypatch):
 def test_the_loss_of_an_epoch_leaves_out_empty_shares(tmp_path):
     engine = Engine(lambda engine, loss: {"y": [0] * (loss == loss), "loss": torch.tensor(loss)})
     engine.state.lr, engine.state.layer = 0.1, None
+    EpochLoss().attach(engine)
     module.Metrics(tmp_path / "metrics.jsonl").attach(engine)
     engine.run([1.0, 2.0, float("nan")])
     assert lines(tmp_path)[0]["loss"] == 1.5
@@ -243,6 +244,7 @@ run.run({config!r})
     module.run(dataclasses.replace(config, resume=True))
     same(weights(whole), weights(killed))
     assert [line["epoch"] for line in lines(killed)] == [1, 2, 3]
+    assert [line["loss"] for line in lines(killed)] == [line["loss"] for line in lines(whole)]
 
 
 def test_the_folder_of_another_run_is_refused_and_stays(bars, tmp_path):
@@ -275,6 +277,15 @@ def test_what_is_wrong_is_one_line(bars, tmp_path, capsys):
         assert cli.main(["train", *line.split(), "--pictures", "0"]) == 1
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1, error
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_classifier_that_diverges_ends_the_run_with_an_error(bars, tmp_path, capsys, optimizer):
+    options = f"--neurons 6 --epochs 2 --batch-size 20 --pictures 0 --head.optimizer {optimizer} --head.lr 1e30"
+    assert cli.main(["train", "--data", bars, "--out", str(tmp_path), *options.split()]) == 1
+    error = capsys.readouterr().err
+    assert "the loss must stay finite and below 1" in error and "epoch 1; lower the optimizer's learning" in error
+    assert error.count("\n") == 1 and last_checkpoint(tmp_path) is None
 
 
 def test_held_out_images_are_a_share_of_each_class(bars):
