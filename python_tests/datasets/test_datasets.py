@@ -172,7 +172,7 @@ def test_a_damaged_npz_is_named_and_not_to_be_unpickled(tmp_path, damage):
     content = {"empty": b"", "text": b"no array", "torn": path.read_bytes()[:-40]}.get(damage)
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"a\.npz must be a whole \.npz file of numbers, got an? ") as error:
+    with pytest.raises(ValueError, match=r"a\.npz must be a whole \.npz file of numbers, got ") as error:
         datasets.load(str(path))
     assert "pickle" not in str(error.value)
 

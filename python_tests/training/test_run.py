@@ -268,15 +268,36 @@ def test_the_folder_of_another_run_is_refused_and_stays(bars, tmp_path):
 
 def test_what_is_wrong_is_one_line(bars, tmp_path, capsys):
     (tmp_path / "file").write_text("")
+    (tmp_path / "torn.npz").write_bytes(b"")
     for line, message in (
         (f"--data {bars} --neurons 1 --out {tmp_path / 'k'}", "k must be between 1 and min(64, 1 neurons), got 2"),
         (f"--data {bars} --rule hebb --lr 1e30 --out {tmp_path / 'l'}", "weights grew without bound; lower lr"),
         (f"--data {bars} --out {tmp_path / 'file'}", "out must be a folder, got"),
+        (
+            f"--data {bars} --neurons {10**13} --out {tmp_path / 'n'}",
+            f"layers[0] must fit into memory, got {10**13} neurons",
+        ),
+        (f"--data {tmp_path / 'torn.npz'} --out {tmp_path / 't'}", "torn.npz must be a whole .npz file of numbers"),
         (f"--data {bars} --preprocess zca --out {tmp_path / 'z'} --validation 0.8", "must be more than their inputs"),
     ):
         assert cli.main(["train", *line.split(), "--pictures", "0"]) == 1
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1, error
+
+
+def test_threads_are_at_most_the_processors(bars, tmp_path, threads, capsys):
+    """torch.set_num_threads(99999) ends the process with a segmentation fault, when it ends."""
+    report = module.run(single(bars, tmp_path, threads=99999))
+    assert report["threads"] == os.cpu_count() == torch.get_num_threads()
+    assert (
+        capsys.readouterr().err
+        == f"hebbkern train: threads is capped at {os.cpu_count()}, one a processor, got 99999\n"
+    )
+
+
+def test_the_largest_seed_trains(bars, tmp_path):
+    module.run(single(bars, tmp_path, seed=2**63 - 1, validation=0.1))
+    assert last_checkpoint(tmp_path).name == "checkpoint_24.safetensors"
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
