@@ -214,7 +214,7 @@ class Settings:
             self._refuse(name, "a whole number", value)
         if value < least:
             self._refuse(name, f"at least {least}", value)
-        if value > most:
+        if int(value) > most:
             self._refuse(name, f"at most {most}", value)
         object.__setattr__(self, name, int(value))  # NumPy's integers are no int to torch
 
