@@ -22,6 +22,7 @@ ACTIVATIONS = ("linear", "relu", "tanh", "softmax")
 DECAYS = ("triangular", "diagonal", "activity", "none")
 NORMALISATIONS = ("none", "row_max", "row_l2", "global_max")
 MOST_WINNERS = 64
+MOST_CLASSES = 1000  # that labels may name, or as many as there are samples: memory grows with the highest label
 LARGEST_EXTENT = 2**31 - 1  # extents below it multiply without overflow
 RESPONSES = "x and weight must give finite responses"
 SUMS = "x and weight must give finite sums"
@@ -207,12 +208,14 @@ class Settings:
             names = ", ".join(f'"{option}"' for option in wanted[:-1])
             self._refuse(name, f'{names} or "{wanted[-1]}"', f'"{value}"' if isinstance(value, str) else value)
 
-    def _whole(self, name: str, least: int) -> None:
+    def _whole(self, name: str, least: int, most: int = 2**63 - 1) -> None:
         value = getattr(self, name)
         if isinstance(value, bool) or not isinstance(value, numbers.Integral):
             self._refuse(name, "a whole number", value)
         if value < least:
             self._refuse(name, f"at least {least}", value)
+        if int(value) > most:
+            self._refuse(name, f"at most {most}", value)
         object.__setattr__(self, name, int(value))  # NumPy's integers are no int to torch
 
     def _number(self, name: str, wanted: str, test: Callable[[float], bool]) -> None:

@@ -41,9 +41,14 @@ def main(argv: list[str]) -> int:
     add("--epochs", type=options.count, default=60, help="number of epochs")
     add("--batch-size", type=options.count, default=100, help="samples a step")
     add("--lr", type=float, default=0.2, help="learning rate of the first epoch; it falls to 0")
-    add("--seed", type=int, default=0, help="seed of the weights, the order of the samples and the split of the data")
+    add(
+        "--seed",
+        type=options.seed,
+        default=0,
+        help="of the weights, the order and the split of the samples",
+    )
     add("--rounds", type=options.count, default=5, help="samples of each timing")
-    add("--picture", default="runs/demo/weights.png", help="where to draw the weights")
+    add("--picture", type=options.some_file, default="runs/demo/weights.png", help="where to draw the weights")
     options.add_json(parser)
     arguments = parser.parse_args(argv)
     options.write_json(run(arguments), arguments.json)

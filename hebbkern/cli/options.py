@@ -26,6 +26,20 @@ def count(text: str) -> int:
     return number
 
 
+def seed(text: str) -> int:
+    """A whole number from 0 to 2^63 - 1, which torch's generators take."""
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 2^63 - 1, got {text}")
+    return int(text)
+
+
+def some_file(text: str) -> str:
+    """The path of a file, whose folder need not exist."""
+    if Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"must be a file, got {text or 'nothing'}")
+    return text
+
+
 def new_file(text: str) -> str:
     """The path of a file that can be written: its folder exists."""
     if wanted := wanted_of_file(text):

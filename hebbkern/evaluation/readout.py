@@ -12,7 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hebbkern.evaluation.features import BATCH_SIZE, MEMORY, Pair, Store, batches, hebbian_layers, is_pair, taps
+from hebbkern.evaluation.features import (
+    BATCH_SIZE,
+    MEMORY,
+    Pair,
+    Store,
+    batches,
+    check_samples,
+    hebbian_layers,
+    is_pair,
+    taps,
+)
 
 DECAYS = (1e-5, 1e-4)
 HELD_OUT = 5  # every fifth training sample is held out and decides the decay
@@ -64,15 +74,21 @@ def linear_readout(
 
     Args:
         train, test: [n, inputs] floats.
-        train_labels, test_labels: [n] int64.
+        train_labels, test_labels: [n] int64, at least 0.
         decays: candidates.
         iterations: of L-BFGS, at most.
 
     Returns:
         The accuracies and the decay.
+
+    Raises:
+        ValueError: a shape is wrong, features are not finite, or a label is below 0.
     """
     train, test = train.detach(), test.detach()
-    classes = int(torch.maximum(train_labels.max(), test_labels.max())) + 1
+    train_labels, test_labels = check_samples("train", train, train_labels), check_samples("test", test, test_labels)
+    # Without classes that nobody has, whose weights would take memory.
+    names, both = torch.cat([train_labels, test_labels]).unique(return_inverse=True)
+    classes, (train_labels, test_labels) = len(names), both.split([len(train), len(test)])
     mean, deviation = train.mean(0), train.std(0)
     scale = deviation.clamp(min=1e-3 * float(deviation.max()) or 1.0) * train.shape[1] ** 0.5
     train, test = (train - mean) / scale, (test - mean) / scale
@@ -142,7 +158,8 @@ def linear_probes(
         {layer: Readout}, in the order of `layers`.
 
     Raises:
-        ValueError: a layer does not exist or is not reached, features exceed memory, or labels do not fit.
+        ValueError: a layer does not exist or is not reached, features exceed memory or are not finite, or labels do
+            not fit.
     """
     if pool not in POOLS:
         raise ValueError(f'hebbkern.evaluation: pool must be "average" or "max", got {pool!r}')

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from hebbkern.checks import FLOATS, fail
 from hebbkern.nn.state import Hebbian, LearningState, learning_scope
 from hebbkern.nn.weights import check_own_weight
+from hebbkern.nn.wrappers import plain_name
 
 LayerT = TypeVar("LayerT")
 
@@ -219,18 +220,10 @@ def _warn_if_nothing_is_summed(groups: Iterable[Any]) -> None:
         )
 
 
-def hebbian_layers(model: nn.Module, name: str = "") -> dict[str, Hebbian]:
-    """The Hebbian layers by name. Names are those of the model without torch.compile and DistributedDataParallel.
-
-    Args:
-        name: of `model` itself, with which the names begin.
-    """
-    layers = {name: model} if isinstance(model, Hebbian) else {}
-    for own, child in model._modules.items():
-        if child is not None:
-            wraps = own == "_orig_mod" or isinstance(model, DistributedDataParallel)
-            layers |= hebbian_layers(child, name if wraps else f"{name}.{own}" if name else own)
-    return layers
+def hebbian_layers(model: nn.Module) -> dict[str, Hebbian]:
+    """The Hebbian layers by name. Names are those of the model without torch.compile and DistributedDataParallel."""
+    named = model.named_modules(remove_duplicate=False)
+    return {plain_name(model, name): layer for name, layer in named if isinstance(layer, Hebbian)}
 
 
 def by_name(where: str, argument: str, entries: Mapping[str, Any], layers: Mapping[str, LayerT]) -> dict[LayerT, Any]:

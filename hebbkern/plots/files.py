@@ -6,6 +6,8 @@ import io
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, TypeVar
 
+from hebbkern import files
+
 TargetT = TypeVar("TargetT", str, Path, BinaryIO)
 MOST_BYTES = 300_000  # of a PNG
 INK = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "0.92"}
@@ -40,11 +42,12 @@ def write(drawn: Any, path: str | Path | BinaryIO) -> Any:
         path.write(png(drawn))
         return path
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".png":
-        path.write_bytes(png(drawn))
+        files.write(path, png(drawn))
     else:
-        drawn.savefig(path, bbox_inches="tight")
+        buffer = io.BytesIO()
+        drawn.savefig(buffer, format=path.suffix.removeprefix(".") or None, bbox_inches="tight")
+        files.write(path, buffer.getvalue())
     return path
 
 

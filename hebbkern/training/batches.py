@@ -69,7 +69,7 @@ class Batches:
         self.epoch, self.first = divmod(iteration, len(self))
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
         order = torch.randperm(len(self.x), generator=generator).to(self.x.device)
         for batch in order.split(self.batch_size)[self.first : len(self)]:
             share = batch[len(batch) * self.rank // self.ranks : len(batch) * (self.rank + 1) // self.ranks]

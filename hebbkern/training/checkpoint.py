@@ -16,7 +16,6 @@ JSON in the file's metadata, with the name and version of the format and a check
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 import zlib
@@ -30,6 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from hebbkern import files
 from hebbkern.nn.wrappers import plain_name, plain_names
 
 try:
@@ -67,7 +67,7 @@ class Safetensors(BaseSaveHandler):
         self._outdated: Path | None = None  # to be removed once another checkpoint is written
         if idist.get_rank() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for leftover in self.folder.glob(".*.safetensors.unfinished"):
+            for leftover in self.folder.glob(files.UNFINISHED):
                 leftover.unlink(missing_ok=True)
 
     def __call__(self, checkpoint: Mapping, filename: str, metadata: Mapping | None = None) -> None:
@@ -79,20 +79,8 @@ class Safetensors(BaseSaveHandler):
         """
         if idist.get_rank() != 0:
             return
-        path, data = self._path(filename), _to_bytes(checkpoint)
-        unfinished = path.with_name(f".{path.name}.unfinished")
-        try:
-            with open(unfinished, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(unfinished, path)
-        except BaseException as error:
-            unfinished.unlink(missing_ok=True)
-            if isinstance(error, OSError):
-                error.filename = str(path)  # "no space left on device" does not name the file
-            raise
-        _sync(self.folder)
+        path = self._path(filename)
+        files.write(path, _to_bytes(checkpoint))
         if self._outdated not in (None, path):
             self._outdated.unlink(missing_ok=True)
         self._outdated = None
@@ -341,12 +329,3 @@ def _is_whole(path: Path) -> bool:
     except (ValueError, OSError):
         return False
     return True
-
-
-def _sync(folder: Path) -> None:
-    """Makes the names in `folder` durable, so that a power cut does not lose them."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

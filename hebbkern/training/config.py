@@ -16,8 +16,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from hebbkern import files
 from hebbkern.checks import PATCHES, Settings, wanted_of_file
 from hebbkern.rules import RULES, Rule
 
@@ -28,14 +30,18 @@ FREE = ("root", "download", "out", "resume", "save_every", "pictures", "tensorbo
 
 
 class _Checked(Settings):
-    """A dataclass whose fields are checked: choices and booleans by their types."""
+    """A dataclass whose fields are checked: choices, booleans and texts by their types."""
 
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(type(self)).items():
+            if getattr(self, name) is None and NoneType not in get_args(kind):
+                self._refuse(name, "given", "null")
             if get_origin(kind) is Literal:
                 self._one_of(name, get_args(kind))
             elif kind is bool:
                 self._boolean(name)
+            elif kind is str and (not isinstance(getattr(self, name), str) or not getattr(self, name)):
+                self._refuse(name, "a text that is not empty", repr(getattr(self, name)))
 
     def _check_layer(self) -> None:
         """Checks the fields that a layer may leave to the run."""
@@ -165,7 +171,7 @@ class Config(_Checked):
         save_every: steps between checkpoints, in addition to the one after each epoch.
         pictures: epochs between pictures of weights and statistics; 0 = none.
         tensorboard: write metrics and pictures for TensorBoard too.
-        threads: of the processor; by default torch's.
+        threads: of the processor, at most one for each of its cores; by default torch's.
         device: "auto" (a GPU if torch finds one), "cpu" or "cuda".
     """
 
@@ -228,10 +234,13 @@ class Config(_Checked):
 
 
 def load(path: str | Path) -> dict[str, Any]:
-    """Reads a config.yaml as nested dicts."""
+    """Reads a config.yaml as nested dicts. Raises ValueError if it is no such file."""
     import yaml
 
-    fields = yaml.safe_load(Path(path).read_text())
+    try:
+        fields = yaml.safe_load(Path(path).read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"hebbkern.training: {path} must be a YAML file, got another or a torn one") from error
     if not isinstance(fields, dict):
         raise ValueError(f"hebbkern.training: {path} must hold the fields of a run, got {type(fields).__name__}")
     return fields
@@ -241,9 +250,7 @@ def save(config: Config, path: str | Path) -> None:
     """Writes a file that `parse(["--config", path])` reads as the same run."""
     import yaml
 
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True))
+    files.write(path, yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True))
 
 
 def differences(config: Config, before: dict[str, Any]) -> list[str]:
@@ -299,10 +306,12 @@ def parse(argv: list[str]) -> tuple[Config, str | None]:
             action.nargs, action.const = "?", True
     try:
         parsed = vars(parser.instantiate(parser.parse_args(_arranged(argv))))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--config: must be a file of text, got another ({error})") from error
     except (ArgumentError, argparse.ArgumentError, ValueError) as error:
         raise ValueError(_one_sentence(str(error))) from error
     report = parsed["json"]
-    if report and (wanted := wanted_of_file(report)):
+    if report is not None and (wanted := wanted_of_file(report)):
         raise ValueError(f"--json: must be {wanted}, got {report}")
     return Config(**{each.name: parsed[each.name] for each in dataclasses.fields(Config)}), report
 

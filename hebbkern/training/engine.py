@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 LABELS = ("label", "labels", "target", "targets", "y")  # what a batch that is a dict may call its labels
+DIVERGED = 1e6  # a loss that is so many times that of the first batch
 
 __all__ = ["Engine", "Events", "Step", "engine_of", "hebbian_trainer", "pair"]
 
@@ -91,7 +92,8 @@ def hebbian_trainer(
     Raises:
         ValueError: the model has no Hebbian layer, an entry of lr matches none or is not finite, there is no such
             module, the optimizer is missing, holds none of its parameters or has nothing to train, or dtype is not a
-            floating dtype or is given for a HebbCL layer.
+            floating dtype or is given for a HebbCL layer. At the end of an epoch of the engine: the mean loss is not
+            finite, or a million times that of the first batch.
     """
     return engine_of(Step(model, lr, supervised_from, optimizer, loss, group, dtype))
 
@@ -113,7 +115,49 @@ def engine_of(step: Step) -> Engine:
 
     engine.add_event_handler(Events.STARTED, remember)
     engine.add_event_handler(Events.EPOCH_STARTED, restore)
+    EpochLoss().attach(engine)
     return engine
+
+
+class EpochLoss:
+    """Handler that keeps the supervised loss of the present epoch in `engine.state.loss`, which checkpoints hold.
+
+    "sum" and "batches" are of the epoch so far, also if it is resumed within; "mean" is there once the epoch is over;
+    "first" is the loss of the first batch of the training. Numbers of the own share, if there is a group.
+    """
+
+    def attach(self, engine: Engine) -> None:
+        state: Any = engine.state
+        state.loss = {"sum": 0.0, "batches": 0, "first": None}
+        engine.state_dict_user_keys.append("loss")
+        engine.add_event_handler(Events.EPOCH_STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.add)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.check)
+
+    def start(self, engine: Engine) -> None:
+        state: Any = engine.state
+        if not state.epoch_length or state.iteration % state.epoch_length == 0:  # else it is resumed
+            state.loss = {"sum": 0.0, "batches": 0, "first": state.loss["first"]}
+
+    def add(self, engine: Engine) -> None:
+        output, known = engine.state.output, getattr(engine.state, "loss")  # noqa: B009 (not declared by ignite)
+        if isinstance(output, dict) and len(output["y"]) > 0:  # an empty share has no loss
+            loss = output["loss"]  # stays on the device until the epoch ends
+            known |= {"sum": known["sum"] + loss, "batches": known["batches"] + 1}
+            known["first"] = loss if known["first"] is None else known["first"]
+
+    def check(self, engine: Engine) -> None:
+        """Raises ValueError if the loss has diverged."""
+        state: Any = engine.state
+        if state.loss["batches"] == 0:
+            return
+        mean = state.loss["mean"] = float(state.loss["sum"]) / state.loss["batches"]
+        most = DIVERGED * max(abs(float(state.loss["first"])), 1.0)
+        if not mean <= most or mean == -math.inf:
+            raise ValueError(
+                f"hebbkern.training: the loss must stay finite and below {most:.3g}, got {mean:.3g} in epoch "
+                f"{state.epoch}; lower the optimizer's learning rate"
+            )
 
 
 class Step:

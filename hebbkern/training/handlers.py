@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hebbkern import plots
+from hebbkern import files, plots
 from hebbkern.evaluation.features import hebbian_layers, taps
 from hebbkern.evaluation.measures import activity, answers, lengths, wins
 from hebbkern.plots.files import figure
@@ -120,8 +119,7 @@ class _Handler:
         buffer = io.BytesIO()
         draw(buffer)
         if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / f"{name}.png").write_bytes(buffer.getvalue())
+            files.write(self.folder / f"{name}.png", buffer.getvalue())
         if self.writer is not None:
             from PIL import Image
 
@@ -286,7 +284,7 @@ class _History:
             points = self.points.setdefault(name, [])
             points[:] = [point for point in points if point[0] < epoch] + [[epoch, value]]
         if self.path is not None:
-            write_whole(self.path, json.dumps(self.points))
+            files.write(self.path, json.dumps(self.points))
         return {name: points for name, points in self.points.items() if points}
 
 
@@ -345,14 +343,6 @@ class Curves(_Handler):
         if self.folder is not None and curves:
             plots.learning_curves(curves, self.folder / "curves.png", ylabel=self.ylabel, best=self.best)
         self._scalars("curves", values, engine.state.epoch)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Replaces a file by way of a temporary one, so that it is whole whatever happens. Makes its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(text)
-    os.replace(unfinished, path)
 
 
 def _layers(model: nn.Module) -> dict[str, Any]:

@@ -115,15 +115,19 @@ def _modules(
 ) -> Iterator[tuple[str, nn.Module]]:
     """(name, module) of a resolved layer and of the modules around it."""
     rule = layer.make_rule()
-    neurons = classes if rule.uses_labels else layer.neurons or 0
+    neurons, size = classes if rule.uses_labels else layer.neurons or 0, torch.Size(shape)
     if layer.kind == "linear":
-        if len(shape) > 1:
+        if len(size) > 1:
             yield "flatten", nn.Flatten()
-        learner = HebbianLinear(torch.Size(shape).numel(), neurons, rule=rule)
-    elif len(shape) != 3:
+    elif len(size) != 3:
         raise ValueError(f"hebbkern.training: {where} must be linear on inputs {list(shape)}, got conv")
-    else:
-        learner = HebbianConv2d(shape[0], neurons, layer.kernel, layer.stride, layer.padding, rule=rule)
+    try:
+        if layer.kind == "linear":
+            learner = HebbianLinear(size.numel(), neurons, rule=rule)
+        else:
+            learner = HebbianConv2d(size[0], neurons, layer.kernel, layer.stride, layer.padding, rule=rule)
+    except (RuntimeError, MemoryError) as error:
+        raise ValueError(f"hebbkern.training: {where} must fit into memory, got {neurons} neurons") from error
     if isinstance(rule, KrotovHopfield):
         nn.init.normal_(learner.weight)
     yield "layer", learner

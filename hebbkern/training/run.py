@@ -11,21 +11,20 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
-import math
 import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Engine
 from torch import Tensor, distributed, nn
 
-from hebbkern import __version__, datasets
+from hebbkern import __version__, datasets, files
 from hebbkern.evaluation import linear_probes
 from hebbkern.evaluation.features import Pair, hebbian_layers
 from hebbkern.evaluation.measures import accuracy
@@ -34,6 +33,7 @@ from hebbkern.training import handlers, network
 from hebbkern.training.batches import Batches
 from hebbkern.training.checkpoint import last_checkpoint
 from hebbkern.training.config import Config, Layer
+from hebbkern.training.metrics import Metrics, as_json
 from hebbkern.training.train import train
 
 if TYPE_CHECKING:
@@ -43,19 +43,22 @@ SAMPLE = 500  # the most images for pictures of winners and activations
 
 
 def main(argv: list[str]) -> int:
-    """Runs `hebbkern train`. Returns the exit status: 0, or 1 or 2 after one line on stderr for a user's mistake."""
+    """Runs `hebbkern train`. Returns the exit status: 0, or 2 after one line on stderr about a wrong argument.
+
+    Raises:
+        ValueError, FileExistsError, FileNotFoundError, ImportError, RuntimeError: as `run`.
+        OSError: a file cannot be written.
+    """
+    first = os.environ.get("RANK", "0") == "0"
     try:
         config, report_file = fields.parse(argv)
     except (ValueError, ImportError) as error:
-        return _complain(error, 2) if _rank() == 0 else 2  # all processes have the same arguments
-    try:
-        report = run(config)
-        if report_file and _rank() == 0:
-            Path(report_file).write_text(json.dumps(report, indent=2) + "\n")
-    except (ValueError, RuntimeError, OSError, ImportError) as error:
-        if isinstance(error, RuntimeError) and not str(error).startswith("hebbkern"):
-            raise
-        return _complain(error, 1)
+        if first:  # all processes have the same arguments
+            print(f"hebbkern train: {error}", file=sys.stderr)
+        return 2
+    report = run(config)
+    if report_file and first:
+        Path(report_file).write_text(json.dumps(report, indent=2) + "\n")
     return 0
 
 
@@ -78,19 +81,23 @@ def run(config: Config) -> dict[str, Any]:
         FileExistsError: the folder holds this run already, and config.resume is False.
         FileNotFoundError: the data is missing.
         ImportError: a package that reads the data is missing.
+        RuntimeError: another process trains in the folder.
     """
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
     with _processes(config.device) as process:
+        if config.threads is not None:
+            _set_threads(config.threads, process.rank)
         _check_folder(config)
         with process.first():
             data, held_out = _data(config)
         shape = tuple(data.x_train.shape[1:])
         model = network.build(config, shape, data.classes, process.group).to(process.device)
-        if process.rank == 0:
-            fields.save(config, Path(config.out, "config.yaml"))
-        process.wait()
-        return _train(config, model, data, held_out, process)
+        with files.locked(Path(config.out)) if process.rank == 0 else contextlib.nullcontext():
+            _check_folder(config)  # again, because another process may have been here since
+            if process.rank == 0:
+                # Without `resume`, so that the file of a resumed run stays as it is.
+                fields.save(replace(config, resume=False), Path(config.out, "config.yaml"))
+            process.wait()
+            return _train(config, model, data, held_out, process)
 
 
 @dataclass(frozen=True)
@@ -133,6 +140,14 @@ def _processes(device: str) -> Iterator[Process]:
         yield Process(own, distributed.get_rank(), distributed.get_world_size(), distributed.group.WORLD)
     finally:
         distributed.destroy_process_group()
+
+
+def _set_threads(threads: int, rank: int) -> None:
+    """Sets torch's threads, at most one a processor: OpenMP crashes where the system has no room for so many."""
+    most = os.cpu_count() or 1
+    if threads > most and rank == 0:
+        print(f"hebbkern train: threads is capped at {most}, one a processor, got {threads}", file=sys.stderr)
+    torch.set_num_threads(min(threads, most))
 
 
 def _check_folder(config: Config) -> None:
@@ -198,7 +213,7 @@ def _train(
     report = _report(config, model, data, engine, process, time.perf_counter() - start)
     if process.rank == 0:
         report |= _measure(config, model, data, held_out)
-        Path(config.out, "report.json").write_text(json.dumps(as_json(report), indent=2) + "\n")
+        files.write(Path(config.out, "report.json"), json.dumps(as_json(report), indent=2) + "\n")
         _print(report)
     return report
 
@@ -259,78 +274,6 @@ def _pictures(config: Config, model: nn.Module, x: Tensor, process: Process, pla
     ]
 
 
-class Metrics:
-    """An ignite handler that writes one line of JSON after each epoch.
-
-    A line has epoch, iteration, lr, layer (if one layer learns at a time), seconds, the engine.state.metrics of this
-    epoch, and the mean `loss` over the epoch if a classifier is trained. Lines of epochs after the checkpoint from
-    which a run continues are removed, so that each epoch has one line. Numbers that are not finite become null.
-
-    Args:
-        path: of the file.
-        measure: returns more values at the end of an epoch in which a classifier was trained.
-        writer: a SummaryWriter for the numbers, or None.
-    """
-
-    def __init__(self, path: Path, measure: Callable[[], dict[str, Any]] = dict, writer: Any = None):
-        self.path, self.measure, self.writer = path, measure, writer
-
-    def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.STARTED, self.start)
-        engine.add_event_handler(Events.EPOCH_STARTED, self.start_epoch)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self.add)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self.write)
-
-    def start(self, engine: Engine) -> None:
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        kept = [line for line in lines if _iteration(line) <= engine.state.iteration]
-        handlers.write_whole(self.path, "".join(f"{line}\n" for line in kept))
-
-    def start_epoch(self, engine: Engine) -> None:
-        self.began, self.trained, self.losses, self.loss = time.perf_counter(), False, 0, 0.0
-        engine.state.metrics.clear()  # some are not measured in each epoch
-
-    def add(self, engine: Engine) -> None:
-        output = engine.state.output
-        self.trained |= isinstance(output, dict)
-        if isinstance(output, dict) and len(output["y"]) > 0:  # an empty share has no loss
-            self.loss = self.loss + output["loss"]  # stays on the device until the epoch ends
-            self.losses += 1
-
-    def write(self, engine: Engine) -> None:
-        state: Any = engine.state
-        line: dict[str, Any] = {"epoch": state.epoch, "iteration": state.iteration, "lr": state.lr}
-        line |= {"layer": state.layer} if state.layer else {}
-        line |= {"seconds": time.perf_counter() - self.began}
-        line |= {"loss": float(self.loss) / self.losses} if self.losses else {}
-        line |= {**state.metrics, **(self.measure() if self.trained else {})}
-        with open(self.path, "a") as file:
-            file.write(json.dumps(as_json(line), allow_nan=False) + "\n")
-        if self.writer is not None:
-            for name, value in line.items():
-                if isinstance(value, int | float) and name not in ("epoch", "iteration"):
-                    self.writer.add_scalar(name, value, state.epoch)
-
-
-def as_json(value: Any) -> Any:
-    """Converts tensors to numbers, numbers that are not finite to None, and keys to strings."""
-    if isinstance(value, dict):
-        return {str(name): as_json(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [as_json(one) for one in value]
-    if hasattr(value, "tolist"):
-        return as_json(value.tolist())
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _iteration(line: str) -> float:
-    """The iteration of a line of metrics; infinity for a torn line."""
-    try:
-        return json.loads(line)["iteration"]
-    except (ValueError, KeyError, TypeError):
-        return math.inf
-
-
 def _report(
     config: Config, model: nn.Module, data: datasets.Dataset, engine: Engine, process: Process, seconds: float
 ) -> dict[str, Any]:
@@ -387,13 +330,3 @@ def _name_divergence() -> Iterator[None]:
         if re.match(r"hebbkern\.\w+: (.*got an overflow of|sum must be finite|weight must stay finite)", str(error)):
             raise ValueError("hebbkern.training: the weights grew without bound; lower lr") from error
         raise
-
-
-def _rank() -> int:
-    return int(os.environ.get("RANK", "0"))
-
-
-def _complain(error: Exception, status: int) -> int:
-    process = f" (process {_rank()})" if _rank() else ""
-    print(f"hebbkern train{process}: {error}", file=sys.stderr)
-    return status

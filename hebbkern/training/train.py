@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,6 +16,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from hebbkern.evaluation.features import eval_mode
+from hebbkern.files import locked
 from hebbkern.nn import convert
 from hebbkern.nn.learning import by_name
 from hebbkern.nn.wrappers import plain_name, unwrapped
@@ -24,6 +26,7 @@ from hebbkern.training.engine import Engine, Events, Step, engine_of, pair
 from hebbkern.training.handlers import Figures
 
 # isort: split
+import ignite.distributed as idist
 from ignite.handlers import Checkpoint, ProgressBar
 from ignite.handlers.state_param_scheduler import StateParamScheduler
 
@@ -95,7 +98,9 @@ def train(
     Raises:
         ValueError: there is no Hebbian layer, epochs is below 1, order or decay is wrong, a name or pattern matches no
             layer, or a checkpoint is torn or of another training. The model is unchanged, unless `rules` changed it.
+            Also if the supervised loss diverges, see `hebbian_trainer`.
         FileExistsError: `folder` holds checkpoints and resume is False.
+        RuntimeError: another training writes to `folder`.
     """
     _check_schedule(epochs, order, decay)
     if save_every is not None and (not isinstance(save_every, int) or save_every < 1):
@@ -116,15 +121,14 @@ def train(
         raise ValueError(f"hebbkern.training: save_every must be None {wanted}, got a number")
     schedule.attach(trainer, Events.EPOCH_STARTED)
     _attach(trainer, model, list(handlers), progress)
-    if folder is not None:
-        saved = {"model": PlainModel(model), "trainer": trainer, "schedule": schedule}
-        saved |= {"random": RandomState(group)} | (
-            {} if optimizer is None else {"optimizer": PlainOptimizer(optimizer)}
-        )
-        _keep_checkpoints(saved, Path(folder), resume, save_every, length)
-    length = trainer.state.epoch_length or length  # known of a training that is resumed
-    if length is None or trainer.state.iteration < schedule.epochs * length:
-        trainer.run(batches, max_epochs=schedule.epochs, epoch_length=length)
+    with contextlib.nullcontext() if folder is None or idist.get_rank() > 0 else locked(Path(folder)):
+        if folder is not None:
+            saved = {"model": PlainModel(model), "trainer": trainer, "schedule": schedule, "random": RandomState(group)}
+            saved |= {} if optimizer is None else {"optimizer": PlainOptimizer(optimizer)}
+            _keep_checkpoints(saved, Path(folder), resume, save_every, length)
+        length = trainer.state.epoch_length or length  # known of a training that is resumed
+        if length is None or trainer.state.iteration < schedule.epochs * length:
+            trainer.run(batches, max_epochs=schedule.epochs, epoch_length=length)
     return trainer
 
 

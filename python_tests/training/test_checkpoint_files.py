@@ -97,13 +97,13 @@ def test_the_order_on_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", sync)
     monkeypatch.setattr(os, "replace", replace)
     write(tmp_path, 7)
-    unfinished = ".checkpoint_7.safetensors.unfinished"
+    unfinished = f".checkpoint_7.safetensors.{os.getpid()}.unfinished"
     assert done == [("sync", unfinished), ("replace", unfinished, "checkpoint_7.safetensors"), ("sync", tmp_path.name)]
 
 
 def test_what_a_kill_left_is_no_checkpoint_and_goes_at_the_next_start(tmp_path):
     write(tmp_path, 7)
-    (tmp_path / ".checkpoint_8.safetensors.unfinished").write_bytes(b"half")
+    (tmp_path / ".checkpoint_8.safetensors.123.unfinished").write_bytes(b"half")
     (tmp_path / "config.yaml").write_text("mine")
     assert last_checkpoint(tmp_path).name == "checkpoint_7.safetensors"
     Safetensors(tmp_path)
@@ -191,12 +191,12 @@ def test_other_names_of_ignite(tmp_path):
 def test_only_the_first_rank_writes(tmp_path, monkeypatch):
     handler = write(tmp_path, 7, 8)
     monkeypatch.setattr(checkpoint.idist, "get_rank", lambda: 1)
-    (tmp_path / ".checkpoint_9.safetensors.unfinished").write_bytes(b"the first rank is at it")
+    (tmp_path / ".checkpoint_9.safetensors.123.unfinished").write_bytes(b"the first rank is at it")
     handler({}, "checkpoint_9.pt")
     handler.remove("checkpoint_7.pt")
     Safetensors(tmp_path)
     assert names(tmp_path) == [
-        ".checkpoint_9.safetensors.unfinished",
+        ".checkpoint_9.safetensors.123.unfinished",
         "checkpoint_7.safetensors",
         "checkpoint_8.safetensors",
     ]

@@ -119,6 +119,14 @@ WRONG = [
     ("--neurons 1.5", "neurons must be int, got 1.5"),
     ("--resume maybe", "resume must be bool, got maybe"),
     ("--order sideways", "order must be together or greedy, got sideways"),
+    (
+        "--seed 9223372036854775808",
+        "hebbkern.Config: seed must be at most 9223372036854775807, got 9223372036854775808",
+    ),
+    ("--neurons 99999999999999999999", "hebbkern.Config: neurons must be at most 9223372036854775807, got 9999999999"),
+    ("--out=", "hebbkern.Config: out must be a text that is not empty, got ''"),
+    ("--data=", "hebbkern.Config: data must be a text that is not empty, got ''"),
+    ("--json=", "--json: must be a file, got "),
     ("--neurons 0", "hebbkern.Config: neurons must be at least 1, got 0"),
     ("--rule foo", '", got "foo"'),
     ("--settings.q 4", "hebbkern.Layer: settings must be of krotov (patches, p, k, delta), got q"),
@@ -145,8 +153,23 @@ WRONG_FILES = [
     ("head: {foo: 3}", '"foo" is no field of head; hebbkern train --head.help lists them'),
     ("layers: [{kind: conv, kernel: 0}]", "hebbkern.Layer: kernel must be at least 1, got 0"),
     ("layers: [{kind: square}]", "must be linear or conv, got square"),
+    *(
+        (f"{name}: null", f"hebbkern.Config: {name} must be given, got null")
+        for name in ("neurons", "epochs", "batch_size", "data", "out", "rule", "layers", "settings", "order", "readout")
+    ),
+    ("layers: [{kernel: null}]", "hebbkern.Layer: kernel must be given, got null"),
     ("layers: [", "Problems parsing config"),
 ]
+
+
+def test_a_file_that_is_no_text_is_refused_in_one_sentence(tmp_path):
+    (tmp_path / "run.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="--config: must be a file of text, got another"):
+        parse(["--config", str(tmp_path / "run.yaml")])
+    for content in (b"\xff\xfe\x00", b"layers: [{"):
+        (tmp_path / "run.yaml").write_bytes(content)
+        with pytest.raises(ValueError, match=r"run\.yaml must be a YAML file, got another or a torn one$"):
+            fields.load(tmp_path / "run.yaml")
 
 
 @pytest.mark.parametrize(("text", "message"), WRONG_FILES, ids=[case[0] for case in WRONG_FILES])

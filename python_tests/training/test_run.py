@@ -21,7 +21,7 @@ module = pytest.importorskip("hebbkern.training.run", reason="ignite is not inst
 from hebbkern.training import network  # noqa: E402
 from hebbkern.training.checkpoint import last_checkpoint, load  # noqa: E402
 from hebbkern.training.config import RULES, Config, Head, Layer  # noqa: E402
-from hebbkern.training.engine import Engine  # noqa: E402
+from hebbkern.training.engine import Engine, EpochLoss  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +190,7 @@ def test_a_shared_batch_of_one_sample_leaves_numbers(monkeypatch):
 def test_the_loss_of_an_epoch_leaves_out_empty_shares(tmp_path):
     engine = Engine(lambda engine, loss: {"y": [0] * (loss == loss), "loss": torch.tensor(loss)})
     engine.state.lr, engine.state.layer = 0.1, None
+    EpochLoss().attach(engine)
     module.Metrics(tmp_path / "metrics.jsonl").attach(engine)
     engine.run([1.0, 2.0, float("nan")])
     assert lines(tmp_path)[0]["loss"] == 1.5
@@ -246,6 +247,7 @@ run.run({config!r})
     module.run(dataclasses.replace(config, resume=True))
     same(weights(whole), weights(killed))
     assert [line["epoch"] for line in lines(killed)] == [1, 2, 3]
+    assert [line["loss"] for line in lines(killed)] == [line["loss"] for line in lines(whole)]
 
 
 def test_the_folder_of_another_run_is_refused_and_stays(bars, tmp_path):
@@ -269,15 +271,45 @@ def test_the_folder_of_another_run_is_refused_and_stays(bars, tmp_path):
 
 def test_what_is_wrong_is_one_line(bars, tmp_path, capsys):
     (tmp_path / "file").write_text("")
+    (tmp_path / "torn.npz").write_bytes(b"")
     for line, message in (
         (f"--data {bars} --neurons 1 --out {tmp_path / 'k'}", "k must be between 1 and min(64, 1 neurons), got 2"),
         (f"--data {bars} --rule hebb --lr 1e30 --out {tmp_path / 'l'}", "weights grew without bound; lower lr"),
         (f"--data {bars} --out {tmp_path / 'file'}", "out must be a folder, got"),
+        (
+            f"--data {bars} --neurons {10**13} --out {tmp_path / 'n'}",
+            f"layers[0] must fit into memory, got {10**13} neurons",
+        ),
+        (f"--data {tmp_path / 'torn.npz'} --out {tmp_path / 't'}", "torn.npz must be a whole .npz file of numbers"),
         (f"--data {bars} --preprocess zca --out {tmp_path / 'z'} --validation 0.8", "must be more than their inputs"),
     ):
         assert cli.main(["train", *line.split(), "--pictures", "0"]) == 1
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1, error
+
+
+def test_threads_are_at_most_the_processors(bars, tmp_path, threads, capsys):
+    """torch.set_num_threads(99999) ends the process with a segmentation fault, when it ends."""
+    report = module.run(single(bars, tmp_path, threads=99999))
+    assert report["threads"] == os.cpu_count() == torch.get_num_threads()
+    assert (
+        capsys.readouterr().err
+        == f"hebbkern train: threads is capped at {os.cpu_count()}, one a processor, got 99999\n"
+    )
+
+
+def test_the_largest_seed_trains(bars, tmp_path):
+    module.run(single(bars, tmp_path, seed=2**63 - 1, validation=0.1))
+    assert last_checkpoint(tmp_path).name == "checkpoint_24.safetensors"
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_classifier_that_diverges_ends_the_run_with_an_error(bars, tmp_path, capsys, optimizer):
+    options = f"--neurons 6 --epochs 2 --batch-size 20 --pictures 0 --head.optimizer {optimizer} --head.lr 1e30"
+    assert cli.main(["train", "--data", bars, "--out", str(tmp_path), *options.split()]) == 1
+    error = capsys.readouterr().err
+    assert "the loss must stay finite and below 1" in error and "epoch 1; lower the optimizer's learning" in error
+    assert error.count("\n") == 1 and last_checkpoint(tmp_path) is None
 
 
 def test_held_out_images_are_a_share_of_each_class(bars):

@@ -15,6 +15,7 @@ from triton.compiler.errors import CompileTimeAssertionFailure
 from triton.runtime.errors import OutOfResources, PTXASError
 from triton.testing import do_bench
 
+from hebbkern import files
 from hebbkern.backends.triton import launch
 
 _known: dict[str, dict[str, int]] = {}  # file -> {key: index into the list}
@@ -31,7 +32,7 @@ def fastest(kernel: str, like: torch.Tensor, shape: Sequence, tiles: Sequence, r
     if _known[path].get(key, len(tiles)) >= len(tiles):
         times = [_seconds(run, tile) for tile in tiles]
         _known[path][key] = times.index(min(times))
-        _write(Path(path), _known[path])
+        files.write(path, json.dumps(_known[path], indent=1, sort_keys=True) + "\n")
     return tiles[_known[path][key]]
 
 
@@ -46,13 +47,6 @@ def _seconds(run: Callable, tile: Any) -> Any:
         return do_bench(lambda: run(tile))
     except (OutOfResources, PTXASError, CompileTimeAssertionFailure):
         return float("inf")
-
-
-def _write(path: Path, choices: dict[str, int]) -> None:
-    """Replace the file in one go: another process may be reading it."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(choices, indent=1, sort_keys=True) + "\n")
-    os.replace(partial, path)
 
 
 def _read(path: Path) -> dict[str, int]:
