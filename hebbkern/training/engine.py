@@ -148,7 +148,7 @@ class Step:
         self.first = next(iter(layers.values()))  # of the model, whether it learns or not
         self.learns = True
         self.only: Hebbian | None = None
-        self.groups = groups_of(model, group)
+        self.groups = groups_of(model.modules(), group)
         for name, layer in self.layers.items():
             check_own_weight("training", f'"{name}"', layer)
         if supervised_from is None and optimizer is not None:
