@@ -75,7 +75,8 @@ def hebbian_trainer(
             gradient ends at its input. Hebbian layers among them learn by their rule.
         optimizer: of torch, over (at least) the parameters of those modules.
         loss: of (model's output, labels), the mean over the samples.
-        group: a torch.distributed group; None = this process alone.
+        group: a torch.distributed group; None = this process alone, or for the layers of a DistributedDataParallel its
+            process group.
         dtype: of the products that layers learn by, see `hebbkern.learning`; None = each weight's own.
 
     Returns:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import hebbkern.rules
 from hebbkern import cli, datasets
@@ -21,8 +22,9 @@ for package in ("ignite", "jsonargparse", "mlxtend"):
 ROOT = Path(__file__).parents[2]
 README, CONTRIBUTING = ROOT / "README.md", ROOT / "CONTRIBUTING.md"
 TRAINING, CONTINUAL, SPEED = (ROOT / "docs" / f"{name}.md" for name in ("training", "continual", "speed"))
+LEARNING, DISTRIBUTED = (ROOT / "docs" / f"{name}.md" for name in ("learning", "distributed"))
 PAGES = [README, CONTRIBUTING, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-LENGTHS = {README: 100, ROOT / "docs" / "design.md": 120}  # of lines, at most
+LENGTHS = {README: 100, ROOT / "docs" / "design.md": 120, LEARNING: 60, DISTRIBUTED: 70}  # of lines, at most
 SMALL = ["--data", "few.npz", "--batch-size", "50", "--epochs", "1"]
 
 
@@ -91,6 +93,33 @@ def test_the_python_of_continual_runs(capsys):
     for kept, forgotten in (means[:2], means[2:]):
         assert kept > 0.5 > forgotten
     assert names["head"].trace.any(1).all()
+
+
+def test_the_python_of_learning_runs():
+    names = run_python(LEARNING)
+    assert torch.equal(names["model"][0].weight, names["twin"][0].weight)  # what follows the copy teaches neither
+
+
+def test_the_python_of_distributed_runs_in_two_processes(tmp_path):
+    script = tmp_path / "example.py"
+    blocks_ = [text for _, text in blocks("python", DISTRIBUTED)]
+    equal = """
+for weight in (first.weight, alone[0].weight, sharded[0].weight):
+    parts = [torch.empty_like(weight) for _ in range(2)]
+    dist.all_gather(parts, weight.detach())
+    assert torch.equal(*parts)
+dist.destroy_process_group()
+"""
+    script.write_text("\n".join([*blocks_, equal]))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+        "PYTHONWARNINGS": "error::UserWarning",
+    }
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_python_of_readme_runs():
