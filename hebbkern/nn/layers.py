@@ -53,6 +53,8 @@ class HebbianLayer(Hebbian):
 
         Raises:
             ValueError: the layer learns and the input does not fit it; the weight is unchanged.
+            RuntimeError: the layer learns and its weight was replaced (functional_call), the input is one of torch.func's,
+                or torch.utils.checkpoint recomputes a pass after another one; the weight is unchanged.
         """
         state = state_of_pass(self, input)
         if state is not None:
@@ -102,7 +104,7 @@ class HebbianLayer(Hebbian):
             ValueError: an argument has a wrong shape, dtype or value, x has a NaN or an infinity, or the weight is
                 computed from other tensors (weight_norm, pruning, parametrizations). The weight is unchanged.
         """
-        if type(self.weight) is not nn.Parameter and not torch.compiler.is_compiling():
+        if type(self._parameters.get("weight")) is not nn.Parameter and not torch.compiler.is_compiling():
             check_own_weight(f"{type(self).__name__}.learn", "layer", self)
         rate = self._default_lr(into, lr) if lr is None or into != "weight" else lr
         x, labels = self._samples(x.detach(), labels)
@@ -139,26 +141,27 @@ class HebbianLayer(Hebbian):
         dtype: torch.dtype,
         generator: torch.Generator | None,
     ) -> None:
+        weight = self.weight
         x, geometry = self._patches(x)
         options = {"labels": labels, "frozen": self.frozen, **geometry}
-        low = into == "weight" and self.weight.dtype in LOW
+        low = into == "weight" and weight.dtype in LOW
         rounds = generator if low else None
         if low and rounds is None and not torch.compiler.is_compiling():
             as_wide = partial(self.rule.step_, x=x.float(), lr=lr, **options)
-            warn_if_steps_vanish(self, self.weight, as_wide)
+            warn_if_steps_vanish(self, weight, as_wide)
         if into == "weight" and group is None and rounds is None:
-            self.rule.step_(self.weight, x, lr=lr, dtype=None if dtype == self.weight.dtype else dtype, **options)
+            self.rule.step_(weight, x, lr=lr, dtype=None if dtype == weight.dtype else dtype, **options)
             return
-        update = self.rule.update(self.weight.to(dtype), x, **options).to(result_dtype(self.weight.dtype))
+        update = self.rule.update(weight.to(dtype), x, **options).to(result_dtype(weight.dtype))
         if group is not None:
             update = update.all_reduce(group)
         apply_ = partial(self.rule.apply_, update=update, lr=lr, frozen=self.frozen)
         if into == "grad":
             self._add_gradient(update, lr)
         elif rounds is not None:
-            step_rounded_(f"{type(self).__name__}.learn", self.weight, apply_, rounds)
+            step_rounded_(f"{type(self).__name__}.learn", weight, apply_, rounds)
         else:
-            apply_(self.weight)
+            apply_(weight)
 
     def _add_gradient(self, update: Update, lr: float) -> None:
         """weight.grad −= lr · the step of the rule at lr = 1."""

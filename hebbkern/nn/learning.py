@@ -16,10 +16,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hebbkern.checks import FLOATS, fail
 from hebbkern.nn.state import Hebbian, LearningState, learning_scope
-from hebbkern.nn.weights import check_own_weight
+from hebbkern.nn.weights import check_own_weight, computed_by
 from hebbkern.nn.wrappers import plain_name
 
 LayerT = TypeVar("LayerT")
+SPECIAL = (Hebbian, DistributedDataParallel, nn.TransformerEncoderLayer)  # modules that `learning` looks for
 
 
 class learning(learning_scope):
@@ -92,8 +93,8 @@ class learning(learning_scope):
         generator: torch.Generator | None = None,
         strict: bool = False,
     ) -> None:
-        named = hebbian_layers(model)
-        layers = list(dict.fromkeys(named.values()))
+        special = [module for module in model.modules() if isinstance(module, SPECIAL)]
+        layers = [module for module in special if isinstance(module, Hebbian)]
         check_any("learning", model, layers)
         check_into("learning", into)
         check_dtype("learning", dtype)
@@ -101,8 +102,11 @@ class learning(learning_scope):
             fail("learning", "generator", 'be None with into="grad", as the optimizer takes the step', "a generator")
         if lr is None and into == "grad":
             lr = 1.0
-        rates = by_name("learning", "lr", lr, named) if isinstance(lr, Mapping) else dict.fromkeys(layers, lr)
-        groups = groups_of(model, group)
+        if isinstance(lr, Mapping):
+            rates = by_name("learning", "lr", lr, hebbian_layers(model))
+        else:
+            rates = dict.fromkeys(layers, lr)
+        groups = groups_of(special, group)
         states: list[LearningState | None] = []
         for layer in layers:
             if layer not in rates:
@@ -119,12 +123,11 @@ class learning(learning_scope):
             if into == "grad":
                 check_linear("learning", layer.rule)
         super().__init__(layers, states)
-        self.names = {layer: name for name, layer in reversed(named.items())}
-        for layer, state in zip(layers, states, strict=True):
-            if state is not None:
-                check_own_weight("learning", f'"{self.names[layer]}"', layer)
-        self.strict = strict
-        self.holds_encoder = any(isinstance(module, nn.TransformerEncoderLayer) for module in model.modules())
+        for layer in rates:
+            if computed_by(layer):
+                check_own_weight("learning", f'"{_name(model, layer)}"', layer)
+        self.model, self.strict = model, strict
+        self.holds_encoder = any(isinstance(module, nn.TransformerEncoderLayer) for module in special)
         self._before: list[dict[Hebbian, tuple[Any, ...]]] = []
         if not torch.compiler.is_compiling():
             _warn_if_nothing_is_summed(state.group for state in states if state is not None)
@@ -149,15 +152,16 @@ class learning(learning_scope):
 
     def _check_learnt(self, idle: list[Hebbian], number: int) -> None:
         """Raises or warns if layers that have a rate have not learnt."""
-        names = ", ".join(f'"{self.names[layer]}"' for layer in idle)
-        if self.strict and idle:
+        if not idle or not (self.strict or len(idle) == number):
+            return
+        names = ", ".join(f'"{_name(self.model, layer)}"' for layer in idle)
+        if self.strict:
             raise RuntimeError(f"hebbkern.learning: every layer with a rate must learn inside the context, got {names}")
-        if idle and len(idle) == number:
-            warnings.warn(
-                f"hebbkern.learning: no layer has learnt inside the context ({names}); a layer learns when it is "
-                "called in the thread that entered the context",
-                stacklevel=3,
-            )
+        warnings.warn(
+            f"hebbkern.learning: no layer has learnt inside the context ({names}); a layer learns when it is "
+            "called in the thread that entered the context",
+            stacklevel=3,
+        )
 
 
 class _FastPath:
@@ -183,27 +187,29 @@ class _FastPath:
 _fast_path = _FastPath()
 
 
-def _written(layer: Hebbian) -> tuple[Any, ...]:
-    """What a step of `layer` changes: its weight or its gradient, and how often each was written."""
-    return tuple(
-        (tensor, None if tensor is None or tensor.is_inference() else tensor._version)
-        for tensor in (layer.weight, layer.weight.grad)
-    )
+def _written(layer: Hebbian) -> tuple[Any, Any, Any, Any]:
+    """What a step of `layer` changes, its weight and its gradient, each with how often it was written."""
+    weight = layer.weight
+    return weight, _version(weight), weight.grad, _version(weight.grad)
 
 
-def _same(before: tuple[Any, ...], after: tuple[Any, ...]) -> bool:
-    """Whether nothing was written. A tensor of inference mode counts no writes: it counts as written."""
-    return all(
-        old is new and version == now and (old is None or version is not None)
-        for (old, version), (new, now) in zip(before, after, strict=True)
-    )
+def _version(tensor: Tensor | None) -> object:
+    """How often a tensor was written. One of inference mode does not count: it equals no other answer."""
+    if tensor is None:
+        return None
+    return object() if tensor.is_inference() else tensor._version
 
 
-def groups_of(model: nn.Module, group: Any = None) -> dict[Hebbian, Any]:
+def _same(before: tuple[Any, Any, Any, Any], after: tuple[Any, Any, Any, Any]) -> bool:
+    """Whether nothing was written."""
+    return before[0] is after[0] and before[2] is after[2] and before[1] == after[1] and before[3] == after[3]
+
+
+def groups_of(modules: Iterable[nn.Module], group: Any = None) -> dict[Hebbian, Any]:
     """The group over which the updates of each layer are summed: `group`, or that of DistributedDataParallel."""
     if group is not None:
         return {}
-    parallel = [module for module in model.modules() if isinstance(module, DistributedDataParallel)]
+    parallel = [module for module in modules if isinstance(module, DistributedDataParallel)]
     return {layer: each.process_group for each in parallel for layer in each.modules() if isinstance(layer, Hebbian)}
 
 
@@ -224,6 +230,11 @@ def hebbian_layers(model: nn.Module) -> dict[str, Hebbian]:
     """The Hebbian layers by name. Names are those of the model without torch.compile and DistributedDataParallel."""
     named = model.named_modules(remove_duplicate=False)
     return {plain_name(model, name): layer for name, layer in named if isinstance(layer, Hebbian)}
+
+
+def _name(model: nn.Module, layer: Hebbian) -> str:
+    """The first name of `layer` in `model`."""
+    return next(name for name, other in hebbian_layers(model).items() if other is layer)
 
 
 def by_name(where: str, argument: str, entries: Mapping[str, Any], layers: Mapping[str, LayerT]) -> dict[LayerT, Any]:

@@ -185,7 +185,7 @@ def state_of_pass(layer: Hebbian, input: object) -> LearningState | None:
             f"hebbkern.{name}: input must be an ordinary tensor for the layer to learn, got one of torch.func "
             "(vmap, grad); use hk.nn.no_learning() there"
         )
-    if layer.weight is not scope.weights.get(layer) and not layer.grows:
+    if layer._parameters["weight"] is not scope.weights.get(layer) and not layer.grows:
         raise RuntimeError(
             f"hebbkern.{name}: weight must be the parameter with which hebbkern.learning was entered, got another one "
             "(functional_call, load_state_dict with assign=True); enter hebbkern.learning after it was replaced, or "

@@ -82,7 +82,8 @@ def hebbian_trainer(
             gradient ends at its input. Hebbian layers among them learn by their rule.
         optimizer: of torch, over (at least) the parameters of those modules.
         loss: of (model's output, labels), the mean over the samples.
-        group: a torch.distributed group; None = this process alone.
+        group: a torch.distributed group; None = this process alone, or for the layers of a DistributedDataParallel its
+            process group.
         dtype: of the products that layers learn by, see `hebbkern.learning`; None = each weight's own.
 
     Returns:
@@ -198,7 +199,7 @@ class Step:
         self.first = next(iter(layers.values()))  # of the model, whether it learns or not
         self.learns = True
         self.only: Hebbian | None = None
-        self.groups = groups_of(model, group)
+        self.groups = groups_of(model.modules(), group)
         for name, layer in self.layers.items():
             check_own_weight("training", f'"{name}"', layer)
         if supervised_from is None and optimizer is not None:

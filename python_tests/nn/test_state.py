@@ -62,7 +62,7 @@ def _learnt_in_child(model, queue):
     queue.put(not torch.equal(model[0].weight, before))
 
 
-@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow(10))])
 def test_another_process_does_not_learn(method):
     if method not in torch.multiprocessing.get_all_start_methods():
         pytest.skip(f"no {method} here")
@@ -222,7 +222,7 @@ def test_a_checkpoint_inside_a_compiled_function_is_an_error():
             loss.backward()
 
 
-@pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow(25))])
 def test_gradients_of_a_compiled_model_that_learns_are_those_of_eager(compiler):
     torch.compiler.reset()
     model, plain = network(), network()

@@ -21,11 +21,11 @@ for package in ("ignite", "jsonargparse", "mlxtend"):
 
 ROOT = Path(__file__).parents[2]
 README, CONTRIBUTING = ROOT / "README.md", ROOT / "CONTRIBUTING.md"
-TRAINING, CONTINUAL, SPEED, PRECISION = (
-    ROOT / "docs" / f"{name}.md" for name in ("training", "continual", "speed", "precision")
+TRAINING, CONTINUAL, SPEED, PRECISION, LEARNING, DISTRIBUTED = (
+    ROOT / "docs" / f"{name}.md" for name in ("training", "continual", "speed", "precision", "learning", "distributed")
 )
 PAGES = [README, CONTRIBUTING, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-LENGTHS = {README: 100, ROOT / "docs" / "design.md": 120, PRECISION: 60}  # of lines, at most
+LENGTHS = {README: 100, ROOT / "docs" / "design.md": 120, PRECISION: 60, LEARNING: 60, DISTRIBUTED: 70}  # lines
 SMALL = ["--data", "few.npz", "--batch-size", "50", "--epochs", "1"]
 
 
@@ -112,6 +112,34 @@ def test_the_python_of_mixed_precision_runs():
     torch.testing.assert_close(weight - 0.05 * model[0].weight.grad, want)
     before = method.penalty(model)
     assert before > 0 and method.tasks == 1
+
+
+def test_the_python_of_learning_runs():
+    names = run_python(LEARNING)
+    assert torch.equal(names["model"][0].weight, names["twin"][0].weight)  # what follows the copy teaches neither
+
+
+@pytest.mark.slow(15)
+def test_the_python_of_distributed_runs_in_two_processes(tmp_path):
+    script = tmp_path / "example.py"
+    blocks_ = [text for _, text in blocks("python", DISTRIBUTED)]
+    equal = """
+for weight in (first.weight, alone[0].weight, sharded[0].weight):
+    parts = [torch.empty_like(weight) for _ in range(2)]
+    dist.all_gather(parts, weight.detach())
+    assert torch.equal(*parts)
+dist.destroy_process_group()
+"""
+    script.write_text("\n".join([*blocks_, equal]))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+        "PYTHONWARNINGS": "error::UserWarning",
+    }
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_python_of_readme_runs():
