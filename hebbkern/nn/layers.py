@@ -53,8 +53,8 @@ class HebbianLayer(Hebbian):
 
         Raises:
             ValueError: the layer learns and the input does not fit it; the weight is unchanged.
-            RuntimeError: the layer learns and its weight was replaced (functional_call), the input is one of torch.func's,
-                or torch.utils.checkpoint recomputes a pass after another one; the weight is unchanged.
+            RuntimeError: the layer learns and its weight was replaced (functional_call), the input is one of
+                torch.func's, or torch.utils.checkpoint recomputes a pass after another one; the weight is unchanged.
         """
         state = state_of_pass(self, input)
         if state is not None:
@@ -147,8 +147,7 @@ class HebbianLayer(Hebbian):
         low = into == "weight" and weight.dtype in LOW
         rounds = generator if low else None
         if low and rounds is None and not torch.compiler.is_compiling():
-            as_wide = partial(self.rule.step_, x=x.float(), lr=lr, **options)
-            warn_if_steps_vanish(self, weight, as_wide)
+            warn_if_steps_vanish(self, weight, lambda wide: self.rule.step_(wide, x.float(), lr=lr, **options))
         if into == "weight" and group is None and rounds is None:
             self.rule.step_(weight, x, lr=lr, dtype=None if dtype == weight.dtype else dtype, **options)
             return
