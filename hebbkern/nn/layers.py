@@ -54,8 +54,8 @@ class HebbianLayer(Hebbian):
 
         Raises:
             ValueError: the layer learns and the input does not fit it; the weight is unchanged.
-            RuntimeError: the layer learns and its weight was replaced (functional_call), the input is one of torch.func's,
-                or torch.utils.checkpoint recomputes a pass after another one; the weight is unchanged.
+            RuntimeError: the layer learns and its weight was replaced (functional_call), the input is one of
+                torch.func's, or torch.utils.checkpoint recomputes a pass after another one; the weight is unchanged.
         """
         state = state_of_pass(self, input)
         if state is not None:
