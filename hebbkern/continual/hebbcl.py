@@ -26,7 +26,7 @@ from hebbkern.checks import PATCHES
 from hebbkern.continual.estimator import Estimator
 from hebbkern.continual.growth import STARTS
 from hebbkern.continual.inputs import as_labels, as_patches, as_samples, unit_rows, without_blank
-from hebbkern.nn.layers import KWinners
+from hebbkern.nn.kwinners import KWinners
 from hebbkern.nn.learning import check_rate
 from hebbkern.rules import WTA
 

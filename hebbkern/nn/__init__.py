@@ -2,7 +2,8 @@
 
 from hebbkern.nn.conversion import convert, revert
 from hebbkern.nn.dhp import DHPLinear
-from hebbkern.nn.layers import HebbianConv2d, HebbianLinear, KWinners
+from hebbkern.nn.kwinners import KWinners
+from hebbkern.nn.layers import HebbianConv2d, HebbianLinear
 from hebbkern.nn.learning import learning
 
 __all__ = ["DHPLinear", "HebbianConv2d", "HebbianLinear", "KWinners", "convert", "learning", "revert"]
