@@ -2,8 +2,18 @@
 
 from hebbkern.nn.conversion import convert, revert
 from hebbkern.nn.dhp import DHPLinear
+from hebbkern.nn.initialisation import init_from_samples_
 from hebbkern.nn.kwinners import KWinners
 from hebbkern.nn.layers import HebbianConv2d, HebbianLinear
 from hebbkern.nn.learning import learning
 
-__all__ = ["DHPLinear", "HebbianConv2d", "HebbianLinear", "KWinners", "convert", "learning", "revert"]
+__all__ = [
+    "DHPLinear",
+    "HebbianConv2d",
+    "HebbianLinear",
+    "KWinners",
+    "convert",
+    "init_from_samples_",
+    "learning",
+    "revert",
+]
