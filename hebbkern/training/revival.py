@@ -91,7 +91,10 @@ class ReviveDead:
         if layer.learning_state is None:
             return
         x = inputs[0].detach()
-        state.wins[name] = state.wins.get(name, 0) + wins(layer, x).cpu()
+        counts = wins(layer, x)
+        if self.group is not None:  # now, because a checkpoint has the counts of the first process
+            torch.distributed.all_reduce(counts, group=self.group)
+        state.wins[name] = state.wins.get(name, 0) + counts.cpu()
         if state.iteration % self.steps == 0:
             self._inputs[name] = x
 
@@ -105,10 +108,7 @@ class ReviveDead:
             state.wins, self._inputs = {}, {}
 
     def _revive(self, layer: Any, counts: Tensor, x: Tensor, iteration: int) -> None:
-        counts = counts.to(layer.weight.device)
-        if self.group is not None:
-            torch.distributed.all_reduce(counts, group=self.group)
-        dead = (counts < self.share * counts.double().mean()) & ~layer.frozen
+        dead = (counts < self.share * counts.double().mean()).to(layer.frozen.device) & ~layer.frozen
         if not dead.any():
             return
         if len(x):
