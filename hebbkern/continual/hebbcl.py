@@ -25,9 +25,10 @@ from hebbkern import ops
 from hebbkern.checks import PATCHES
 from hebbkern.continual.estimator import Estimator
 from hebbkern.continual.growth import STARTS
-from hebbkern.continual.inputs import as_labels, as_patches, as_samples, unit_rows, without_blank
-from hebbkern.nn.layers import KWinners
+from hebbkern.continual.inputs import as_labels, as_samples
+from hebbkern.nn.kwinners import KWinners
 from hebbkern.nn.learning import check_rate
+from hebbkern.nn.patches import as_patches, unit_rows, without_blank
 from hebbkern.nn.state import state_of_pass
 from hebbkern.rules import WTA
 

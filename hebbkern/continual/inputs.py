@@ -1,14 +1,11 @@
-"""What HebbCL does to its inputs: checks of samples and labels, blank samples, and patches as the neurons see them."""
+"""Checks of the samples and labels that HebbCL gets."""
 
 from __future__ import annotations
 
 from typing import NoReturn
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-
-from hebbkern.reference import FLAT
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -50,40 +47,6 @@ def as_labels(x: Tensor, labels: object) -> Tensor:
         dtype = str(labels.dtype).removeprefix("torch.")
         _refuse("labels", wanted, f"{dtype} of shape {list(labels.shape)}")
     return labels.to(torch.int64)
-
-
-def is_blank(x: Tensor, patches: str) -> Tensor:
-    """bool [B]: the rows of x [B, N] that are all zeros or, where patches are centred, flat.
-
-    A row is flat if its norm without the mean is at most FLAT of its norm, as for the operators.
-    """
-    if patches == "raw":
-        return (x.amin(1) == 0) & (x.amax(1) == 0)  # five times as fast as comparing every entry
-    return _centred(x).norm(dim=1) <= FLAT * x.norm(dim=1)
-
-
-def without_blank(x: Tensor, patches: str) -> Tensor:
-    """The rows of x [B, N] that are not blank; x itself if there is no blank row."""
-    blank = is_blank(x, patches)
-    return x[~blank] if blank.any() else x
-
-
-def as_patches(x: Tensor, patches: str) -> Tensor:
-    """The rows of x [B, N], raw, centred or standardised; flat rows become zeros if standardised."""
-    if patches == "raw":
-        return x
-    if patches == "centred":
-        return _centred(x)
-    return unit_rows(_centred(x)).masked_fill(is_blank(x, patches)[:, None], 0)
-
-
-def unit_rows(x: Tensor) -> Tensor:
-    """The rows of x [B, N] divided by their norms; zeros stay, in half precision too."""
-    return F.normalize(x, eps=torch.finfo(x.dtype).tiny)
-
-
-def _centred(x: Tensor) -> Tensor:
-    return x - x.mean(1, keepdim=True)
 
 
 def _refuse(name: str, wanted: str, got: object) -> NoReturn:

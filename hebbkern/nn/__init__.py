@@ -2,8 +2,20 @@
 
 from hebbkern.nn.conversion import convert, revert
 from hebbkern.nn.dhp import DHPLinear
-from hebbkern.nn.layers import HebbianConv2d, HebbianLinear, KWinners
+from hebbkern.nn.initialisation import init_from_samples_
+from hebbkern.nn.kwinners import KWinners
+from hebbkern.nn.layers import HebbianConv2d, HebbianLinear
 from hebbkern.nn.learning import learning
 from hebbkern.nn.state import no_learning
 
-__all__ = ["DHPLinear", "HebbianConv2d", "HebbianLinear", "KWinners", "convert", "learning", "no_learning", "revert"]
+__all__ = [
+    "DHPLinear",
+    "HebbianConv2d",
+    "HebbianLinear",
+    "KWinners",
+    "convert",
+    "init_from_samples_",
+    "learning",
+    "no_learning",
+    "revert",
+]

@@ -1,4 +1,4 @@
-"""HebbianLinear, HebbianConv2d and KWinners: torch's own layers with a local learning rule."""
+"""HebbianLinear and HebbianConv2d: torch's own layers with a local learning rule."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hebbkern import ops
 from hebbkern.checks import result_dtype
 from hebbkern.nn.learning import check_dtype, check_into, check_linear, check_rate
 from hebbkern.nn.state import Hebbian, state_of_pass
@@ -303,41 +302,6 @@ class HebbianConv2d(HebbianLayer, nn.Conv2d):
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
             x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=mode), 0
         return x, {"stride": self.stride, "padding": padding, "dilation": self.dilation}
-
-
-class KWinners(nn.Module):
-    """Keeps the k highest entries along `dim` and sets the others to zero; of equal entries the lower index wins.
-
-    The sparse representation of HebbCL (equation 1). Gradients pass to the winners only, and not to a winner of exactly
-    zero. Deterministic.
-
-    Args:
-        k: number of entries to keep, at least 1.
-        dim: the dimension along which entries compete; 1 is that of neurons or channels.
-
-    Raises:
-        ValueError: k is below 1, or in the forward pass larger than the dimension.
-    """
-
-    def __init__(self, k: int, dim: int = 1) -> None:
-        super().__init__()
-        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-            raise ValueError(f"hebbkern.KWinners: k must be a whole number of at least 1, got {k}")
-        self.k, self.dim = k, dim
-
-    def forward(self, y: Tensor) -> Tensor:
-        """y with all but the k highest entries along `dim` set to zero, of y's shape and dtype."""
-        return keep_winners(y, self.k, self.dim)
-
-    def extra_repr(self) -> str:
-        return f"k={self.k}, dim={self.dim}"
-
-
-@torch.fx.wrap  # torch.fx records the call: a proxy has neither a device nor requires_grad
-def keep_winners(y: Tensor, k: int, dim: int) -> Tensor:
-    """y with all but the k highest entries along `dim` set to zero, differentiable where they are kept."""
-    kept = ops.kwinners(y.detach(), k, dim)
-    return torch.where(kept != 0, y, 0) if y.requires_grad else kept
 
 
 def check_rule(where: str, rule: object) -> None:

@@ -12,6 +12,7 @@ from hebbkern.training.handlers import (
     WeightPictures,
     Winners,
 )
+from hebbkern.training.revival import ReviveDead
 from hebbkern.training.train import train
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Convergence",
     "Curves",
     "Figures",
+    "ReviveDead",
     "WeightHistograms",
     "WeightPictures",
     "Winners",

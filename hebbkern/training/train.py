@@ -61,7 +61,8 @@ def train(
     An interrupted training that is resumed, also in the middle of an epoch, ends with the same bits as one that was
     not interrupted. A checkpoint holds the model (weights, frozen masks, buffers), the optimizer, the schedule, the
     iteration, `engine.state.lr`, and the random generators of torch, NumPy and Python of each process. It does not hold
-    the state of handlers (such as ignite's schedulers), which must restore it from the engine's state.
+    the state of handlers (such as ignite's schedulers), which must restore it from the engine's state, as `ReviveDead`
+    does.
 
     Args:
         model: holds at least one Hebbian layer, or gets it by `rules`. Any module, see `hebbian_trainer`.
@@ -295,7 +296,9 @@ def _keep_checkpoints(saved: dict, folder: Path, resume: bool, save_every: int |
 
 def _check_same(checkpoint: dict, saved: dict, name: str, length: int | None) -> None:
     """Refuses a checkpoint of another training before anything is restored from it."""
-    if missing := [part for part in saved if part not in checkpoint]:
+    missing = [part for part in saved if part not in checkpoint]
+    missing += [key for key in saved["trainer"].state_dict_user_keys if key not in checkpoint.get("trainer", {})]
+    if missing:
         raise ValueError(f"hebbkern.training: {name} must be of such a training, got one without {', '.join(missing)}")
     before = checkpoint["trainer"]["epoch_length"]
     if length is not None and before != length:

@@ -11,7 +11,7 @@ from torch import nn
 
 import hebbkern as hk
 from cases import random
-from hebbkern.nn import HebbianConv2d, HebbianLinear, KWinners
+from hebbkern.nn import HebbianConv2d, HebbianLinear
 
 
 def linear(**options):
@@ -198,8 +198,6 @@ REFUSED = [
     ),
     (lambda: HebbianLinear(3, 4, rule=hk.WTA), "HebbianLinear: rule must be a hebbkern rule"),
     (lambda: HebbianConv2d(4, 4, 3, groups=2, rule=hk.WTA()), "HebbianConv2d: groups must be 1, got 2"),
-    (lambda: KWinners(0), "KWinners: k must be a whole number of at least 1, got 0"),
-    (lambda: KWinners(0.5), "KWinners: k must be a whole number of at least 1, got 0.5"),
 ]
 
 
@@ -208,37 +206,6 @@ def test_layers_are_refused(make, message):
     with pytest.raises(ValueError) as error:
         make()
     assert str(error.value).startswith(f"hebbkern.{message}")
-
-
-def test_kwinners_keeps_the_highest():
-    y = torch.tensor([[3.0, -1, 2, 3], [0, 5, 5, 5]])
-    assert KWinners(2)(y).tolist() == [[3, 0, 0, 3], [0, 5, 5, 0]]
-    maps = random((2, 7, 3, 4))
-    assert (KWinners(3)(maps) != 0).sum(1).eq(3).all()
-    assert torch.equal(KWinners(3, dim=-1)(maps), hk.ops.kwinners(maps, 3, -1))
-    assert repr(KWinners(3)) == "KWinners(k=3, dim=1)"
-    with pytest.raises(ValueError, match="k must be between 1 and 4 entries along dim 1, got 5"):
-        KWinners(5)(y)
-
-
-def test_kwinners_passes_gradients_to_the_winners():
-    y = torch.tensor([[3.0, -1, 2, 4]], requires_grad=True)
-    out = KWinners(2)(y)
-    assert torch.equal(out.detach(), KWinners(2)(y.detach()))
-    (out * torch.tensor([1.0, 2, 3, 4])).sum().backward()
-    assert y.grad.tolist() == [[1, 0, 0, 4]]
-
-
-def test_kwinners_is_traced_by_fx():
-    """A traced model computes the same, with gradients, and `create_feature_extractor` reads its winners."""
-    model = nn.Sequential(linear(), KWinners(2), nn.Linear(5, 2))
-    traced, x = torch.fx.symbolic_trace(model), random((4, 12)).requires_grad_()
-    assert torch.equal(traced(x), model(x)) and torch.equal(traced(x.detach()), model(x.detach()))
-    gradients = [torch.autograd.grad(each(x).sum(), x)[0] for each in (traced, model)]
-    assert torch.equal(*gradients) and gradients[0].any()
-    extraction = pytest.importorskip("torchvision.models.feature_extraction", reason="torchvision is not installed")
-    winners = extraction.create_feature_extractor(model.eval(), {"1": "winners"})(x)["winners"]
-    assert torch.equal(winners, model[:2](x)) and (winners != 0).sum(1).tolist() == [2] * 4
 
 
 def test_labels_of_sequences():

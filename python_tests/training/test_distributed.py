@@ -82,6 +82,25 @@ def test_processes_learn_like_one(tmp_path, ranks):
     assert not torch.equal(first[-1]["4.weight"], start["4.weight"])
 
 
+def revive(rank, folder, ranks):
+    group = join(rank, folder, ranks)
+    samples = torch.nn.functional.one_hot(torch.arange(40) % 10, 12).float()
+    batches = training.Batches(samples, batch_size=20, rank=rank, ranks=ranks)
+    torch.manual_seed(rank)
+    model = HebbianLinear(12, 10, rule=hk.WTA())
+    handlers = [training.ReviveDead(model, steps=4, group=group)]
+    training.train(model, batches, lr=0.1, epochs=12, decay="constant", group=group, handlers=handlers)
+    torch.save((model.weight.detach(), hk.evaluation.measures.wins(model, samples)), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_processes_revive_the_same_neurons(tmp_path):
+    torch.multiprocessing.spawn(revive, args=(str(tmp_path), 2), nprocs=2)
+    (first, wins), (second, _) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert torch.equal(first, second) and (wins == 4).all()
+
+
 def learn_by_hand(group=None, rank=0, ranks=1):
     """learning, layer.learn and gradients, over a group."""
     x, labels = random((21, 12), seed=5), torch.arange(21) % 5
