@@ -147,8 +147,8 @@ def lengths(layer: Hebbian) -> Tensor:
 def wins(layer: Any, x: Tensor) -> Tensor:
     """Counts the patches of x that each neuron wins under its rule's similarity and kind of patches.
 
-    With WTA of k winners a patch counts for all k. For rules without winners (dense ones, Supervised) the winner is
-    the neuron of the largest w·x.
+    With WTA of k winners a patch counts for all k, a blank patch for none. For rules without winners (dense ones,
+    Supervised) the winner is the neuron of the largest w·x.
 
     Args:
         layer: a `HebbianLinear` or `HebbianConv2d`.
@@ -165,7 +165,7 @@ def wins(layer: Any, x: Tensor) -> Tensor:
     rows, _ = layer._samples(x.to(weight.dtype), None)
     rows, geometry = layer._patches(rows)
     winners, _ = ops.compete(rows, weight, k, patches=rule.patches, **options, **geometry)
-    return torch.bincount(winners.flatten().long(), minlength=len(weight))
+    return torch.bincount(winners[winners >= 0].long(), minlength=len(weight))
 
 
 def answers(layer: nn.Module, output: Tensor) -> Tensor:
