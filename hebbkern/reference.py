@@ -86,7 +86,7 @@ def supervised(
 ) -> Floats:
     """Returns the weight after one supervised step: neuron labels[b] moves towards the patches of sample b, -1 to none.
 
-    This is the step of supervised HebbCL, of SHC and of the DHP trace.
+    This is the step of supervised HebbCL, of SHC and, where no sample is blank, of the DHP trace.
     """
     positions = len(unfold(x, np.shape(weight)[2:], **geometry)) // max(np.shape(x)[0], 1)
     targets = np.repeat(np.asarray(labels), positions)[:, None]
