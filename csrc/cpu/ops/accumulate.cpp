@@ -28,15 +28,13 @@ template <class T>
 void forget_blank(const Source<T>& source, const Moments<T>* moments, int64_t ranks, int32_t* targets) {
   const int64_t patches = source.g.patches();
   constexpr int64_t share = 1024;  // patches to a hand-out
-  parallel((patches + share - 1) / share, [&](int64_t part) {
+  parallel(ranks > 0 ? (patches + share - 1) / share : 0, [&](int64_t part) {
     const int64_t first = part * share, last = std::min(patches, first + share);
     int64_t bases[share];
-    source.bases(first, last - first, bases);
-    for (int64_t p = first; p < last; ++p) {
-      int32_t *const own = targets + p * ranks, *const end = own + ranks;
-      if (std::all_of(own, end, [](int32_t j) { return j < 0; })) continue;
-      if (moments ? moments->scale[p] == 0 : source.blank(bases[p - first])) std::fill(own, end, -1);
-    }
+    if (!moments) source.bases(first, last - first, bases);
+    for (int64_t p = first; p < last; ++p)
+      if (moments ? moments->scale[p] == 0 : source.blank(bases[p - first]))
+        std::fill_n(targets + p * ranks, ranks, -1);
   });
 }
 

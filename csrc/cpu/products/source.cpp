@@ -103,8 +103,8 @@ T Source<T>::largest() const {
 }
 
 template <class T>
-bool Source<T>::blank(int64_t base) const {
-  constexpr int64_t at_once = 64;  // entries: a patch that is not blank is known by its first
+bool Source<T>::zeros(int64_t base) const {
+  constexpr int64_t at_once = 64;  // entries
   for (const Run& run : runs)
     for (int64_t n = 0; n < run.length; n += at_once)
       if (largest_of(x + base + offset[run.first] + n, std::min(at_once, run.length - n)) > T(0)) return false;

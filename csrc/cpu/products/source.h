@@ -55,10 +55,17 @@ class Source {
     }
   }
 
-  // Whether the patch at `base` is all zeros.
-  bool blank(int64_t base) const;
+  // Whether the patch at `base` is all zeros. A few entries tell most others, the middle one first: padding lies at the
+  // rim.
+  bool blank(int64_t base) const {
+    const int64_t n = g.inputs();
+    for (const int64_t sixteenth : {8, 5, 11, 2, 14})
+      if (x[base + offset[sixteenth * n / 16]] != T(0)) return false;
+    return zeros(base);
+  }
 
  private:
+  bool zeros(int64_t base) const;
   void copy(const Tensor& from);
   T largest() const;
 
