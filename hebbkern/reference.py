@@ -86,7 +86,7 @@ def supervised(
 ) -> Floats:
     """Returns the weight after one supervised step: neuron labels[b] moves towards the patches of sample b, -1 to none.
 
-    This is the step of supervised HebbCL, of SHC and of the DHP trace.
+    This is the step of supervised HebbCL, of SHC and, where no sample is blank, of the DHP trace.
     """
     positions = len(unfold(x, np.shape(weight)[2:], **geometry)) // max(np.shape(x)[0], 1)
     targets = np.repeat(np.asarray(labels), positions)[:, None]
@@ -194,8 +194,8 @@ def unfold(
     Args:
         x: [B, N] or [B, C, H, W].
         kernel: (kh, kw) of a convolution, or () for a linear layer, whose patches are the samples.
-        patches: "raw", "centred" (minus the mean of the patch) or "standardised" (then divided by the norm; a
-            constant patch becomes 0).
+        patches: "raw", "centred" (minus the mean of the patch; a constant patch becomes 0) or "standardised" (then
+            divided by the norm).
         stride, padding, dilation: of the convolution, a number or a pair.
     """
     X = np.asarray(x, dtype=np.float64)
@@ -210,11 +210,10 @@ def unfold(
     if patches == "raw":
         return X
     centred = X - X.mean(axis=1, keepdims=True)
-    if patches == "centred":
-        return centred
     norm, whole_norm = np.linalg.norm(centred, axis=1), np.linalg.norm(X, axis=1)
     flat = norm <= FLAT * whole_norm
-    return np.where(flat[:, None], 0.0, centred / np.where(flat, 1.0, norm)[:, None])
+    divisor = np.where(flat | (patches == "centred"), 1.0, norm)
+    return np.where(flat[:, None], 0.0, centred / divisor[:, None])
 
 
 def compete(
@@ -229,12 +228,14 @@ def compete(
     """Returns the k neurons with the highest responses to each patch, winners [P, k], and their responses [P, k].
 
     Responses fall from left to right; equal responses are ordered by index. ``eligible`` (bool [K]) is True for neurons
-    that may win; where fewer than k may, the remaining winners are -1 and their responses 0.
+    that may win; where fewer than k may, the remaining winners are -1 and their responses 0. No neuron wins a blank
+    patch, whose entries in `unfold` are all 0.
     """
     R = responses(x, weight, p, cosine, **geometry)
     may_win = np.ones(R.shape[1], bool) if eligible is None else np.asarray(eligible)
     winners = np.argsort(np.where(may_win, -R, np.inf), axis=1, kind="stable")[:, :k]
-    empty = ~may_win[winners]
+    blank = ~unfold(x, np.shape(weight)[2:], **geometry).any(axis=1, keepdims=True)
+    empty = ~may_win[winners] | blank
     return np.where(empty, -1, winners).astype(np.int32), np.where(empty, 0.0, np.take_along_axis(R, winners, 1))
 
 
@@ -287,7 +288,8 @@ def accumulate(
 ) -> tuple[Floats, Floats, Floats]:
     """Returns sum, decay [K] and count [K] of each neuron over the entries of targets [P, R] that name it.
 
-    sum is [K, N] or [K, C, kh, kw]. Entries with coefficient 0 do not count. See `hebbkern.ops.accumulate`.
+    sum is [K, N] or [K, C, kh, kw]. Entries with coefficient 0 do not count, nor do those of a blank patch, whose
+    entries in `unfold` are all 0. See `hebbkern.ops.accumulate`.
     """
     X, targets = unfold(x, kernel, **geometry), np.asarray(targets)
     c = np.broadcast_to(np.asarray(coefficients, dtype=np.float64), targets.shape)
@@ -295,7 +297,7 @@ def accumulate(
     skipped = np.zeros(neurons, bool) if frozen is None else np.asarray(frozen)
     sum, decay, count = np.zeros((neurons, X.shape[1])), np.zeros(neurons), np.zeros(neurons)
     for j in np.flatnonzero(~skipped):
-        p, r = np.nonzero((targets == j) & (c != 0))
+        p, r = np.nonzero((targets == j) & (c != 0) & X.any(axis=1, keepdims=True))
         sum[j], decay[j], count[j] = c[p, r] @ X[p], c[p, r] @ s[p, r], len(p)
     return sum.reshape(neurons, np.shape(x)[1], *kernel), decay, count
 

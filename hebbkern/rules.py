@@ -33,11 +33,15 @@ RULES: dict[str, type[Rule]] = {}  # cli_name -> rule, in the order of this file
 class Rule(Settings):
     """Base of the rules: executes the specification that a subclass states.
 
+    A blank patch (all zeros, or constant where patches are centred or standardised) teaches no neuron: where winners
+    learn it has none, with labels it does not count, and to the sum of a dense rule it adds nothing.
+
     Deterministic: the same inputs give the same bits, with the compiled kernels on any number of CPU threads. A
     subclass may override ``update`` or ``apply_``; then ``step_`` calls these two instead of the fused operator.
 
     Args:
-        patches: "raw", "centred" (each patch less its mean) or "standardised" (and divided by its norm).
+        patches: "raw", "centred" (each patch less its mean; a constant patch becomes zeros) or "standardised" (and
+            divided by its norm).
 
     Class attributes:
         cli_name: the name in the command line and the benchmark; a class that sets none is not listed.
@@ -263,7 +267,8 @@ class KrotovHopfield(Rule):
 class WTA(Rule):
     """Winner takes all: the k neurons most similar to a patch move towards it.
 
-    Δw_j = Σ r (x − w_j) / Σ r over the patches that neuron j won; a neuron that won nothing does not move. k = 1 with
+    Δw_j = Σ r (x − w_j) / Σ r over the patches that neuron j won; a neuron that won nothing does not move. No neuron
+    wins a blank patch, as at the rim of a digit, which would draw it towards zero. k = 1 with
     cosine similarity is HWTA: Comparing the Performance of Hebbian against Backpropagation Learning Using CNNs,
     equation 3 and section 3.1 (its similarity ((1 + cos)/2)² has the same winner). With similarity="dot" and
     normalise="row_max" it is the update of HebbCL, equations 2 and 3.
@@ -409,9 +414,9 @@ class SoftWTA(Rule):
 class Supervised(Rule):
     """The label teaches: the neuron of a patch's class moves towards it, to the centroid of the class.
 
-    Δw_j = Σ (x − w_j) / count over the patches of class j. Supervised Hebbian classifier (SHC): Comparing the
-    Performance of Hebbian against Backpropagation Learning Using CNNs, equation 8; also the trace of Differentiable
-    Hebbian Consolidation, with its η for lr.
+    Δw_j = Σ (x − w_j) / count over the patches of class j that are not blank. Supervised Hebbian classifier (SHC):
+    Comparing the Performance of Hebbian against Backpropagation Learning Using CNNs, equation 8; also the trace of
+    Differentiable Hebbian Consolidation, with its η for lr, but for blank samples, which the trace counts.
 
     `update` and `step_` need labels, int64 or int32 [B]: sample b teaches neuron labels[b], −1 teaches no neuron. In a
     convolution every patch of an image is taught by the image's label.

@@ -20,9 +20,9 @@ SCHEMA_TYPES = {int: "int", float: "float", bool: "bool", str: "str", tuple[floa
 class WinnerSpecification(NamedTuple):
     """A rule in which each patch teaches its winners, or the neuron that its label names.
 
-    Patch b teaches its winner of rank r with the coefficient c_br = coefficients[r], times max(response, 0) if
-    `by_response`. The update is Δ_j = Σ c x − decay_j w_j with decay_j = Σ c, or Σ c · response if `decay_by_response`;
-    Δ_j is divided by decay_j if `average`.
+    Patch b, unless it is blank (see `hebbkern.ops.compete`), teaches its winner of rank r with the coefficient
+    c_br = coefficients[r], times max(response, 0) if `by_response`. The update is Δ_j = Σ c x − decay_j w_j with
+    decay_j = Σ c, or Σ c · response if `decay_by_response`; Δ_j is divided by decay_j if `average`.
 
     Attributes:
         k: winners of a patch, 1 to min(64, neurons).

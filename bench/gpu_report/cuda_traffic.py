@@ -245,8 +245,10 @@ def _on_chip(a):
 
 
 def _name(a):
+    """Of raw patches that are not blank, the first entries."""
     targets = next(t for t in (getattr(a, "targets", None), getattr(a, "labels", None)) if t is not None)
-    return {"targets": size(targets), "labels": size(targets), "keys": (0, 4 * a.P * a.R)}
+    seen = a.wide if a.centred else min(a.N, 128) * a.stored
+    return {"targets": size(targets), "labels": size(targets), "keys": (0, 4 * a.P * a.R), "x": a.P * seen}
 
 
 def _sort_few(a):

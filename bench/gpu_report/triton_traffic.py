@@ -116,7 +116,8 @@ def _search(a):
 
 def _nearest(a):
     """Two candidates a neuron."""
-    return {"x": 2 * a.K * a.N * a.x.element_size(), "weight": 2 * size(a.weight), "flops": 6 * a.K * a.N}
+    numbers = dict.fromkeys(("offset", "scale", "length"), 2 * a.K * a.length.element_size())
+    return numbers | {"x": 2 * a.K * a.N * a.x.element_size(), "weight": 2 * size(a.weight), "flops": 6 * a.K * a.N}
 
 
 def _survey(a):
@@ -176,6 +177,11 @@ def _gather(a):
     return traffic | {"flops": 2 * a.P * products, "rate": _rate(a.runs, a.PRECISION)}
 
 
+def _keys(a):
+    """Of raw patches that are not blank, the first entries."""
+    return {"x": (a.scale is None) * a.P * min(a.N, a.BLOCK_N) * a.x.element_size()}
+
+
 def _targets(a):
     """Every entry of every list reads its patch, and every tile of inputs the lists themselves."""
     return {"x": a.E * a.N * a.x.element_size(), "order": a.grid[1] * size(a.order), "flops": 2 * a.E * a.N}
@@ -183,6 +189,7 @@ def _targets(a):
 
 TRAFFIC = {
     "accumulate.gather_kernel": _targets,
+    "accumulate.keys_kernel": _keys,
     "apply.commit_kernel": _commit,
     "apply.step_kernel": _step,
     "apply.survey_kernel": _survey,

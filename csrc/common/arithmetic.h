@@ -34,11 +34,13 @@ HEBBKERN_HOST_DEVICE T inverse_length(T length) {
   return length == 0 ? T(0) : length < T(INFINITY) ? T(1) / length : T(NAN);
 }
 
-// The scale of a standardised patch of norm `length` and norm about its mean `spread`; 0 for a flat patch.
+// The scale of a patch of norm `length` and norm about its mean `spread` (`length` again for a raw patch): 0 for a flat
+// one, else that to norm 1 if it is to be a `unit`, or 1. An infinite length is not known well enough to call it flat.
 template <class T>
-HEBBKERN_HOST_DEVICE T standard_scale(T spread, T length) {
-  if (!(length < T(INFINITY))) return T(NAN);
-  return spread <= T(flat) * length ? T(0) : inverse_length(spread);
+HEBBKERN_HOST_DEVICE T scale_of(T spread, T length, bool unit) {
+  if (!(length < T(INFINITY))) return unit ? T(NAN) : T(1);
+  if (spread <= T(flat) * length) return T(0);
+  return unit ? inverse_length(spread) : T(1);
 }
 
 // The coefficient of an entry of a rank with coefficient c, where coefficients follow the responses.

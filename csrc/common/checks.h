@@ -225,7 +225,7 @@ constexpr const char* finite_sums = "x and weight must give finite sums";
 }
 
 [[noreturn]] inline void fail_index(const char* op, const char* argument, int64_t neurons, int64_t index) {
-  fail(op, argument, " must name neurons 0 to ", neurons - 1, ", or -1 for no_neuron, got ", index);
+  fail(op, argument, " must name neurons 0 to ", neurons - 1, ", or -1 for no neuron, got ", index);
 }
 
 [[noreturn]] inline void fail_norms(const char* op, bool wide) {

@@ -31,7 +31,8 @@ struct Geometry {
   HEBBKERN_HOST_DEVICE int64_t inputs() const { return channels * kh * kw; }
 };
 
-// A patch whose deviation from its mean is at most this share of its norm is flat: standardised, it is all zeros.
+// A patch whose deviation from its mean is at most this share of its norm is flat: centred, it is all zeros. A patch of
+// zeros is blank: no neuron wins it or learns from it.
 constexpr double flat = 1e-6;
 
 }  // namespace hebbkern

@@ -144,8 +144,8 @@ def lengths(layer: Hebbian) -> Tensor:
 def wins(layer: Any, x: Tensor) -> Tensor:
     """Counts the patches of x that each neuron wins under its rule's similarity and kind of patches.
 
-    A patch to which no neuron responds, such as a blank one, counts for nobody. With WTA of k winners a patch counts
-    for all k. For rules without winners (dense ones, Supervised) the winner is the neuron of the largest w·x.
+    With WTA of k winners a patch counts for all k, a blank patch for none. For rules without winners (dense ones,
+    Supervised) the winner is the neuron of the largest w·x.
 
     Args:
         layer: a `HebbianLinear` or `HebbianConv2d`.
@@ -161,8 +161,8 @@ def wins(layer: Any, x: Tensor) -> Tensor:
         options, k = {"cosine": rule.similarity == "cosine"}, rule.k
     rows, _ = layer._samples(x.to(weight.dtype), None)
     rows, geometry = layer._patches(rows)
-    winners, responses = ops.compete(rows, weight, k, patches=rule.patches, **options, **geometry)
-    return torch.bincount(winners[(responses != 0).any(1)].flatten().long(), minlength=len(weight))
+    winners, _ = ops.compete(rows, weight, k, patches=rule.patches, **options, **geometry)
+    return torch.bincount(winners[winners >= 0].long(), minlength=len(weight))
 
 
 def answers(layer: nn.Module, output: Tensor) -> Tensor:

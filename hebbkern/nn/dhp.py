@@ -179,8 +179,10 @@ class HebbianTrace(torch.autograd.Function):
         bias: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         ones = h.new_ones(1, dtype=checks.result_dtype(h.dtype))
-        total, _, count = ops.accumulate(h.reshape(-1, h.shape[-1]), labels.reshape(-1, 1), ones, neurons=len(trace))
-        count = count[:, None]
+        targets = labels.reshape(-1, 1)
+        total, _, _ = ops.accumulate(h.reshape(-1, h.shape[-1]), targets, ones, neurons=len(trace))
+        # Not accumulate's, which leaves out samples of zeros: here they belong to the mean, which has a gradient.
+        count = (targets == torch.arange(len(trace), device=h.device)).sum(0)[:, None].to(total.dtype)
         present = count > 0
         step = torch.where(present, (total / count).to(trace.dtype), trace) - trace
         updated = torch.addcmul(trace, step, eta)

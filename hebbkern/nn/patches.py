@@ -52,12 +52,11 @@ def without_blank(x: Tensor, patches: str) -> Tensor:
 
 
 def as_patches(x: Tensor, patches: str) -> Tensor:
-    """The rows of x [B, N], raw, centred or standardised; flat rows become zeros if standardised."""
+    """The rows of x [B, N], raw, centred or standardised; flat rows become zeros if centred."""
     if patches == "raw":
         return x
-    if patches == "centred":
-        return _centred(x)
-    return unit_rows(_centred(x)).masked_fill(is_blank(x, patches)[:, None], 0)
+    x = _centred(x).masked_fill(is_blank(x, patches)[:, None], 0)
+    return x if patches == "centred" else unit_rows(x)
 
 
 def unit_rows(x: Tensor) -> Tensor:

@@ -30,9 +30,10 @@ def accumulate(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sum coefficient · patch over the patches that teach each neuron: the sparse half of every winner rule.
 
-    Entry (p, r) lets patch p teach neuron targets[p, r] with coefficient c; an entry with c = 0 teaches no neuron. Per
-    neuron sum = Σ c patch, decay = Σ c response (without responses: Σ c), count = number of entries; the update of the
-    rule is then sum − decay · w (papers: HWTA, Krotov-Hopfield, HebbCL, SHC, the DHP trace).
+    Entry (p, r) lets patch p teach neuron targets[p, r] with coefficient c; an entry with c = 0 teaches no neuron, nor
+    does one of a blank patch (see ``compete``), which could only draw the neuron towards zero. Per neuron sum = Σ c
+    patch, decay = Σ c response (without responses: Σ c), count = number of entries; the update of the rule is then
+    sum − decay · w (papers: HWTA, Krotov-Hopfield, HebbCL, SHC, the DHP trace).
     Deterministic: two runs give the same bits, the compiled CPU kernels on any number of threads.
 
     Args:

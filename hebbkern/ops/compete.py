@@ -31,6 +31,8 @@ def compete(
 
     The response of neuron j to patch x is Σ_i sign(w_ji) |w_ji|^(p−1) x_i (Krotov and Hopfield 2019, equation 1), for
     p = 2 the dot product; with ``cosine`` it is x·w / (|x| |w|), 0 where a norm is 0. Ties go to the lower index.
+    No neuron wins a blank patch, which is all zeros, or flat where patches are centred or standardised: it says nothing
+    about which neuron it resembles.
     Deterministic: two runs give the same bits, the compiled CPU kernels on any number of threads.
 
     Args:
@@ -39,10 +41,11 @@ def compete(
         k: winners a patch, 1 to min(64, K).
         p: Lebesgue exponent of the response, finite, at least 1; 2 with ``cosine``.
         cosine: whether responses are cosines.
-        patches: "raw", "centred" (own mean removed) or "standardised" (and divided by the remaining norm; a flat
-            patch, norm at most 1e-6 of what it was, becomes zeros). Padding zeros belong to the patch.
+        patches: "raw", "centred" (own mean removed; a flat patch, whose norm is then at most 1e-6 of what it was,
+            becomes zeros) or "standardised" (and divided by the remaining norm). Padding zeros belong to the patch.
         stride, padding, dilation: a number or (vertical, horizontal); 1, 0, 1 for a linear layer.
-        eligible: bool [K], True = may win. Where fewer than k may, the remaining ranks hold winner −1, response 0.
+        eligible: bool [K], True = may win. Where fewer than k may, the remaining ranks hold winner −1, response 0, as
+            do all ranks of a blank patch.
 
     Returns:
         winners int32 [P, k] and responses [P, k] (float64 for float64 inputs, otherwise float32). P = B samples, or

@@ -33,8 +33,8 @@ def winner_step_(
     """Take one step in place of a rule in which each patch teaches its winners, or the neuron that its label names.
 
     The weights are bit for bit those after ``compete``, ``accumulate`` and ``apply_``; the sums of neurons that learn
-    nothing are never made. Deterministic: two runs give the same bits, the compiled CPU kernels on any number of
-    threads.
+    nothing are never made. A blank patch (see ``compete``) teaches no neuron, whatever its label. Deterministic: two
+    runs give the same bits, the compiled CPU kernels on any number of threads.
 
     Args:
         weight: [K, N], or [K, C, kh, kw]; float32, float64, bfloat16 or float16, any strides. Written in place.

@@ -269,3 +269,16 @@ def test_a_captured_step_matches_eager_ones():
         for got, want in zip(layer.parameters(), twin.parameters(), strict=True):
             torch.testing.assert_close(got, want)
     assert twin.trace.any()
+
+
+def test_samples_of_zeros_belong_to_the_mean_of_their_class():
+    """Even where a class has no others: the trace moves towards 0, and gradients are finite."""
+    layer, h = head(), batch(count=4).detach()
+    h[2:] = 0
+    h.requires_grad_()
+    before, eta = layer.trace.clone(), layer.eta.detach()
+    layer(h, torch.tensor([0, 1, 1, 2])).square().sum().backward()
+    means = torch.stack([h[0], h[1] / 2, torch.zeros_like(h[0])]).detach()
+    torch.testing.assert_close(layer.trace[:3], (1 - eta) * before[:3] + eta * means)
+    assert torch.equal(layer.trace[3:], before[3:])
+    assert all(part.grad.isfinite().all() for part in (h, *leaves(layer)))

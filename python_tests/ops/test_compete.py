@@ -108,24 +108,25 @@ def test_cosine_ties_of_equal_rows(backend):
 def test_all_equal(backend):
     patches = 70 if backend.name in ("cpu", "eager") else 7
     for cosine in (False, True):
-        winners, responses = hk.ops.compete(torch.zeros(patches, 9), torch.ones(300, 9), k=64, cosine=cosine)
-        assert (winners == torch.arange(64)).all() and not responses.any()
+        winners, responses = hk.ops.compete(torch.ones(patches, 9), torch.ones(300, 9), k=64, cosine=cosine)
+        assert (winners == torch.arange(64)).all() and (responses == responses[0, 0]).all()
 
 
 def test_zero_norms_have_cosine_zero(backend):
     x, weight = torch.tensor([[0.0, 0.0], [-1.0, -1.0]]), torch.tensor([[1.0, 1.0], [0.0, 0.0], [-2.0, -2.0]])
     winners, responses = hk.ops.compete(x, weight, k=3, cosine=True)
-    assert winners.tolist() == [[0, 1, 2], [2, 1, 0]]
+    assert winners.tolist() == [[-1, -1, -1], [2, 1, 0]]
     assert torch.allclose(responses, torch.tensor([[0.0, 0.0, 0.0], [1.0, 0.0, -1.0]]))
 
 
+@pytest.mark.parametrize("patches", ["centred", "standardised"])
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
-def test_flat_patches_become_zeros(backend, dtype):
-    """A constant patch is its mean: standardised it answers nobody, exactly."""
+def test_flat_patches_become_zeros(backend, dtype, patches):
+    """A constant patch is its mean: centred, no neuron wins it."""
     x, weight = torch.full((2, 3, 9, 9), 0.1, dtype=dtype), cases.random((4, 3, 5, 5), dtype)
     for cosine in (False, True):
-        winners, responses = hk.ops.compete(x, weight, k=4, cosine=cosine, patches="standardised")
-        assert (winners == torch.arange(4)).all() and not responses.any()
+        winners, responses = hk.ops.compete(x, weight, k=4, cosine=cosine, patches=patches)
+        assert (winners == -1).all() and not responses.any()
 
 
 def test_p_norm_of_zero_weights_is_zero(backend):

@@ -24,6 +24,20 @@ static void each_entry(const Assignments<T>& assignments, int64_t first, int64_t
     }
 }
 
+template <class T>
+void forget_blank(const Source<T>& source, const Moments<T>* moments, int64_t ranks, int32_t* targets) {
+  const int64_t patches = source.g.patches();
+  constexpr int64_t share = 1024;  // patches to a hand-out
+  parallel(ranks > 0 ? (patches + share - 1) / share : 0, [&](int64_t part) {
+    const int64_t first = part * share, last = std::min(patches, first + share);
+    int64_t bases[share];
+    if (!moments) source.bases(first, last - first, bases);
+    for (int64_t p = first; p < last; ++p)
+      if (moments ? moments->scale[p] == 0 : source.blank(bases[p - first]))
+        std::fill_n(targets + p * ranks, ranks, -1);
+  });
+}
+
 // Counts, then places the entries: two passes, each in chunks of patches that depend on the number of patches alone.
 // The decays are summed in patch order within a chunk, then chunk by chunk.
 template <class T>
@@ -224,6 +238,8 @@ Scratch<int32_t> checked_indices(const char* op, const char* argument, const Ten
   return indices;
 }
 
+template void forget_blank(const Source<float>&, const Moments<float>*, int64_t, int32_t*);
+template void forget_blank(const Source<double>&, const Moments<double>*, int64_t, int32_t*);
 template Lists<float> group(const Source<float>&, const Moments<float>*, const Assignments<float>&);
 template Lists<double> group(const Source<double>&, const Moments<double>*, const Assignments<double>&);
 template void add_lists(const Source<float>&, const Lists<float>&, const std::function<float*(int64_t)>&,
@@ -255,7 +271,9 @@ static void accumulate_typed(const Tensor& x, const Geometry& g, const Tensor& t
   if (patches != Patches::raw) moments.emplace(op, source, patches);
   const Scratch<int32_t> indices = checked_indices(op, "targets", targets, 1, g.neurons);
   assignments.targets = indices.get();
-  const Lists<T> lists = group(source, moments ? &*moments : nullptr, assignments);
+  const Moments<T>* const known = moments ? &*moments : nullptr;
+  forget_blank(source, known, assignments.ranks, indices.get());
+  const Lists<T> lists = group(source, known, assignments);
   const int64_t inputs = g.inputs();
   std::vector<bool> is_taught(g.neurons);
   std::fill(decay, decay + g.neurons, T(0));

@@ -16,7 +16,8 @@ struct Numbers {
   T operator()(int64_t p, int64_t r) const { return data ? data[p * down + r * right] : T(1); }
 };
 
-// Entry (p, r): patch p teaches neuron targets[p * ranks + r], -1: none. Entries of coefficient 0 teach no neuron.
+// Entry (p, r): patch p, which is not blank, teaches neuron targets[p * ranks + r], -1: none. Entries of coefficient 0
+// teach no neuron.
 template <class T>
 struct Assignments {
   int64_t ranks;
@@ -44,6 +45,10 @@ struct Lists {
   Scratch<T> shift;        // coefficient * scale * offset, where patches have an offset
   Scratch<T> decay;        // one a list
 };
+
+// Of targets that `group` is to read: those of blank patches become -1. compete names none.
+template <class T>
+void forget_blank(const Source<T>& source, const Moments<T>* moments, int64_t ranks, int32_t* targets);
 
 template <class T>
 Lists<T> group(const Source<T>& source, const Moments<T>* moments, const Assignments<T>& assignments);

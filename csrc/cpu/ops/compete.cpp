@@ -51,19 +51,23 @@ static bool compete_block(const Source<T>& source, const Panels<T>& panels, cons
   return true;
 }
 
+// Takes the winners from raw patches of zeros, whose responses are all 0; no other patch is read again.
+template <class T>
+static void drop_blank(const Source<T>& source, const int64_t* bases, int64_t count, int k, const T* best,
+                       int32_t* winners) {
+  for (int64_t i = 0; i < count; ++i)
+    if (best[i * k] == 0 && source.blank(bases[i])) std::fill(winners + i * k, winners + (i + 1) * k, -1);
+}
+
 // Responses from the best dot products; false if one overflowed.
 template <class T>
-static bool finish(const std::vector<int32_t>& names, int64_t count, int k, const T* scale, T* best, int32_t* winners) {
-  const int contenders = int(std::min<int64_t>(k, names.size()));
+static bool finish(int64_t contenders, int64_t count, int k, const T* scale, T* best, int32_t* winners) {
   for (int64_t i = 0; i < count; ++i, best += k, winners += k)
     for (int r = 0; r < k; ++r) {
-      if (r >= contenders) {
+      if (r >= contenders || (scale && scale[i] == 0)) {
         best[r] = 0;
         winners[r] = -1;
-      } else if (scale && scale[i] == 0) {  // a patch of zeros: every response is 0, the first neurons win
-        best[r] = 0;
-        winners[r] = names[r];
-      } else if (winners[r] < 0 || !std::isfinite(best[r])) {
+      } else if (!std::isfinite(best[r])) {
         return false;
       } else if (scale) {
         best[r] *= scale[i];
@@ -131,10 +135,10 @@ static std::vector<int64_t> undecided(const Screen* screen, const Source<T>& sou
   return all;
 }
 
-// The competition of some patches in T; false if a response overflowed.
+// The competition of some patches in T; false if a response overflowed. Blank patches win nobody here only if `raw`.
 template <class T>
 static bool compete_exactly(const Source<T>& source, const Panels<T>& panels, const std::vector<int64_t>& patches,
-                            const T* offset, int k, T* best, int32_t* winners) {
+                            const T* offset, bool raw, int k, T* best, int32_t* winners) {
   const int64_t count = patches.size();
   const int64_t block = block_of(count, panels.inputs * sizeof(T), kernels<T>().rows);
   const bool watch = panels.may_overflow(double(source.bound));
@@ -149,6 +153,7 @@ static bool compete_exactly(const Source<T>& source, const Panels<T>& panels, co
       const T* theirs = offset ? offset + first : nullptr;
       if (!compete_block(source, panels, bases, theirs, size, k, watch, best + first * k, winners + first * k))
         sound = false;
+      if (raw) drop_blank(source, bases, size, k, best + first * k, winners + first * k);
       return;
     }
     for (int64_t i = 0; i < size; ++i) {
@@ -160,6 +165,7 @@ static bool compete_exactly(const Source<T>& source, const Panels<T>& panels, co
     if (!compete_block(source, panels, bases, offset ? offsets : nullptr, size, k, watch, their_best.get(),
                        their_winners.get()))
       sound = false;
+    if (raw) drop_blank(source, bases, size, k, their_best.get(), their_winners.get());
     for (int64_t i = 0; i < size; ++i) {
       std::copy_n(&their_best[i * k], k, best + patches[from + i] * k);
       std::copy_n(&their_winners[i * k], k, winners + patches[from + i] * k);
@@ -185,7 +191,8 @@ void find_winners(const char* op, const Source<T>& source, const Tensor& weight,
   bool sound = true;
   if (!left.empty()) {
     if (!panels) panels.emplace(op, source.g, weight, names, contest.prepare);
-    sound = compete_exactly(source, *panels, left, scales.offset, contest.k, best, winners);
+    const bool raw = contest.patches == Patches::raw;
+    sound = compete_exactly(source, *panels, left, scales.offset, raw, contest.k, best, winners);
   }
   if (screen && left.empty() && !scales.scale) return;  // the screen has written all of them
   const int k = contest.k;
@@ -193,8 +200,8 @@ void find_winners(const char* op, const Source<T>& source, const Tensor& weight,
   constexpr int64_t share = 4096;  // patches to a hand-out
   parallel((count + share - 1) / share, [&](int64_t part) {
     const int64_t first = part * share, size = std::min(share, count - first);
-    if (!finish(names, size, k, scales.scale ? scales.scale + first : nullptr, best + first * k, winners + first * k))
-      finished = false;
+    const T* scale = scales.scale ? scales.scale + first : nullptr;
+    if (!finish(int64_t(names.size()), size, k, scale, best + first * k, winners + first * k)) finished = false;
   });
   if (!finished) fail_overflow(op, finite_responses, sizeof(T) == 8);
 }

@@ -181,7 +181,10 @@ void GramOrder<P>::soften(int64_t part, int64_t first, int64_t count) {
     for (int64_t panel = 0; panel < panels_.count(); ++panel)
       std::copy_n(kept(part, panel) + i * width_, width_, u.get() + panel * width_);
     std::copy_n(u.get(), neurons, r.get());
-    kernel_.soft(r.get(), neurons, Sum(rule_.temperature));
+    if (moments_ && moments_->scale[first + part * slots_of_block + i] == 0)
+      std::fill_n(r.get(), neurons, Sum(0));  // of a flat patch nothing is left to learn
+    else
+      kernel_.soft(r.get(), neurons, Sum(rule_.temperature));
     std::fill(r.get() + neurons, r.get() + columns_, Sum(0));
     products_.shorten(r.get(), neurons);
     for (int64_t j = 0; j < neurons; ++j) diagonal[j] += r[j] * u[j];

@@ -82,7 +82,9 @@ struct Cpu {
     if (step.decay_by_response) assignments.responses = {responses.get(), ranks, 1};
     const bool raw = step.patches == Patches::raw;
     if (!raw && !moments) moments.emplace(op, source, step.patches);
-    step_lists(rows, source, group(source, raw ? nullptr : &*moments, assignments), step);
+    const Moments<T>* const known = raw ? nullptr : &*moments;
+    if (step.labels) forget_blank(source, known, ranks, targets.get());
+    step_lists(rows, source, group(source, known, assignments), step);
   }
 };
 

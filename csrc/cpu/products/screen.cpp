@@ -26,7 +26,7 @@ struct Screen::Block {
   static constexpr int64_t most = Screen::block;
   int64_t first, count, groups;  // groups of 16 patches
   int64_t bases[most];
-  bool zero[most];                                        // patches of which every response is 0
+  bool zero[most];                                        // blank patches, and those past the last
   alignas(64) float size[most], lost[most], noise[most];  // b, a and c of screen.h
   Scratch<uint16_t> rows, tiles;
   Scratch<float> responses, error;  // error: of each neuron, per size of a patch
@@ -322,10 +322,8 @@ void Screen::decide(Block& b, int k, const float* offset, bool responses, float*
     const float least = threshold(state.top[k - 1][i % 16]);
     int count = 0;
     if (b.zero[i]) {
-      for (int r = 0; r < k; ++r) {
-        best[i * k + r] = 0;
-        winners[i * k + r] = names_[r];
-      }
+      std::fill(best + i * k, best + (i + 1) * k, 0.0f);
+      std::fill(winners + i * k, winners + (i + 1) * k, -1);
       continue;
     }
     if (state.count[i % 16] <= capacity)

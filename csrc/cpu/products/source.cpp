@@ -103,6 +103,15 @@ T Source<T>::largest() const {
 }
 
 template <class T>
+bool Source<T>::zeros(int64_t base) const {
+  constexpr int64_t at_once = 64;  // entries
+  for (const Run& run : runs)
+    for (int64_t n = 0; n < run.length; n += at_once)
+      if (largest_of(x + base + offset[run.first] + n, std::min(at_once, run.length - n)) > T(0)) return false;
+  return true;
+}
+
+template <class T>
 void Source<T>::copy(const Tensor& from) {
   T* to = copied_->get();
   const int64_t sb = from.stride(0), sc = from.stride(1);
@@ -210,10 +219,8 @@ Moments<T>::Moments(const char* op, const Source<T>& s, Patches patches, bool no
         norm[p] = T(size);
         const bool zero = size <= D(flat) * std::sqrt(squares[i]);
         if (norms && !zero && !(std::isfinite(norm[p]) && std::isfinite(T(1 / size)))) flaw = true;
-        if (patches == Patches::standardised)
-          scale[p] = zero ? T(0) : T(1 / size);
-        else
-          scale[p] = T(1);
+        scale[p] = patches == Patches::standardised ? T(1 / size) : T(1);
+        if (zero && !raw) scale[p] = 0;
       }
     }
   });

@@ -55,7 +55,17 @@ class Source {
     }
   }
 
+  // Whether the patch at `base` is all zeros. A few entries tell most others, the middle one first: padding lies at the
+  // rim.
+  bool blank(int64_t base) const {
+    const int64_t n = g.inputs();
+    for (const int64_t sixteenth : {8, 5, 11, 2, 14})
+      if (x[base + offset[sixteenth * n / 16]] != T(0)) return false;
+    return zeros(base);
+  }
+
  private:
+  bool zeros(int64_t base) const;
   void copy(const Tensor& from);
   T largest() const;
 
@@ -63,8 +73,9 @@ class Source {
   std::optional<Scratch<T>> copied_;
 };
 
-// Per patch: x~ = (x - offset) * scale, and norm = ||x~|| before scaling (the patch's own norm for raw ones).
-// Raises where a norm that is divided by (standardised patches, or `norms`) leaves the range of T.
+// Per patch: x~ = (x - offset) * scale, and norm = ||x~|| before scaling (the patch's own norm for raw ones). Of
+// patches that are not raw a scale of 0 says that they are flat. Raises where a norm that is divided by (standardised
+// patches, or `norms`) leaves the range of T.
 template <class T>
 struct Moments {
   Moments(const char* op, const Source<T>& source, Patches patches, bool norms = false);

@@ -124,4 +124,18 @@ __device__ __forceinline__ double wide(double a) { return a; }
 __device__ __forceinline__ float wide(BFloat16 a) { return float(a); }
 __device__ __forceinline__ float wide(Half a) { return float(a); }
 
+// Whether a patch, the same for all lanes of a warp, is all zeros.
+template <class S>
+__device__ __forceinline__ bool all_zeros(const PatchView<S>& view, int patch) {
+  const Corner corner = view.corner(patch);
+  for (int first = 0; first < view.inputs; first += 128) {
+    bool any = false;
+#pragma unroll
+    for (int entry = first + int(threadIdx.x) % 32; entry < first + 128; entry += 32)
+      if (entry < view.inputs && wide(view.load(corner, view.tap(entry))) != 0) any = true;
+    if (__any_sync(~0u, any)) return false;
+  }
+  return true;
+}
+
 }  // namespace hebbkern

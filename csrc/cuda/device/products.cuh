@@ -271,6 +271,17 @@ struct Lists {
     }
   }
 
+  // Takes the winners from blank patches; scale [P] or null, as of `is_blank`.
+  template <class S>
+  __device__ __forceinline__ void drop_blank(const PatchView<S>& view, const float* scale) const {
+    __syncwarp();
+    const int lane = int(threadIdx.x) % 32, own = int(threadIdx.x) / 32 * patches_each + lane;
+    const int patch = int(blockIdx.x) * tile_patches + own;
+    const bool there = lane < patches_each && patch < view.patches;
+    if (is_blank(view, scale, patch, there, there ? responses[own * k] : 0.0f))
+      for (int rank = 0; rank < k; ++rank) neurons[own * k + rank] = no_neuron;
+  }
+
   // Calls f(patch, place in its list, response, neuron) for patches of the tile that there are, each warp for its own.
   template <class F>
   __device__ __forceinline__ void each(int patches, const F& f) const {

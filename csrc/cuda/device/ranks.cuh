@@ -34,6 +34,20 @@ namespace {
 
 constexpr int32_t no_neuron = 2147483647;  // above every neuron, so that every neuron beats it among equals
 
+// Whether the lane's patch, if it is `there`, is blank, so that no neuron wins it. `scale` is what is known of patches
+// that are not raw. A raw patch is read again, by the whole warp, only where the strongest response to it is 0.
+template <class S, class T>
+__device__ __forceinline__ bool is_blank(const PatchView<S>& view, const T* scale, int patch, bool there, T strongest) {
+  if (scale) return there && scale[patch] == 0;
+  bool blank = false;
+  for (unsigned left = __ballot_sync(~0u, there && strongest == 0); left; left &= left - 1) {
+    const int from = __ffs(int(left)) - 1;
+    const bool zeros = all_zeros(view, __shfl_sync(~0u, patch, from));
+    if (int(threadIdx.x) % 32 == from) blank = zeros;
+  }
+  return blank;
+}
+
 template <class T>
 __device__ __forceinline__ T lowest() {
   return -T(INFINITY);

@@ -15,9 +15,9 @@ struct Named {
   const void* names;
   bool long_names;  // int64
   int64_t down, right;
-  Divisor share, ranks;
+  Divisor share;
+  int ranks, neurons;
   Mask frozen;
-  int neurons, count;
 };
 
 template <class T>
@@ -25,23 +25,36 @@ __device__ __forceinline__ bool finite(T a) {
   return (a < 0 ? -a : a) < T(INFINITY);
 }
 
+// The key of a rank of a patch that is not blank.
 template <class T>
-__global__ void __launch_bounds__(threads)
-    name_kernel(Named named, const __grid_constant__ Assignments<T> assignments, int32_t* keys, int32_t* numbers) {
-  const int64_t i = int64_t(blockIdx.x) * threads + threadIdx.x;
-  if (i >= named.count) return;
-  const int entry = int(i), patch = named.ranks.quotient(entry), rank = entry - patch * int(named.ranks.divisor);
+__device__ __forceinline__ int key_of(const Named& named, const Assignments<T>& assignments, int patch, int rank) {
   const int64_t spot = named.share.quotient(patch) * named.down + rank * named.right;
   const int64_t neuron = named.long_names ? static_cast<const int64_t*>(named.names)[spot]
                                           : static_cast<const int32_t*>(named.names)[spot];
-  const T c = coefficient_of(assignments, patch, rank, entry);
-  int key = int(neuron);
+  const T c = coefficient_of(assignments, patch, rank, patch * named.ranks + rank);
   if (neuron < -1 || neuron >= named.neurons || !finite(c) || !finite(decay_of(assignments, patch, rank)))
-    key = named.neurons + 1;
-  else if (neuron == -1 || c == 0 || named.frozen[neuron])
-    key = named.neurons;
-  keys[entry] = key;
-  numbers[entry] = entry;
+    return named.neurons + 1;
+  return neuron == -1 || c == 0 || named.frozen[neuron] ? named.neurons : int(neuron);
+}
+
+// A warp a patch, which reads the patch until it finds an entry that is not 0, if any neuron is to learn from it.
+template <class S, class T>
+__global__ void __launch_bounds__(threads)
+    name_kernel(PatchView<S> view, const T* scale, Named named, const __grid_constant__ Assignments<T> assignments,
+                int32_t* keys, int32_t* numbers) {
+  const int patch = int((int64_t(blockIdx.x) * threads + threadIdx.x) / 32), lane = int(threadIdx.x) % 32;
+  if (patch >= view.patches) return;
+  bool seen = scale, blank = scale && scale[patch] == 0;
+  for (int first = 0; first < named.ranks; first += 32) {
+    const int rank = first + lane, entry = patch * named.ranks + rank;
+    int key = rank < named.ranks ? key_of(named, assignments, patch, rank) : named.neurons;
+    if (__any_sync(~0u, key < named.neurons) && !seen) {
+      blank = all_zeros(view, patch);
+      seen = true;
+    }
+    if (blank && key < named.neurons) key = named.neurons;
+    if (rank < named.ranks) keys[entry] = key, numbers[entry] = entry;
+  }
 }
 
 // Puts the sums of lists that were cut together, a block a list that begins among `piece` entries and a column tile;
@@ -65,20 +78,20 @@ __global__ void __launch_bounds__(threads) combine_kernel(Sums<T> sums, T* count
 
 }  // namespace
 
-template <class T>
-void name_entries(const Device& device, const Tensor& named, int64_t share, int64_t ranks,
-                  const Assignments<T>& assignments, int neurons, const Mask& frozen, const Entries& entries) {
-  Named names{named.const_data_ptr(),
-              named.scalar_type() == ScalarType::Long,
-              named.stride(0),
-              named.dim() == 2 ? named.stride(1) : 0,
-              Divisor(std::max<int64_t>(share, 1)),
-              Divisor(std::max<int64_t>(ranks, 1)),
-              frozen,
-              neurons,
-              int(entries.count)};
-  launch<name_kernel<T>>("accumulate.name", dim3(unsigned(cdiv(entries.count, threads))), threads, 0, device, names,
-                         assignments, entries.keys, entries.numbers);
+template <class S, class T>
+void name_entries(const Device& device, const PatchView<S>& view, const T* scale, const Tensor& named, int64_t share,
+                  int64_t ranks, const Assignments<T>& assignments, int neurons, const Mask& frozen,
+                  const Entries& entries) {
+  const Named names{named.const_data_ptr(),
+                    named.scalar_type() == ScalarType::Long,
+                    named.stride(0),
+                    named.dim() == 2 ? named.stride(1) : 0,
+                    Divisor(std::max<int64_t>(share, 1)),
+                    int(ranks),
+                    neurons,
+                    frozen};
+  launch<name_kernel<S, T>>("accumulate.name", dim3(unsigned(cdiv(view.patches, threads / 32))), threads, 0, device,
+                            view, scale, names, assignments, entries.keys, entries.numbers);
 }
 
 template <class S, class T>
@@ -100,8 +113,9 @@ static void accumulate_typed(const Tensor& x, const PatchedLayer& layer, const T
     assignments.decays_down = responses->stride(0);
     assignments.decays_right = responses->stride(1);
   }
-  name_entries(device, named, 1, ranks, assignments, neurons, Mask(frozen), entries);
-  lists = grouped(device, x, view, entries, ranks, assignments, neurons, known.offset, known.scale, true, lists);
+  const T *const offset = known.offset, *const scale = known.scale;
+  name_entries(device, view, scale, named, 1, ranks, assignments, neurons, Mask(frozen), entries);
+  lists = grouped(device, x, view, entries, ranks, assignments, neurons, offset, scale, true, lists);
   const Sums<T> sums = sums_of(lists, entries.count, neurons);
   const int64_t blocks = sums.slots / 2 + cdiv(neurons, threads);
   launch<combine_kernel<T>>("accumulate.combine", dim3(unsigned(blocks), sums.slots ? tiles(view.inputs, threads) : 1u),
@@ -136,11 +150,13 @@ static std::tuple<Tensor, Tensor, Tensor> accumulate(Tensor x, Tensor targets, T
 
 STABLE_TORCH_LIBRARY_IMPL(hebbkern, HEBBKERN_KEY, m) { m.impl("accumulate.cuda", TORCH_BOX(&accumulate)); }
 
-#define NAME_ENTRIES(T)                                                                                     \
-  template void name_entries<T>(const Device&, const Tensor&, int64_t, int64_t, const Assignments<T>&, int, \
-                                const Mask&, const Entries&);
-NAME_ENTRIES(float)
-NAME_ENTRIES(double)
+#define NAME_ENTRIES(S, T)                                                                                        \
+  template void name_entries<S, T>(const Device&, const PatchView<S>&, const T*, const Tensor&, int64_t, int64_t, \
+                                   const Assignments<T>&, int, const Mask&, const Entries&);
+NAME_ENTRIES(float, float)
+NAME_ENTRIES(double, double)
+NAME_ENTRIES(BFloat16, float)
+NAME_ENTRIES(Half, float)
 #undef NAME_ENTRIES
 
 }  // namespace hebbkern

@@ -67,11 +67,13 @@ struct Entries {
   }
 };
 
-// Fills in the entries in one launch. Their keys: the neuron that an entry teaches, K for none, K + 1 where a number
-// of it is invalid. `named` int32 or int64 [P / share, ranks], or [P / share] for one rank.
-template <class T>
-void name_entries(const Device& device, const Tensor& named, int64_t share, int64_t ranks,
-                  const Assignments<T>& assignments, int neurons, const Mask& frozen, const Entries& entries);
+// Fills in the entries in one launch. Their keys: the neuron that an entry teaches, K for none or where the patch is
+// blank, K + 1 where a number of it is invalid. `named` int32 or int64 [P / share, ranks], or [P / share] for one rank;
+// scale: of patches that are not raw, else null.
+template <class S, class T>
+void name_entries(const Device& device, const PatchView<S>& view, const T* scale, const Tensor& named, int64_t share,
+                  int64_t ranks, const Assignments<T>& assignments, int neurons, const Mask& frozen,
+                  const Entries& entries);
 
 // Lists of the patches by their entries' keys; offset and scale [P] or null. Without `empty`, rows of neurons that
 // no entry teaches stay unwritten. total and decay are new where `into` has none. At most two launches beside CUB's.

@@ -133,7 +133,8 @@ __device__ void tile(Strip<T, PATCHES>& strip, const Layer<T>& layer, int first_
       const int neuron = first + (along ? t % side : t / PATCHES + (start + i) * (threads / PATCHES));
       const bool there = first_patch + p < layer.patches && neuron < layer.neurons;
       const T u = responses[i];
-      const T y = SOFT ? strip.soft[p].share(u, neuron, layer.temperature) : activated(u, layer.activation);
+      T y = SOFT ? strip.soft[p].share(u, neuron, layer.temperature) : activated(u, layer.activation);
+      if (SOFT && strip.scale[p] == 0) y = 0;  // of a flat patch nothing is left to learn
       const T scaled = y * strip.scale[p];
       const int64_t at = strip.start[p] + neuron * layer.neuron;
       if (there) layer.y[at] = y;

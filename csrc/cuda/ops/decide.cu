@@ -115,19 +115,10 @@ __device__ __forceinline__ bool may_win(const DecideArguments& q, const Own& own
   return named && !(bound < needed);
 }
 
-// A patch of zeros, as at the rim of a digit, or a flat one that is standardised gives every response 0.
-__device__ __forceinline__ bool is_blank(const DecideArguments& q, const Own& own) {
-  if (q.known.scale && q.known.scale[own.patch] == 0) return true;
-  return q.rounding.kept[own.patch] == 0 && q.rounding.lost[own.patch] == 0 && own.terms.less == 0;
-}
-
-__device__ __forceinline__ Ranks<float, 1> first_neurons(const DecideArguments& q) {
-  Ranks<float, 1> best;
-  for (int first = 0; first < q.to.neurons && best.neuron_of(q.to.k - 1) == no_neuron; first += 32) {
-    const int neuron = first + int(threadIdx.x) % 32;
-    best.offer(0.0f, neuron, neuron < q.to.neurons && contends(q, neuron), q.to.k);
-  }
-  return best;
+// No neuron wins a patch of zeros, as at the rim of a digit, or a flat one.
+__device__ __forceinline__ bool nobody_wins(const DecideArguments& q, const Own& own) {
+  if (q.known.scale) return q.known.scale[own.patch] == 0;
+  return q.rounding.kept[own.patch] == 0 && q.rounding.lost[own.patch] == 0;
 }
 
 __device__ __forceinline__ void write(const DecideArguments& q, const Own& own, const Ranks<float, 1>& best) {
@@ -137,8 +128,8 @@ __device__ __forceinline__ void write(const DecideArguments& q, const Own& own, 
 
 // Whether the candidates decide who wins; if so they are written.
 __device__ __forceinline__ bool decided(const DecideArguments& q, const Own& own, float4* entries) {
-  if (is_blank(q, own)) {
-    write(q, own, first_neurons(q));
+  if (nobody_wins(q, own)) {
+    write(q, own, Ranks<float, 1>());
     return true;
   }
   const Ranks<float, 1> list = strongest_of_all(q.candidates, q.view.patches, own.patch);

@@ -36,6 +36,7 @@ __global__ void __launch_bounds__(product_threads, 2)
     mma_kernel(PatchView<S> view, Factors with, Responses worth, Outcome<float> to) {
   HEBBKERN_SHARED(unsigned char, memory);
   const Lists lists = rank_products(view, nullptr, with, to.k, memory, worth);
+  lists.drop_blank(view, worth.known.scale);
   const int64_t list = int64_t(blockIdx.y) * view.patches * to.k;
   to.winners += list;
   to.responses += list;

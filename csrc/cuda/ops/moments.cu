@@ -94,7 +94,7 @@ int64_t measured(const PatchView<S>& view) {
 // The first `of_patches` blocks measure patches, the others rows.
 template <class S, class W, class T>
 __global__ void __launch_bounds__(32 * warps, 4)
-    moments_kernel(PatchView<S> view, PatchView<W> rows, T* offset, T* scale, T* total, T* inverse, bool standard,
+    moments_kernel(PatchView<S> view, PatchView<W> rows, T* offset, T* scale, T* total, T* inverse, bool unit,
                    int of_patches) {
   __shared__ Tap taps[held];
   const int block = int(blockIdx.x), lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
@@ -104,8 +104,7 @@ __global__ void __launch_bounds__(32 * warps, 4)
     const Measured<T> of = moments_of<T>(view, there, offset != nullptr, taps);
     if (lane >= together || patch >= view.patches) return;
     if (offset) offset[patch] = of.mean;
-    const T length = offset ? of.spread : of.norm;
-    if (scale) scale[patch] = standard ? standard_scale(length, of.norm) : inverse_length(length);
+    if (scale) scale[patch] = scale_of(offset ? of.spread : of.norm, of.norm, unit);
   } else {
     const int row = (block - of_patches) * warps + warp;
     const Measured<T> of = moments_of<T>(rows, row < rows.patches ? row : rows.patches - 1, false, taps);
@@ -127,9 +126,9 @@ Moments<T> moments(const char* op, const Device& device, const Tensor& like, con
     result.memory.push_back(empty_like(like, {count}, result_dtype(like.scalar_type())));
     return pointer<T>(result.memory.back());
   };
-  const bool centre = kind != Patches::raw, standard = kind == Patches::standardised;
+  const bool centre = kind != Patches::raw;
   result.offset = numbers(view.patches, centre);
-  result.scale = numbers(view.patches, unit || standard);
+  result.scale = numbers(view.patches, unit || centre);
   if (result.scale) scales = result.memory.back();
   result.total = numbers(rows ? rows->patches : 0, rows && centre);
   result.inverse = numbers(rows ? rows->patches : 0, rows && unit);
@@ -138,7 +137,7 @@ Moments<T> moments(const char* op, const Device& device, const Tensor& like, con
   const PatchView<W> none(nullptr, 0, 1);
   launch<moments_kernel<S, W, T>>("moments", dim3(unsigned(of_patches + of_rows)), 32 * warps, 0, device, view,
                                   rows ? *rows : none, result.offset, result.scale, result.total, result.inverse,
-                                  standard, int(of_patches));
+                                  unit || kind == Patches::standardised, int(of_patches));
   if (scales) require_norms(op, *scales);
   return result;
 }

@@ -9,7 +9,7 @@ namespace hebbkern {
 template <class T>
 struct Moments {
   T* offset = nullptr;   // [P], x~ = (x - offset) * scale
-  T* scale = nullptr;    // [P], of a patch to norm 1, 0 where it is flat or (unit only) zero
+  T* scale = nullptr;    // [P], of a patch to norm 1 (centred alone: 1), 0 where it is flat or zero
   T* total = nullptr;    // [K], sum of a neuron's weights
   T* inverse = nullptr;  // [K], 1 / norm of its weights, 0 for zeros
   std::vector<Tensor> memory;

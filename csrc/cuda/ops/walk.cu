@@ -141,6 +141,11 @@ struct Strongest {
                                         int last) {
     if (k > 1) {
       __syncwarp();
+      const bool there = lane.number < warp_patches && first + lane.number <= last;
+      const T highest = there ? response[lane.number * k] : T(0);
+      if (is_blank(arguments.view, arguments.known.scale, first + lane.number, there, highest))
+        for (int rank = 0; rank < k; ++rank) neuron[lane.number * k + rank] = no_neuron;
+      __syncwarp();
       for (int patch = 0; patch < warp_patches && first + patch <= last; ++patch)
         for (int rank = lane.number; rank < k; rank += 32)
           outcome.write(first + patch, rank, response[patch * k + rank], neuron[patch * k + rank]);
@@ -155,7 +160,9 @@ struct Strongest {
         if (beats(other, name, bar[i], best[i])) bar[i] = other, best[i] = name;
       }
       const int number = first + 4 * i + lane.group();
-      if (lane.first() == 0 && number <= last) outcome.write(number, 0, bar[i], best[i]);
+      const bool mine = lane.first() == 0 && number <= last;
+      if (is_blank(arguments.view, arguments.known.scale, number, mine, bar[i])) best[i] = no_neuron;
+      if (mine) outcome.write(number, 0, bar[i], best[i]);
     }
   }
 };

@@ -51,7 +51,8 @@ struct Cuda {
     if (step.labels) {
       assignments = assignments_of<T>(step, nullptr);
       known = moments<S, S, T>(op, device, x, view, step.patches);
-      name_entries(device, *step.labels, g.per_image(), 1, assignments, int(g.neurons), Mask(step.frozen), entries);
+      name_entries(device, view, static_cast<const T*>(known.scale), *step.labels, g.per_image(), 1, assignments,
+                   int(g.neurons), Mask(step.frozen), entries);
     } else {
       winners = empty_like(x, {entries.count}, ScalarType::Int);
       responses = empty_like(x, {entries.count}, result_dtype(x.scalar_type()));

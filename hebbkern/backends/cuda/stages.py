@@ -65,7 +65,7 @@ def moments(task: dense.Task) -> dense.Moments:
 def activate(task: dense.Task, moments: dense.Moments, u: Tensor, sums: bool) -> tuple:
     """Write Y over U. Returns Y times the scale of each patch, and with ``sums`` the column sums that are needed."""
     layout, images = dense.strided(u)
-    scaled = torch.empty_like(u) if sums and moments.scale is not None else None
+    scaled = torch.empty_like(u) if sums and task.patches == "standardised" else None
     wanted = sums and task.decay == "diagonal", sums and moments.offset is not None
     columns = _activate(u, layout, images, *moments, task.activation, task.temperature, scaled, *wanted)
     diagonal, shift = map(_requested, columns)

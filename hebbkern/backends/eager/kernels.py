@@ -39,7 +39,7 @@ def _kernel(function: Callable) -> Callable:
 def patch_matrix(
     op: str, x: Tensor, kernel: tuple[int, ...], patches: str, stride: Any, padding: Any, dilation: Any
 ) -> Tensor:
-    """X [P, N] in the result dtype, centred or standardised."""
+    """X [P, N] in the result dtype, centred or standardised; blank patches are zeros."""
     x = x.to(checks.result_dtype(x.dtype))
     if x.dim() == 4:
         width = x.shape[1] * kernel[0] * kernel[1]
@@ -47,12 +47,19 @@ def patch_matrix(
     if patches == "raw":
         return x
     centred = x - x.mean(1, keepdim=True, dtype=wide(x)).to(x.dtype)
-    if patches == "centred":
-        return centred
     length, whole = norms(centred), norms(x)
     flat = (length <= FLAT * whole) & whole.isfinite()  # an infinite norm is not known well enough
-    checks.finite_norms(op, length.masked_fill(flat, 1))
-    return torch.where(flat, 0, centred / length.masked_fill(flat, 1))
+    centred = centred.masked_fill(flat, 0)
+    if patches == "centred":
+        return centred
+    length = length.masked_fill(flat, 1)
+    checks.finite_norms(op, length)
+    return centred / length
+
+
+def is_blank(X: Tensor) -> Tensor:
+    """bool [P]: no neuron wins such a patch or learns from it."""
+    return (X == 0).all(1)
 
 
 def wide(tensor: Tensor) -> torch.dtype:
@@ -87,6 +94,7 @@ def winners_of(
     if p != 2:
         W = W.sign() * W.abs() ** (p - 1)
         checks.no_overflow(op, "weight and p must give finite powers", W)
+    blank = is_blank(X)[:, None]
     if cosine:
         w_norms = norms(W)
         if scaled:
@@ -101,9 +109,7 @@ def winners_of(
         responses = responses.masked_fill(~eligible, -torch.inf)
     # A stable sort, because topk leaves the order of equal responses open.
     responses, winners = (ranked[:, :k] for ranked in responses.sort(dim=1, descending=True, stable=True))
-    no_winner = torch.zeros_like(winners, dtype=torch.bool)
-    if eligible is not None:
-        no_winner |= torch.arange(k, device=X.device) >= eligible.sum()
+    no_winner = blank if eligible is None else blank | (torch.arange(k, device=X.device) >= eligible.sum())
     return winners.masked_fill(no_winner, -1).int(), responses.masked_fill(no_winner, 0)
 
 
@@ -149,6 +155,7 @@ def sums_of(
     X: Tensor, targets: Tensor, coefficients: Tensor, responses: Tensor | None, neurons: int, frozen: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Per neuron: the sum of coefficient * patch [K, N], its decay and the number of entries."""
+    targets = targets.masked_fill(is_blank(X)[:, None], -1)
     coefficients = coefficients.expand(targets.shape)
     decays = coefficients if responses is None else coefficients * responses
     share = X.new_zeros(neurons, X.shape[0])  # [K, P]: by how much each patch teaches each neuron

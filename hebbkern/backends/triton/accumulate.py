@@ -19,7 +19,7 @@ from hebbkern.backends.triton.apply import PIECE, combined, slot_of
 from hebbkern.backends.triton.arithmetic import ordered_sum
 from hebbkern.backends.triton.launch import INTERPRETED, block, launch, power_of_2, readable
 from hebbkern.backends.triton.moments import moments_of
-from hebbkern.backends.triton.patches import PatchView, corners, load_patches, patch_view, taps
+from hebbkern.backends.triton.patches import PatchView, all_zeros, corners, load_patches, own_patches, patch_view, taps
 
 ENTRIES = 8  # patches of a list that a tile adds up side by side
 # A warp reads 128 neighbours, each thread has 8 loads in flight.
@@ -58,27 +58,33 @@ class Coefficients(NamedTuple):
 
 @triton.jit
 def keys_kernel(
-    targets, down, right, share, values, values_down, values_right, responses, responses_down, responses_right, frozen,
-    keys, E, R, K, BLOCK: tl.constexpr,
+    x, sb, sc, sh, sw, H, W, Ho, Wo, scale, targets, down, right, share, values, values_down, values_right,
+    responses, responses_down, responses_right, frozen, keys, P, R, K, N,
+    SHAPE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """The key of each entry: its neuron, or K where no neuron learns from it, or K + 1 where it is not valid.
 
+    A program owns BLOCK_P patches, and reads raw ones until an entry is not 0: no neuron learns from a blank patch.
     ``share`` patches have a row of ``targets`` in common.
     """
-    entry = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    exists = entry < E
-    patch, rank = (entry // R).to(tl.int64), (entry % R).to(tl.int64)
-    neuron = tl.load(targets + patch // share * down + rank * right, mask=exists, other=-1)
-    c = tl.load(values + patch * values_down + rank * values_right, mask=exists, other=0.0)
-    broken = (neuron < -1) | (neuron >= K) | ~(tl.abs(c) < float("inf"))
-    if responses is not None:
-        response = tl.load(responses + patch * responses_down + rank * responses_right, mask=exists, other=0.0)
-        broken = broken | ~(tl.abs(response) < float("inf"))
-    idle = (neuron == -1) | (c == 0)
-    if frozen is not None:
-        idle = idle | (tl.load(frozen + neuron, mask=exists & ~broken & ~idle, other=0) != 0)
-    key = tl.where(broken, K + 1, tl.where(idle, K, neuron.to(tl.int32)))
-    tl.store(keys + entry, key, mask=exists)
+    number, valid, corner = own_patches(tl.program_id(0), P, (sb, sh, sw, Ho, Wo), SHAPE, BLOCK_P)
+    if scale is not None:
+        blank = tl.load(scale + number, mask=valid, other=0) == 0
+    else:
+        blank = all_zeros(x, corner, valid, (sc, sh, sw, H, W), N, SHAPE, BLOCK_N)
+    patch = number.to(tl.int64)
+    for rank in range(R):
+        neuron = tl.load(targets + patch // share * down + rank * right, mask=valid, other=-1)
+        c = tl.load(values + patch * values_down + rank * values_right, mask=valid, other=0.0)
+        broken = (neuron < -1) | (neuron >= K) | ~(tl.abs(c) < float("inf"))
+        if responses is not None:
+            response = tl.load(responses + patch * responses_down + rank * responses_right, mask=valid, other=0.0)
+            broken = broken | ~(tl.abs(response) < float("inf"))
+        idle = (neuron == -1) | (c == 0) | blank
+        if frozen is not None:
+            idle = idle | (tl.load(frozen + neuron, mask=valid & ~broken & ~idle, other=0) != 0)
+        key = tl.where(broken, K + 1, tl.where(idle, K, neuron.to(tl.int32)))
+        tl.store(keys + patch * R + rank, key, mask=valid)
 
 
 @triton.jit
@@ -198,16 +204,18 @@ def check_count(op: str, entries: int) -> None:
 
 
 def keys_of(
-    op: str, targets: Tensor, share: int, coefficients: Coefficients, neurons: int, frozen: Tensor | None, count: int
-) -> Tensor:
-    """int32 [count], the key of every entry, in one launch."""
-    check_count(op, count)
-    keys = targets.new_empty(count, dtype=torch.int32)
-    c, ranks = coefficients, max(targets.shape[1], 1)
-    size = 1024
+    op: str, view: PatchView, scale: Tensor | None, targets: Tensor, share: int, coefficients: Coefficients,
+    neurons: int, frozen: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """int32 [P * ranks], the key of every entry, in one launch; scale: of patches that are not raw."""
+    P, N, ranks = view.patches, view.entries, targets.shape[1]
+    check_count(op, P * ranks)
+    keys = targets.new_empty(P * ranks, dtype=torch.int32)
+    c, block_p = coefficients, block(16)
     launch(
-        keys_kernel, (triton.cdiv(count, size),), targets, *targets.stride(), share, c.values, c.down, c.right,
-        c.decays, c.decays_down, c.decays_right, frozen, keys, count, ranks, neurons, BLOCK=size,
+        keys_kernel, (triton.cdiv(P, block_p),), *view.arguments, scale, targets, *targets.stride(), share,
+        c.values, c.down, c.right, c.decays, c.decays_down, c.decays_right, frozen, keys, P, ranks, neurons, N,
+        SHAPE=view.shape, BLOCK_P=block_p, BLOCK_N=power_of_2(N, 16, block(64)),
     )  # fmt: skip
     return keys
 
@@ -257,7 +265,7 @@ def accumulate(
     if responses is not None:
         shares = shares._replace(decays=responses, decays_down=responses.stride(0), decays_right=responses.stride(1))
     ranks = targets.shape[1]
-    keys = keys_of("accumulate", targets, 1, shares, neurons, frozen, view.patches * ranks)
+    keys = keys_of("accumulate", view, moments.scale, targets, 1, shares, neurons, frozen)
     lists = grouped(view, keys, ranks, shares, neurons, moments[:2], True)
     total, decay = lists.total, lists.decay
     count = torch.empty_like(decay)

@@ -19,9 +19,18 @@ from hebbkern.backends.triton.arithmetic import precision
 from hebbkern.backends.triton.launch import block, launch, power_of_2, readable
 from hebbkern.backends.triton.lists import empty_lists, insert, write_lists
 from hebbkern.backends.triton.moments import Moments, moments_of
-from hebbkern.backends.triton.patches import own_patches, patch_view
+from hebbkern.backends.triton.patches import all_zeros, own_patches, patch_view
 from hebbkern.backends.triton.tuning import fastest
 from hebbkern.backends.triton.walk import Competition, Keys, Tile, shares_of, tiles_of, walk
+
+
+@triton.jit
+def blank_patches(best, x, corner, valid, layout, scale, N, SHAPE: tl.constexpr, BLOCK_N: tl.constexpr):
+    """[P]: the patches that no neuron wins. Raw patches are read again only where the strongest response is 0."""
+    if scale is not None:
+        return scale == 0
+    else:  # a return does not end a branch taken at compile time
+        return all_zeros(x, corner, valid & (tl.max(best, axis=1) == 0), layout, N, SHAPE, BLOCK_N)
 
 
 @triton.jit
@@ -44,6 +53,8 @@ def compete_kernel(
         x, corner, valid, (sc, sh, sw, H, W), weight, shift, size, total, inverse, eligible,
         begin, tl.minimum(begin + share, K), N, SHAPE, TOP, PRECISION, BLOCK_K, BLOCK_N,
     )  # fmt: skip
+    blank = blank_patches(best, x, corner, valid, (sc, sh, sw, H, W), size, N, SHAPE, BLOCK_N)
+    best = tl.where(blank[:, None], float("-inf"), best)
     at = tl.program_id(1).to(tl.int64) * P * k
     write_lists(best, index, patch, valid, winners + at, responses + at, keys, frozen, K, k, zero_ranks, BY_RESPONSE)
 

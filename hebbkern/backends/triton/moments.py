@@ -30,7 +30,7 @@ class Moments(NamedTuple):
     """None: every offset is 0, every scale is 1, the total is not needed, every inverse is 1."""
 
     offset: Tensor | None = None  # [P]
-    scale: Tensor | None = None  # [P]
+    scale: Tensor | None = None  # [P]; 0: the patch is flat, or zero
     total: Tensor | None = None  # [K], Σ w
     inverse: Tensor | None = None  # [K], 1 / |w|, 0 for a row of zeros
     rounding: Rounding | None = None
@@ -112,11 +112,11 @@ def _inverse(length, zero, norm):
 def moments_kernel(
     x, sb, sc, sh, sw, H, W, Ho, Wo, weight, offset, scale, total, inverse, rounded, p_size, p_slip, w_size, w_slip,
     P, K, N, stride,
-    SHAPE: tl.constexpr, SCALE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
+    SHAPE: tl.constexpr, UNIT: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """A program owns BLOCK_P patches, or after all patches as many neurons; second reads come from L1.
 
-    SCALE: "unit" (to norm 1, about the mean if there is an offset) or "flat" (and flat patches to zeros).
+    UNIT: the scale is that to norm 1 (about the mean if there is an offset), else 1; 0 for a flat patch.
     """
     program = tl.program_id(0)
     of_patches = tl.cdiv(P, BLOCK_P) if offset is not None or scale is not None or p_size is not None else 0
@@ -131,10 +131,11 @@ def moments_kernel(
             tl.store(offset + patch, mean, mask=valid)
         if scale is not None:
             length = spread if CENTRE else norm
-            zero = length == 0
-            if SCALE == "flat":
-                zero = length <= norm * FLAT_SHARE
-            tl.store(scale + patch, _inverse(length, zero, norm), mask=valid)
+            flat = length <= norm * FLAT_SHARE
+            if UNIT:
+                tl.store(scale + patch, _inverse(length, flat, norm), mask=valid)
+            else:  # an infinite norm is not known well enough to call the patch flat
+                tl.store(scale + patch, tl.where(flat & (norm < float("inf")), 0.0, 1.0), mask=valid)
         if p_size is not None:
             size, slip = _rounding_of(x, corner, valid, mean, None, N, layout, CENTRE, SHAPE, BLOCK_N)
             tl.store(p_size + patch, size, mask=valid)
@@ -167,12 +168,11 @@ def moments_of(
     x, P, N = view.x, view.patches, view.entries
     K = 0 if weight is None else weight.shape[0]
     dtype = checks.result_dtype(x.dtype)
-    scaled = unit or patches == "standardised"
 
     def numbers(rows: int, wanted: bool) -> Tensor | None:
         return x.new_empty(rows, dtype=dtype) if wanted else None
 
-    offset, scale = numbers(P, patches != "raw"), numbers(P, scaled)
+    offset, scale = numbers(P, patches != "raw"), numbers(P, unit or patches != "raw")
     sums, inverse = numbers(K, total and weight is not None), numbers(K, unit and weight is not None)
     stride = triton.cdiv(N, 8) * 8
     near = None
@@ -186,7 +186,7 @@ def moments_of(
     programs = int(of_patches) * triton.cdiv(P, rows_each) + int(of_rows) * triton.cdiv(K, rows_each)
     launch(
         moments_kernel, (programs,), *view.arguments, weight, offset, scale, sums, inverse, *(near or [None] * 5),
-        P, K, N, stride, SHAPE=view.shape, SCALE="flat" if patches == "standardised" else "unit",
+        P, K, N, stride, SHAPE=view.shape, UNIT=unit or patches == "standardised",
         BLOCK_P=rows_each, BLOCK_N=power_of_2(N, 16, block(64)),
     )  # fmt: skip
     if scale is not None and readable(x):

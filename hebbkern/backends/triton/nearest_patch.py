@@ -35,7 +35,7 @@ PROGRAMS = 256
 @triton.jit
 def _sizes(
     x, corner, valid, mean, factor, N, layout,
-    CENTRE: tl.constexpr, SCALE: tl.constexpr, SHAPE: tl.constexpr, BLOCK: tl.constexpr,
+    CENTRE: tl.constexpr, SHAPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Σ |x̃| and Σ x̃² of each patch."""
     wide = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
@@ -45,9 +45,7 @@ def _sizes(
         tile, entry = load_entries(x, corner, valid, first, N, layout, SHAPE, BLOCK)
         tile = tile.to(wide)
         if CENTRE:
-            tile = tl.where((entry < N)[None, :], tile - mean[:, None], 0)
-        if SCALE:
-            tile = tile * factor[:, None]
+            tile = tl.where((entry < N)[None, :], tile - mean[:, None], 0) * factor[:, None]
         length += tl.sum(tl.abs(tile), axis=1)
         square += tl.sum(tile * tile, axis=1)
     return length, square
@@ -56,13 +54,12 @@ def _sizes(
 @triton.jit
 def lengths_kernel(
     x, sb, sc, sh, sw, H, W, Ho, Wo, weight, offset, scale, length, square, w_square, P, K, N,
-    SHAPE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
+    STANDARD: tl.constexpr, SHAPE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """A program owns BLOCK_P patches, or after all patches as many neurons; second reads come from L1."""
     program = tl.program_id(0)
     of_patches = tl.cdiv(P, BLOCK_P)
     CENTRE: tl.constexpr = offset is not None
-    SCALE: tl.constexpr = scale is not None
     wide = square.dtype.element_ty
     mean = tl.zeros([BLOCK_P], wide)
     factor = mean + 1
@@ -72,18 +69,20 @@ def lengths_kernel(
         if CENTRE:
             _, mean, norm, spread = sums_and_norms(x, corner, valid, N, layout, True, SHAPE, BLOCK_N)
             tl.store(offset + patch, mean, mask=valid)
-            if SCALE:
-                flat = spread <= norm * FLAT_SHARE
+            flat = spread <= norm * FLAT_SHARE
+            if STANDARD:
                 factor = tl.where(flat, 0, 1 / tl.where(flat, 1, spread))
-                tl.store(scale + patch, factor, mask=valid)
-        sums, squares = _sizes(x, corner, valid, mean, factor, N, layout, CENTRE, SCALE, SHAPE, BLOCK_N)
+            else:
+                factor = tl.where(flat & (norm < float("inf")), 0, factor)
+            tl.store(scale + patch, factor, mask=valid)
+        sums, squares = _sizes(x, corner, valid, mean, factor, N, layout, CENTRE, SHAPE, BLOCK_N)
         tl.store(length + patch, sums, mask=valid)
         tl.store(square + patch, squares, mask=valid)
     else:
         neuron = (program - of_patches) * BLOCK_P + tl.arange(0, BLOCK_P)
         exists = neuron < K
         begin = corners(neuron, (N, 0, 0, 1, 1), LINEAR)
-        _, squares = _sizes(weight, begin, exists, mean, factor, N, (1, 0, 0, 1, 1), False, False, LINEAR, BLOCK_N)
+        _, squares = _sizes(weight, begin, exists, mean, factor, N, (1, 0, 0, 1, 1), False, LINEAR, BLOCK_N)
         tl.store(w_square + neuron, squares, mask=exists)
 
 
@@ -92,9 +91,8 @@ def _shifted(tile, patch, valid, offset, scale):
     """x̃ of the entries of some patches; as they are stored where nothing is to be done."""
     if offset is not None:
         mean = tl.load(offset + patch, mask=valid, other=0)
-        tile = tile.to(mean.dtype) - mean[:, None]
-        if scale is not None:
-            tile = tile * tl.load(scale + patch, mask=valid, other=0)[:, None]
+        factor = tl.load(scale + patch, mask=valid, other=0)
+        tile = (tile.to(mean.dtype) - mean[:, None]) * factor[:, None]
     return tile
 
 
@@ -227,13 +225,12 @@ def _lengths(view: PatchView, weight: Tensor, patches: str) -> tuple:
     """Offset and scale that ``patches`` needs, |x̃|₁ and |x̃|² of the patches, |w|² of the neurons."""
     x, P, K, N = view.x, view.patches, weight.shape[0], view.entries
     dtype = checks.result_dtype(x.dtype)
-    offset = x.new_empty(P, dtype=dtype) if patches != "raw" else None
-    scale = x.new_empty(P, dtype=dtype) if patches == "standardised" else None
+    offset, scale = (x.new_empty(P, dtype=dtype) if patches != "raw" else None for _ in range(2))
     length, square, w_square = (x.new_empty(size, dtype=dtype) for size in (P, P, K))
     block = 16  # x 256 entries of float32: 16 for each thread of 8 warps, all in flight at once
     launch(
         lengths_kernel, (triton.cdiv(P, block) + triton.cdiv(K, block),), *view.arguments, weight, offset, scale,
-        length, square, w_square, P, K, N, SHAPE=view.shape,
+        length, square, w_square, P, K, N, STANDARD=patches == "standardised", SHAPE=view.shape,
         warps=8, BLOCK_P=block, BLOCK_N=power_of_2(N, 16, 1024 // dtype.itemsize),
     )  # fmt: skip
     if readable(x):

@@ -96,6 +96,18 @@ def load_patches(x, corner, valid, tap, within, layout, SHAPE: tl.constexpr):
 
 
 @triton.jit
+def all_zeros(x, corner, asked, layout, N, SHAPE: tl.constexpr, BLOCK: tl.constexpr):
+    """[patches]: those ``asked`` for, all of whose entries are 0; read until an entry of each is not."""
+    zeros = asked
+    first = 0
+    while (first < N) & (tl.max(zeros.to(tl.int32), axis=0) > 0):
+        tile, _ = load_entries(x, corner, zeros, first, N, layout, SHAPE, BLOCK)
+        zeros = zeros & (tl.max((tile != 0).to(tl.int32), axis=1) == 0)
+        first += BLOCK
+    return zeros
+
+
+@triton.jit
 def load_entries(x, corner, valid, first, N, layout, SHAPE: tl.constexpr, BLOCK: tl.constexpr):
     """Entries first to first + BLOCK of each patch, [patches, BLOCK], and their numbers [BLOCK]; 0 from N on."""
     entry = first + tl.arange(0, BLOCK)

@@ -126,6 +126,8 @@ def activate_kernel(
             spot = (at, patch, valid, neuron, neuron < K)
             value = _responses_at(u, spot, offset, scale, total)
             share = softmax_share(value, best, winner, mass, neuron[:, None], degree)
+            if scale is not None:  # of a flat patch nothing is left to learn
+                share = tl.where(tl.load(scale + patch, mask=valid, other=0)[None, :] == 0, 0, share)
             _write(y, share, value, spot, offset, scale, scaled, diagonal, shift, part * K, True, False)
     else:
         neuron = tl.program_id(1) * BLOCK_K + lane
@@ -144,7 +146,7 @@ def activate(task: Task, moments: Any, u: Tensor, sums: bool) -> tuple[Tensor, T
     block_s = power_of_2(S, 16, block(32 if soft else side))
     block_k = power_of_2(K, 16, block(side))
     parts = images * triton.cdiv(S, block_s)
-    scaled = torch.empty_like(u) if sums and moments.scale is not None else None
+    scaled = torch.empty_like(u) if sums and task.patches == "standardised" else None
     diagonal = u.new_empty((parts, K)) if sums and task.scales_rows else None
     shift = u.new_empty((parts, K)) if sums and moments.offset is not None else None
     launch(

@@ -170,16 +170,14 @@ def decide_kernel(
     live = listed & ~(best < sure[:, None])
     response = candidates(x, corner, valid, layout, weight, shift, total, inverse, index, live, N, SHAPE, BLOCK_C)
     decided = (kth_highest(response, index, k) > others) | (others == float("-inf"))
-    if eligible is None:  # all responses to an empty patch, as at the rim of a digit, are 0: the first neurons win
-        empty = (kept == 0) & (lost == 0)
-        if shift is not None:
-            empty = empty & (shift == 0)
-        response = tl.where(empty[:, None], tl.where(tl.arange(0, CAP) < k, 0.0, float("-inf"))[None, :], response)
-        index = tl.where(empty[:, None], tl.arange(0, CAP)[None, :], index)
-        decided = decided | empty
     size = None if scale is None else tl.load(scale + patch, mask=valid, other=0)
-    if size is not None:  # 0 for a flat patch: far below their bounds, its responses decide only among all neurons
+    if size is not None:
+        blank = size == 0
         response = tl.where(response > float("-inf"), response * size[:, None], response)
+    else:
+        blank = (kept == 0) & (lost == 0)
+    response = tl.where(blank[:, None], float("-inf"), response)  # no neuron wins it
+    decided = decided | blank
     write_lists(
         response, index, patch, valid & decided, winners, responses, keys, frozen, K, k, zero_ranks, BY_RESPONSE
     )

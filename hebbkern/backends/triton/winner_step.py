@@ -42,7 +42,7 @@ def winner_step_(weight: Tensor, x: Tensor, labels: Tensor | None, *settings: An
     if labels is not None:
         moments = moments_of(OP, view, patches)
         share = max(count // max(x.shape[0], 1), 1)
-        keys = keys_of(OP, labels[:, None], share, shares, neurons, frozen, count)
+        keys = keys_of(OP, view, moments.scale, labels[:, None], share, shares, neurons, frozen)
     else:
         check_count(OP, count * k)
         keys = x.new_empty(count * k, dtype=torch.int32)
