@@ -18,6 +18,7 @@ import cuda_host
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+    os.environ["HEBBKERN_DEVELOPER"] = "1"  # without it HEBBKERN_CUDA_HOST has no effect
     if file := cuda_host.built():
         os.environ.setdefault("HEBBKERN_CUDA_HOST", str(file))
 

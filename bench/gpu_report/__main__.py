@@ -24,6 +24,7 @@ os.environ.pop("HEBBKERN_BACKEND", None)
 EMULATED = Path(__file__).resolve().parents[2] / "build" / "cuda_host" / "_cuda_host.abi3.so"
 if EMULATED.exists():
     os.environ.setdefault("HEBBKERN_CUDA_HOST", str(EMULATED))
+    os.environ["HEBBKERN_DEVELOPER"] = "1"  # without it HEBBKERN_CUDA_HOST has no effect
 
 
 def make_report(every_shape=False):

@@ -37,6 +37,25 @@ inline void check_apart(const char* op, const Tensor& weight) {
   }
 }
 
+// How many entries a tensor's memory spans, from its first to its last.
+inline int64_t span(const Tensor& t) {
+  int64_t entries = 1;
+  for (int64_t d = 0; d < t.dim(); ++d) entries += t.stride(d) * (t.size(d) - 1);
+  return entries;
+}
+
+// Raises if the argument shares memory with the weight, unless it is the same view, which a row's step reads before it
+// writes. As torch does, only for tensors without gaps: views that interleave do not share entries.
+inline void check_overlap(const char* op, const char* argument, const Tensor& t, const Tensor& weight) {
+  const char *first = static_cast<const char*>(t.const_data_ptr()),
+             *other = static_cast<const char*>(weight.const_data_ptr());
+  if (span(t) != t.numel() || span(weight) != weight.numel()) return;
+  if (first >= other + weight.numel() * weight.element_size() || other >= first + t.numel() * t.element_size()) return;
+  bool same = first == other && t.dim() == weight.dim() && t.scalar_type() == weight.scalar_type();
+  for (int64_t d = 0; same && d < t.dim(); ++d) same = t.size(d) == weight.size(d) && t.stride(d) == weight.stride(d);
+  if (!same) fail(op, argument, " must not share memory with weight, got one that overlaps it");
+}
+
 // One number a row of the weight; with `single` also one number for all rows.
 inline void check_column(const char* op, const char* argument, const OptionalTensor& column, const Tensor& weight,
                          bool single) {
@@ -48,6 +67,7 @@ inline void check_column(const char* op, const char* argument, const OptionalTen
     fail(op, argument, " must be ", name_of(result), " of shape [", neurons, single ? "] or [1], got " : "], got ",
          describe(*column));
   check_device(op, argument, *column, "weight", weight);
+  check_overlap(op, argument, *column, weight);
 }
 
 inline Normalise check_apply(const Tensor& weight, const Tensor& sum, const OptionalTensor& decay,
@@ -66,6 +86,7 @@ inline Normalise check_apply(const Tensor& weight, const Tensor& sum, const Opti
   if (sum.scalar_type() != result || !has_shape(sum, shape))
     fail(op, "sum must be ", name_of(result), " of shape ", list(shape), ", got ", describe(sum));
   check_device(op, "sum", sum, "weight", weight);
+  check_overlap(op, "sum", sum, weight);
   check_column(op, "decay", decay, weight, false);
   check_column(op, "denominator", denominator, weight, true);
   check_rate(op, lr);

@@ -18,6 +18,8 @@
 #include <exception>
 #include <new>
 #include <optional>
+#include <sstream>
+#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -41,7 +43,25 @@ inline void prefer_huge_pages(void* memory, int64_t bytes) {
 #endif
 }
 
+[[noreturn]] inline void fail_memory(double bytes) {
+  std::ostringstream text;
+  text << "hebbkern: memory must suffice for what a kernel allocates, got no " << bytes / (int64_t(1) << 20) << " MiB";
+  throw std::runtime_error(text.str());
+}
+
+// Raises if so much memory is not to be had. torch's allocator would print its stack before it raises.
+inline void check_memory(const Ints& sizes, ScalarType dtype) {
+  double bytes = dtype == ScalarType::Double || dtype == ScalarType::Long ? 8 : 4;  // of an entry, at most
+  for (int64_t size : sizes) bytes *= double(size);
+  if (bytes < double(int64_t(1) << 28)) return;
+  void* memory = bytes < 9e18 ? std::malloc(size_t(bytes)) : nullptr;
+  if (!memory) fail_memory(bytes);
+  *static_cast<volatile char*>(memory) = 0;  // else a compiler may leave out both calls
+  std::free(memory);
+}
+
 inline Tensor empty(const Ints& sizes, ScalarType dtype) {
+  check_memory(sizes, dtype);
   Tensor fresh = torch::stable::empty({sizes.data(), sizes.size()}, dtype, std::nullopt,
                                       torch::stable::Device(torch::headeronly::DeviceType::CPU));
   prefer_huge_pages(fresh.mutable_data_ptr(), fresh.numel() * fresh.element_size());
@@ -93,9 +113,9 @@ class Scratch {
   explicit Scratch(int64_t count) {
     if (count <= 0) return;
     int64_t bytes;
-    if (__builtin_mul_overflow(count, int64_t(sizeof(T)), &bytes)) throw std::bad_alloc();
+    if (__builtin_mul_overflow(count, int64_t(sizeof(T)), &bytes)) fail_memory(double(count) * sizeof(T));
     const bool huge = bytes >= (int64_t(1) << 22);
-    if (posix_memalign(&memory_, huge ? size_t(1) << 21 : 64, bytes) != 0) throw std::bad_alloc();
+    if (posix_memalign(&memory_, huge ? size_t(1) << 21 : 64, bytes) != 0) fail_memory(double(bytes));
     prefer_huge_pages(memory_, bytes);
   }
   ~Scratch() { std::free(memory_); }

@@ -6,7 +6,7 @@ Each operator of hebbkern.ops has one overload per backend, ``torch.ops.hebbkern
     hk.backend("auto")      the first backend of the table that supports the tensor
     hk.backend("eager")     plain torch, on any device
     hk.backend("cpu")       the compiled CPU kernels; a tensor elsewhere is an error
-    hk.backend("cuda")      the compiled CUDA kernels; likewise (with HEBBKERN_CUDA_HOST=FILE: emulated, on CPU tensors)
+    hk.backend("cuda")      the compiled CUDA kernels; likewise (in the tests: emulated, on CPU tensors)
     hk.backend("triton")    the Triton kernels; likewise (with TRITON_INTERPRET=1: interpreted, on CPU tensors)
 
 The choice holds for the whole process, all threads. HEBBKERN_BACKEND=NAME makes it at import.

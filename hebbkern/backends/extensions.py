@@ -8,6 +8,7 @@ import importlib.machinery
 import importlib.util
 import os
 import sys
+import warnings
 from types import ModuleType
 
 COMPILERS = {"cpu": "a C++ compiler", "cuda": "nvcc"}
@@ -15,8 +16,17 @@ COMPILERS = {"cpu": "a C++ compiler", "cuda": "nvcc"}
 
 @functools.cache
 def emulated() -> str | None:
-    """The file of CUDA kernels that were compiled for the CPU, as the tests do to run them without a GPU; else None."""
-    return os.environ.get("HEBBKERN_CUDA_HOST")
+    """The file of CUDA kernels that were compiled for the CPU, as the tests do to run them without a GPU; else None.
+
+    Loading the file runs its code, so HEBBKERN_CUDA_HOST alone, which may be set by accident, has no effect.
+    """
+    file = os.environ.get("HEBBKERN_CUDA_HOST")
+    if file and os.environ.get("HEBBKERN_DEVELOPER") != "1":
+        warnings.warn(
+            "hebbkern: HEBBKERN_CUDA_HOST has no effect without HEBBKERN_DEVELOPER=1", RuntimeWarning, stacklevel=2
+        )
+        return None
+    return file or None
 
 
 @functools.cache

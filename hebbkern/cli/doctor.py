@@ -22,7 +22,7 @@ EXTRAS = {  # {extra of pyproject.toml: (what needs it, its packages)}; torchvis
     "demo": ("hebbkern demo and pictures", ("matplotlib", "mlxtend")),
     "torchvision": ("torchvision's data sets", ("torchvision",)),
 }
-VARIABLES = ("HEBBKERN_CPU", "HEBBKERN_SCREENING", "HEBBKERN_BACKEND", "TRITON_INTERPRET")
+VARIABLES = ("HEBBKERN_CPU", "HEBBKERN_SCREENING", "HEBBKERN_BACKEND", "TRITON_INTERPRET", "HEBBKERN_CUDA_HOST")
 REINSTALL = (
     "run `pip install --force-reinstall --no-deps .` in the checkout (for an editable install: "
     "`python setup.py build_ext --inplace`)"
@@ -105,6 +105,8 @@ def _variable_advice(report: dict[str, Any]) -> list[str]:
     found, advice = report["found"], []
     if found["GPUs"] and found["TRITON_INTERPRET"] == "1":
         advice.append("TRITON_INTERPRET=1 runs the Triton kernels on the CPU, for tests. Unset it to use the GPU.")
+    if found["HEBBKERN_CUDA_HOST"]:
+        advice.append("HEBBKERN_CUDA_HOST is for tests: beside HEBBKERN_DEVELOPER=1 its code is loaded. Unset it.")
     if found["HEBBKERN_CPU"] and found["HEBBKERN_CPU"] not in (names := (*KERNELS, "amx")):
         advice.append(f"HEBBKERN_CPU must be {' or '.join(names)}, got {found['HEBBKERN_CPU']}, which has no effect.")
     if found["HEBBKERN_BACKEND"] not in (None, "", "auto"):

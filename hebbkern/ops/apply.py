@@ -33,7 +33,8 @@ def apply_(
 
     Args:
         weight: [K, N] or [K, C, kh, kw]; float32, float64, bfloat16 or float16, any strides. Written in place.
-        sum: weight's shape; float64 for float64 weights, otherwise float32, as are decay and denominator.
+        sum: weight's shape; float64 for float64 weights, otherwise float32, as are decay and denominator. None of the
+            three may share memory with weight, unless it is the same view.
         decay: [K], or None for 0.
         denominator: [K] or [1]; a row whose denominator is 0 does not move. None for 1.
         lr: learning rate, finite; a number, or a CPU tensor of one, on which torch.compile does not specialise.

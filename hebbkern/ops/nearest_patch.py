@@ -42,7 +42,8 @@ def nearest_patch(
         inputs, otherwise float32).
 
     Raises:
-        ValueError: arguments do not fit, or x or weight holds a NaN or an infinity (on a GPU no operator looks).
+        ValueError: arguments do not fit, x or weight holds a NaN or an infinity, or |x|², |w|², 1 / |x|₁ or the
+            distance of a nearest patch overflows (on a GPU no operator looks).
     """
     geometry = patches, pair(stride), pair(padding), pair(dilation)
     return kernel(OP, x)(x, weight, *geometry, eligible)

@@ -1,5 +1,6 @@
 """Choosing a backend: what each name selects, what is said where it cannot run, and that a graph follows the choice."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 import calls
+import cuda_host
 import hebbkern as hk
 from hebbkern import backends
 from hebbkern._torch_private import has_kernel
@@ -244,3 +246,22 @@ def test_while_kernels_are_interpreted_plain_torch_serves_a_gpu(gpu, monkeypatch
     backends._warn_once.cache_clear()
     with pytest.warns(RuntimeWarning):
         assert overload(tensor=gpu[0]) == "eager"
+
+
+@pytest.mark.parametrize(("developer", "honoured"), [(None, False), ("0", False), ("1", True)])
+def test_a_library_that_the_environment_names_is_loaded_for_developers_only(monkeypatch, developer, honoured):
+    monkeypatch.setenv("HEBBKERN_CUDA_HOST", "/tmp/other.so")
+    monkeypatch.delenv("HEBBKERN_DEVELOPER", raising=False)
+    if developer:
+        monkeypatch.setenv("HEBBKERN_DEVELOPER", developer)
+    warned = contextlib.nullcontext() if honoured else pytest.warns(RuntimeWarning, match="has no effect without")
+    with warned:
+        assert extensions.emulated.__wrapped__() == ("/tmp/other.so" if honoured else None)
+
+
+@pytest.mark.skipif(cuda_host.built() is None, reason="csrc/cuda was not compiled for the CPU (cuda_host.py)")
+def test_a_process_does_not_load_a_library_by_one_variable():
+    code = "import sys, hebbkern; print('_cuda_host' in sys.modules)"
+    environment = os.environ | {"HEBBKERN_CUDA_HOST": str(cuda_host.built()), "HEBBKERN_DEVELOPER": ""}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout == "False\n" and "no effect without HEBBKERN_DEVELOPER=1" in done.stderr

@@ -119,7 +119,11 @@ def outcome(library, tests):
         "-k",
         chosen,
     ]
-    environment = os.environ | {"HEBBKERN_CUDA_HOST": str(library), "CUDA_VISIBLE_DEVICES": ""}
+    environment = os.environ | {
+        "HEBBKERN_CUDA_HOST": str(library),
+        "HEBBKERN_DEVELOPER": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     done = subprocess.run(command, cwd=TESTS.parent, env=environment, capture_output=True, text=True)
     return done.returncode, done.stdout[-3000:]
 

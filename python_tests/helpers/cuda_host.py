@@ -1,7 +1,7 @@
 """Compiles csrc/cuda with g++ and the emulation in cudaemu/, so that its kernels run on CPU tensors.
 
 ``python python_tests/helpers/cuda_host.py`` builds build/cuda_host/_cuda_host.abi3.so, compiling only what has changed.
-Where HEBBKERN_CUDA_HOST names such a file, hebbkern's backend "cuda" uses it.
+Where HEBBKERN_CUDA_HOST names such a file and HEBBKERN_DEVELOPER is 1, hebbkern's backend "cuda" uses it.
 """
 
 import concurrent.futures

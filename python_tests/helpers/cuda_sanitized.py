@@ -21,7 +21,7 @@ def command(sanitizer, library, arguments=()):
     """The command, and its environment."""
     run = [*sanitized.prefix(sanitizer), sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     run += ["-m", "cuda and not slow", f"--thin={PRODUCTS[sanitizer]}", *arguments]
-    without_a_gpu = {"HEBBKERN_CUDA_HOST": str(library), "CUDA_VISIBLE_DEVICES": ""}
+    without_a_gpu = {"HEBBKERN_CUDA_HOST": str(library), "HEBBKERN_DEVELOPER": "1", "CUDA_VISIBLE_DEVICES": ""}
     return run, sanitized.environment(sanitizer) | without_a_gpu
 
 

@@ -115,14 +115,17 @@ static SearchResult<T> search_all(const Source<T>& s, const Panels<T>& panels, c
   return result;
 }
 
-// The exact distances, from the differences; the search only estimates them.
+// The exact distances, from the differences; the search only estimates them. False if one leaves T's range.
 template <class T>
-static void measure(const Source<T>& s, const Panels<T>& panels, const Moments<T>* m, const Lengths<T>& lengths,
+static bool measure(const Source<T>& s, const Panels<T>& panels, const Moments<T>* m, const Lengths<T>& lengths,
                     const SearchResult<T>& result, const Tensor& weight, int32_t* nearest, T* distance) {
   constexpr int64_t share = 16;  // neurons to a hand-out, so that handing out costs little
   const int64_t inputs = s.g.inputs(), columns = panels.names.size();
   const std::vector<int64_t> entry = weight_entries(s.g, weight);
   const bool as_it_lies = in_order(entry);
+  const bool some =
+      std::any_of(lengths.inverse.get(), lengths.inverse.get() + s.g.patches(), [](T i) { return i > 0; });
+  std::atomic<bool> sound{true};
   with_dtype(weight.scalar_type(), [&](auto stored, auto) {
     using S = decltype(stored);
     const S* weights = static_cast<const S*>(weight.const_data_ptr());
@@ -131,7 +134,10 @@ static void measure(const Source<T>& s, const Panels<T>& panels, const Moments<T
       for (int64_t column = part * share; column < std::min(columns, (part + 1) * share); ++column) {
         const int32_t neuron = panels.names[column];
         const int64_t patch = result.nearest(column);
-        if (patch < 0) continue;
+        if (patch < 0) {
+          if (some) sound = false;  // all estimates overflow
+          continue;
+        }
         const S* from = weights + neuron * weight.stride(0);
         const T* w = copy.get();
         if constexpr (std::is_same_v<S, T>)
@@ -139,9 +145,11 @@ static void measure(const Source<T>& s, const Panels<T>& panels, const Moments<T
         for (int64_t n = 0; w == copy.get() && n < inputs; ++n) copy[n] = T(from[entry[n]]);
         nearest[neuron] = int32_t(patch);
         distance[neuron] = T(kernels<T>().apart(patch_of(s, m, patch, x.get()), w, inputs) / lengths.one[patch]);
+        if (!std::isfinite(distance[neuron])) sound = false;
       }
     });
   });
+  return sound;
 }
 
 // Packs some of the neurons, searches and measures. False if a number may leave T's range.
@@ -152,8 +160,7 @@ static bool find_for(const Source<T>& s, const Moments<T>* m, const Lengths<T>& 
   if (panels.may_overflow(double(s.bound))) return false;
   for (size_t column = 0; column < names.size(); ++column)
     if (!std::isfinite(panels.wnorm[column])) return false;
-  measure(s, panels, m, lengths, search_all(s, panels, m, lengths), weight, nearest, distance);
-  return true;
+  return measure(s, panels, m, lengths, search_all(s, panels, m, lengths), weight, nearest, distance);
 }
 
 template <class T>

@@ -1,7 +1,8 @@
 """The backend "cuda": CUDA C++ kernels (csrc/cuda), registered by hebbkern._cuda as overloads "cuda".
 
 The dense operators are Python compositions of torch's products and compiled stages (stages.py). With
-HEBBKERN_CUDA_HOST=FILE the kernels of FILE, which were compiled for the CPU, serve CPU tensors: the tests run them so.
+HEBBKERN_DEVELOPER=1 and HEBBKERN_CUDA_HOST=FILE the kernels of FILE, compiled for the CPU, serve CPU tensors: the tests
+run them so.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ def winners_of(
     """The k winners of each patch and their responses, highest first; cosines are divided by |x| if `scaled`."""
     if p != 2:
         W = W.sign() * W.abs() ** (p - 1)
-        checks.no_overflow(op, "weight and p must give finite powers", W)
+        checks.no_overflow(op, "weight and p must give finite powers", W if eligible is None else W[eligible])
     blank = is_blank(X)[:, None]
     if cosine:
         w_norms = norms(W)
@@ -129,13 +129,12 @@ def nearest_patch(x: Tensor, weight: Tensor, *where: Any) -> tuple[Tensor, Tenso
     x_squares, w_squares, length = X.square().sum(1), W.square().sum(1), X.abs().sum(1)
     squared = (w_squares[:, None] - 2 * W @ X.T + x_squares).clamp(min=0)
     distances = torch.where(length > 0, squared / length, torch.inf)
-    compared = distances[:, length > 0] if eligible is None else distances[eligible][:, length > 0]
-    checks.no_overflow(
-        "nearest_patch", checks.RESPONSES, *(part.to(dtype) for part in (x_squares, w_squares, compared))
-    )
     distances = torch.cat([distances, distances.new_full((neurons, 1), torch.inf)], dim=1)  # so that min has an entry
     distance, nearest = distances.min(dim=1)
-    none = distance.isinf() if eligible is None else distance.isinf() | ~eligible
+    looked_for = torch.ones_like(distance, dtype=torch.bool) if eligible is None else eligible
+    none = ~looked_for | (length == 0).all()
+    results = x_squares, w_squares[looked_for], 1 / length[length > 0], distance[~none]
+    checks.no_overflow("nearest_patch", checks.RESPONSES, *(part.to(dtype) for part in results))
     return nearest.masked_fill(none, -1).int(), distance.masked_fill(none, torch.inf).to(dtype)
 
 
@@ -208,8 +207,26 @@ def dense_sums(
 def apply_(
     weight: Tensor, sum: Tensor, decay: Tensor | None, denominator: Tensor | None, lr: float, *settings: Any
 ) -> None:
+    for argument, given in (("sum", sum), ("decay", decay), ("denominator", denominator)):
+        check_overlap("apply_", argument, given, weight)
     checks.finite("apply_", weight=weight, sum=sum, decay=decay, denominator=denominator)
     take("apply_", weight, sum, decay, denominator, lr, *settings)
+
+
+def check_overlap(op: str, argument: str, tensor: Tensor | None, weight: Tensor) -> None:
+    """No tensor without gaps may share memory with the weight, unless it is the same view."""
+    if tensor is None:
+        return
+    ranges = []
+    for one in (tensor, weight):
+        entries = 1 + sum(stride * (size - 1) for stride, size in zip(one.stride(), one.shape, strict=True))
+        if entries != one.numel():
+            return
+        ranges.append((one.data_ptr(), one.data_ptr() + entries * one.element_size()))
+    (first, end), (other, other_end) = ranges
+    views = {(one.data_ptr(), one.dtype, one.shape, one.stride()) for one in (tensor, weight)}
+    if first < other_end and other < end and len(views) > 1:
+        checks.fail(op, argument, "not share memory with weight", "one that overlaps it")
 
 
 def take(
