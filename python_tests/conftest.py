@@ -148,8 +148,12 @@ def kernels_of(item):
 
 def seconds_of(item):
     """How long a test takes that is marked slow, also slow(seconds, on="triton") on that backend alone; else None."""
-    marks = (mark for mark in item.iter_markers("slow") if mark.kwargs.get("on") in (None, kernels_of(item)))
-    return next((mark.args[0] for mark in marks), None)
+    for mark in item.iter_markers("slow"):
+        if not mark.args:
+            raise pytest.UsageError(f"slow must state seconds, as in slow(20): {item.nodeid}")
+        if mark.kwargs.get("on") in (None, kernels_of(item)):
+            return mark.args[0]
+    return None
 
 
 def cost(item):

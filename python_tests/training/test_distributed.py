@@ -94,7 +94,7 @@ def revive(rank, folder, ranks):
     dist.destroy_process_group()
 
 
-@pytest.mark.slow
+@pytest.mark.slow(20)
 def test_processes_revive_the_same_neurons(tmp_path):
     torch.multiprocessing.spawn(revive, args=(str(tmp_path), 2), nprocs=2)
     (first, wins), (second, _) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
