@@ -37,6 +37,7 @@ def blank(layer, x, patches):
     return torch.from_numpy(~hk.reference.unfold(oracle.exact(x), layer.kernel, patches, **layer.geometry).any(1))
 
 
+@pytest.mark.slow(3, on="triton")
 @pytest.mark.parametrize("response", RESPONSES, ids=str)
 @pytest.mark.parametrize("patches", cases.PATCHES)
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
@@ -51,7 +52,7 @@ def test_nobody_wins_a_blank_patch(backend, dtype, patches, response):
         assert 0.2 < nobody.double().mean() < 0.8
 
 
-@pytest.mark.slow(20, on="triton")
+@pytest.mark.slow(4, on="triton")
 @pytest.mark.parametrize("response", RESPONSES, ids=str)
 @pytest.mark.parametrize("patches", cases.PATCHES)
 def test_screening_finds_the_same_nobody(backend, patches, response):
@@ -85,7 +86,7 @@ def test_one_entry_that_is_not_zero_is_enough(backend):
         assert count.tolist() == [inputs] and torch.equal(total, x.sum(0, keepdim=True))
 
 
-@pytest.mark.slow(30, on="triton")
+@pytest.mark.slow(3, on="triton")
 @pytest.mark.parametrize("patches", cases.PATCHES)
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
 def test_named_blank_patches_add_to_no_sum(backend, dtype, patches):
@@ -104,7 +105,7 @@ def test_named_blank_patches_add_to_no_sum(backend, dtype, patches):
         assert calls.same_bits(got, hk.ops.accumulate(x, masked, coefficients, **options, **layer.geometry))
 
 
-@pytest.mark.slow(60, on="triton")
+@pytest.mark.slow(5, on="triton")
 @pytest.mark.parametrize("patches", cases.PATCHES)
 @pytest.mark.parametrize("rule", RULES, ids=str)
 def test_a_step_has_the_bits_of_its_parts(backend, rule, patches):
@@ -120,7 +121,7 @@ def test_a_step_has_the_bits_of_its_parts(backend, rule, patches):
         assert calls.same_bits([weight], [want]) and not calls.same_bits([weight], [before])
 
 
-@pytest.mark.slow(60, on="triton")
+@pytest.mark.slow(3, on="triton")
 @pytest.mark.parametrize("patches", cases.PATCHES)
 @pytest.mark.parametrize("rule", [*RULES, hk.SoftWTA(normalise="global_max")], ids=str)
 def test_blank_images_move_no_weight(backend, rule, patches):
@@ -139,7 +140,7 @@ def test_blank_images_move_no_weight(backend, rule, patches):
             assert calls.same_bits([weight], [before])
 
 
-@pytest.mark.slow(60, on="triton")
+@pytest.mark.slow(4, on="triton")
 @pytest.mark.parametrize("patches", cases.PATCHES)
 @pytest.mark.parametrize("rule", [hk.WTA(), hk.WTA(k=2), hk.WTA(similarity="dot")], ids=str)
 def test_neuron_0_does_not_die_of_blank_patches(backend, rule, patches):
