@@ -111,6 +111,7 @@ def test_unknown_names():
     assert wanted in python("import hebbkern", HEBBKERN_BACKEND="tpu")
 
 
+@pytest.mark.slow(8)
 def test_a_missing_backend_says_why():
     assert "RuntimeError: hebbkern: the backend 'cpu' is not available: hebbkern._cpu was not built" in python(
         HIDE + "import hebbkern as hk\nwith hk.backend('cpu'): pass"
@@ -151,6 +152,7 @@ def test_a_backend_refuses_tensors_of_other_devices():
     assert wanted in python(ELSEWHERE), python(ELSEWHERE)
 
 
+@pytest.mark.slow(11)
 @pytest.mark.parametrize("name", ["cuda", "triton"])
 def test_an_overload_refuses_tensors_of_other_devices(name):
     """Without emulation and without the interpreter no kernel of a GPU takes a CPU tensor."""
@@ -259,6 +261,7 @@ def test_a_library_that_the_environment_names_is_loaded_for_developers_only(monk
         assert extensions.emulated.__wrapped__() == ("/tmp/other.so" if honoured else None)
 
 
+@pytest.mark.slow(10)
 @pytest.mark.skipif(cuda_host.built() is None, reason="csrc/cuda was not compiled for the CPU (cuda_host.py)")
 def test_a_process_does_not_load_a_library_by_one_variable():
     code = "import sys, hebbkern; print('_cuda_host' in sys.modules)"

@@ -79,6 +79,7 @@ def run(program, variant, *arguments):
     return subprocess.run([*prefix, program, *arguments], env=os.environ | options, capture_output=True, text=True)
 
 
+@pytest.mark.slow(15)
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_functions_compute_what_cuda_does(name, build):
     done = run(build("functions", "plain"), "plain", name)
@@ -99,6 +100,7 @@ def test_right_kernels_please_every_run(variant, build):
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+@pytest.mark.slow(20)
 @pytest.mark.parametrize(("name", "variant"), [(name, variant) for name, by in FAULTS.items() for variant in by])
 def test_faults_are_noticed(name, variant, build):
     done = run(build("faults", variant), variant, name)

@@ -53,6 +53,7 @@ class Steps(Dataset):
         return learnt(RULES[i]), torch.get_num_threads(), started
 
 
+@pytest.mark.slow(11)
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="threads are counted as Linux does")
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_a_step_inside_a_data_loader_takes_one_thread(threads, start):

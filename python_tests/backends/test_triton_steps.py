@@ -77,6 +77,7 @@ def test_reading_a_value_would_have_failed():
         bool(torch.empty(3, device="cuda").isfinite().all())
 
 
+@pytest.mark.slow(7)
 @on_cpu
 def test_a_neuron_learns_the_same_whatever_others_learn():
     """To the bit, also where its list is cut in pieces: 300 and 600 of its patches, among others."""

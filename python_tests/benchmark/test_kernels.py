@@ -124,6 +124,7 @@ def of_cuda(row):
     return f"{row['instance']} {row['chip']}"
 
 
+@compiles_all
 def test_no_compiled_kernel_spills_or_has_a_stack(compiled):
     assert not [f"{of_cuda(row)}: {row['local']}, {row['stack']}" for row in compiled if row["local"] or row["stack"]]
 
@@ -155,6 +156,7 @@ PROMISED = [
 ]
 
 
+@compiles_all
 @pytest.mark.parametrize(("kind", "pattern"), PROMISED, ids=lambda value: value)
 def test_compiled_kernels_have_the_instructions_that_are_promised(compiled, kind, pattern):
     promised = [row for row in compiled if re.match(pattern, row["instance"])]

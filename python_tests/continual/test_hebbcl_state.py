@@ -192,7 +192,7 @@ def test_the_trainer_trains_the_supervised_variant():
 def test_transform_and_predict_inside_learning_learn_nothing():
     model, x = HebbCL(N, 6), random((5, N)).abs()
     before = copy.deepcopy(model)
-    with hk.learning(model, lr=0.3):
+    with pytest.warns(UserWarning, match="no layer has learnt"), hk.learning(model, lr=0.3):
         model.transform(x), model.predict(x)
     assert same(model, before)
 

@@ -187,7 +187,7 @@ def test_an_attached_evaluator_measures_every_other_epoch():
 def test_an_evaluation_inside_learning_does_not_learn():
     model, data = forked(), images(30, seed=1)
     before = snapshot(model)
-    with hk.learning(model, lr=0.1):
+    with pytest.warns(UserWarning, match="no layer has learnt"), hk.learning(model, lr=0.1):
         evaluation.linear_probes(model, data, data, iterations=2)
     assert_untouched(model, before)
 
@@ -300,7 +300,7 @@ def test_features_that_are_not_finite_are_refused(number):
             with pytest.raises(ValueError, match=f"{name} must be finite, got a NaN or an infinity"):
                 measure(train, labels, test, labels)
         with pytest.raises(ValueError, match=f"{name} must be finite, got a NaN or an infinity"):
-            evaluation.linear_probes(probed(), (train, labels), (test, labels))
+            evaluation.linear_probes(probed(), (train, labels), (test, labels), activation=None)
 
 
 def test_labels_take_memory_by_their_number_not_by_their_size():

@@ -83,6 +83,7 @@ def test_only_responses_below_zero(backend):
     assert responses.tolist() == [[-16.0, -32.0, -40.0, 0.0]] * 3
 
 
+@pytest.mark.slow(14, on="triton")
 @pytest.mark.parametrize("p", [1.0, 2.0, 3.0])
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
 @pytest.mark.parametrize("layer", cases.LAYERS, ids=str)

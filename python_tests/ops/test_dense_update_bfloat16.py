@@ -131,6 +131,7 @@ print(_cpu.isa)
 """
 
 
+@pytest.mark.slow(10)
 @pytest.mark.parametrize("isa", ["avx512", "avx2", "baseline"])
 def test_without_the_instructions_products_are_those_of_float32(isa):
     if reason := hk.backends.available()["cpu"]:

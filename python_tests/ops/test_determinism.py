@@ -56,6 +56,7 @@ def everything(name, layer, dtype, device):
     return [*results, hk.ops.kwinners(x, 3, 1)]
 
 
+@pytest.mark.slow(19, on="cuda")
 @pytest.mark.slow(34, on="triton")
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
 @pytest.mark.parametrize("layer", LAYERS, ids=str)

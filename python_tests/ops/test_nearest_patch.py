@@ -21,6 +21,7 @@ def test_nearest_and_distance(backend, layer, dtype, patches):
     oracle.check_nearest_patch(hk.ops.nearest_patch(x, weight, **options), x, weight, **options)
 
 
+@pytest.mark.slow(10, on="triton")
 @pytest.mark.parametrize("of_weight", cases.LAYOUTS)
 @pytest.mark.parametrize("of_x", cases.LAYOUTS)
 @pytest.mark.parametrize("layer", cases.FEW, ids=str)

@@ -78,6 +78,7 @@ def test_the_same_behind_any_strides(backend, rule, layout):
             torch.testing.assert_close(weight, want)
 
 
+@pytest.mark.slow(8, on="triton")
 @pytest.mark.parametrize("layer", LARGE, ids=str)
 @pytest.mark.parametrize("rule", RULES, ids=str)
 def test_the_same_where_work_is_cut_in_pieces(backend, threads, rule, layer):

@@ -59,6 +59,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow(40)
 def test_every_command_of_training_runs(folder):
     commands = [line for _, text in blocks("sh", TRAINING) for line in text.replace("\\\n", " ").splitlines()]
     assert len(commands) == 6
@@ -85,6 +86,7 @@ def test_the_python_of_training_runs(folder):
     assert (folder / "runs" / "mine" / "checkpoint_16.safetensors").exists()
 
 
+@pytest.mark.slow(13)
 def test_the_python_of_continual_runs(capsys):
     """Printed are a width and how many of it are frozen, accuracies of features and of a classifier, and means of R."""
     names = run_python(CONTINUAL)

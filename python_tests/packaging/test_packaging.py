@@ -167,6 +167,7 @@ def test_wheel_passes_the_operator_suite_under_another_torch(wheel, tmp_path):
     assert " passed" in wheels.test_under(wheels.other_python(), wheel[0], tmp_path)
 
 
+@pytest.mark.slow(12)
 def test_pure_python_install_runs_on_plain_torch_and_says_so_once(tmp_path):
     wheel, _ = wheels.build_wheel(tmp_path, HEBBKERN_BUILD="none")
     assert wheel.name.endswith("-py3-none-any.whl")
@@ -225,12 +226,14 @@ def test_what_cannot_be_built_but_is_insisted_on_fails(project, tmp_path, mode, 
         wheels.build_wheel(tmp_path, project, HEBBKERN_BUILD=mode, CXX=compiler)
 
 
+@pytest.mark.slow(14)
 def test_a_compile_error_fails_and_names_the_way_round(project, tmp_path):
     (project / "csrc" / "cpu" / "broken.cpp").write_text("this is not C++\n")
     with pytest.raises(RuntimeError, match="HEBBKERN_BUILD=none installs without them"):
         wheels.build_wheel(tmp_path, project, HEBBKERN_BUILD="auto")
 
 
+@pytest.mark.slow(7)
 def test_parts_that_need_more_packages_are_imported_when_they_are_named():
     code = "import sys, hebbkern as hk; assert not {'ignite', 'matplotlib'} & set(sys.modules)"
     code += "; assert 'training' in dir(hk); hk.training.train; assert 'ignite' in sys.modules"

@@ -118,6 +118,7 @@ def test_each_layer_to_its_end(tmp_path):
     assert differing(*map(ending, folders)) == []
 
 
+@pytest.mark.slow(8)
 def test_a_torn_last_checkpoint_is_refused_and_left_alone(tmp_path):
     process = start(resumable.run, tmp_path)
     kill(process, tmp_path, 5, 0)
