@@ -1,4 +1,4 @@
-# make demo   watch neurons learn          make test   lint, build, the tests that this commit draws (20 minutes on two cores)
+# make demo   watch neurons learn          make test   lint, build, the tests that this commit draws (12 minutes on two cores)
 # make bench  the table of ratios          make guard  has a step become slower than committed?
 # make test-all   the whole suite (an hour)      make test-slice   of what make test leaves out, as much as ten minutes hold
 # make sanitized  the CUDA kernels, run on the CPU, under g++'s sanitizers

@@ -168,17 +168,17 @@ def test_ties_go_to_the_lower_index():
 
 @pytest.mark.parametrize("patches", cases.PATCHES)
 def test_empty_patches_are_decided_at_once(patches):
-    """As many as a digit's rim has: every response is 0, and not all responses need to be computed."""
+    """As many as a digit's rim has: no neuron wins them, and not all responses need to be computed."""
     x, weight = cases.random((20, 90)), cases.random((200, 90), seed=1)
     x[::2] = 0
     for cosine in (False, True):
         winners, responses = compete("always", x.to(DEVICE), weight.to(DEVICE), 3, patches=patches, cosine=cosine)
-        assert winners[::2].tolist() == [[0, 1, 2]] * 10 and not responses[::2].any()
+        assert (winners[::2] == -1).all() and not responses[::2].any()
         assert same(x, weight, 3, patches=patches, cosine=cosine) in (0, None)
     mask = torch.zeros(200, dtype=torch.bool, device=DEVICE)
     mask[[5, 70, 199]] = True
     winners, _ = compete("always", x.to(DEVICE), weight.to(DEVICE), 4, patches=patches, eligible=mask)
-    assert winners[::2].tolist() == [[5, 70, 199, -1]] * 10
+    assert (winners[::2] == -1).all() and (winners[1::2, :3] >= 0).all()
     assert same(x, weight, 4, patches=patches, eligible=mask) in (0, None)
 
 

@@ -95,15 +95,15 @@ def test_ties_are_certified_to_the_lower_index(undecided):
 
 @pytest.mark.parametrize("patches", ["raw", "centred"])
 def test_empty_patches_are_decided_at_once(undecided, patches):
-    """As many as a digit's rim has: every response is 0, which needs no walk; with ineligible neurons it does."""
+    """As many as a digit's rim has: no neuron wins them, also where some may not win, and no walk is needed."""
     x, weight = cases.random((20, 90)), cases.random((70, 90), seed=1)
     x[::2] = 0
     with hk.screening("always"):
         winners, responses = hk.ops.compete(x, weight, k=3, patches=patches)
-        assert winners[::2].tolist() == [[0, 1, 2]] * 10 and not responses[::2].any() and not undecided[:20].any()
+        assert (winners[::2] == -1).all() and not responses[::2].any() and not undecided[:20].any()
         mask = torch.arange(70) >= 5
         winners, _ = hk.ops.compete(x, weight, k=3, patches=patches, eligible=mask)
-        assert winners[::2].tolist() == [[5, 6, 7]] * 10
+        assert (winners[::2] == -1).all() and (winners[1::2] >= 5).all()
 
 
 @pytest.mark.parametrize("mode", ["off", "always"])
