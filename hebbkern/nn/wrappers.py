@@ -35,6 +35,11 @@ def plain_names(names: Sequence[str]) -> list[str]:
     return list(names)
 
 
+def holds_compiled(model: nn.Module) -> bool:
+    """Whether `model` or a module in it was compiled, by torch.compile or by its method `compile`."""
+    return any("_orig_mod" in module._modules or module._compiled_call_impl is not None for module in model.modules())
+
+
 def _wraps_as(module: nn.Module) -> str:
     """The attribute under which a wrapper has its model; empty for any other module."""
     if "_orig_mod" in module._modules:

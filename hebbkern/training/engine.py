@@ -23,7 +23,7 @@ from hebbkern.nn.learning import (
 )
 from hebbkern.nn.state import Hebbian, LearningState, learning_scope
 from hebbkern.nn.weights import check_own_weight
-from hebbkern.nn.wrappers import plain_name
+from hebbkern.nn.wrappers import holds_compiled, plain_name
 
 try:
     from ignite.engine import Engine, Events
@@ -231,7 +231,7 @@ class Step:
 
     def _states(self, lr: float, labels: Tensor | None) -> dict[Hebbian, LearningState | None]:
         """The learning state of each layer that has a rate; None for layers that do not learn now."""
-        compiled = any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in self.model.modules())
+        compiled = holds_compiled(self.model)
         learners = [layer for layer in self.rates if self.learns and (self.only or layer) is layer]
         learners = [layer for layer in learners if not self._is_frozen(layer)]
         last = None if compiled or self.supervises else _last_learner(self.model, learners)

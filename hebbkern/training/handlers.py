@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from hebbkern import files, plots
 from hebbkern.evaluation.features import hebbian_layers, taps
 from hebbkern.evaluation.measures import activity, answers, lengths, wins
+from hebbkern.nn.wrappers import unwrapped
 from hebbkern.plots.files import figure
 
 try:
@@ -215,7 +216,7 @@ class _OnImages(_OfLayers):
 
     def read(self, images: Tensor, inputs: bool = True) -> Iterator[dict[str, Tensor]]:
         """Yields {layer: its inputs, or outputs} for one batch of images after the other."""
-        with taps(_uncompiled(self.model), self.layers, inputs=inputs) as read:
+        with taps(unwrapped(self.model), self.layers, inputs=inputs) as read:
             for x in images.split(BATCH_SIZE):
                 yield read(x.float().div(255) if x.dtype == torch.uint8 else x)
 
@@ -346,12 +347,8 @@ class Curves(_Handler):
 
 
 def _layers(model: nn.Module) -> dict[str, Any]:
-    return hebbian_layers(_uncompiled(model))
+    return hebbian_layers(unwrapped(model))
 
 
 def _neurons(layers: dict[str, Any]) -> int:
     return sum(len(layer.weight) for layer in layers.values())
-
-
-def _uncompiled(model: nn.Module) -> nn.Module:
-    return getattr(model, "_orig_mod", model)

@@ -13,6 +13,7 @@ from hebbkern.evaluation.measures import wins
 from hebbkern.nn.initialisation import restart_
 from hebbkern.nn.layers import HebbianLayer
 from hebbkern.nn.learning import hebbian_layers
+from hebbkern.nn.wrappers import holds_compiled
 from hebbkern.rules import WTA, KrotovHopfield
 from hebbkern.training.engine import Engine, Events
 
@@ -60,7 +61,7 @@ class ReviveDead:
             raise ValueError(f"hebbkern.ReviveDead: steps must be a whole number of at least 1, got {steps!r}")
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
             raise ValueError(f"hebbkern.ReviveDead: share must be from 0 to 1, got {share!r}")
-        if any("_orig_mod" in module._modules or module._compiled_call_impl is not None for module in model.modules()):
+        if holds_compiled(model):
             raise ValueError(
                 "hebbkern.ReviveDead: model must not be compiled, as it then calls no hooks, got one that is"
             )

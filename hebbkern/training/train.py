@@ -164,7 +164,7 @@ class Schedule(StateParamScheduler):
     def __init__(self, step: Step, stages: list[Stage], decay: str):
         super().__init__("lr")
         self.step, self.stages, self.lr, self.decay = step, stages, step.lr, decay
-        rates = {plain_name(step.model, name): step.rates[layer] * step.lr for name, layer in step.layers.items()}
+        rates = {name: step.rates[layer] * step.lr for name, layer in step.layers.items()}
         names = [None if stage.layer is None else plain_name(step.model, stage.layer) for stage in stages]
         plain = [[name, *stage[1:]] for name, stage in zip(names, stages, strict=True)]
         self.settings = {"stages": plain, "lr": rates, "decay": decay}

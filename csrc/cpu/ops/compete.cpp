@@ -135,7 +135,8 @@ static std::vector<int64_t> undecided(const Screen* screen, const Source<T>& sou
   return all;
 }
 
-// The competition of some patches in T; false if a response overflowed. Blank patches win nobody here only if `raw`.
+// The competition of some patches in T; false if a response overflowed. With `raw` no neuron wins a blank patch;
+// of other patches `finish` sees to that.
 template <class T>
 static bool compete_exactly(const Source<T>& source, const Panels<T>& panels, const std::vector<int64_t>& patches,
                             const T* offset, bool raw, int k, T* best, int32_t* winners) {
