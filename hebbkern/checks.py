@@ -82,7 +82,7 @@ def device(op: str, argument: str, tensor: Tensor, owner: str, other: Tensor) ->
         fail(op, argument, f"be on {owner}'s device {other.device}", tensor.device)
 
 
-def weights(op: str, x: Tensor, weight: Tensor) -> None:
+def weights(op: str, x: Tensor, weight: Tensor, groups: int) -> None:
     """x and weight belong together; ``inputs(op, x)`` holds."""
     if weight.dim() != x.dim():
         axes = "[neurons, inputs]" if x.dim() == 2 else "[neurons, channels, height, width]"
@@ -92,13 +92,32 @@ def weights(op: str, x: Tensor, weight: Tensor) -> None:
     device(op, "weight", weight, "x", x)
     if 0 in weight.shape:
         fail(op, "weight", "have at least one neuron and one input", shape_name(weight))
-    if weight.shape[1] != x.shape[1]:
-        kind = "inputs" if x.dim() == 2 else "channels"
+    grouping(op, x, weight.shape[0], groups)
+    if weight.shape[1] * groups != x.shape[1]:
+        kind = "inputs" if x.dim() == 2 else "channels" if groups == 1 else f"channels / {groups} groups"
         fail(op, "weight", f"have x's {x.shape[1]} {kind}", weight.shape[1])
 
 
+def grouping(op: str, x: Tensor, neurons: int, groups: int) -> None:
+    """Channels and neurons divide into groups; ``inputs(op, x)`` holds."""
+    if groups == 1:
+        return
+    if x.dim() == 2:
+        fail(op, "groups", "be 1 for a linear layer", groups)
+    if groups < 1 or x.shape[1] % groups or neurons % groups:
+        fail(op, "groups", f"divide x's {x.shape[1]} channels and the {neurons} neurons", groups)
+
+
 def geometry(
-    op: str, x: Tensor, argument: str, kernel: Sequence[int], patches: str, stride: Any, padding: Any, dilation: Any
+    op: str,
+    x: Tensor,
+    argument: str,
+    kernel: Sequence[int],
+    patches: str,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
 ) -> int:
     """Number of patches of x under a kernel that fits it: [] or [kh, kw], given by ``argument``."""
     choice(op, "patches", patches, PATCHES)
@@ -118,14 +137,16 @@ def geometry(
         want = f"fit into the padded image {padded[0]}x{padded[1]}"
         fail(op, argument, want, f"a kernel that spans {span[0]}x{span[1]}")
     rows, columns = ((padded[axis] - span[axis]) // stride[axis] + 1 for axis in (0, 1))
-    return x.shape[0] * rows * columns
+    return groups * x.shape[0] * rows * columns
 
 
-def layer(op: str, x: Tensor, weight: Tensor, patches: str, stride: Any, padding: Any, dilation: Any) -> int:
+def layer(
+    op: str, x: Tensor, weight: Tensor, patches: str, stride: Any, padding: Any, dilation: Any, groups: int
+) -> int:
     """Everything that the operators of x and weight share; the number of patches."""
     inputs(op, x)
-    weights(op, x, weight)
-    return geometry(op, x, "weight", weight.shape[2:], patches, stride, padding, dilation)
+    weights(op, x, weight, groups)
+    return geometry(op, x, "weight", weight.shape[2:], patches, stride, padding, dilation, groups)
 
 
 def neuron_mask(op: str, argument: str, mask: Tensor | None, neurons: int, like: Tensor) -> None:
@@ -185,11 +206,15 @@ def finite_norms(op: str, norms: Tensor) -> None:
         fail(op, "x", "have patches whose norm and its inverse are finite", got)
 
 
-def named_range(op: str, argument: str, named: Tensor, neurons: int) -> None:
-    """Values: every entry is a neuron, or -1 for none."""
-    outside = named[(named < -1) | (named >= neurons)]
-    if outside.numel():
-        fail(op, argument, f"name neurons 0 to {neurons - 1}, or -1 for no neuron", int(outside[0]))
+def named_range(op: str, argument: str, named: Tensor, neurons: int, groups: int = 1) -> None:
+    """Values: every entry is a neuron, or -1 for none; with groups a neuron of the row's group."""
+    each = neurons // groups
+    for group, rows in enumerate(named.chunk(groups) if len(named) else ()):
+        outside = rows[(rows != -1) & ((rows < group * each) | (rows >= (group + 1) * each))]
+        if outside.numel():
+            of_group = "" if groups == 1 else f" in patches of group {group}"
+            want = f"name neurons {group * each} to {(group + 1) * each - 1}, or -1 for no neuron{of_group}"
+            fail(op, argument, want, int(outside[0]))
 
 
 def wanted_of_file(path: str) -> str | None:

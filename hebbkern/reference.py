@@ -4,8 +4,10 @@ The first functions are one learning rule each; they return the new weight. The 
 a step, with the argument names of `hebbkern.ops`. Every function converts its arguments to float64 and writes to none.
 
 In the code ``X`` [P, N] holds the patches as rows and ``W`` [K, N] the neurons as rows. ``x`` is [B, N] with weight
-[K, N], or [B, C, H, W] with weight [K, C, kh, kw]. ``geometry`` stands for the keyword arguments patches, stride,
-padding and dilation of `unfold`. ``frozen`` (bool [K]) is True for neurons that compete but do not learn.
+[K, N], or [B, C, H, W] with weight [K, C / groups, kh, kw]. ``geometry`` stands for the keyword arguments patches,
+stride, padding, dilation and groups of `unfold`: with groups, the neurons of each group see and compete for the patches
+of their own channels, as if each group were a layer of its own. ``frozen`` (bool [K]) is True for neurons that compete
+but do not learn.
 """
 
 from typing import Literal, TypedDict, Unpack
@@ -32,6 +34,7 @@ class Geometry(TypedDict, total=False):
     stride: Pair
     padding: Pair
     dilation: Pair
+    groups: int
 
 
 def krotov_hopfield(
@@ -88,8 +91,11 @@ def supervised(
 
     This is the step of supervised HebbCL, of SHC and, where no sample is blank, of the DHP trace.
     """
-    positions = len(unfold(x, np.shape(weight)[2:], **geometry)) // max(np.shape(x)[0], 1)
-    targets = np.repeat(np.asarray(labels), positions)[:, None]
+    groups = geometry.get("groups", 1)
+    positions = len(unfold(x, np.shape(weight)[2:], **geometry)) // groups // max(np.shape(x)[0], 1)
+    targets = np.tile(np.repeat(np.asarray(labels), positions), (groups, 1))  # [G, B·Ho·Wo]
+    other = targets // (len(np.asarray(weight)) // groups) != np.arange(groups)[:, None]
+    targets = np.where(other, -1, targets).reshape(-1, 1)
     sum, decay, count = _accumulate_for(weight, x, targets, [1.0], None, frozen, geometry)
     return apply(weight, sum, decay, count if average else None, lr=lr, frozen=frozen)
 
@@ -188,8 +194,9 @@ def unfold(
     stride: Pair = 1,
     padding: Pair = 0,
     dilation: Pair = 1,
+    groups: int = 1,
 ) -> Floats:
-    """Returns the patches X [P, N], ordered by sample, then row, then column.
+    """Returns the patches X [P, N], ordered by group, then sample, then row, then column.
 
     Args:
         x: [B, N] or [B, C, H, W].
@@ -197,6 +204,7 @@ def unfold(
         patches: "raw", "centred" (minus the mean of the patch; a constant patch becomes 0) or "standardised" (then
             divided by the norm).
         stride, padding, dilation: of the convolution, a number or a pair.
+        groups: G, of the convolution: N is C / G · kh · kw.
     """
     X = np.asarray(x, dtype=np.float64)
     if len(kernel):
@@ -205,8 +213,10 @@ def unfold(
         padded = np.pad(X, ((0, 0), (0, 0), (top, top), (left, left)))
         windows = np.lib.stride_tricks.sliding_window_view(padded, span, axis=(2, 3))
         windows = windows[:, :, ::down, ::across, ::sparse_y, ::sparse_x]  # [B, C, Ho, Wo, kh, kw]
-        width = X.shape[1] * kernel[0] * kernel[1]
-        X = windows.transpose(0, 2, 3, 1, 4, 5).reshape(-1, width)
+        width = X.shape[1] // groups * kernel[0] * kernel[1]
+        B, _, Ho, Wo = windows.shape[:4]
+        X = windows.transpose(0, 2, 3, 1, 4, 5).reshape(B * Ho * Wo, groups, width)
+        X = X.transpose(1, 0, 2).reshape(-1, width)
     if patches == "raw":
         return X
     centred = X - X.mean(axis=1, keepdims=True)
@@ -231,26 +241,33 @@ def compete(
     that may win; where fewer than k may, the remaining winners are -1 and their responses 0. No neuron wins a blank
     patch, whose entries in `unfold` are all 0.
     """
-    R = responses(x, weight, p, cosine, **geometry)
-    may_win = np.ones(R.shape[1], bool) if eligible is None else np.asarray(eligible)
+    R, groups = responses(x, weight, p, cosine, **geometry), geometry.get("groups", 1)
+    may_win = np.ones((groups, R.shape[1]), bool) if eligible is None else np.reshape(eligible, (groups, -1))
+    may_win = np.repeat(may_win, len(R) // groups, axis=0)  # [P, K / G]
     winners = np.argsort(np.where(may_win, -R, np.inf), axis=1, kind="stable")[:, :k]
     blank = ~unfold(x, np.shape(weight)[2:], **geometry).any(axis=1, keepdims=True)
-    empty = ~may_win[winners] | blank
-    return np.where(empty, -1, winners).astype(np.int32), np.where(empty, 0.0, np.take_along_axis(R, winners, 1))
+    empty = ~np.take_along_axis(may_win, winners, 1) | blank
+    first = np.repeat(np.arange(groups) * R.shape[1], len(R) // groups)[:, None]  # neuron of each patch's group
+    return np.where(empty, -1, winners + first).astype(np.int32), np.where(
+        empty, 0.0, np.take_along_axis(R, winners, 1)
+    )
 
 
 def responses(
     x: ArrayLike, weight: ArrayLike, p: float = 2.0, cosine: bool = False, **geometry: Unpack[Geometry]
 ) -> Floats:
-    """Returns the response of each neuron to each patch, [P, K].
+    """Returns the response of each neuron of a patch's group to the patch, [P, K / groups].
 
     It is sum_i sign(w_ji) |w_ji|^(p-1) x_i, or with cosine=True the cosine of patch and weight (0 where either is 0).
     """
-    X, W = unfold(x, np.shape(weight)[2:], **geometry), _rows(weight)
+    X, W = _by_group(x, weight, geometry)
     if not cosine:
-        return X @ (np.sign(W) * np.abs(W) ** (p - 1)).T
-    norms = np.linalg.norm(X, axis=1)[:, None] * np.linalg.norm(W, axis=1)
-    return np.where(norms > 0, X @ W.T / np.where(norms > 0, norms, 1.0), 0.0)
+        W = np.sign(W) * np.abs(W) ** (p - 1)
+    R = X @ W.transpose(0, 2, 1)
+    if cosine:
+        norms = np.linalg.norm(X, axis=2)[:, :, None] * np.linalg.norm(W, axis=2)[:, None]
+        R = np.where(norms > 0, R / np.where(norms > 0, norms, 1.0), 0.0)
+    return R.reshape(-1, W.shape[1])
 
 
 def nearest_patch(
@@ -260,19 +277,23 @@ def nearest_patch(
 
     A neuron with eligible = False (bool [K]), and every neuron where no patch differs from 0, gets -1 and infinity.
     """
-    D = distances(x, weight, **geometry)
+    D, groups = distances(x, weight, **geometry), geometry.get("groups", 1)
     if eligible is not None:
         D[~np.asarray(eligible)] = np.inf
+    first = np.repeat(np.arange(groups) * D.shape[1], len(D) // groups)  # patch of each neuron's group
     D = np.concatenate([D, np.full((len(D), 1), np.inf)], axis=1)
-    nearest, distance = D.argmin(axis=1), D.min(axis=1)
+    nearest, distance = first + D.argmin(axis=1), D.min(axis=1)
     return np.where(np.isinf(distance), -1, nearest).astype(np.int32), distance
 
 
 def distances(x: ArrayLike, weight: ArrayLike, **geometry: Unpack[Geometry]) -> Floats:
-    """Returns the distance |w - x|^2 / |x|_1 of each neuron to each patch, [K, P]; infinity for patches of zeros."""
-    X, W = unfold(x, np.shape(weight)[2:], **geometry), _rows(weight)
-    squared = np.array([((X - w) ** 2).sum(axis=1) for w in W])
-    length = np.abs(X).sum(axis=1)
+    """Returns the distance |w - x|^2 / |x|_1 of each neuron to each patch of its group, [K, P / groups].
+
+    It is infinite for patches of zeros.
+    """
+    X, W = _by_group(x, weight, geometry)
+    squared = np.array([((X[g] - w) ** 2).sum(axis=1) for g in range(len(W)) for w in W[g]])
+    length = np.repeat(np.abs(X).sum(axis=2), W.shape[1], axis=0)
     return np.where(length > 0, squared / np.where(length > 0, length, 1.0), np.inf)
 
 
@@ -288,8 +309,8 @@ def accumulate(
 ) -> tuple[Floats, Floats, Floats]:
     """Returns sum, decay [K] and count [K] of each neuron over the entries of targets [P, R] that name it.
 
-    sum is [K, N] or [K, C, kh, kw]. Entries with coefficient 0 do not count, nor do those of a blank patch, whose
-    entries in `unfold` are all 0. See `hebbkern.ops.accumulate`.
+    sum is [K, N] or [K, C / groups, kh, kw]. Entries with coefficient 0 do not count, nor do those of a blank patch,
+    whose entries in `unfold` are all 0. See `hebbkern.ops.accumulate`.
     """
     X, targets = unfold(x, kernel, **geometry), np.asarray(targets)
     c = np.broadcast_to(np.asarray(coefficients, dtype=np.float64), targets.shape)
@@ -299,7 +320,7 @@ def accumulate(
     for j in np.flatnonzero(~skipped):
         p, r = np.nonzero((targets == j) & (c != 0) & X.any(axis=1, keepdims=True))
         sum[j], decay[j], count[j] = c[p, r] @ X[p], c[p, r] @ s[p, r], len(p)
-    return sum.reshape(neurons, np.shape(x)[1], *kernel), decay, count
+    return sum.reshape(neurons, np.shape(x)[1] // geometry.get("groups", 1), *kernel), decay, count
 
 
 def dense(
@@ -311,7 +332,7 @@ def dense(
     frozen: ArrayLike | None = None,
     **geometry: Unpack[Geometry],
 ) -> tuple[Floats, Floats]:
-    """Returns the summed update of a dense rule, shaped as weight, and the number of patches [1].
+    """Returns the summed update of a dense rule, shaped as weight, and the number of patches that a neuron sees [1].
 
     With u = w·x and y = f(u), the update of neuron j is the sum over the patches of
 
@@ -320,9 +341,17 @@ def dense(
         "activity"     y_j (x - w_j)                     instar (Grossberg 1976)
         "none"         y_j x                             Hebb
 
-    softmax is taken over the neurons; its sign is flipped for all neurons but the winner.
+    softmax and the sum over i are taken over the neurons of a group; softmax flips its sign for all but the winner.
     """
-    X, W = unfold(x, np.shape(weight)[2:], **geometry), _rows(weight)
+    groups = _by_group(x, weight, geometry)
+    sum = np.concatenate([_dense(X, W, activation, decay, temperature) for X, W in zip(*groups, strict=True)])
+    if frozen is not None:
+        sum[np.asarray(frozen)] = 0
+    return sum.reshape(np.shape(weight)), np.array([float(groups[0].shape[1])])
+
+
+def _dense(X: Floats, W: Floats, activation: Activation, decay: Decay, temperature: float) -> Floats:
+    """The sum [K, N] of one group."""
     U = X @ W.T
     if activation == "softmax":
         Z = np.exp((U - U.max(axis=1, keepdims=True)) / temperature)
@@ -338,9 +367,7 @@ def dense(
         sum -= (Y * (U if activation == "softmax" else Y)).sum(axis=0)[:, None] * W
     elif decay == "activity":
         sum -= Y.sum(axis=0)[:, None] * W
-    if frozen is not None:
-        sum[np.asarray(frozen)] = 0
-    return sum.reshape(np.shape(weight)), np.array([float(len(X))])
+    return sum
 
 
 def apply(
@@ -391,6 +418,13 @@ def _rows(weight: ArrayLike) -> Floats:
     """W [K, N]."""
     W = np.asarray(weight, dtype=np.float64)
     return W.reshape(len(W), -1)
+
+
+def _by_group(x: ArrayLike, weight: ArrayLike, geometry: Geometry) -> tuple[Floats, Floats]:
+    """X [groups, P, N] and W [groups, K, N], the patches and the neurons of each group."""
+    X, W, groups = unfold(x, np.shape(weight)[2:], **geometry), _rows(weight), geometry.get("groups", 1)
+    X, W = (rows.reshape(groups, len(rows) // groups, W.shape[1]) for rows in (X, W))
+    return X, W
 
 
 def _accumulate_for(weight, x, targets, coefficients, responses, frozen, geometry):

@@ -6,8 +6,8 @@
 
 A rule is a set of settings and its ``specification``: a WinnerSpecification (compete, accumulate, apply_) or a
 DenseSpecification (dense_update, apply_). ``Rule`` executes either. A rule with a ``cli_name`` appears in the command
-line and in the benchmark by itself. Shapes, everywhere: weight [K, N] with x [B, N], or weight [K, C, kh, kw] with
-x [B, C, H, W]; a linear layer sees one patch a sample, a convolution B·Ho·Wo patches.
+line and in the benchmark by itself. Shapes, everywhere: weight [K, N] with x [B, N], or weight [K, C / groups, kh, kw]
+with x [B, C, H, W]; a linear layer sees one patch a sample, a convolution B·Ho·Wo patches for each group of neurons.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from hebbkern import checks, ops
 from hebbkern.backends import kernel
 from hebbkern.checks import Settings
 from hebbkern.ops.dense_step import rounded_dense_step_
-from hebbkern.ops.library import Pair, bump_version, pair
-from hebbkern.specifications import DenseSpecification, WinnerSpecification, constant
+from hebbkern.ops.library import Pair, bump_version, pair, whole
+from hebbkern.specifications import DenseSpecification, WinnerSpecification, constant, targets_of_labels
 from hebbkern.update import Update
 
 RULES: dict[str, type[Rule]] = {}  # cli_name -> rule, in the order of this file
@@ -88,15 +88,18 @@ class Rule(Settings):
         stride: Pair = 1,
         padding: Pair = 0,
         dilation: Pair = 1,
+        groups: int = 1,
     ) -> Update:
         """Compute the update that the batch x teaches; nothing is written.
 
         Args:
-            weight: [K, N] or [K, C, kh, kw]; float32, float64, bfloat16 or float16.
+            weight: [K, N] or [K, C / groups, kh, kw]; float32, float64, bfloat16 or float16.
             x: [B, N] or [B, C, H, W], dtype and device of weight. An empty batch teaches nothing.
             labels: [B] integers, used by Supervised only.
             frozen: bool [K], True = the neuron competes but never learns.
             stride, padding, dilation: of the convolution, a number or a pair.
+            groups: of the convolution: the K / groups neurons of a group compete among themselves, or are ordered
+                among themselves, for patches of their C / groups channels.
 
         Raises:
             ValueError: a shape, dtype or device does not fit, or a number is not finite.
@@ -107,6 +110,7 @@ class Rule(Settings):
             "stride": pair(stride),
             "padding": pair(padding),
             "dilation": pair(dilation),
+            "groups": whole(groups),
         }
         if isinstance(rule, DenseSpecification):
             settings = {"activation": rule.activation, "decay": rule.decay, "temperature": rule.temperature}
@@ -136,7 +140,7 @@ class Rule(Settings):
         """Move weight in place by lr times the averaged update.
 
         Args:
-            weight: [K, N] or [K, C, kh, kw], the weight that `update` was computed for.
+            weight: [K, N] or [K, C / groups, kh, kw], the weight that `update` was computed for.
             update: an update, or a sum of updates, of this rule.
             lr: learning rate, finite; a number, or a CPU tensor of one (see `hebbkern.ops.apply_`).
             frozen: bool [K], True = the row keeps its bits.
@@ -162,12 +166,13 @@ class Rule(Settings):
         stride: Pair = 1,
         padding: Pair = 0,
         dilation: Pair = 1,
+        groups: int = 1,
         dtype: torch.dtype | None = None,
     ) -> None:
         """Take one learning step in place: `apply_` of `update`, bit for bit, in one operator where there is one.
 
         Args:
-            weight, x, labels, frozen, stride, padding, dilation: as for `update`. weight is written.
+            weight, x, labels, frozen, stride, padding, dilation, groups: as for `update`. weight is written.
             lr: learning rate, finite; a number, or a CPU tensor of one, with which the step is taken in parts.
             dtype: None, or the dtype that weight and x are rounded to for the update; it is applied to weight as it is.
 
@@ -178,10 +183,10 @@ class Rule(Settings):
         if dtype is not None and x.is_floating_point():
             x = x.to(dtype)
         if rule is None or isinstance(lr, Tensor) or (dtype is not None and dtype != weight.dtype):
-            geometry = {"stride": stride, "padding": padding, "dilation": dilation}
+            geometry = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
             self._step_in_parts_(weight, x, lr, labels, frozen, geometry, dtype)
             return
-        where = self.patches, pair(stride), pair(padding), pair(dilation), frozen
+        where = self.patches, pair(stride), pair(padding), pair(dilation), whole(groups), frozen
         if isinstance(rule, DenseSpecification):
             kernel("dense_step_", weight)(weight, x, rule.activation, rule.decay, lr, *where)
         else:
@@ -212,12 +217,12 @@ class Rule(Settings):
 
     def _targets(self, weight: Tensor, x: Tensor, labels: Tensor | None, geometry: dict) -> Tensor:
         """[P, 1]: the neuron of each patch, that of its sample's label."""
-        patches = checks.layer(type(self).__name__, x, weight, **geometry)
+        patches, groups = checks.layer(type(self).__name__, x, weight, **geometry), geometry["groups"]
         self._check_labels(x, labels)
         assert labels is not None
-        return (
-            labels.repeat_interleave(patches // max(x.shape[0], 1))[:, None] if weight.dim() == 4 else labels[:, None]
-        )
+        if weight.dim() == 4:
+            labels = labels.repeat_interleave(patches // groups // max(x.shape[0], 1))
+        return targets_of_labels(labels, groups, len(weight)).reshape(-1, 1) if groups > 1 else labels[:, None]
 
     def _check_labels(self, x: Tensor, labels: Tensor | None) -> None:
         wanted = f"int64 or int32 of shape [{x.shape[0] if x.dim() else 0}], the class of each sample"

@@ -79,6 +79,15 @@ def schema_of(specification: type[NamedTuple] | Any, *names: str) -> str:
     return ", ".join(f"{SCHEMA_TYPES[types[name]]} {name}" for name in names or specification._fields)
 
 
+def targets_of_labels(labels: Tensor, groups: int, neurons: int) -> Tensor:
+    """[groups, P]: the neuron of the group that each patch teaches, -1 where its label [P] is another group's.
+
+    A label that is no neuron stays in one of the groups, for the operators to refuse.
+    """
+    own = (labels // (neurons // groups)).clamp(0, groups - 1)
+    return labels.expand(groups, -1).masked_fill(own != torch.arange(groups, device=labels.device)[:, None], -1)
+
+
 KEPT = 256  # tensors of coefficients: of one values, dtype and device each; the least recently used goes
 
 

@@ -8,7 +8,7 @@ namespace hebbkern {
 inline PatchedLayer check_accumulate(const Tensor& x, const Tensor& targets, const Tensor& coefficients,
                                      const OptionalTensor& responses, int64_t neurons, const Ints& kernel,
                                      const std::string& patches, const Ints& stride, const Ints& padding,
-                                     const Ints& dilation, const OptionalTensor& frozen) {
+                                     const Ints& dilation, int64_t groups, const OptionalTensor& frozen) {
   const char* op = "accumulate";
   check_x(op, x);
   if (x.size(1) == 0) fail(op, "x must have at least one input, got shape ", list(x.sizes()));
@@ -16,9 +16,10 @@ inline PatchedLayer check_accumulate(const Tensor& x, const Tensor& targets, con
   if (x.dim() == 2 && !kernel.empty()) fail(op, "kernel must be empty for x [batch, inputs], got ", list(kernel));
   if (x.dim() == 4 && (kernel.size() != 2 || kernel[0] < 1 || kernel[1] < 1))
     fail(op, "kernel must be two numbers of at least 1 for images, got ", list(kernel));
-  const Geometry g = check_geometry(op, x, neurons, kernel, stride, padding, dilation, "kernel");
+  check_groups(op, x, neurons, groups);
+  const Geometry g = check_geometry(op, x, neurons, kernel, stride, padding, dilation, groups, "kernel");
   const Patches kind = check_patches(op, patches);
-  const int64_t count = g.patches();
+  const int64_t count = g.groups * g.patches();
   if (!is_index(targets.scalar_type()) || targets.dim() != 2 || targets.size(0) != count)
     fail(op, "targets must be int32 or int64 of shape [patches = ", count, ", ranks], got ", describe(targets));
   check_device(op, "targets", targets, "x", x);

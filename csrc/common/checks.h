@@ -118,8 +118,16 @@ inline void check_x(const char* op, const Tensor& x) {
   check_floating(op, "x", x);
 }
 
+// Channels and neurons divide into groups.
+inline void check_groups(const char* op, const Tensor& x, int64_t neurons, int64_t groups) {
+  if (groups == 1) return;
+  if (x.dim() == 2) fail(op, "groups must be 1 for a linear layer, got ", groups);
+  if (groups < 1 || x.size(1) % groups != 0 || neurons % groups != 0)
+    fail(op, "groups must divide x's ", x.size(1), " channels and the ", neurons, " neurons, got ", groups);
+}
+
 // dtype: what the weight's must be; none: x's.
-inline void check_weight(const char* op, const Tensor& x, const Tensor& weight,
+inline void check_weight(const char* op, const Tensor& x, const Tensor& weight, int64_t groups,
                          std::optional<ScalarType> dtype = std::nullopt) {
   if (weight.dim() != x.dim())
     fail(op, "weight must be ", x.dim() == 4 ? "[neurons, channels, height, width]" : "[neurons, inputs]", " like x's ",
@@ -131,8 +139,10 @@ inline void check_weight(const char* op, const Tensor& x, const Tensor& weight,
   check_device(op, "weight", weight, "x", x);
   if (weight.numel() == 0)
     fail(op, "weight must have at least one neuron and one input, got shape ", list(weight.sizes()));
-  if (weight.size(1) != x.size(1))
-    fail(op, "weight must have x's ", x.size(1), x.dim() == 4 ? " channels" : " inputs", ", got ", weight.size(1));
+  check_groups(op, x, weight.size(0), groups);
+  if (weight.size(1) * groups != x.size(1))
+    fail(op, "weight must have x's ", x.size(1), x.dim() == 4 ? " channels" : " inputs",
+         groups == 1 ? "" : " / " + std::to_string(groups) + " groups", ", got ", weight.size(1));
 }
 
 inline void check_rate(const char* op, double lr) {
@@ -140,9 +150,11 @@ inline void check_rate(const char* op, double lr) {
 }
 
 // Of a competition for k ranks whose responses have Lebesgue exponent p.
-inline void check_contest(const char* op, int64_t k, double p, bool cosine, int64_t neurons) {
-  const int64_t most = neurons < 64 ? neurons : 64;
-  if (k < 1 || k > most) fail(op, "k must be between 1 and min(64, ", neurons, " neurons), got ", k);
+inline void check_contest(const char* op, int64_t k, double p, bool cosine, const Geometry& g) {
+  const int64_t most = g.neurons < 64 ? g.neurons : 64;
+  if (k < 1 || k > most)
+    fail(op, "k must be between 1 and min(64, ", g.neurons, " neurons", g.groups == 1 ? "" : " of a group", "), got ",
+         k);
   if (!(p >= 1) || std::isinf(p)) fail(op, "p must be a finite number of at least 1, got ", p);
   if (cosine && p != 2) fail(op, "p must be 2 with cosine responses, got ", p);
 }
@@ -166,14 +178,15 @@ inline void check_pair(const char* op, const char* argument, const Ints& pair, i
 
 // kernel: (kh, kw) for images, empty for a linear layer. `argument`: which argument gave it.
 inline Geometry check_geometry(const char* op, const Tensor& x, int64_t neurons, const Ints& kernel, const Ints& stride,
-                               const Ints& padding, const Ints& dilation, const char* argument) {
+                               const Ints& padding, const Ints& dilation, int64_t groups, const char* argument) {
   check_pair(op, "stride", stride, 1);
   check_pair(op, "padding", padding, 0);
   check_pair(op, "dilation", dilation, 1);
   Geometry g;
   g.batch = x.size(0);
-  g.channels = x.size(1);
-  g.neurons = neurons;
+  g.channels = x.size(1) / groups;
+  g.neurons = neurons / groups;
+  g.groups = groups;
   if (x.dim() == 2) {
     if (stride != Ints{1, 1} || padding != Ints{0, 0} || dilation != Ints{1, 1})
       fail(op, "stride, padding and dilation must be 1, 0 and 1 for a linear layer, got ", list(stride), ", ",
@@ -193,7 +206,7 @@ inline Geometry check_geometry(const char* op, const Tensor& x, int64_t neurons,
   if (g.span_h() > g.padded_h() || g.span_w() > g.padded_w())
     fail(op, argument, " must fit into the padded image ", g.padded_h(), "x", g.padded_w(),
          ", got a kernel that spans ", g.span_h(), "x", g.span_w());
-  if (double(g.padded_h()) * double(g.padded_w()) * double(g.channels + 1) * double(g.batch + 1) > 1e15)
+  if (double(g.padded_h()) * double(g.padded_w()) * double(x.size(1) + 1) * double(g.batch + 1) > 1e15)
     fail(op, "padding must leave images that fit into memory, got ", list(padding));
   return g;
 }
@@ -205,11 +218,12 @@ struct PatchedLayer {
 };
 
 inline Geometry check_layer(const char* op, const Tensor& x, const Tensor& weight, const Ints& stride,
-                            const Ints& padding, const Ints& dilation, std::optional<ScalarType> dtype = std::nullopt) {
+                            const Ints& padding, const Ints& dilation, int64_t groups = 1,
+                            std::optional<ScalarType> dtype = std::nullopt) {
   check_x(op, x);
-  check_weight(op, x, weight, dtype);
+  check_weight(op, x, weight, groups, dtype);
   const Ints kernel = x.dim() == 4 ? Ints{weight.size(2), weight.size(3)} : Ints{};
-  return check_geometry(op, x, weight.size(0), kernel, stride, padding, dilation, "weight");
+  return check_geometry(op, x, weight.size(0), kernel, stride, padding, dilation, groups, "weight");
 }
 
 // The sentences about values, which a device checks where it can read them.

@@ -39,14 +39,14 @@ template <class Device>
 void winner_step_(Tensor weight, Tensor x, OptionalTensor labels, int64_t k, double p, bool cosine,
                   std::vector<double> coefficients, bool by_response, bool decay_by_response, bool average,
                   std::string normalise, double lr, std::string patches, Ints stride, Ints padding, Ints dilation,
-                  OptionalTensor frozen) {
+                  int64_t groups, OptionalTensor frozen) {
   const char* op = "winner_step_";
-  const Geometry g = check_layer(op, x, weight, stride, padding, dilation);
+  const Geometry g = check_layer(op, x, weight, stride, padding, dilation, groups);
   check_apart(op, weight);
   const Normalise divisor = check_normalise(op, normalise);
   const WinnerStep step{g,           check_patches(op, patches), labels,  coefficients, p,  cosine,
                         by_response, decay_by_response,          average, divisor,      lr, frozen};
-  check_contest(op, k, p, cosine, g.neurons);
+  check_contest(op, k, p, cosine, g);
   const double most = x.scalar_type() == ScalarType::Double ? std::numeric_limits<double>::max()
                                                             : double(std::numeric_limits<float>::max());
   const auto fits = [&](double c) { return std::abs(c) <= most; };
@@ -54,7 +54,7 @@ void winner_step_(Tensor weight, Tensor x, OptionalTensor labels, int64_t k, dou
     fail(op, "coefficients must be k = ", k, " finite numbers, got ", list(coefficients));
   if (labels) check_labels(op, *labels, x, k, step);
   check_rate(op, lr);
-  check_mask(op, "frozen", frozen, g.neurons, x);
+  check_mask(op, "frozen", frozen, weight.size(0), x);
   with_dtype(x.scalar_type(),
              [&](auto stored, auto tag) { Device::template run<decltype(stored), decltype(tag)>(weight, x, step); });
 }

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hebbkern import backends, checks
-from hebbkern.ops.library import GEOMETRY, Pair, define, pair
+from hebbkern.ops.library import GEOMETRY, Pair, define, pair, whole
 
 OP = "accumulate"
 
@@ -26,6 +26,7 @@ def accumulate(
     stride: Pair = 1,
     padding: Pair = 0,
     dilation: Pair = 1,
+    groups: int = 1,
     frozen: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sum coefficient · patch over the patches that teach each neuron: the sparse half of every winner rule.
@@ -38,22 +39,23 @@ def accumulate(
 
     Args:
         x: [B, N], or images [B, C, H, W]; float32, float64, bfloat16 or float16, any strides.
-        targets: int32 or int64 [P, R], neurons 0 to neurons − 1, −1 = none.
+        targets: int32 or int64 [P, R], neurons 0 to neurons − 1, −1 = none; with groups, P = G·B·Ho·Wo as for
+            ``compete``, and a patch names neurons of its own group.
         coefficients: [P, R], or [R] for the same in every patch; float64 for float64 x, otherwise float32.
         neurons: K, the number of neurons.
         kernel: () for a linear layer, (kh, kw) or one number for images.
         responses: [P, R], of the coefficients' dtype, or None.
-        patches, stride, padding, dilation: as for ``compete``.
+        patches, stride, padding, dilation, groups: as for ``compete``.
         frozen: bool [K], True = learns nothing: its row of all three results is 0.
 
     Returns:
-        sum [K, N] or [K, C, kh, kw], decay [K] and count [K], all of the coefficients' dtype.
+        sum [K, N] or [K, C / groups, kh, kw], decay [K] and count [K], all of the coefficients' dtype.
 
     Raises:
         ValueError: arguments do not fit, a target is no neuron, or x, coefficients or responses hold a NaN or an
             infinity (on a GPU no operator looks at values).
     """
-    geometry = pair(kernel), patches, pair(stride), pair(padding), pair(dilation)
+    geometry = pair(kernel), patches, pair(stride), pair(padding), pair(dilation), whole(groups)
     return backends.kernel(OP, x)(x, targets, coefficients, responses, neurons, *geometry, frozen)
 
 
@@ -67,6 +69,7 @@ def check(x: Tensor, targets: Tensor, coefficients: Tensor, responses: Tensor | 
         checks.fail(OP, "kernel", "be empty for x [batch, inputs]", list(kernel))
     if x.dim() == 4 and (len(kernel) != 2 or min(kernel) < 1):
         checks.fail(OP, "kernel", "be two numbers of at least 1 for images", list(kernel))
+    checks.grouping(OP, x, neurons, geometry[-1])
     count = checks.geometry(OP, x, "kernel", kernel, *geometry)
     if targets.dtype not in (torch.int32, torch.int64) or targets.dim() != 2 or targets.shape[0] != count:
         want = f"be int32 or int64 of shape [patches = {count}, ranks]"
@@ -82,9 +85,9 @@ def check(x: Tensor, targets: Tensor, coefficients: Tensor, responses: Tensor | 
 def fake(
     x: Tensor, targets: Tensor, coefficients: Tensor, responses: Tensor | None, neurons: int, *where: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    kernel, *_ = where
+    kernel, *_, groups, _ = where
     dtype = checks.result_dtype(x.dtype)
-    total = x.new_empty((neurons, x.shape[1], *kernel), dtype=dtype)
+    total = x.new_empty((neurons, x.shape[1] // groups, *kernel), dtype=dtype)
     return total, x.new_empty(neurons, dtype=dtype), x.new_empty(neurons, dtype=dtype)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hebbkern import checks
 from hebbkern.backends import kernel
-from hebbkern.ops.library import GEOMETRY, Pair, define, pair
+from hebbkern.ops.library import GEOMETRY, Pair, define, pair, whole
 
 OP = "compete"
 
@@ -25,6 +25,7 @@ def compete(
     stride: Pair = 1,
     padding: Pair = 0,
     dilation: Pair = 1,
+    groups: int = 1,
     eligible: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Find the k winners of every patch, strongest first, and their responses.
@@ -37,24 +38,26 @@ def compete(
 
     Args:
         x: [B, N], or images [B, C, H, W]; float32, float64, bfloat16 or float16, any strides.
-        weight: [K, N], or [K, C, kh, kw], of x's dtype.
-        k: winners a patch, 1 to min(64, K).
+        weight: [K, N], or [K, C / groups, kh, kw], of x's dtype.
+        k: winners a patch, 1 to min(64, K / groups).
         p: Lebesgue exponent of the response, finite, at least 1; 2 with ``cosine``.
         cosine: whether responses are cosines.
         patches: "raw", "centred" (own mean removed; a flat patch, whose norm is then at most 1e-6 of what it was,
             becomes zeros) or "standardised" (and divided by the remaining norm). Padding zeros belong to the patch.
         stride, padding, dilation: a number or (vertical, horizontal); 1, 0, 1 for a linear layer.
+        groups: G, as of `torch.nn.Conv2d`: each position has one patch for each group, which sees C / G channels and
+            for which the K / G neurons of the group compete; 1 for a linear layer.
         eligible: bool [K], True = may win. Where fewer than k may, the remaining ranks hold winner −1, response 0, as
             do all ranks of a blank patch.
 
     Returns:
         winners int32 [P, k] and responses [P, k] (float64 for float64 inputs, otherwise float32). P = B samples, or
-        B·Ho·Wo positions in the order (image, row, column).
+        G·B·Ho·Wo patches in the order (group, image, row, column).
 
     Raises:
         ValueError: arguments do not fit, or x or weight holds a NaN or an infinity (on a GPU no operator looks).
     """
-    geometry = patches, pair(stride), pair(padding), pair(dilation)
+    geometry = patches, pair(stride), pair(padding), pair(dilation), whole(groups)
     return kernel(OP, x)(x, weight, k, p, cosine, *geometry, eligible)
 
 
@@ -62,14 +65,15 @@ def check(x: Tensor, weight: Tensor, k: int, p: float, cosine: bool, *where: Any
     """Shapes and settings; the number of patches."""
     *geometry, eligible = where
     count = checks.layer(OP, x, weight, *geometry)
-    check_competition(OP, k, p, cosine, weight.shape[0])
+    check_competition(OP, k, p, cosine, weight.shape[0], geometry[-1])
     checks.neuron_mask(OP, "eligible", eligible, weight.shape[0], x)
     return count
 
 
-def check_competition(op: str, k: int, p: float, cosine: bool, neurons: int) -> None:
+def check_competition(op: str, k: int, p: float, cosine: bool, neurons: int, groups: int) -> None:
+    neurons, of_group = neurons // groups, "" if groups == 1 else " of a group"
     if not 1 <= k <= min(checks.MOST_WINNERS, neurons):
-        checks.fail(op, "k", f"be between 1 and min({checks.MOST_WINNERS}, {neurons} neurons)", k)
+        checks.fail(op, "k", f"be between 1 and min({checks.MOST_WINNERS}, {neurons} neurons{of_group})", k)
     if not (checks.is_finite(p) and p >= 1):
         checks.fail(op, "p", "be a finite number of at least 1", f"{p:g}")
     if cosine and p != 2:

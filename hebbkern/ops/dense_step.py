@@ -10,7 +10,7 @@ from torch import Tensor
 from hebbkern import backends, checks
 from hebbkern.backends import kernel
 from hebbkern.ops.apply import apply_, check_apart
-from hebbkern.ops.library import GEOMETRY, LIBRARY, Pair, bump_version, define, pair
+from hebbkern.ops.library import GEOMETRY, LIBRARY, Pair, bump_version, define, pair, whole
 from hebbkern.specifications import DenseSpecification, schema_of
 
 OP = "dense_step_"
@@ -27,28 +27,30 @@ def dense_step_(
     stride: Pair = 1,
     padding: Pair = 0,
     dilation: Pair = 1,
+    groups: int = 1,
     frozen: Tensor | None = None,
 ) -> None:
-    """Take one step in place of a dense rule: weight += lr · sum / P, sum and P being the results of ``dense_update``.
+    """Take one step in place of a dense rule: weight += lr · sum / count, both being results of ``dense_update``.
 
     The weights are bit for bit those after ``dense_update`` and ``apply_``; where patches are few, the compiled kernels
-    make no sum in between. Deterministic: two
-    runs give the same bits, the compiled CPU kernels on any number of threads.
+    make no sum in between. Deterministic: two runs give the same bits, the compiled CPU kernels on any number of
+    threads.
 
     Args:
-        weight: [K, N], or [K, C, kh, kw]; float32, float64, bfloat16 or float16, any strides. Written in place.
+        weight: [K, N], or [K, C / groups, kh, kw]; float32, float64, bfloat16 or float16, any strides. Written in
+            place.
         x: [B, N], or images [B, C, H, W], of weight's dtype.
         lr: learning rate, a finite number.
         activation: "linear", "relu" or "tanh".
         decay: as for ``dense_update``.
-        patches, stride, padding, dilation: as for ``compete``.
+        patches, stride, padding, dilation, groups: as for ``compete``.
         frozen: bool [K], True = the row keeps its bits, while it takes part in the decay of the others.
 
     Raises:
         ValueError: arguments do not fit, x or weight holds a NaN or an infinity, or the step would leave a weight that
             is not finite; the weights are as before.
     """
-    where = patches, pair(stride), pair(padding), pair(dilation), frozen
+    where = patches, pair(stride), pair(padding), pair(dilation), whole(groups), frozen
     kernel(OP, weight)(weight, x, activation, decay, lr, *where)
     bump_version(weight)
 
@@ -64,13 +66,14 @@ def rounded_dense_step_(
     stride: Pair,
     padding: Pair,
     dilation: Pair,
+    groups: int,
     frozen: Tensor | None,
 ) -> None:
     """Take the step of ``dense_update`` of weight rounded to x's dtype, applied to weight as it is.
 
     Arguments and errors are those of ``dense_step_``.
     """
-    geometry = patches, pair(stride), pair(padding), pair(dilation)
+    geometry = patches, pair(stride), pair(padding), pair(dilation), whole(groups)
     if fused_rounded_step_(weight, x, activation, decay, lr, *geometry, frozen):
         return
     rounded = weight.to(x.dtype)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hebbkern import checks
 from hebbkern.backends import kernel
-from hebbkern.ops.library import GEOMETRY, Pair, define, pair
+from hebbkern.ops.library import GEOMETRY, Pair, define, pair, whole
 from hebbkern.specifications import DenseSpecification, schema_of
 
 OP = "dense_update"
@@ -25,6 +25,7 @@ def dense_update(
     stride: Pair = 1,
     padding: Pair = 0,
     dilation: Pair = 1,
+    groups: int = 1,
     frozen: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Compute the summed update of a dense rule, and the number of patches to average it by.
@@ -40,15 +41,17 @@ def dense_update(
 
     Args:
         x: [B, N], or images [B, C, H, W]; float32, float64, bfloat16 or float16, any strides.
-        weight: [K, N], or [K, C, kh, kw], of x's dtype.
+        weight: [K, N], or [K, C / groups, kh, kw], of x's dtype.
         activation: f, "linear", "relu", "tanh" or "softmax".
         decay: "triangular", "diagonal", "activity" or "none"; "diagonal" or "none" with softmax.
         temperature: of the softmax, in units of u, above 0.
-        patches, stride, padding, dilation: as for ``compete``.
+        patches, stride, padding, dilation, groups: as for ``compete``; W, and the neurons of softmax, are those of a
+            group.
         frozen: bool [K], True = its row of the sum is 0, while it takes part in the decay of the others.
 
     Returns:
-        sum, shaped like weight, and count [1], the number of patches P; float64 for float64 inputs, otherwise float32.
+        sum, shaped like weight, and count [1], the number of patches that a neuron sees; float64 for float64 inputs,
+        otherwise float32.
 
     Raises:
         ValueError: arguments do not fit, or x or weight holds a NaN or an infinity (on a GPU no operator looks).
@@ -59,7 +62,7 @@ def dense_update(
     part that the decay keeps. With few patches X − YW and YᵀY are rounded too, which may double that. Numbers below
     2⁻¹²⁶ count as 0 there.
     """
-    geometry = patches, pair(stride), pair(padding), pair(dilation)
+    geometry = patches, pair(stride), pair(padding), pair(dilation), whole(groups)
     return kernel(OP, x)(x, weight, activation, decay, temperature, *geometry, frozen)
 
 

@@ -19,7 +19,9 @@ from hebbkern import _torch_private, backends
 from hebbkern.backends import AUTO, BACKENDS, Backend, triton
 
 LIBRARY = torch.library.Library("hebbkern", "FRAGMENT")
-GEOMETRY = "str patches, int[] stride, int[] padding, int[] dilation"  # arguments of every operator that reads patches
+GEOMETRY = (
+    "str patches, int[] stride, int[] padding, int[] dilation, int groups"  # of every operator that reads patches
+)
 Pair = int | tuple[int, int]  # a number, or (vertical, horizontal)
 # Operators whose Triton launches cannot become nodes of a graph: those in place count skipped steps in memory that no
 # graph knows of, and a graph would compute dense_update's products with whatever precision is set when it runs.
@@ -122,5 +124,7 @@ def pair(value: Any) -> tuple[int, int]:
 
 def whole(number: Any) -> Any:
     """An int of what counts as one; the rest (torch's symbols, and what torch refuses) unchanged."""
+    if type(number) is int:
+        return number
     is_integer = hasattr(number, "__index__") and not isinstance(number, torch.SymInt)
     return operator.index(number) if is_integer else number

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hebbkern import checks
 from hebbkern.backends import kernel
-from hebbkern.ops.library import GEOMETRY, Pair, define, pair
+from hebbkern.ops.library import GEOMETRY, Pair, define, pair, whole
 
 OP = "nearest_patch"
 
@@ -22,6 +22,7 @@ def nearest_patch(
     stride: Pair = 1,
     padding: Pair = 0,
     dilation: Pair = 1,
+    groups: int = 1,
     eligible: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Find the nearest patch of every neuron, and its normalised distance.
@@ -32,20 +33,20 @@ def nearest_patch(
 
     Args:
         x: [B, N], or images [B, C, H, W]; float32, float64, bfloat16 or float16, any strides.
-        weight: [K, N], or [K, C, kh, kw], of x's dtype.
-        patches, stride, padding, dilation: as for ``compete``.
+        weight: [K, N], or [K, C / groups, kh, kw], of x's dtype.
+        patches, stride, padding, dilation, groups: as for ``compete``.
         eligible: bool [K], True = a patch is looked for. Other neurons get nearest −1 and distance +inf, and so do all
             where no patch qualifies.
 
     Returns:
-        nearest int32 [K], a patch index in the order (image, row, column), and distance [K] (float64 for float64
+        nearest int32 [K], a patch index in the order (group, image, row, column), and distance [K] (float64 for float64
         inputs, otherwise float32).
 
     Raises:
         ValueError: arguments do not fit, x or weight holds a NaN or an infinity, or |x|², |w|², 1 / |x|₁ or the
             distance of a nearest patch overflows (on a GPU no operator looks).
     """
-    geometry = patches, pair(stride), pair(padding), pair(dilation)
+    geometry = patches, pair(stride), pair(padding), pair(dilation), whole(groups)
     return kernel(OP, x)(x, weight, *geometry, eligible)
 
 

@@ -11,7 +11,7 @@ from hebbkern import checks
 from hebbkern.backends import kernel
 from hebbkern.ops.apply import check_apart
 from hebbkern.ops.compete import check_competition
-from hebbkern.ops.library import GEOMETRY, Pair, bump_version, define, pair
+from hebbkern.ops.library import GEOMETRY, Pair, bump_version, define, pair, whole
 from hebbkern.specifications import WinnerSpecification, schema_of
 
 OP = "winner_step_"
@@ -27,6 +27,7 @@ def winner_step_(
     stride: Pair = 1,
     padding: Pair = 0,
     dilation: Pair = 1,
+    groups: int = 1,
     frozen: Tensor | None = None,
     **specification: Any,
 ) -> None:
@@ -37,12 +38,14 @@ def winner_step_(
     runs give the same bits, the compiled CPU kernels on any number of threads.
 
     Args:
-        weight: [K, N], or [K, C, kh, kw]; float32, float64, bfloat16 or float16, any strides. Written in place.
+        weight: [K, N], or [K, C / groups, kh, kw]; float32, float64, bfloat16 or float16, any strides. Written in
+            place.
         x: [B, N], or images [B, C, H, W], of weight's dtype.
         lr: learning rate, a finite number.
-        labels: int64 or int32 [B], the neuron that every patch of a sample teaches, -1 = none; there is no competition
-            then, k is 1 and the rule uses no response. None: the winners learn.
-        patches, stride, padding, dilation: as for ``compete``.
+        labels: int64 or int32 [B], the neuron that every patch of a sample (with groups, every patch of the neuron's
+            group) teaches, -1 = none; there is no competition then, k is 1 and the rule uses no response. None: the
+            winners learn.
+        patches, stride, padding, dilation, groups: as for ``compete``.
         frozen: bool [K], True = the neuron competes but its row keeps its bits.
         **specification: fields of `hebbkern.specifications.WinnerSpecification`, which says what they mean.
 
@@ -50,7 +53,7 @@ def winner_step_(
         ValueError: arguments do not fit, x or weight holds a NaN or an infinity, or the step would leave a weight that
             is not finite; the weights are as before.
     """
-    where = patches, pair(stride), pair(padding), pair(dilation), frozen
+    where = patches, pair(stride), pair(padding), pair(dilation), whole(groups), frozen
     kernel(OP, weight)(weight, x, labels, *WinnerSpecification(**specification), lr, *where)
     bump_version(weight)
 
@@ -61,7 +64,7 @@ def check(weight: Tensor, x: Tensor, labels: Tensor | None, *settings: Any) -> i
     count = checks.layer(OP, x, weight, *geometry)
     check_apart(OP, weight)
     checks.choice(OP, "normalise", rule.normalise, checks.NORMALISATIONS)
-    check_competition(OP, rule.k, rule.p, rule.cosine, weight.shape[0])
+    check_competition(OP, rule.k, rule.p, rule.cosine, weight.shape[0], geometry[-1])
     most = torch.finfo(checks.result_dtype(x.dtype)).max
     if len(rule.coefficients) != rule.k or not all(-most <= c <= most for c in rule.coefficients):
         got = ", ".join(f"{c:g}" for c in rule.coefficients)

@@ -296,9 +296,9 @@ static void accumulate_typed(const Tensor& x, const Geometry& g, const Tensor& t
 static std::tuple<Tensor, Tensor, Tensor> accumulate(Tensor x, Tensor targets, Tensor coefficients,
                                                      OptionalTensor responses, int64_t neurons, Ints kernel,
                                                      std::string patches, Ints stride, Ints padding, Ints dilation,
-                                                     OptionalTensor frozen) {
+                                                     int64_t groups, OptionalTensor frozen) {
   const PatchedLayer layer = check_accumulate(x, targets, coefficients, responses, neurons, kernel, patches, stride,
-                                              padding, dilation, frozen);
+                                              padding, dilation, groups, frozen);
   const Geometry& g = layer.g;
   const ScalarType result = result_dtype(x.scalar_type());
   Tensor sum = g.image ? empty({neurons, g.channels, g.kh, g.kw}, result) : empty({neurons, g.channels}, result);

@@ -213,10 +213,11 @@ template void find_winners(const char*, const Source<double>&, const Tensor&, co
                            std::optional<Moments<double>>&, double*, int32_t*);
 
 static std::tuple<Tensor, Tensor> compete(Tensor x, Tensor weight, int64_t k, double p, bool cosine,
-                                          std::string patches, Ints stride, Ints padding, Ints dilation,
+                                          std::string patches, Ints stride, Ints padding, Ints dilation, int64_t groups,
                                           OptionalTensor eligible) {
   const char* op = "compete";
-  const PatchedLayer layer = check_compete(op, x, weight, k, p, cosine, patches, stride, padding, dilation, eligible);
+  const PatchedLayer layer =
+      check_compete(op, x, weight, k, p, cosine, patches, stride, padding, dilation, groups, eligible);
   const int64_t count = layer.g.patches();
   const ScalarType result = result_dtype(x.scalar_type());
   Tensor winners = empty({count, k}, ScalarType::Int), responses = empty({count, k}, result);

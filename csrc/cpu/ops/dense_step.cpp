@@ -63,14 +63,15 @@ static Dense check_arguments(const Tensor& weight, const Tensor& x, const std::s
     fail(op, "activation must be \"linear\", \"relu\" or \"tanh\", got \"", activation, "\"");
   check_rate(op, lr);
   const Dense rule = check_rule(op, activation, decay, 1, patches);
-  check_mask(op, "frozen", frozen, g.neurons, x);
+  check_mask(op, "frozen", frozen, weight.size(0), x);
   check_apart(op, weight);
   return rule;
 }
 
 static void dense_step_(Tensor weight, Tensor x, std::string activation, std::string decay, double lr,
-                        std::string patches, Ints stride, Ints padding, Ints dilation, OptionalTensor frozen) {
-  const Geometry g = check_layer(op, x, weight, stride, padding, dilation);
+                        std::string patches, Ints stride, Ints padding, Ints dilation, int64_t groups,
+                        OptionalTensor frozen) {
+  const Geometry g = check_layer(op, x, weight, stride, padding, dilation, groups);
   const Dense rule = check_arguments(weight, x, activation, decay, lr, patches, g, frozen);
   bool done = false;
   with_dtype(x.scalar_type(), [&](auto stored, auto tag) {
@@ -90,8 +91,9 @@ static void dense_step_(Tensor weight, Tensor x, std::string activation, std::st
 // A step of float32 weights by what they are in x's bfloat16. False, with the weight as it was, where dense_update of
 // weights that were rounded in memory, and then apply_, are faster or safer.
 static bool rounded_dense_step_(Tensor weight, Tensor x, std::string activation, std::string decay, double lr,
-                                std::string patches, Ints stride, Ints padding, Ints dilation, OptionalTensor frozen) {
-  const Geometry g = check_layer(op, x, weight, stride, padding, dilation, ScalarType::Float);
+                                std::string patches, Ints stride, Ints padding, Ints dilation, int64_t groups,
+                                OptionalTensor frozen) {
+  const Geometry g = check_layer(op, x, weight, stride, padding, dilation, groups, ScalarType::Float);
   const Dense rule = check_arguments(weight, x, activation, decay, lr, patches, g, frozen);
   const PairUnit* unit = pairs_for(x, rule);
   return unit && residual_is_cheaper(rule, g) &&

@@ -90,11 +90,11 @@ std::tuple<Tensor, Tensor> dense_sums(const char* op, const Tensor& x, const Ten
 
 static std::tuple<Tensor, Tensor> dense_update(Tensor x, Tensor weight, std::string activation, std::string decay,
                                                double temperature, std::string patches, Ints stride, Ints padding,
-                                               Ints dilation, OptionalTensor frozen) {
+                                               Ints dilation, int64_t groups, OptionalTensor frozen) {
   const char* op = "dense_update";
-  const Geometry g = check_layer(op, x, weight, stride, padding, dilation);
+  const Geometry g = check_layer(op, x, weight, stride, padding, dilation, groups);
   const Dense rule = check_rule(op, activation, decay, temperature, patches);
-  check_mask(op, "frozen", frozen, g.neurons, x);
+  check_mask(op, "frozen", frozen, weight.size(0), x);
   return dense_sums(op, x, weight, g, rule, frozen);
 }
 

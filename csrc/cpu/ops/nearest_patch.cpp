@@ -190,9 +190,9 @@ static void nearest_patch_typed(const Tensor& x, const Tensor& weight, const Geo
 }
 
 static std::tuple<Tensor, Tensor> nearest_patch(Tensor x, Tensor weight, std::string patches, Ints stride, Ints padding,
-                                                Ints dilation, OptionalTensor eligible) {
+                                                Ints dilation, int64_t groups, OptionalTensor eligible) {
   const char* op = "nearest_patch";
-  const PatchedLayer layer = check_nearest_patch(op, x, weight, patches, stride, padding, dilation, eligible);
+  const PatchedLayer layer = check_nearest_patch(op, x, weight, patches, stride, padding, dilation, groups, eligible);
   const ScalarType result = result_dtype(x.scalar_type());
   const int64_t neurons = layer.g.neurons;
   Tensor nearest = empty({neurons}, ScalarType::Int), distance = empty({neurons}, result);

@@ -1,8 +1,9 @@
 """The operators in plain torch: the fallback where nothing is compiled, on any device, and a second oracle.
 
-Written to be read: the matrix X [P, N] of all patches is built whole, so memory grows with patches x inputs. Two runs
-on one device with one number of threads give the same bits; ties go to the lower index; half types are computed in
-float32. Each kernel takes the arguments of its operator's schema (hebbkern/ops), whose check has passed.
+Written to be read: the matrices X [G, P, N] of all patches are built whole, so memory grows with patches x inputs; G is
+the number of groups, P that of the patches of one, and the weights are W [G, K, N]. Two runs on one device with one
+number of threads give the same bits; ties go to the lower index; half types are computed in float32. Each kernel takes
+the arguments of its operator's schema (hebbkern/ops), whose check has passed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hebbkern import checks
-from hebbkern.specifications import WinnerSpecification
+from hebbkern.specifications import WinnerSpecification, targets_of_labels
 
 FLAT = 1e-6  # a patch whose centred norm is at most this part of its norm counts as constant
 
@@ -37,16 +38,26 @@ def _kernel(function: Callable) -> Callable:
 
 
 def patch_matrix(
-    op: str, x: Tensor, kernel: tuple[int, ...], patches: str, stride: Any, padding: Any, dilation: Any
+    op: str,
+    x: Tensor,
+    kernel: tuple[int, ...],
+    patches: str,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
 ) -> Tensor:
-    """X [P, N] in the result dtype, centred or standardised; blank patches are zeros."""
+    """X [G, P, N] in the result dtype, centred or standardised; blank patches are zeros."""
     x = x.to(checks.result_dtype(x.dtype))
     if x.dim() == 4:
-        width = x.shape[1] * kernel[0] * kernel[1]
-        x = F.unfold(x, kernel, dilation, padding, stride).transpose(1, 2).reshape(-1, width)
+        width = x.shape[1] // groups * kernel[0] * kernel[1]
+        x = F.unfold(x, kernel, dilation, padding, stride).unflatten(1, (groups, width))
+        x = x.permute(1, 0, 3, 2).flatten(1, 2)
+    else:
+        x = x[None]
     if patches == "raw":
         return x
-    centred = x - x.mean(1, keepdim=True, dtype=wide(x)).to(x.dtype)
+    centred = x - x.mean(-1, keepdim=True, dtype=wide(x)).to(x.dtype)
     length, whole = norms(centred), norms(x)
     flat = (length <= FLAT * whole) & whole.isfinite()  # an infinite norm is not known well enough
     centred = centred.masked_fill(flat, 0)
@@ -58,8 +69,8 @@ def patch_matrix(
 
 
 def is_blank(X: Tensor) -> Tensor:
-    """bool [P]: no neuron wins such a patch or learns from it."""
-    return (X == 0).all(1)
+    """bool [G, P]: no neuron wins such a patch or learns from it."""
+    return (X == 0).all(-1)
 
 
 def wide(tensor: Tensor) -> torch.dtype:
@@ -68,15 +79,21 @@ def wide(tensor: Tensor) -> torch.dtype:
 
 
 def norms(X: Tensor) -> Tensor:
-    """The length of each row, [P, 1], where no square overflows or vanishes."""
-    largest = X.abs().amax(1, keepdim=True)
+    """The length of each row, [G, P, 1], where no square overflows or vanishes."""
+    largest = X.abs().amax(-1, keepdim=True)
     largest = largest.masked_fill(largest == 0, 1)
-    return (X / largest).norm(dim=1, keepdim=True) * largest
+    return (X / largest).norm(dim=-1, keepdim=True) * largest
 
 
 def layer_matrices(op: str, x: Tensor, weight: Tensor, *geometry: Any) -> tuple[Tensor, Tensor]:
-    """X [P, N] and W [K, N], both in the result dtype."""
-    return patch_matrix(op, x, weight.shape[2:], *geometry), weight.flatten(1).to(checks.result_dtype(weight.dtype))
+    """X [G, P, N] and W [G, K, N], both in the result dtype."""
+    X = patch_matrix(op, x, weight.shape[2:], *geometry)
+    return X, weight.to(checks.result_dtype(weight.dtype)).flatten(1).unflatten(0, (len(X), -1))
+
+
+def by_group(mask: Tensor | None, groups: int) -> Tensor | None:
+    """[G, 1, K]: a mask of all neurons."""
+    return None if mask is None else mask.reshape(groups, 1, -1)
 
 
 @_kernel
@@ -84,17 +101,24 @@ def compete(x: Tensor, weight: Tensor, k: int, p: float, cosine: bool, *where: A
     *geometry, eligible = where
     checks.finite("compete", x=x, weight=weight)
     X, W = layer_matrices("compete", x, weight, *geometry)
-    return winners_of("compete", X, W, k, p, cosine, eligible)
+    winners, responses = winners_of("compete", X, W, k, p, cosine, eligible)
+    return winners.flatten(0, 1), responses.flatten(0, 1)
 
 
 def winners_of(
     op: str, X: Tensor, W: Tensor, k: int, p: float, cosine: bool, eligible: Tensor | None = None, scaled: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """The k winners of each patch and their responses, highest first; cosines are divided by |x| if `scaled`."""
+    """The k winners [G, P, k] of each patch, named among all neurons, and their responses, highest first.
+
+    Cosines are divided by |x| if `scaled`.
+    """
+    groups, neurons = W.shape[:2]
+    eligible = by_group(eligible, groups)
     if p != 2:
         W = W.sign() * W.abs() ** (p - 1)
-        checks.no_overflow(op, "weight and p must give finite powers", W if eligible is None else W[eligible])
-    blank = is_blank(X)[:, None]
+        powers = W if eligible is None else W.masked_fill(~eligible.mT, 0)
+        checks.no_overflow(op, "weight and p must give finite powers", powers)
+    blank = is_blank(X)[..., None]
     if cosine:
         w_norms = norms(W)
         if scaled:
@@ -104,18 +128,22 @@ def winners_of(
             X = X / x_norms
         W = W / w_norms.masked_fill(w_norms == 0, 1)
     responses = products(X, W)
-    checks.no_overflow(op, checks.RESPONSES, responses if eligible is None else responses[:, eligible])
+    checks.no_overflow(op, checks.RESPONSES, responses if eligible is None else responses.masked_fill(~eligible, 0))
     if eligible is not None:
         responses = responses.masked_fill(~eligible, -torch.inf)
     # A stable sort, because topk leaves the order of equal responses open.
-    responses, winners = (ranked[:, :k] for ranked in responses.sort(dim=1, descending=True, stable=True))
-    no_winner = blank if eligible is None else blank | (torch.arange(k, device=X.device) >= eligible.sum())
+    responses, winners = (ranked[..., :k] for ranked in responses.sort(dim=-1, descending=True, stable=True))
+    winners = winners + neurons * torch.arange(groups, device=X.device)[:, None, None]
+    no_winner = blank
+    if eligible is not None:
+        no_winner = blank | (torch.arange(k, device=X.device) >= eligible.sum(-1, keepdim=True))
     return winners.masked_fill(no_winner, -1).int(), responses.masked_fill(no_winner, 0)
 
 
 def products(X: Tensor, W: Tensor) -> Tensor:
-    """X Wᵀ [P, K]. Padded to a multiple of 16 neurons: some BLAS sum left-over columns in another order."""
-    return (X @ F.pad(W, (0, 0, 0, -len(W) % 16)).T)[:, : len(W)]
+    """X Wᵀ [G, P, K]. Padded to a multiple of 16 neurons: some BLAS sum left-over columns in another order."""
+    neurons = W.shape[1]
+    return (X @ F.pad(W, (0, 0, 0, -neurons % 16)).mT)[..., :neurons]
 
 
 @_kernel
@@ -123,19 +151,20 @@ def nearest_patch(x: Tensor, weight: Tensor, *where: Any) -> tuple[Tensor, Tenso
     *geometry, eligible = where
     checks.finite("nearest_patch", x=x, weight=weight)
     X, W = layer_matrices("nearest_patch", x, weight, *geometry)
-    dtype, neurons = W.dtype, W.shape[0]
+    dtype, (groups, neurons, _), count = W.dtype, W.shape, X.shape[1]
     # |w|² - 2 w.x + |x|² cancels where w is close to x: in double precision the rest is still good.
     X, W = X.to(wide(X)), W.to(wide(W))
-    x_squares, w_squares, length = X.square().sum(1), W.square().sum(1), X.abs().sum(1)
-    squared = (w_squares[:, None] - 2 * W @ X.T + x_squares).clamp(min=0)
-    distances = torch.where(length > 0, squared / length, torch.inf)
-    distances = torch.cat([distances, distances.new_full((neurons, 1), torch.inf)], dim=1)  # so that min has an entry
-    distance, nearest = distances.min(dim=1)
-    looked_for = torch.ones_like(distance, dtype=torch.bool) if eligible is None else eligible
-    none = ~looked_for | (length == 0).all()
+    x_squares, w_squares, length = X.square().sum(-1), W.square().sum(-1), X.abs().sum(-1)
+    squared = (w_squares[..., None] - 2 * W @ X.mT + x_squares[:, None]).clamp(min=0)
+    distances = torch.where(length[:, None] > 0, squared / length[:, None], torch.inf)
+    distances = F.pad(distances, (0, 1), value=torch.inf)  # so that min has an entry
+    distance, nearest = distances.min(dim=-1)
+    nearest = nearest + count * torch.arange(groups, device=x.device)[:, None]
+    looked_for = torch.ones_like(distance, dtype=torch.bool) if eligible is None else eligible.view(groups, neurons)
+    none = ~looked_for | (length == 0).all(-1, keepdim=True)
     results = x_squares, w_squares[looked_for], 1 / length[length > 0], distance[~none]
     checks.no_overflow("nearest_patch", checks.RESPONSES, *(part.to(dtype) for part in results))
-    return nearest.masked_fill(none, -1).int(), distance.masked_fill(none, torch.inf).to(dtype)
+    return nearest.masked_fill(none, -1).int().flatten(), distance.masked_fill(none, torch.inf).to(dtype).flatten()
 
 
 @_kernel
@@ -144,30 +173,35 @@ def accumulate(
 ) -> tuple[Tensor, Tensor, Tensor]:
     kernel, *geometry, frozen = where
     checks.finite("accumulate", x=x, coefficients=coefficients, responses=responses)
-    checks.named_range("accumulate", "targets", targets, neurons)
+    groups = geometry[-1]
+    checks.named_range("accumulate", "targets", targets, neurons, groups)
     X = patch_matrix("accumulate", x, kernel, *geometry)
-    total, decay, count = sums_of(X, targets, coefficients, responses, neurons, frozen)
-    return total.reshape(neurons, x.shape[1], *kernel), decay, count
+    given = targets, coefficients.expand(targets.shape), responses
+    rows = (None if part is None else part.unflatten(0, X.shape[:2]) for part in given)
+    total, decay, count = sums_of(X, *rows, neurons, frozen)
+    return total.reshape(neurons, x.shape[1] // groups, *kernel), decay, count
 
 
 def sums_of(
     X: Tensor, targets: Tensor, coefficients: Tensor, responses: Tensor | None, neurons: int, frozen: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Per neuron: the sum of coefficient * patch [K, N], its decay and the number of entries."""
-    targets = targets.masked_fill(is_blank(X)[:, None], -1)
+    """Per neuron: the sum of coefficient * patch [K, N], its decay and the number of entries; targets: [G, P, R]."""
+    groups = len(X)
+    targets = targets.masked_fill(is_blank(X)[..., None], -1)
     coefficients = coefficients.expand(targets.shape)
     decays = coefficients if responses is None else coefficients * responses
-    share = X.new_zeros(neurons, X.shape[0])  # [K, P]: by how much each patch teaches each neuron
-    decay, count = X.new_zeros(neurons), X.new_zeros(neurons)
-    learners = torch.arange(neurons, device=X.device)[:, None]
-    for rank in range(targets.shape[1]):
-        entry = (targets[:, rank] == learners) & (coefficients[:, rank] != 0)
+    learners = torch.arange(neurons, device=X.device).view(groups, -1, 1)
+    share = X.new_zeros(groups, learners.shape[1], X.shape[1])  # by how much each patch teaches each neuron
+    decay, count = X.new_zeros(learners.shape[:2]), X.new_zeros(learners.shape[:2])
+    for rank in range(targets.shape[-1]):
+        target, coefficient, factor = (part[:, None, :, rank] for part in (targets, coefficients, decays))
+        entry = (target == learners) & (coefficient != 0)
         if frozen is not None:
-            entry &= ~frozen[:, None]
-        share += torch.where(entry, coefficients[:, rank], 0)
-        decay += torch.where(entry, decays[:, rank], 0).sum(1)
-        count += entry.sum(1)
-    return share @ X, decay, count
+            entry &= ~frozen.view(learners.shape)
+        share += torch.where(entry, coefficient, 0)
+        decay += torch.where(entry, factor, 0).sum(-1)
+        count += entry.sum(-1)
+    return (share @ X).flatten(0, 1), decay.flatten(), count.flatten()
 
 
 @_kernel
@@ -182,25 +216,26 @@ def dense_sums(
     *geometry, frozen = where
     checks.finite(op, x=x, weight=weight)
     X, W = layer_matrices(op, x, weight, *geometry)
-    U = X @ W.T
+    U = X @ W.mT
     checks.no_overflow(op, checks.RESPONSES, U)
     if activation == "softmax":
-        Y = ((U - U.amax(1, keepdim=True)) / temperature).softmax(dim=1)
-        winner = torch.zeros_like(U, dtype=torch.bool).scatter_(1, U.argmax(1, keepdim=True), True)
+        Y = ((U - U.amax(-1, keepdim=True)) / temperature).softmax(dim=-1)
+        winner = torch.zeros_like(U, dtype=torch.bool).scatter_(-1, U.argmax(-1, keepdim=True), True)
         Y = torch.where(winner, Y, -Y)
     else:
         Y = {"linear": lambda u: u, "relu": torch.relu, "tanh": torch.tanh}[activation](U)
-    total = Y.T @ X
+    total = Y.mT @ X
     if decay == "triangular":
-        total = total - (Y.T @ Y).tril() @ W
+        total = total - (Y.mT @ Y).tril() @ W
     elif decay == "diagonal":
-        total = total - (Y * (U if activation == "softmax" else Y)).sum(0)[:, None] * W
+        total = total - (Y * (U if activation == "softmax" else Y)).sum(1)[..., None] * W
     elif decay == "activity":
-        total = total - Y.sum(0)[:, None] * W
+        total = total - Y.sum(1)[..., None] * W
+    total = total.flatten(0, 1)
     if frozen is not None:
         total = total.masked_fill(frozen[:, None], 0)
     checks.no_overflow(op, checks.SUMS, total)
-    return total.reshape(weight.shape).contiguous(), X.new_full((1,), X.shape[0])
+    return total.reshape(weight.shape).contiguous(), X.new_full((1,), X.shape[1])
 
 
 @_kernel
@@ -284,7 +319,8 @@ def winner_step_(weight: Tensor, x: Tensor, labels: Tensor | None, *settings: An
         coefficients = responses.clamp(min=0) * coefficients if rule.by_response else coefficients
     else:
         checks.named_range(op, "labels", labels, neurons)
-        targets, responses = labels.repeat_interleave(len(X) // max(x.shape[0], 1))[:, None], None
+        labels = labels.repeat_interleave(X.shape[1] // max(x.shape[0], 1))
+        targets, responses = targets_of_labels(labels, len(W), neurons)[..., None], None
     decays = responses if rule.decay_by_response else None
     total, decay, _ = sums_of(X, targets, coefficients, decays, neurons, frozen)
     checks.no_overflow(op, checks.SUMS, total, decay)
