@@ -106,6 +106,12 @@ class Mask {
       : data_(mask ? static_cast<const bool*>(mask->const_data_ptr()) : nullptr), step_(mask ? mask->stride(0) : 0) {}
   HEBBKERN_HOST_DEVICE bool operator[](int64_t neuron) const { return data_ && data_[neuron * step_]; }
   HEBBKERN_HOST_DEVICE bool given() const { return data_; }
+  // Of the neurons from `first` on.
+  Mask from(int64_t first) const {
+    Mask rest = *this;
+    if (data_) rest.data_ += first * step_;
+    return rest;
+  }
 
  private:
   const bool* data_;
@@ -238,8 +244,11 @@ constexpr const char* finite_sums = "x and weight must give finite sums";
   fail(op, argument, " must be finite, got a NaN or an infinity");
 }
 
-[[noreturn]] inline void fail_index(const char* op, const char* argument, int64_t neurons, int64_t index) {
-  fail(op, argument, " must name neurons 0 to ", neurons - 1, ", or -1 for no neuron, got ", index);
+// The neurons are those of one group, all of which are alike.
+[[noreturn]] inline void fail_index(const char* op, const char* argument, int64_t neurons, int64_t index,
+                                    int64_t group = 0, int64_t groups = 1) {
+  fail(op, argument, " must name neurons ", group * neurons, " to ", (group + 1) * neurons - 1, ", or -1 for no neuron",
+       groups == 1 ? "" : " in patches of group " + std::to_string(group), ", got ", index);
 }
 
 [[noreturn]] inline void fail_norms(const char* op, bool wide) {

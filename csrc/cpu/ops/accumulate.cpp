@@ -2,6 +2,7 @@
 #include "common/accumulate.h"
 
 #include "cpu/ops/accumulate.h"
+#include "cpu/ops/grouped.h"
 
 #include <algorithm>
 #include <cmath>
@@ -215,26 +216,30 @@ void add_lists(const Source<T>& source, const Lists<T>& lists, const std::functi
 
 template <class I>
 static void copy_indices(const char* op, const char* argument, const Tensor& tensor, int64_t repeat, int64_t neurons,
-                         int32_t* out) {
+                         int64_t groups, int32_t* out) {
   const I* indices = static_cast<const I*>(tensor.const_data_ptr());
   const int64_t columns = tensor.dim() == 2 ? tensor.size(1) : 1, down = tensor.stride(0);
   const int64_t right = tensor.dim() == 2 ? tensor.stride(1) : 0;
-  for (int64_t i = 0; i < tensor.size(0); ++i)
+  const int64_t each = neurons / groups, rows = tensor.size(0) / groups;
+  for (int64_t i = 0; i < tensor.size(0); ++i) {
+    const int64_t group = i / rows, first = group * each;
     for (int64_t copy = 0; copy < repeat; ++copy)
       for (int64_t j = 0; j < columns; ++j) {
         const int64_t index = indices[i * down + j * right];
-        if (index < -1 || index >= neurons) fail_index(op, argument, neurons, index);
+        if (index != -1 && (index < first || index >= first + each))
+          fail_index(op, argument, each, index, group, groups);
         *out++ = int32_t(index);
       }
+  }
 }
 
 Scratch<int32_t> checked_indices(const char* op, const char* argument, const Tensor& tensor, int64_t repeat,
-                                 int64_t neurons) {
+                                 int64_t neurons, int64_t groups) {
   Scratch<int32_t> indices(tensor.numel() * repeat);
   if (tensor.scalar_type() == ScalarType::Int)
-    copy_indices<int32_t>(op, argument, tensor, repeat, neurons, indices.get());
+    copy_indices<int32_t>(op, argument, tensor, repeat, neurons, groups, indices.get());
   else
-    copy_indices<int64_t>(op, argument, tensor, repeat, neurons, indices.get());
+    copy_indices<int64_t>(op, argument, tensor, repeat, neurons, groups, indices.get());
   return indices;
 }
 
@@ -264,13 +269,21 @@ static void accumulate_typed(const Tensor& x, const Geometry& g, const Tensor& t
                              const OptionalTensor& responses, const OptionalTensor& frozen, Patches patches, T* sum,
                              T* decay, T* count) {
   const char* op = "accumulate";
-  const Source<T> source(op, x, g);
   Assignments<T> assignments{targets.size(1), nullptr, numbers_of<T>("coefficients", coefficients), {}, Mask(frozen)};
   if (responses) assignments.responses = numbers_of<T>("responses", *responses);
+  const Scratch<int32_t> indices = checked_indices(op, "targets", targets, 1, g.groups * g.neurons, g.groups);
+  assignments.targets = indices.get();
+  if (g.groups > 1) {
+    const GroupedSums<T> sums(g);
+    add_grouped(op, x, g, patches, assignments, sums);
+    std::copy_n(sums.sum.get(), g.groups * g.neurons * g.inputs(), sum);
+    std::copy_n(sums.decay.get(), g.groups * g.neurons, decay);
+    std::copy_n(sums.count.get(), g.groups * g.neurons, count);
+    return;
+  }
+  const Source<T> source(op, x, g);
   std::optional<Moments<T>> moments;
   if (patches != Patches::raw) moments.emplace(op, source, patches);
-  const Scratch<int32_t> indices = checked_indices(op, "targets", targets, 1, g.neurons);
-  assignments.targets = indices.get();
   const Moments<T>* const known = moments ? &*moments : nullptr;
   forget_blank(source, known, assignments.ranks, indices.get());
   const Lists<T> lists = group(source, known, assignments);

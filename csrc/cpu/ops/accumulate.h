@@ -14,6 +14,7 @@ struct Numbers {
   const T* data = nullptr;
   int64_t down = 0, right = 0;
   T operator()(int64_t p, int64_t r) const { return data ? data[p * down + r * right] : T(1); }
+  Numbers from(int64_t p) const { return {data ? data + p * down : nullptr, down, right}; }
 };
 
 // Entry (p, r): patch p, which is not blank, teaches neuron targets[p * ranks + r], -1: none. Entries of coefficient 0
@@ -60,8 +61,8 @@ void add_lists(const Source<T>& source, const Lists<T>& lists, const std::functi
                const std::function<void(int64_t, const T*)>& done);
 
 // Neurons of int32 or int64 tensors [rows, columns], each row `repeat` times, in the order of Assignments::targets.
-// Raises if one is neither a neuron nor -1.
+// Raises if one is neither a neuron nor -1; with groups, rows are group after group, and a neuron is one of the row's.
 Scratch<int32_t> checked_indices(const char* op, const char* argument, const Tensor& tensor, int64_t repeat,
-                                 int64_t neurons);
+                                 int64_t neurons, int64_t groups = 1);
 
 }  // namespace hebbkern

@@ -7,6 +7,7 @@
 #include "common/compete.h"
 
 #include "cpu/ops/compete.h"
+#include "cpu/ops/grouped.h"
 #include "cpu/products/screen.h"
 
 namespace hebbkern {
@@ -218,16 +219,18 @@ static std::tuple<Tensor, Tensor> compete(Tensor x, Tensor weight, int64_t k, do
   const char* op = "compete";
   const PatchedLayer layer =
       check_compete(op, x, weight, k, p, cosine, patches, stride, padding, dilation, groups, eligible);
-  const int64_t count = layer.g.patches();
+  const int64_t count = layer.g.groups * layer.g.patches();
   const ScalarType result = result_dtype(x.scalar_type());
   Tensor winners = empty({count, k}, ScalarType::Int), responses = empty({count, k}, result);
   const CompeteSettings contest{int(k), {p, cosine, layer.patches != Patches::raw}, layer.patches, eligible};
   with_dtype(result, [&](auto, auto tag) {
     using T = decltype(tag);
+    T* const best = static_cast<T*>(responses.mutable_data_ptr());
+    int32_t* const named = static_cast<int32_t*>(winners.mutable_data_ptr());
+    if (layer.g.groups > 1) return find_grouped_winners(op, x, layer.g, weight, contest, best, named);
     const Source<T> source(op, x, layer.g);
     std::optional<Moments<T>> moments;
-    find_winners(op, source, weight, contest, moments, static_cast<T*>(responses.mutable_data_ptr()),
-                 static_cast<int32_t*>(winners.mutable_data_ptr()));
+    find_winners(op, source, weight, contest, moments, best, named);
   });
   return {winners, responses};
 }

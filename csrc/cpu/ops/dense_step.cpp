@@ -77,7 +77,7 @@ static void dense_step_(Tensor weight, Tensor x, std::string activation, std::st
   with_dtype(x.scalar_type(), [&](auto stored, auto tag) {
     using S = decltype(stored);
     using T = decltype(tag);
-    if (!residual_is_cheaper(rule, g)) return;
+    if (g.groups > 1 || !residual_is_cheaper(rule, g)) return;
     const PairUnit* unit = pairs_for(x, rule);
     done =
         unit ? step_at_once<S>(ResidualOrder<Pairs>(op, Pairs(*unit), x, weight, g, rule), weight, g, lr, frozen)
@@ -96,7 +96,7 @@ static bool rounded_dense_step_(Tensor weight, Tensor x, std::string activation,
   const Geometry g = check_layer(op, x, weight, stride, padding, dilation, groups, ScalarType::Float);
   const Dense rule = check_arguments(weight, x, activation, decay, lr, patches, g, frozen);
   const PairUnit* unit = pairs_for(x, rule);
-  return unit && residual_is_cheaper(rule, g) &&
+  return unit && g.groups == 1 && residual_is_cheaper(rule, g) &&
          step_at_once<float>(ResidualOrder<Pairs>(op, Pairs(*unit), x, weight, g, rule), weight, g, lr, frozen);
 }
 

@@ -4,6 +4,8 @@
 #include <limits>
 
 #include "cpu/ops/gram_order.h"
+#include "cpu/ops/grouped.h"
+#include "cpu/ops/planes.h"
 #include "cpu/ops/residual_order.h"
 
 namespace hebbkern {
@@ -71,6 +73,21 @@ std::tuple<Tensor, Tensor> dense_sums(const char* op, const Tensor& x, const Ten
                                       const Dense& rule, const OptionalTensor& frozen) {
   const ScalarType result = result_dtype(x.scalar_type());
   Tensor sum = empty(Ints(weight.sizes().begin(), weight.sizes().end()), result), count = empty({1}, result);
+  if (g.groups > 1) {
+    with_dtype(result, [&](auto, auto tag) {
+      using T = decltype(tag);
+      *static_cast<T*>(count.mutable_data_ptr()) = T(g.patches());
+      if (Planes<T>::suit(g))
+        return dense_by_planes<T>(op, x, g, weight, rule, Mask(frozen), static_cast<T*>(sum.mutable_data_ptr()));
+      T* to = static_cast<T*>(sum.mutable_data_ptr());
+      for (int64_t group = 0; group < g.groups; ++group, to += g.neurons * g.inputs()) {
+        const Tensor own = std::get<0>(dense_sums(op, channels_of_group(x, g, group), rows_of_group(weight, g, group),
+                                                  geometry_of_group(g), rule, mask_of_group(frozen, g, group)));
+        std::copy_n(static_cast<const T*>(own.const_data_ptr()), g.neurons * g.inputs(), to);
+      }
+    });
+    return {sum, count};
+  }
   const auto run = [&](const auto& products) {
     using P = std::decay_t<decltype(products)>;
     using T = typename P::Sum;

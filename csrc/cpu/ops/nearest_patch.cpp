@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "common/compete.h"
+#include "cpu/ops/grouped.h"
 #include "cpu/products/panels.h"
 
 namespace hebbkern {
@@ -194,13 +195,19 @@ static std::tuple<Tensor, Tensor> nearest_patch(Tensor x, Tensor weight, std::st
   const char* op = "nearest_patch";
   const PatchedLayer layer = check_nearest_patch(op, x, weight, patches, stride, padding, dilation, groups, eligible);
   const ScalarType result = result_dtype(x.scalar_type());
-  const int64_t neurons = layer.g.neurons;
+  const int64_t neurons = weight.size(0);
   Tensor nearest = empty({neurons}, ScalarType::Int), distance = empty({neurons}, result);
   with_dtype(result, [&](auto, auto tag) {
     using T = decltype(tag);
-    nearest_patch_typed<T>(x, weight, layer.g, layer.patches, eligible,
-                           static_cast<int32_t*>(nearest.mutable_data_ptr()),
-                           static_cast<T*>(distance.mutable_data_ptr()));
+    int32_t* patch = static_cast<int32_t*>(nearest.mutable_data_ptr());
+    T* far = static_cast<T*>(distance.mutable_data_ptr());
+    if (layer.g.groups == 1) return nearest_patch_typed<T>(x, weight, layer.g, layer.patches, eligible, patch, far);
+    const Geometry& g = layer.g;
+    for (int64_t group = 0; group < g.groups; ++group, patch += g.neurons, far += g.neurons) {
+      nearest_patch_typed<T>(channels_of_group(x, g, group), rows_of_group(weight, g, group), geometry_of_group(g),
+                             layer.patches, mask_of_group(eligible, g, group), patch, far);
+      for (int64_t j = 0; j < g.neurons; ++j) patch[j] += patch[j] < 0 ? 0 : int32_t(group * g.patches());
+    }
   });
   return {nearest, distance};
 }

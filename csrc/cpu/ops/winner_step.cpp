@@ -8,6 +8,7 @@
 #include "cpu/ops/accumulate.h"
 #include "cpu/ops/apply.h"
 #include "cpu/ops/compete.h"
+#include "cpu/ops/grouped.h"
 
 namespace hebbkern {
 
@@ -63,9 +64,48 @@ static void step_lists(const Rows<S, T>& rows, const Source<T>& source, const Li
   update.take(sums.get());
 }
 
+// The step of apply_ with the sums of a grouped convolution.
+template <class S, class T>
+static void step_groups(const Tensor& weight, const Tensor& x, const WinnerStep& step) {
+  const Geometry& g = step.g;
+  const int64_t neurons = weight.size(0);
+  const OptionalTensor all;
+  const CompeteSettings contest{int(step.ranks()),
+                                {step.p, step.cosine, step.patches != Patches::raw},
+                                step.patches,
+                                all,
+                                step.by_response || step.decay_by_response};
+  const Scratch<int32_t> labels =
+      step.labels ? checked_indices(op, "labels", *step.labels, 1, neurons) : Scratch<int32_t>(0);
+  const std::vector<T> coefficients(step.coefficients.begin(), step.coefficients.end());
+  const GroupedStep<T> how{contest,
+                           step.labels ? labels.get() : nullptr,
+                           coefficients.data(),
+                           step.by_response,
+                           step.decay_by_response,
+                           Mask(step.frozen)};
+  const Rows<S, T> rows(weight);
+  if (!finite_rows(rows, neurons)) fail_finite(op, "weight");
+  const GroupedSums<T> sums(g);
+  learn_grouped(op, x, g, weight, how, sums);
+  if (!finite(sums.decay.get(), neurons)) fail_overflow(op, finite_sums, sizeof(T) == 8);
+  Rates<T> rates;
+  rates.decay = sums.decay.get();
+  if (step.average) rates.denominator = sums.decay.get();
+  rates.lr = step.lr;
+  rates.normalise = step.normalise;
+  Step<S, T> update(rows, rates, nullptr, neurons);
+  each_row(rows, neurons, [&](int64_t j, T* buffer) { update.survey(j, sums.sum.get() + j * rows.inputs(), buffer); });
+  const int flaws = update.judge(sums.sum.get());
+  if (flaws & flaw_sum) fail_overflow(op, finite_sums, sizeof(T) == 8);
+  if (flaws & flaw_step) fail_step(op);
+  update.take(sums.sum.get());
+}
+
 struct Cpu {
   template <class S, class T>
   static void run(const Tensor& weight, const Tensor& x, const WinnerStep& step) {
+    if (step.g.groups > 1) return step_groups<S, T>(weight, x, step);
     constexpr double worth = 1 << 21;  // multiply-adds that are worth waking a thread for, some 30 us of one
     const Geometry& g = step.g;
     const SingleThread single(double(g.patches()) * double(g.inputs()) * double(step.labels ? 1 : g.neurons) < worth);

@@ -60,6 +60,7 @@ template bool prepare_row(const float*, const std::vector<int64_t>&, const Prepa
 template bool prepare_row(const BFloat16*, const std::vector<int64_t>&, const Prepare&, float*, float*);
 template bool prepare_row(const Half*, const std::vector<int64_t>&, const Prepare&, float*, float*);
 template bool prepare_row(const double*, const std::vector<int64_t>&, const Prepare&, float*, float*);
+template bool prepare_row(const double*, const std::vector<int64_t>&, const Prepare&, double*, double*);
 
 bool in_order(const std::vector<int64_t>& entry) {
   for (size_t n = 0; n < entry.size(); ++n)

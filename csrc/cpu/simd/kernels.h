@@ -85,6 +85,28 @@ struct Kernels {
   // Largest |sum - decay * w| * inverse, largest |w|, and whether w and sum are finite.
   bool (*largest)(const T* w, const T* sum, int64_t n, T decay, T inverse, T* delta, T* weight);
 
+  // Small groups (cpu/ops/planes.h): arrays [..][length], an entry a patch; patch o reads x[o + taps[l]], l < n.
+  // out[j][o] = sum over l of weights[j][l] * x[o + taps[l]].
+  void (*slide)(const T* x, const int64_t* taps, int64_t n, const T* weights, int64_t neurons, int64_t length, T* out);
+  // sums[j][l] += sum over o of c[j][o] * x[o + taps[l]].
+  void (*dots)(const T* c, int64_t neurons, int64_t length, const T* x, const int64_t* taps, int64_t n, double* sums);
+  // The k <= 4 best of u [count][length], falling, ties to the earlier: scores and names, or -infinity and -1.
+  void (*champions)(const T* u, const int32_t* names, int64_t count, int64_t length, int k, T* best, Index<T>* winners);
+  // Whether a value is 0 where `valid` is not.
+  bool (*any_zero)(const T* values, const T* valid, int64_t length);
+  // winners[r][o] = -1 for patches of zeros.
+  void (*drop_blank)(const T* x, const int64_t* taps, int64_t n, int64_t length, int64_t ranks, Index<T>* winners);
+  // c[o] = sum of coefficient[r][o] over the ranks that the neuron won; adds c * response (or c) and how many entries.
+  void (*teach)(const Index<T>* winners, const T* coefficient, const T* response, int64_t ranks, int64_t length,
+                int64_t neuron, T* c, double* decay, double* count);
+  // As Moments (products/source.h).
+  void (*spread)(const T* x, const int64_t* taps, int64_t n, int64_t length, bool raw, bool standardised, T* offset,
+                 T* scale, T* norm);
+  // u[o] -= offset[o] * wsum; u[o] = f(scale[o] * u[o]), or 0 where not valid; the softmax over neurons, as `soft`.
+  void (*centre)(T* u, int64_t length, const T* offset, T wsum);
+  void (*answer)(T* u, int64_t length, const T* scale, const T* valid, Activation f);
+  void (*soft_lanes)(T* u, int64_t neurons, int64_t length, const T* valid, T temperature);
+
   // out = y with all but the k highest of n entries zero, ties to the lower index; keys: scratch of n.
   void (*kwinners)(const T* y, int64_t n, int64_t k, Index<T>* keys, T* out);
 };

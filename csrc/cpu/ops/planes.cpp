@@ -1,0 +1,151 @@
+// Where the pixels and weights of small groups lie.
+#include "cpu/ops/planes.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace hebbkern {
+
+// Calls f(tag of the stored type) for the stored types that are computed in T.
+template <class T, class F>
+static void of_stored(ScalarType dtype, const F& f) {
+  with_dtype(dtype, [&](auto stored, auto computed) {
+    if constexpr (std::is_same_v<decltype(computed), T>) f(stored);
+  });
+}
+
+static int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to; }
+
+template <class T>
+Planes<T>::Planes(const char* op, const Tensor& x, const Geometry& geometry)
+    : g(geometry),
+      pitch(up(g.padded_w(), g.stride[1])),
+      parts(std::min<int64_t>(g.batch, 16)),
+      op_(op),
+      x_(x),
+      bundles_(std::min(g.groups, up(32, std::max<int64_t>(parts, 1)))) {  // 32 hand-outs feed a few threads evenly
+  // What is kept of each patch fits into half of a small L2, 256 KiB.
+  const int64_t planes = g.channels * g.stride[0] * g.stride[1], kept = planes + 3 * g.neurons + 8;
+  const int64_t most = std::min<int64_t>(2048, (int64_t(1) << 18) / (kept * int64_t(sizeof(T))));
+  const int64_t height = g.out_h(), all = up(g.padded_h(), g.stride[0]);
+  full_ = strip_of(std::clamp<int64_t>(most / pitch, 1, height));
+  const int64_t before = (height - 1) / full_.rows * full_.rows;
+  last_ = strip_of(height - before);
+  // The last strip has the rows that no patch reads, too: whether they are finite is looked at.
+  plane_rows_ = std::max(full_.rows + (g.span_h() - 1) / g.stride[0], all - before);
+  size_ = planes * plane_rows_ * pitch + pitch + g.span_w() + 2 * kernels<T>().lanes;  // vectors may read on
+  for (int64_t i = 0; i < g.kh; ++i)
+    for (int64_t j = 0; j < g.kw; ++j)
+      for (int64_t c = 0; c < g.channels; ++c) {
+        const int64_t down = i * g.dilation[0], right = j * g.dilation[1];
+        const int64_t plane = (c * g.stride[0] + down % g.stride[0]) * g.stride[1] + right % g.stride[1];
+        taps.push_back((plane * plane_rows_ + down / g.stride[0]) * pitch + right / g.stride[1]);
+      }
+}
+
+template <class T>
+typename Planes<T>::Strip Planes<T>::strip_of(int64_t rows) const {
+  const int64_t lanes = kernels<T>().lanes;
+  Strip strip{rows, up(rows * pitch, lanes) * lanes, {}};
+  strip.valid.resize(strip.length);
+  for (int64_t o = 0; o < rows * pitch; ++o) strip.valid[o] = o % pitch < g.out_w() ? T(1) : T(0);
+  return strip;
+}
+
+// Rows of one plane: pixel (row * stride + .., column + j * stride) of the padded image, from the first of `from`.
+template <class T>
+template <class S>
+void Planes<T>::copy_plane(const S* from, int64_t row, int64_t rows, int64_t column, T* to) const {
+  const int64_t step = x_.stride(3), right = g.stride[1], first = column - g.padding[1];
+  // Entries [begin, end) lie in the image.
+  const int64_t begin = std::min(pitch, first < 0 ? up(-first, right) : 0);
+  const int64_t end = std::clamp(up(g.width - first, right), begin, pitch);
+  for (int64_t i = 0; i < rows; ++i, row += g.stride[0], to += pitch) {
+    const int64_t h = row - g.padding[0];
+    if (h < 0 || h >= g.height) {
+      std::fill_n(to, pitch, T(0));
+      continue;
+    }
+    const S* pixel = from + h * x_.stride(2) + first * step;
+    std::fill(to, to + begin, T(0));
+    if (right * step == 1)
+      for (int64_t j = begin; j < end; ++j) to[j] = T(pixel[j]);
+    else
+      for (int64_t j = begin; j < end; ++j) to[j] = T(pixel[j * right * step]);
+    std::fill(to + end, to + pitch, T(0));
+  }
+}
+
+template <class T>
+T Planes<T>::copy(int64_t image, int64_t group, int64_t row, const Strip& strip, T* to) const {
+  const int64_t needed = strip.rows + (g.span_h() - 1) / g.stride[0];
+  const int64_t rows = &strip == &last_ ? up(g.padded_h(), g.stride[0]) - row : needed;
+  T* plane = to;
+  of_stored<T>(x_.scalar_type(), [&](auto stored) {
+    using S = decltype(stored);
+    const S* channel =
+        static_cast<const S*>(x_.const_data_ptr()) + image * x_.stride(0) + group * g.channels * x_.stride(1);
+    for (int64_t c = 0; c < g.channels; ++c, channel += x_.stride(1))
+      for (int64_t down = 0; down < g.stride[0]; ++down)
+        for (int64_t right = 0; right < g.stride[1]; ++right, plane += plane_rows_ * pitch)
+          copy_plane(channel, row * g.stride[0] + down, rows, right, plane);
+  });
+  const T bound = kernels<T>().bound(to, plane - to);
+  if (!std::isfinite(bound)) fail_finite(op_, "x");
+  return bound;
+}
+
+template <class T>
+PlaneWeights<T>::PlaneWeights(const char* op, const Geometry& g, const Tensor& weight, const OptionalTensor& eligible,
+                              const Prepare& prepare)
+    : inputs(g.inputs()), first{0}, rows(g.groups * g.neurons * inputs), wsum(g.groups * g.neurons) {
+  const std::vector<int64_t> entry = weight_entries(g, weight);
+  of_stored<T>(weight.scalar_type(), [&](auto stored) {
+    using S = decltype(stored);
+    const S* data = static_cast<const S*>(weight.const_data_ptr());
+    if (!rows_finite<T>(data, weight.size(0), weight.stride(0), entry)) fail_finite(op, "weight");
+    for (const int32_t neuron : chosen_neurons(eligible, weight.size(0))) {
+      for (const int64_t group = neuron / g.neurons; int64_t(first.size()) <= group;) first.push_back(names.size());
+      T* row = rows.get() + int64_t(names.size()) * inputs;
+      if (!prepare_row(data + neuron * weight.stride(0), entry, prepare, row, &wsum[names.size()]))
+        fail_overflow(op, "weight and p must give finite powers", sizeof(T) == 8);
+      bound = std::max(bound, kernels<T>().bound(row, inputs));
+      names.push_back(int32_t(neuron % g.neurons));
+    }
+  });
+  while (int64_t(first.size()) <= g.groups) first.push_back(names.size());
+}
+
+template <class T>
+Spread<T>::Spread(const Planes<T>& planes, Patches patches, bool norms)
+    : planes(planes),
+      raw(patches == Patches::raw),
+      standardised(patches == Patches::standardised),
+      norms(norms),
+      offset(wanted() ? planes.longest() : 0),
+      scale(wanted() ? planes.longest() : 0),
+      norm(wanted() ? planes.longest() : 0) {}
+
+template <class T>
+void Spread<T>::of(const char* op, const typename Planes<T>::Block& block) {
+  if (!wanted()) return;
+  kernels<T>().spread(block.x, planes.taps.data(), planes.g.inputs(), block.length, raw, standardised, offset.get(),
+                      scale.get(), norm.get());
+  if (!norms && !standardised) return;
+  bool sound = true;
+  for (int64_t o = 0; o < block.length; ++o) {
+    const bool matters = block.valid[o] != 0 && scale[o] != 0 && norm[o] != 0;
+    // A scale of 0 says flat; a norm that rounds to 0 in T is beyond it unless the patch is blank.
+    sound &= !matters || (std::isfinite(norm[o]) && std::isfinite(1 / norm[o]) && std::isfinite(scale[o]));
+  }
+  if (!sound) fail_norms(op, sizeof(T) == 8);
+}
+
+template class Planes<float>;
+template class Planes<double>;
+template struct PlaneWeights<float>;
+template struct PlaneWeights<double>;
+template struct Spread<float>;
+template struct Spread<double>;
+
+}  // namespace hebbkern
