@@ -26,7 +26,9 @@ from pathlib import Path
 from setuptools import setup
 
 DEFINES = ["-DTORCH_TARGET_VERSION=0x020b000000000000"]  # torch itself adds Py_LIMITED_API
-FLAGS = ["-O3", "-g0", "-fno-math-errno", "-fvisibility=hidden", *DEFINES]
+# Without traps a comparison may choose between two results that are both computed, so that loops of tanh and exp
+# vectorise (5 and 2.6 times as fast with AVX2); no result changes.
+FLAGS = ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", *DEFINES]
 CUDA_FLAGS = ["-O3", "--threads=2", "-Xcompiler=-fvisibility=hidden", *DEFINES]  # 2 architectures at a time
 GPUS = "8.0;9.0;10.0;12.0+PTX"
 

@@ -291,3 +291,79 @@ def test_the_specification_is_one_layer_a_group(layer):
         _, distance = reference.nearest_patch(x, weight, patches=patches, **layer.geometry)
         far = [reference.nearest_patch(image, rows, patches=patches, **geometry)[1] for image, rows, geometry in slices]
         assert abs(distance - torch.cat([torch.from_numpy(part) for part in far]).numpy()).max() < 1e-12
+
+
+PIECES = [  # strips of rows, parts of the images, groups that are copied together, more winners than small groups keep
+    layer((1, 2, 130, 70), (4, 1, 5, 5), 2, padding=2),
+    layer((1, 2, 67, 300), (2, 1, 3, 2), 2, stride=(3, 2), padding=(2, 0), dilation=(2, 3)),
+    layer((35, 40, 3, 3), (40, 1, 3, 3), 40, padding=1),
+    layer((2, 34, 6, 7), (34, 2, 3, 3), 17, padding=1),
+    layer((2, 4, 6, 6), (14, 2, 3, 3), 2),
+]
+
+
+@pytest.mark.parametrize("patches", cases.PATCHES)
+@pytest.mark.parametrize("layer", PIECES, ids=str)
+def test_pieces_of_the_work_fit_together(backend, layer, patches):
+    if backend.choice == "triton" and backend.device == "cpu":
+        pytest.skip("takes minutes in Triton's interpreter")
+    x, weight = cases.tensors(layer, torch.float32, backend.device)
+    k = min(each(layer), 6)
+    winners, responses = hk.ops.compete(x, weight, k, patches=patches, **layer.geometry)
+    total, _ = hk.ops.dense_update(x, weight, patches=patches, **layer.geometry)
+    groups = layer.geometry["groups"]
+    rows = winners.chunk(groups), responses.chunk(groups), total.chunk(groups), parts(layer, x, weight)
+    for group, (named, values, sums, (*tensors, geometry)) in enumerate(zip(*rows, strict=True)):
+        own = torch.where(named < 0, named, named - group * each(layer))
+        oracle.check_compete((own, values), *tensors, k, patches=patches, **geometry)
+        count = total.new_full((1,), len(named))
+        oracle.check_dense_update((sums, count), *tensors, patches=patches, **geometry)
+    moved, want = weight.clone(), weight.clone()
+    rule = hk.WTA(k=k, coefficient="response", patches=patches)
+    rule.step_(moved, x, lr=0.1, **layer.geometry)
+    rule.apply_(want, rule.update(weight, x, **layer.geometry), lr=0.1)
+    assert torch.equal(moved, want) and not torch.equal(moved, weight)
+
+
+@pytest.mark.parametrize("rule", [hk.WTA(), hk.Sanger(), hk.SoftWTA(), hk.KrotovHopfield(patches="centred")], ids=str)
+def test_layouts_and_threads_change_no_bits(rule):
+    """Of the compiled CPU kernels."""
+    for layer in (PIECES[2], PIECES[3]) if not hasattr(rule, "delta") else (PIECES[3],):
+        x, weight = cases.tensors(layer, torch.float32)
+        results, threads = [], torch.get_num_threads()
+        try:
+            for number in (1, 2, 3, 7):
+                torch.set_num_threads(number)
+                for layout in ("contiguous", "channels_last", "sliced"):
+                    moved = weight.clone()
+                    rule.step_(moved, cases.laid_out(x, layout), lr=0.1, **layer.geometry)
+                    results.append(moved)
+        finally:
+            torch.set_num_threads(threads)
+        assert all(torch.equal(result, results[0]) for result in results)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("at", [(0, 0, 129, 69), (0, 1, 129, 0), (0, 1, 64, 33)], ids=str)
+def test_a_pixel_that_is_not_finite_is_refused_wherever_it_lies(backend, at, value):
+    """Also where no patch reads it, and whatever the group."""
+    if backend.device == "cuda":
+        pytest.skip("on a GPU no operator looks at values")
+    x, weight = cases.random((1, 2, 130, 70)), cases.random((2, 1, 3, 3))
+    x[at] = value
+    for rule in (hk.WTA(), hk.Sanger(), hk.SoftWTA()):
+        before = weight.clone()
+        with pytest.raises(ValueError, match="x must be finite"):
+            rule.step_(weight, x, lr=0.1, stride=4, groups=2)
+        assert torch.equal(weight, before)
+
+
+def test_responses_that_overflow_are_refused(backend):
+    if backend.device == "cuda":
+        pytest.skip("on a GPU no operator looks at values")
+    x, weight = cases.random((2, 4, 6, 6)).abs() * 1e20, cases.random((4, 1, 3, 3)).abs() * 1e20
+    for rule in (hk.WTA(similarity="dot"), hk.Sanger()):
+        before = weight.clone()
+        with pytest.raises(ValueError, match=r"finite (responses|sums)"):
+            rule.step_(weight, x, lr=0.1, groups=4)
+        assert torch.equal(weight, before)

@@ -67,7 +67,6 @@ class Champions {
  private:
   // Responses of cosines and of patches that are not raw; flat patches and ranks without a neuron have no winner.
   void scale(const typename Planes<T>::Block& block, int64_t count) {
-    const bool scaled = spread.wanted(), cosine = spread.norms;
     for (int64_t r = 0; r < contest_.k; ++r) {
       T* response = best.get() + r * block.length;
       Index<T>* winner = winners.get() + r * block.length;
@@ -76,13 +75,8 @@ class Champions {
         std::fill_n(winner, block.length, Index<T>(-1));
         continue;
       }
-      for (int64_t o = 0; scaled && o < block.length; ++o) {
-        const bool none = spread.scale[o] == 0;
-        const T factor = cosine ? (spread.norm[o] > 0 ? 1 / spread.norm[o] : T(0)) : spread.scale[o];
-        response[o] = none ? T(0) : response[o] * factor;
-        winner[o] = none ? Index<T>(-1) : winner[o];
-      }
-      if (scaled && !finite_where(response, block.valid, block.length))
+      const T* norm = spread.norms ? spread.norm.get() : nullptr;
+      if (spread.wanted() && !kernel_.settle(block.valid, spread.scale.get(), norm, block.length, response, winner))
         fail_overflow(op_, finite_responses, sizeof(T) == 8);
     }
   }
@@ -298,10 +292,8 @@ static void learn_in_planes(const char* op, const Tensor& x, const Geometry& g, 
         champions.of(block);
       }
       for (int64_t r = 0; r < ranks; ++r) {
-        const T c = step.coefficients[r], *response = champions.best.get() + r * length;
-        T* to = work.coefficients.get() + r * length;
-        for (int64_t o = 0; o < length; ++o)
-          to[o] = block.valid[o] == 0 ? T(0) : step.by_response ? rectified(c, response[o]) : c;
+        const T* response = step.by_response ? champions.best.get() + r * length : nullptr;
+        kernels<T>().shares(block.valid, step.coefficients[r], response, length, work.coefficients.get() + r * length);
       }
       partial.add(block, champions.spread, champions.winners.get(), work.coefficients.get(),
                   step.decay_by_response ? champions.best.get() : nullptr, ranks, step.frozen, work.c.get());

@@ -23,7 +23,8 @@ Planes<T>::Planes(const char* op, const Tensor& x, const Geometry& geometry)
       parts(std::min<int64_t>(g.batch, 16)),
       op_(op),
       x_(x),
-      bundles_(std::min(g.groups, up(32, std::max<int64_t>(parts, 1)))) {  // 32 hand-outs feed a few threads evenly
+      bundles_(std::min(g.groups, up(32, std::max<int64_t>(parts, 1)))),  // 32 hand-outs feed a few threads evenly
+      at_once_(x.stride(1) == 1 ? up(16, g.channels) : 1) {
   // What is kept of each patch fits into half of a small L2, 256 KiB.
   const int64_t planes = g.channels * g.stride[0] * g.stride[1], kept = planes + 3 * g.neurons + 8;
   const int64_t most = std::min<int64_t>(2048, (int64_t(1) << 18) / (kept * int64_t(sizeof(T))));
@@ -32,14 +33,16 @@ Planes<T>::Planes(const char* op, const Tensor& x, const Geometry& geometry)
   const int64_t before = (height - 1) / full_.rows * full_.rows;
   last_ = strip_of(height - before);
   // The last strip has the rows that no patch reads, too: whether they are finite is looked at.
-  plane_rows_ = std::max(full_.rows + (g.span_h() - 1) / g.stride[0], all - before);
-  size_ = planes * plane_rows_ * pitch + pitch + g.span_w() + 2 * kernels<T>().lanes;  // vectors may read on
+  const int64_t rows = std::max(full_.rows + (g.span_h() - 1) / g.stride[0], all - before);
+  plane_ = rows * pitch + kernels<T>().lanes;  // the last vector of a row may be written to its end
+  of_group_ = planes * plane_;
+  size_ = at_once_ * of_group_ + pitch + g.span_w() + 2 * kernels<T>().lanes;  // vectors may read on
   for (int64_t i = 0; i < g.kh; ++i)
     for (int64_t j = 0; j < g.kw; ++j)
       for (int64_t c = 0; c < g.channels; ++c) {
         const int64_t down = i * g.dilation[0], right = j * g.dilation[1];
         const int64_t plane = (c * g.stride[0] + down % g.stride[0]) * g.stride[1] + right % g.stride[1];
-        taps.push_back((plane * plane_rows_ + down / g.stride[0]) * pitch + right / g.stride[1]);
+        taps.push_back(plane * plane_ + down / g.stride[0] * pitch + right / g.stride[1]);
       }
 }
 
@@ -52,45 +55,56 @@ typename Planes<T>::Strip Planes<T>::strip_of(int64_t rows) const {
   return strip;
 }
 
-// Rows of one plane: pixel (row * stride + .., column + j * stride) of the padded image, from the first of `from`.
+// Rows of one plane of each channel: pixels (row * stride + .., column + j * stride) of the padded image.
 template <class T>
 template <class S>
-void Planes<T>::copy_plane(const S* from, int64_t row, int64_t rows, int64_t column, T* to) const {
-  const int64_t step = x_.stride(3), right = g.stride[1], first = column - g.padding[1];
+void Planes<T>::copy_planes(const S* from, int64_t channels, int64_t row, int64_t rows, int64_t column, T* to) const {
+  const int64_t step = x_.stride(3) * g.stride[1], first = column - g.padding[1], lanes = kernels<T>().lanes;
+  const int64_t apart = of_group_ / g.channels, between = x_.stride(1);
   // Entries [begin, end) lie in the image.
-  const int64_t begin = std::min(pitch, first < 0 ? up(-first, right) : 0);
-  const int64_t end = std::clamp(up(g.width - first, right), begin, pitch);
+  const int64_t begin = std::min(pitch, first < 0 ? up(-first, g.stride[1]) : 0);
+  const int64_t end = std::clamp(up(g.width - first, g.stride[1]), begin, pitch);
   for (int64_t i = 0; i < rows; ++i, row += g.stride[0], to += pitch) {
     const int64_t h = row - g.padding[0];
-    if (h < 0 || h >= g.height) {
-      std::fill_n(to, pitch, T(0));
-      continue;
+    const bool inside = h >= 0 && h < g.height;
+    const S* pixel = from + h * x_.stride(2) + first * x_.stride(3);
+    if constexpr (std::is_same_v<S, T>)
+      for (int64_t j = begin; between == 1 && inside && j < end; j += lanes) {
+        // A whole vector is faster: what it reads past the row's end is the next row, and overwritten below.
+        const int64_t past = h * g.width + first + (j + lanes) * g.stride[1];
+        const bool whole = x_.stride(2) == g.width * x_.stride(3) && past <= g.height * g.width;
+        for (int64_t l = 0; l < lanes; ++l) __builtin_prefetch(pixel + g.stride[0] * x_.stride(2) + (j + l) * step);
+        kernels<T>().transpose(pixel + j * step, step, whole ? lanes : std::min(lanes, end - j), channels, to + j,
+                               apart);
+      }
+    const bool written = between == 1 && std::is_same_v<S, T>;
+    for (int64_t c = 0; c < channels; ++c, pixel += between) {
+      T* line = to + c * apart;
+      std::fill(line, line + (inside ? begin : pitch), T(0));
+      if (!inside) continue;
+      if (!written && step == 1)
+        for (int64_t j = begin; j < end; ++j) line[j] = T(pixel[j]);
+      else if (!written)
+        for (int64_t j = begin; j < end; ++j) line[j] = T(pixel[j * step]);
+      std::fill(line + end, line + pitch, T(0));
     }
-    const S* pixel = from + h * x_.stride(2) + first * step;
-    std::fill(to, to + begin, T(0));
-    if (right * step == 1)
-      for (int64_t j = begin; j < end; ++j) to[j] = T(pixel[j]);
-    else
-      for (int64_t j = begin; j < end; ++j) to[j] = T(pixel[j * right * step]);
-    std::fill(to + end, to + pitch, T(0));
   }
 }
 
 template <class T>
-T Planes<T>::copy(int64_t image, int64_t group, int64_t row, const Strip& strip, T* to) const {
+T Planes<T>::copy(int64_t image, int64_t group, int64_t groups, int64_t row, const Strip& strip, T* to) const {
   const int64_t needed = strip.rows + (g.span_h() - 1) / g.stride[0];
   const int64_t rows = &strip == &last_ ? up(g.padded_h(), g.stride[0]) - row : needed;
-  T* plane = to;
   of_stored<T>(x_.scalar_type(), [&](auto stored) {
     using S = decltype(stored);
-    const S* channel =
-        static_cast<const S*>(x_.const_data_ptr()) + image * x_.stride(0) + group * g.channels * x_.stride(1);
-    for (int64_t c = 0; c < g.channels; ++c, channel += x_.stride(1))
-      for (int64_t down = 0; down < g.stride[0]; ++down)
-        for (int64_t right = 0; right < g.stride[1]; ++right, plane += plane_rows_ * pitch)
-          copy_plane(channel, row * g.stride[0] + down, rows, right, plane);
+    const S* pixels = static_cast<const S*>(x_.const_data_ptr()) + image * x_.stride(0);
+    const S* channel = pixels + group * g.channels * x_.stride(1);
+    for (int64_t down = 0; down < g.stride[0]; ++down)
+      for (int64_t right = 0; right < g.stride[1]; ++right)
+        copy_planes(channel, groups * g.channels, row * g.stride[0] + down, rows, right,
+                    to + (down * g.stride[1] + right) * plane_);
   });
-  const T bound = kernels<T>().bound(to, plane - to);
+  const T bound = kernels<T>().bound(to, groups * of_group_);
   if (!std::isfinite(bound)) fail_finite(op_, "x");
   return bound;
 }
@@ -124,7 +138,7 @@ Spread<T>::Spread(const Planes<T>& planes, Patches patches, bool norms)
       norms(norms),
       offset(wanted() ? planes.longest() : 0),
       scale(wanted() ? planes.longest() : 0),
-      norm(wanted() ? planes.longest() : 0) {}
+      norm(norms || standardised ? planes.longest() : 0) {}
 
 template <class T>
 void Spread<T>::of(const char* op, const typename Planes<T>::Block& block) {

@@ -45,12 +45,16 @@ class Planes {
       const Scratch<T> memory(size_);
       std::fill_n(memory.get(), size_, T(0));
       const int64_t part = item / bundles_, bundle = item % bundles_;
+      const int64_t last = std::min(g.groups, (bundle + 1) * together);
       for (int64_t image = part * share; image < std::min(g.batch, (part + 1) * share); ++image)
-        for (int64_t group = bundle * together; group < std::min(g.groups, (bundle + 1) * together); ++group)
+        for (int64_t first = bundle * together; first < last; first += at_once_)
           for (int64_t row = 0; row < g.out_h(); row += full_.rows) {
             const Strip& strip = row + full_.rows < g.out_h() ? full_ : last_;
-            const T bound = copy(image, group, row, strip, memory.get());
-            work(Block{part, group, image, row, strip.rows, strip.length, memory.get(), strip.valid.data(), bound});
+            const int64_t end = std::min(last, first + at_once_);
+            const T bound = copy(image, first, end - first, row, strip, memory.get());
+            const T* x = memory.get();
+            for (int64_t group = first; group < end; ++group, x += of_group_)
+              work(Block{part, group, image, row, strip.rows, strip.length, x, strip.valid.data(), bound});
           }
     });
   }
@@ -69,14 +73,15 @@ class Planes {
     std::vector<T> valid;
   };
   Strip strip_of(int64_t rows) const;
-  T copy(int64_t image, int64_t group, int64_t row, const Strip& strip, T* to) const;
+  T copy(int64_t image, int64_t group, int64_t groups, int64_t row, const Strip& strip, T* to) const;
   template <class S>
-  void copy_plane(const S* from, int64_t row, int64_t rows, int64_t column, T* to) const;
+  void copy_planes(const S* from, int64_t channels, int64_t row, int64_t rows, int64_t column, T* to) const;
 
   const char* const op_;
   const Tensor& x_;
   const int64_t bundles_;  // of groups
-  int64_t plane_rows_, size_;
+  const int64_t at_once_;  // groups that are copied at a time: of a channels-last image those that share cache lines
+  int64_t plane_, of_group_, size_;  // entries of a plane, of a group's planes and of all that are copied at a time
   Strip full_, last_;
 };
 

@@ -99,9 +99,14 @@ struct Kernels {
   // c[o] = sum of coefficient[r][o] over the ranks that the neuron won; adds c * response (or c) and how many entries.
   void (*teach)(const Index<T>* winners, const T* coefficient, const T* response, int64_t ranks, int64_t length,
                 int64_t neuron, T* c, double* decay, double* count);
-  // As Moments (products/source.h).
+  // As Moments (products/source.h); norm may be null where patches are not to be standardised.
   void (*spread)(const T* x, const int64_t* taps, int64_t n, int64_t length, bool raw, bool standardised, T* offset,
                  T* scale, T* norm);
+  // Responses of one rank by scale, or 1 / norm where given: 0, and no winner, where scale is 0. False if a response is
+  // not finite where `valid` is not 0.
+  bool (*settle)(const T* valid, const T* scale, const T* norm, int64_t length, T* best, Index<T>* winners);
+  // out[o] = coefficient, times the response where given and positive (else 0); 0 where not valid.
+  void (*shares)(const T* valid, T coefficient, const T* response, int64_t length, T* out);
   // u[o] -= offset[o] * wsum; u[o] = f(scale[o] * u[o]), or 0 where not valid; the softmax over neurons, as `soft`.
   void (*centre)(T* u, int64_t length, const T* offset, T wsum);
   void (*answer)(T* u, int64_t length, const T* scale, const T* valid, Activation f);
