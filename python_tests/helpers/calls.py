@@ -23,6 +23,7 @@ OPERATORS = [
 IN_PLACE = ("apply_", "dense_step_", "winner_step_")  # on weight
 LINEAR = cases.Layer((64, 20), (10, 20))
 CONVOLUTION = cases.Layer((2, 3, 9, 8), (10, 3, 4, 3), {"stride": (2, 1), "padding": (1, 0), "dilation": (1, 2)})
+GROUPED = cases.Layer((2, 6, 9, 8), (10, 3, 4, 3), {"groups": 2, **CONVOLUTION.geometry})
 
 
 def call(name, layer=LINEAR, dtype=torch.float32, device=None, seed=0):
@@ -51,7 +52,11 @@ def call(name, layer=LINEAR, dtype=torch.float32, device=None, seed=0):
         how = {"k": 2, "coefficients": (1.0, -0.4), "decay_by_response": True, "normalise": "global_max"}
         return {"weight": weight, "x": x, "lr": 0.1, **how, "frozen": mask, "patches": "centred", **layer.geometry}
     responses = cases.random((count, 2), wide, device, seed)
-    targets = torch.arange(2 * count, device=device, dtype=torch.int32).reshape(count, 2) * 7 % (neurons + 1) - 1
+    groups = layer.geometry.get("groups", 1)
+    each = neurons // groups
+    targets = torch.arange(2 * count, device=device, dtype=torch.int32).reshape(groups, -1, 2) * 7 % (each + 1) - 1
+    first = torch.arange(groups, device=device, dtype=torch.int32)[:, None, None] * each
+    targets = torch.where(targets < 0, -1, targets + first).reshape(count, 2)
     entries = {"x": x, "targets": targets, "coefficients": responses * 2, "responses": responses}
     return {
         **entries,

@@ -82,7 +82,7 @@ def test_the_fused_step_has_the_bits_of_update_and_apply(backend, layer, layout)
 def test_which_steps_are_fused():
     if not oracle.rounds_responses(torch.zeros(1, dtype=torch.bfloat16), "raw"):
         pytest.skip("no processor or no kernels that multiply bfloat16")
-    settings = "relu", "triangular", 0.1, "raw", (1, 1), (0, 0), (1, 1), None
+    settings = "relu", "triangular", 0.1, "raw", (1, 1), (0, 0), (1, 1), 1, None
     for layer, taken in [(each, True) for each in few.FEW_PATCHES[:4]] + [(few.MANY_PATCHES[0], False)]:
         x, weight = few.scaled(layer, torch.float32)
         before, version = weight.clone(), weight._version

@@ -11,7 +11,8 @@ import hebbkern as hk
 from hebbkern import backends
 from hebbkern.ops import library
 
-LAYERS = [calls.LINEAR, calls.CONVOLUTION]
+LAYERS = [calls.LINEAR, calls.CONVOLUTION, calls.GROUPED]
+NAMES = ["linear", "convolution", "groups"]
 
 
 def positional(name, arguments):
@@ -25,12 +26,12 @@ GEOMETRY = {"stride": 1, "padding": 0, "dilation": 1}
 DEFAULTS = {key: library.pair(value) for key, value in GEOMETRY.items()}
 DEFAULTS |= {"p": 2.0, "cosine": False, "activation": "relu", "decay": "triangular", "temperature": 1.0}
 DEFAULTS |= {"by_response": False, "decay_by_response": False, "average": False}
-DEFAULTS |= {"normalise": "none", "rate_power": 0.0, "patches": "raw", "kernel": ()}
+DEFAULTS |= {"normalise": "none", "rate_power": 0.0, "patches": "raw", "kernel": (), "groups": 1}
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck's own
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("layer", LAYERS, ids=["linear", "convolution"])
+@pytest.mark.parametrize("layer", LAYERS, ids=NAMES)
 @pytest.mark.parametrize("name", calls.OPERATORS)
 def test_opcheck(backend, name, layer, dtype):
     arguments = calls.call(name, layer, dtype, backend.device)
@@ -45,7 +46,7 @@ def test_opcheck(backend, name, layer, dtype):
     torch.library.opcheck(operator, positional(name, without))
 
 
-@pytest.mark.parametrize("layer", LAYERS, ids=["linear", "convolution"])
+@pytest.mark.parametrize("layer", LAYERS, ids=NAMES)
 @pytest.mark.parametrize("name", calls.OPERATORS)
 def test_fake_results_look_like_real_ones(backend, name, layer):
     for dtype in cases.DTYPES:
@@ -59,7 +60,7 @@ def test_fake_results_look_like_real_ones(backend, name, layer):
 def test_compiles_whole(backend, name):
     torch.compiler.reset()
     compiled = torch.compile(getattr(hk.ops, name), fullgraph=True, backend="aot_eager", dynamic=True)
-    for seed, layer in enumerate((calls.LINEAR, cases.Layer((33, 21), (11, 21)))):
+    for seed, layer in enumerate((calls.LINEAR, cases.Layer((33, 21), (11, 21)), calls.GROUPED)):
         arguments = calls.call(name, layer, device=backend.device, seed=seed)
         want = calls.run(name, arguments)
         results = compiled(**arguments)
@@ -103,7 +104,7 @@ def test_exports(backend):
     assert torch.equal(program.module()(y), hk.ops.kwinners(y, 3, 1) + 1)
 
 
-@pytest.mark.parametrize("layer", LAYERS, ids=["linear", "convolution"])
+@pytest.mark.parametrize("layer", LAYERS, ids=NAMES)
 @pytest.mark.parametrize("name", calls.OPERATORS)
 def test_no_autograd(backend, name, layer):
     """Under grad mode, with a leaf that requires grad: no failure, no warning, nothing recorded, the same bits."""
@@ -140,7 +141,7 @@ def test_a_saved_weight_is_known_to_have_changed(backend):
         loss.backward()
 
 
-@pytest.mark.parametrize("layer", LAYERS, ids=["linear", "convolution"])
+@pytest.mark.parametrize("layer", LAYERS, ids=NAMES)
 @pytest.mark.parametrize("name", calls.OPERATORS)
 def test_every_byte_of_the_results_is_written(backend, name, layer, poison):
     for dtype in cases.DTYPES:
@@ -166,7 +167,7 @@ def test_inputs_are_left_alone(backend, name):
         assert calls.same_bits(before.values(), [arguments[key] for key in before])
 
 
-@pytest.mark.parametrize("layer", LAYERS, ids=["linear", "convolution"])
+@pytest.mark.parametrize("layer", LAYERS, ids=NAMES)
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
 def test_an_empty_batch_teaches_nothing(backend, dtype, layer):
     layer = cases.Layer((0, *layer.x[1:]), layer.weight, layer.geometry)
