@@ -122,7 +122,7 @@ def test_cosines_of_any_scale(mode, size):
 def test_launches_of_any_size_are_made_of_powers_of_two(mode, P, N, monkeypatch):
     """Kernels compile only so; with the tiles of a GPU, not the interpreter's larger ones."""
     monkeypatch.setattr(walk, "block", lambda size: size)
-    call = 2, 2.0, False, "centred", (1, 1), (0, 0), (1, 1), None
+    call = 2, 2.0, False, "centred", (1, 1), (0, 0), (1, 1), 1, None
     x, weight = torch.empty(P, N, device="meta"), torch.empty(2000, N, device="meta")
     with hk.screening(mode):
         for launch in interpreted.recorded("compete", x, weight, *call):

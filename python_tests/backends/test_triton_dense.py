@@ -151,7 +151,7 @@ def fake(shape, dtype):
 def test_few_launches_and_nothing_read(case, patches, dtype):
     """On fake tensors, whose values cannot be read."""
     algorithm, x_shape, w_shape, geometry = case
-    where = patches, *(hk.ops.library.pair(geometry.get(key, d)) for key, d in GEOMETRY)
+    where = patches, *(hk.ops.library.pair(geometry.get(key, d)) for key, d in GEOMETRY), 1
     with FakeTensorMode(), launch.recorded() as launches:
         x, weight = fake(x_shape, dtype), fake(w_shape, dtype)
         frozen = fake(w_shape[0], torch.bool)

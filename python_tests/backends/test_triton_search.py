@@ -107,13 +107,13 @@ def test_nearest_patch_writes_its_results_only(guarded, layer, patches, dtype):
     x, weight = cases.tensors(layer, dtype, DEVICE)
     mask = cases.some(layer.neurons, DEVICE)
     geometry = [tuple(torch.tensor(layer.geometry.get(n, v)).expand(2).tolist()) for n, v in GEOMETRY.items()]
-    got = nearest_patch.nearest_patch(x, weight, patches, *geometry, mask)
+    got = nearest_patch.nearest_patch(x, weight, patches, *geometry, 1, mask)
     oracle.check_nearest_patch(got, x, weight, mask, patches=patches, **layer.geometry)
     assert guarded
 
 
 GEOMETRY = {"stride": 1, "padding": 0, "dilation": 1}
-LINEAR = ("raw", (1, 1), (0, 0), (1, 1))
+LINEAR = ("raw", (1, 1), (0, 0), (1, 1), 1)
 
 
 @pytest.mark.parametrize("programs", [1, 3, 256])
@@ -173,7 +173,7 @@ def test_launches(device, dtype):
     for shape in [(4, 100), (4, 100000), (2, 64, 7, 7)]:
         assert len(launches_of(lambda shape=shape: kwinners.kwinners(empty(*shape), 10, 1))) == 1
     for patches in cases.PATCHES:
-        geometry = (patches, (1, 1), (0, 0), (1, 1))
+        geometry = (patches, (1, 1), (0, 0), (1, 1), 1)
         for sizes in [((1000, 784), (500, 784)), ((4, 3, 32, 32), (96, 3, 5, 5))]:
             launches = launches_of(
                 lambda sizes=sizes, geometry=geometry: nearest_patch.nearest_patch(

@@ -111,7 +111,7 @@ def test_every_tile_finds_the_winners(dtype, monkeypatch):
 
 def compete_arguments(device):
     x, weight = torch.empty(64, 100, device=device), torch.empty(2000, 100, device=device)
-    return x, weight, 2, 2.0, False, "raw", (1, 1), (0, 0), (1, 1), None
+    return x, weight, 2, 2.0, False, "raw", (1, 1), (0, 0), (1, 1), 1, None
 
 
 @interpreted.needs_interpreter
