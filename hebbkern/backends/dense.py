@@ -8,9 +8,9 @@ backends/cuda). Shapes and the decay alone choose one of three algorithms:
     general   ATen computes U = X Wᵀ, YᵀX and YᵀY; the backend's kernels turn U into Y and the products into the sum
 
 U and Y are [images, K, patches of an image] behind three strides; a linear layer is one image whose patches are the
-samples. Layers of groups take the general algorithm; to the stages every group of an image is an image of its own, which
-knows nothing of weights. So x̃ = (x - offset) · scale is not left to them: x̃ = scale · x C with C = 1 - 1/N, and U is
-scale · X C Wᵀ, the sum (scale · Y)ᵀ X C.
+samples. A layer of groups takes the general algorithm. To the stages each group of an image is an image of its own, and
+all share the weights' totals and sums, so only scales are left to them: with x̃ = scale · x C and C = 1 - 1/N, U is
+scale · X (W C)ᵀ and the sum (scale · Y)ᵀX C.
 """
 
 import contextlib
@@ -157,8 +157,8 @@ def unfolded(x: Tensor, kernel: Sequence[int], stride: tuple, padding: tuple, di
 def by_convolution(weight: Tensor, groups: int) -> bool:
     """Whether ATen's convolution multiplies responses with patches; else patches are written out for a matrix product.
 
-    cuDNN's error was at most 1e-6 of the norm for kernels of 3x3, but 7e-5 for 8x3x32x32 to 96 by 5x5. For groups of one
-    channel ATen has kernels of its own.
+    cuDNN's error was at most 1e-6 of the norm for kernels of 3x3, but 7e-5 for 8x3x32x32 to 96 by 5x5. For groups of
+    one channel ATen has kernels of its own.
     """
     if weight.dim() == 2:
         return False
@@ -250,7 +250,6 @@ def outputs_of(stages: Stages, task: Task) -> Any:
     if chosen == "on chip":
         return stages.on_chip(task)
     x = task.x.to(task.dtype)
-    x = x.contiguous() if task.groups > 1 else x
     responses = respond(stages, task, x, sums=chosen == "general")
     if stages.readable(x):
         checks.no_overflow(task.op, checks.RESPONSES, responses.y)
@@ -300,7 +299,8 @@ def begin(
 ) -> Task:  # fmt: skip
     """The ``Task`` of checked arguments; rule: activation, decay, temperature, patches."""
     flat, groups = weight.reshape(weight.shape[0], -1).contiguous(), geometry[-1]
-    images = x if groups == 1 else x.unflatten(1, (groups, -1)).flatten(0, 1)
+    x = x if groups == 1 else x.contiguous()
+    images = x if groups == 1 else x.view(-1, weight.shape[1], *x.shape[2:])
     view = stages.patch_view(images, weight.shape[2:], *geometry[:-1])
     frozen = None if frozen is None else frozen.contiguous()
     return Task(op, x, weight, flat, view, count, *rule, geometry, frozen, lr)

@@ -219,7 +219,7 @@ def test_what_is_not_finite_wins_where_values_are_not_read(mode, monkeypatch):
     "mode, most", [("off", ["moments", "compete", "merge"]), ("always", ["moments", "screen", "decide"])]
 )
 def test_at_most_three_launches(mode, most):
-    geometry = (1, 1), (0, 0), (1, 1)
+    geometry = (1, 1), (0, 0), (1, 1), 1
     for P, K in ((64, 2000), (1024, 2000), (100000, 64)):
         x, weight = torch.empty(P, 100, device="meta"), torch.empty(K, 100, device="meta")
         for patches in cases.PATCHES:

@@ -194,6 +194,20 @@ def test_an_overflow_of_responses_reaches_the_sum(triton_backend, force, monkeyp
     assert not total.isfinite().all()
 
 
+@pytest.mark.parametrize("patches", cases.PATCHES)
+@pytest.mark.parametrize("activation", ["relu", "tanh", "linear", "softmax"])
+def test_an_overflow_of_a_groups_responses_reaches_the_sum(triton_backend, monkeypatch, activation, patches):
+    x, weight = cases.random((2, 6, 5, 4), device=triton_backend), cases.random((9, 2, 3, 3), device=triton_backend)
+    weight[4] *= 1e38
+    x *= 1e5
+    options = {"activation": activation, "decay": "diagonal", "patches": patches, "groups": 3}
+    total, _ = hk.ops.dense_update(x, weight * 1e-38, **options)
+    assert total.isfinite().all()
+    with interpreted.unreadable(monkeypatch):
+        total, _ = hk.ops.dense_update(x, weight, **options)
+    assert not total.isfinite().all()
+
+
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_nothing_is_written_beside_the_outputs(triton_backend, force, monkeypatch, algorithm, layer):

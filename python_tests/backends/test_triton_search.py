@@ -112,6 +112,19 @@ def test_nearest_patch_writes_its_results_only(guarded, layer, patches, dtype):
     assert guarded
 
 
+@pytest.mark.parametrize("patches", cases.PATCHES)
+def test_nearest_patch_of_groups_writes_its_results_only(guarded, patches):
+    layer = cases.Layer((2, 8, 9, 20), (16, 2, 3, 2))
+    x, weight = cases.tensors(layer, torch.float32, DEVICE)
+    mask = cases.some(layer.neurons, DEVICE)
+    nearest, distance = nearest_patch.nearest_patch(x, weight, patches, (1, 3), (0, 1), (1, 1), 4, mask)
+    with hk.backend("eager"):
+        geometry = {"stride": (1, 3), "padding": (0, 1), "groups": 4}
+        want = hk.ops.nearest_patch(x, weight, eligible=mask, patches=patches, **geometry)
+    assert torch.equal(nearest, want[0]) and guarded
+    torch.testing.assert_close(distance, want[1])
+
+
 GEOMETRY = {"stride": 1, "padding": 0, "dilation": 1}
 LINEAR = ("raw", (1, 1), (0, 0), (1, 1), 1)
 

@@ -25,7 +25,7 @@ GEOMETRY = {"stride": 1, "padding": 0, "dilation": 1}
 DEFAULTS = {key: library.pair(value) for key, value in GEOMETRY.items()}
 DEFAULTS |= {"p": 2.0, "cosine": False, "activation": "relu", "decay": "triangular", "temperature": 1.0}
 DEFAULTS |= {"by_response": False, "decay_by_response": False, "average": False}
-DEFAULTS |= {"normalise": "none", "rate_power": 0.0, "patches": "raw", "kernel": ()}
+DEFAULTS |= {"normalise": "none", "rate_power": 0.0, "patches": "raw", "kernel": (), "groups": 1}
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck's own

@@ -255,7 +255,8 @@ def _tiles(view: PatchView, K: int, exact: bool) -> tuple[int, int, int, int, in
     # of a convolution take registers of their own, so no more than 32 entries of it fit beside the rest.
     linear = view.x.dim() == 2
     stages, entries = 3 if exact and linear else 1, 128 // (8 if split else size if linear else max(size, 4))
-    return block_k, block_p, entries, tiles, 8 if block_k * block_p >= 4096 else 4, stages
+    widest = block_k if linear else max(block_k, entries)
+    return block_k, block_p, entries, tiles, 8 if widest * block_p >= 4096 else 4, stages
 
 
 def nearest_patch(

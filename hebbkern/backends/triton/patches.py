@@ -2,9 +2,9 @@
 
 ``patch_view(x, ...)`` describes a linear layer as 1x1 patches of images of one pixel. A kernel takes its arguments by
 ``*view.arguments`` (x, its four strides, height, width, rows and columns of patches, images, and the stride of a group
-of channels) and the constexpr ``SHAPE = view.shape``. Its functions pass them on in two tuples,
-``grid = (sb, sh, sw, Ho, Wo, B, sg)``, which says where the patches lie, and ``layout = (sc, sh, sw, H, W)``, which says
-where the entries of a patch lie. Patches are numbered in the order (group, image, row, column).
+of channels) and the constexpr ``SHAPE = view.shape``. Its functions pass them on in two tuples: ``grid = (sb, sh, sw,
+Ho, Wo, B, sg)`` says where the patches lie, ``layout = (sc, sh, sw, H, W)`` where the entries of a patch lie. Patches
+are numbered in the order (group, image, row, column).
 """
 
 from collections.abc import Sequence
