@@ -130,6 +130,14 @@ def test_launches_of_any_size_are_made_of_powers_of_two(mode, P, N, monkeypatch)
                 assert not name.startswith("BLOCK") or value & (value - 1) == 0, (launch.kernel.__name__, name, value)
 
 
+def test_groups_are_not_screened(undecided):
+    x, weight = cases.random((2, 6, 5, 4)), cases.random((12, 2, 3, 3), seed=1)
+    want = hk.ops.compete(x, weight, k=2, groups=3)
+    with hk.screening("always"):
+        got = hk.ops.compete(x, weight, k=2, groups=3)
+    assert calls.same_bits(got, want) and (undecided == -1).all()
+
+
 @pytest.mark.parametrize("neurons", [10, 70])  # fewer than candidates, and more
 def test_flat_patches_are_no_candidates(undecided, neurons):
     """Their bounds come from rounding alone; standardised they are zeros, which no neuron wins."""
