@@ -157,8 +157,8 @@ def unfolded(x: Tensor, kernel: Sequence[int], stride: tuple, padding: tuple, di
 def by_convolution(weight: Tensor, groups: int) -> bool:
     """Whether ATen's convolution multiplies responses with patches; else patches are written out for a matrix product.
 
-    cuDNN's error was at most 1e-6 of the norm for kernels of 3x3, but 7e-5 for 8x3x32x32 to 96 by 5x5. For groups of
-    one channel ATen has kernels of its own.
+    cuDNN's error was at most 1e-6 of the norm for kernels of 3x3, but 7e-5 for 8x3x32x32 to 96 by 5x5. Groups of
+    one channel take ATen's kernels of depthwise convolutions.
     """
     if weight.dim() == 2:
         return False
@@ -208,10 +208,10 @@ def strided(u: Tensor) -> tuple[tuple[int, ...], int]:
 def respond(stages: Stages, task: Task, x: Tensor, sums: bool = True) -> Responses:
     """Y of all patches of x, the input in the result dtype, and with ``sums`` what the products need of it."""
     weight, moments, grouped = task.weight.to(task.dtype), stages.moments(task), task.groups > 1
-    if grouped:
-        weight = weight if moments.offset is None else weight - weight.mean((1, 2, 3), keepdim=True)
-        moments, task = Moments(None, moments.scale, None), task._replace(decay="none")
     with exact_products(x):
+        if grouped:
+            weight = weight if moments.offset is None else weight - weight.mean((1, 2, 3), keepdim=True)
+            moments, task = Moments(None, moments.scale, None), task._replace(decay="none")
         u = x @ weight.T if x.dim() == 2 else F.conv2d(x, weight, None, *task.geometry)
     if task.activation == "linear" and moments.scale is None and not (sums and task.scales_rows):
         return Responses(moments, u, u, None, None)
@@ -258,7 +258,7 @@ def outputs_of(stages: Stages, task: Task) -> Any:
 
 def general(stages: Stages, task: Task, x: Tensor, responses: Responses) -> Any:
     """The ``Outputs`` by ATen's products."""
-    gram, groups = None, task.groups
+    gram, diagonal, groups = None, responses.diagonal, task.groups
     with exact_products(x):
         scaled = responses.scaled if by_convolution(task.weight, groups) else rows_of(responses.scaled)
         product = gradient(scaled, x, task.weight.shape[2:], *task.geometry).contiguous()
@@ -266,12 +266,15 @@ def general(stages: Stages, task: Task, x: Tensor, responses: Responses) -> Any:
             rows = scaled if scaled.dim() == 2 and responses.scaled is responses.y else rows_of(responses.y)
             gram = rows.T @ rows if groups == 1 else of_groups(rows, rows, groups)
         if groups > 1:
-            return stages.finish(task, *less_of_groups(task, product, gram, responses.y), None)
-    return stages.finish(task, product, gram, responses.diagonal, responses.shift)
+            product, gram, diagonal = less_of_groups(task, product, gram, responses.y)
+    return stages.finish(task, product, gram, diagonal, responses.shift)
 
 
 def less_of_groups(task: Task, product: Tensor, gram: Tensor | None, y: Tensor) -> tuple[Tensor, None, Tensor | None]:
-    """For Stages.finish, of a layer of groups: YᵀX C, less tril(YᵀY) W of each group [K, K / groups]; no gram; d."""
+    """What Stages.finish takes of a layer of groups: YᵀX C, less tril(YᵀY) W of each group, no gram, and d.
+
+    product: YᵀX [K, N]; gram: YᵀY of each group [K, K / groups], or None.
+    """
     weight, axes = task.flat.to(task.dtype), (0, 2, 3)
     if task.patches != "raw":
         product = product - product.mean(1, keepdim=True)
