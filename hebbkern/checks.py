@@ -182,6 +182,28 @@ def finite(op: str, **tensors: Tensor | None) -> None:
             fail(op, argument, "be finite", "a NaN or an infinity")
 
 
+def no_overlap(op: str, weight: Tensor, **tensors: Tensor | None) -> None:
+    """Memory: no tensor without gaps shares it with the weight, unless it is the same view."""
+    for argument, tensor in tensors.items():
+        if tensor is None or not _overlap(tensor, weight):
+            continue
+        views = {(one.data_ptr(), one.dtype, one.shape, one.stride()) for one in (tensor, weight)}
+        if len(views) > 1:
+            fail(op, argument, "not share memory with weight", "one that overlaps it")
+
+
+def _overlap(*tensors: Tensor) -> bool:
+    """Whether two tensors without gaps have an address in common."""
+    ranges = []
+    for one in tensors:
+        entries = 1 + sum(stride * (size - 1) for stride, size in zip(one.stride(), one.shape, strict=True))
+        if entries != one.numel():
+            return False
+        ranges.append((one.data_ptr(), one.data_ptr() + entries * one.element_size()))
+    (first, end), (other, other_end) = ranges
+    return first < other_end and other < end
+
+
 def none_skipped(number: int, device: torch.device) -> None:
     """Raise RuntimeError if `number` steps were skipped on `device`, whose kernels count those that are not finite."""
     if number:

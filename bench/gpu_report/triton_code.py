@@ -40,7 +40,7 @@ TYPES = {
     torch.bool: "i1",
 }
 SIZES = ("PARTS", "LIMIT", "TILES", "BLOCK", "BLOCK_R")  # settings that follow from the sizes of tensors
-INSIDE = 8  # of a SHAPE (patches.py): whether there is no padding
+INSIDE, GROUPED = 8, 10  # of a SHAPE (patches.py): whether there is no padding, whether there are groups
 ALIGNED = 16  # bytes of an address, or the divisor of an integer, that the compiler knows
 ON_TENSOR_CORES = re.compile(
     r"tt\.dot(?:_scaled)? .*(?:inputPrecision = (?:tf32|tf32x3|bf16x3|bf16x6)\b|tensor<[\dx]*x(?:bf16|f16)[,>].*\*)"
@@ -76,7 +76,7 @@ class Build:
         """The launcher's choices, without those that only follow from the size of the layer."""
         chosen = {name: value for name, value in self.constants if name in self.settings and name not in SIZES}
         if "SHAPE" in chosen:
-            chosen["SHAPE"] = chosen["SHAPE"][:2] == (1, 1)
+            chosen["SHAPE"] = chosen["SHAPE"][:2] == (1, 1), chosen["SHAPE"][GROUPED]
         if "FORM" in chosen:  # of a weight in apply.py
             chosen["FORM"] = chosen["FORM"][0] == 0
         if "PRECISION" not in chosen:  # nothing is multiplied: tiles are as large as the layer, up to a limit

@@ -17,6 +17,8 @@ TF32 = {"precision": "high"}
 PADDED = {"padding": 2, "stride": 2}
 SMALL = ((1000, 50), (40, 50))  # fits on chip
 FEW = ((100, 784), (500, 784))
+DEPTHWISE = ((32, 64, 28, 28), (128, 1, 3, 3))
+GROUPS = {"groups": 64, "padding": 1}
 
 
 def variant(what, layer, run, masked=False, **settings):
@@ -28,11 +30,12 @@ def variant(what, layer, run, masked=False, **settings):
     return Workload(f"{what}, {shapes(*layer)}", *layer, run, eager=None, extra=extra, **settings)
 
 
-def stepped(rule, layer, masked=False, geometry=None, **settings):
+def stepped(rule, layer, masked=False, geometry=None, labelled=False, **settings):
     """A step of ``rule``."""
 
     def run(x, w, mask=None):
-        rule.step_(w, x, lr=0.1, frozen=mask, **(geometry or {}))
+        labels = torch.arange(x.shape[0], device=x.device) if labelled else None
+        rule.step_(w, x, lr=0.1, labels=labels, frozen=mask, **(geometry or {}))
 
     return variant(f"{rule}", layer, run, masked, **settings)
 
@@ -51,13 +54,13 @@ def matched(layer, masked=False, geometry=None, **settings):
     return variant(f"nearest_patch {geometry or ''}", layer, run, masked, **settings)
 
 
-def accumulated(layer, patches, count, masked=False, **settings):
+def accumulated(layer, patches, count, masked=False, geometry=None, **settings):
     """``count`` patches have two targets each, which decay by their responses."""
 
     def run(x, w, mask=None):
         targets = torch.arange(2 * count, device=x.device).reshape(count, 2) % w.shape[0]
         responses = torch.ones((count, 2), dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
-        options = {"responses": responses, "patches": patches, "frozen": mask}
+        options = {"responses": responses, "patches": patches, "frozen": mask, **(geometry or {})}
         return hk.ops.accumulate(x, targets, responses, neurons=w.shape[0], kernel=w.shape[2:], **options)
 
     return variant(f"accumulate {patches}", layer, run, masked, **settings)
@@ -101,6 +104,14 @@ VARIANTS = (
     matched(FEW, **FP64),
     accumulated(CIFAR, "standardised", 64 * 28 * 28, True, **BF16),
     accumulated(MNIST, "centred", 1024, **FP64),
+    competed(DEPTHWISE, 2, True, {"cosine": True, "patches": "centred", **GROUPS}),
+    stepped(hk.WTA(patches="standardised"), DEPTHWISE, True, GROUPS),
+    stepped(hk.WTA(), DEPTHWISE, False, GROUPS, **BF16),
+    stepped(hk.Supervised(), DEPTHWISE, True, GROUPS, labelled=True),
+    stepped(hk.Sanger(patches="standardised"), DEPTHWISE, True, GROUPS),
+    matched(DEPTHWISE, True, {"patches": "standardised", **GROUPS}),
+    matched(DEPTHWISE, False, GROUPS, **BF16),
+    accumulated(DEPTHWISE, "standardised", 64 * 32 * 28 * 28, True, GROUPS),
     applied(MNIST, "global_max", masked=True, **BF16),
     applied(MNIST, "row_l2", 0.5, **FP64),
     applied(HPCA[1], "row_max", **BF16),

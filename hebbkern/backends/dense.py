@@ -8,7 +8,9 @@ backends/cuda). Shapes and the decay alone choose one of three algorithms:
     general   ATen computes U = X Wᵀ, YᵀX and YᵀY; the backend's kernels turn U into Y and the products into the sum
 
 U and Y are [images, K, patches of an image] behind three strides; a linear layer is one image whose patches are the
-samples.
+samples. A layer of groups takes the general algorithm. To the stages each group of an image is an image of its own, and
+all share the weights' totals and sums, so only scales are left to them: with x̃ = scale · x C and C = 1 - 1/N, U is
+scale · X (W C)ᵀ and the sum (scale · Y)ᵀX C.
 """
 
 import contextlib
@@ -43,18 +45,22 @@ class Task(NamedTuple):
     weight: Tensor
     flat: Tensor  # the weights as [K, N], contiguous
     view: Any  # the patches as the backend's kernels take them, from Stages.patch_view
-    count: int  # of patches
+    count: int  # of the patches of a group
     activation: str
     decay: str
     temperature: float
     patches: str
-    geometry: tuple  # stride, padding, dilation
+    geometry: tuple  # stride, padding, dilation, groups
     frozen: Tensor | None
     lr: float | None  # None: the sum is the result, not the weights after the step
 
     @property
     def dtype(self) -> torch.dtype:
         return checks.result_dtype(self.x.dtype)
+
+    @property
+    def groups(self) -> int:
+        return self.geometry[-1]
 
     @property
     def scales_rows(self) -> bool:
@@ -148,34 +154,48 @@ def unfolded(x: Tensor, kernel: Sequence[int], stride: tuple, padding: tuple, di
     return x.as_strided((len(x), down, right, x.shape[1], *kernel), (image, *steps[0], channel, *steps[1]))
 
 
-def by_convolution(inputs: int, kernel: Sequence[int]) -> bool:
+def by_convolution(weight: Tensor, groups: int) -> bool:
     """Whether ATen's convolution multiplies responses with patches; else patches are written out for a matrix product.
 
-    cuDNN's error was at most 1e-6 of the norm for kernels of 3x3, but 7e-5 for 8x3x32x32 to 96 by 5x5.
+    cuDNN's error was at most 1e-6 of the norm for kernels of 3x3, but 7e-5 for 8x3x32x32 to 96 by 5x5. Groups of
+    one channel take ATen's kernels of depthwise convolutions.
     """
-    return inputs > WRITTEN_OUT and max(kernel) <= 3
+    if weight.dim() == 2:
+        return False
+    return (groups > 1 and weight.shape[1] == 1) or (weight[0].numel() > WRITTEN_OUT and max(weight.shape[2:]) <= 3)
 
 
-def gradient(y: Tensor, x: Tensor, kernel: Sequence[int], stride: tuple, padding: tuple, dilation: tuple) -> Tensor:
+def of_groups(a: Tensor, b: Tensor, groups: int) -> Tensor:
+    """aᵀb [K, N] of rows a [P, K] and b [P, groups · N], each group of a's columns with that of b's."""
+    a, b = (rows.unflatten(1, (groups, -1)).transpose(0, 1) for rows in (a, b))
+    return (a.mT @ b).flatten(0, 1)
+
+
+def gradient(
+    y: Tensor, x: Tensor, kernel: Sequence[int], stride: tuple, padding: tuple, dilation: tuple, groups: int = 1
+) -> Tensor:
     """YᵀX [K, N] by ATen, within ``exact_products``.
 
     Args:
         y: the output of the layer for ``by_convolution``, else its rows [P, K].
         x: the input of the layer, in the result dtype.
-        kernel, stride, padding, dilation: of the layer; not read where x is [P, N].
+        kernel, stride, padding, dilation, groups: of the layer; not read where x is [P, N].
     """
     if x.dim() == 2:
         return y.T @ x
     if y.dim() == 4:
-        shaped = x.new_empty((y.shape[1], x.shape[1], *kernel))
-        settings = stride, padding, dilation, False, (0, 0), 1, (False, True, False)
+        shaped = x.new_empty((y.shape[1], x.shape[1] // groups, *kernel))
+        settings = stride, padding, dilation, False, (0, 0), groups, (False, True, False)
         return torch.ops.aten.convolution_backward(y, x, shaped, None, *settings)[1].flatten(1)
     windows = unfolded(x, kernel, stride, padding, dilation)
     images, each = max(1, UNFOLDED // windows[0].numel()), windows.shape[1] * windows.shape[2]
     total = x.new_empty(0)
     for number, (part, rows) in enumerate(zip(windows.split(images), y.split(images * each), strict=True)):
         patches = part.reshape(len(rows), -1)
-        total = total.addmm_(rows.T, patches) if number else rows.T @ patches
+        if groups > 1:
+            total = total.add_(of_groups(rows, patches, groups)) if number else of_groups(rows, patches, groups)
+        else:
+            total = total.addmm_(rows.T, patches) if number else rows.T @ patches
     return total
 
 
@@ -187,12 +207,18 @@ def strided(u: Tensor) -> tuple[tuple[int, ...], int]:
 
 def respond(stages: Stages, task: Task, x: Tensor, sums: bool = True) -> Responses:
     """Y of all patches of x, the input in the result dtype, and with ``sums`` what the products need of it."""
-    weight, moments = task.weight.to(task.dtype), stages.moments(task)
+    weight, moments, grouped = task.weight.to(task.dtype), stages.moments(task), task.groups > 1
     with exact_products(x):
+        if grouped:
+            weight = weight if moments.offset is None else weight - weight.mean((1, 2, 3), keepdim=True)
+            moments, task = Moments(None, moments.scale, None), task._replace(decay="none")
         u = x @ weight.T if x.dim() == 2 else F.conv2d(x, weight, None, *task.geometry)
-    if task.activation == "linear" and moments.offset is None and not (sums and task.scales_rows):
+    if task.activation == "linear" and moments.scale is None and not (sums and task.scales_rows):
         return Responses(moments, u, u, None, None)
-    return Responses(moments, u, *stages.activate(task, moments, u, sums))
+    u = u.contiguous() if grouped else u
+    own = u.view(-1, len(weight) // task.groups, *u.shape[2:]) if grouped else u
+    scaled, *columns = stages.activate(task, moments, own, sums)
+    return Responses(moments, u, u if scaled is own else scaled.view(u.shape), *columns)
 
 
 def cdiv(a: int, b: int) -> int:
@@ -220,7 +246,7 @@ def algorithm(P: int, K: int, N: int, decay: str) -> str:
 def outputs_of(stages: Stages, task: Task) -> Any:
     """The ``Outputs`` of at least one patch."""
     K, N = task.flat.shape
-    chosen = algorithm(task.count, K, N, task.decay)
+    chosen = "general" if task.groups > 1 else algorithm(task.count, K, N, task.decay)
     if chosen == "on chip":
         return stages.on_chip(task)
     x = task.x.to(task.dtype)
@@ -232,16 +258,34 @@ def outputs_of(stages: Stages, task: Task) -> Any:
 
 def general(stages: Stages, task: Task, x: Tensor, responses: Responses) -> Any:
     """The ``Outputs`` by ATen's products."""
-    gram = None
+    gram, diagonal, groups = None, responses.diagonal, task.groups
     with exact_products(x):
-        kernel, scaled = task.weight.shape[2:], responses.scaled
-        if not (kernel and by_convolution(task.flat.shape[1], kernel)):
-            scaled = rows_of(scaled)
-        product = gradient(scaled, x, kernel, *task.geometry).contiguous()
+        scaled = responses.scaled if by_convolution(task.weight, groups) else rows_of(responses.scaled)
+        product = gradient(scaled, x, task.weight.shape[2:], *task.geometry).contiguous()
         if task.decay == "triangular":
             rows = scaled if scaled.dim() == 2 and responses.scaled is responses.y else rows_of(responses.y)
-            gram = rows.T @ rows
-    return stages.finish(task, product, gram, responses.diagonal, responses.shift)
+            gram = rows.T @ rows if groups == 1 else of_groups(rows, rows, groups)
+        if groups > 1:
+            product, gram, diagonal = less_of_groups(task, product, gram, responses.y)
+    return stages.finish(task, product, gram, diagonal, responses.shift)
+
+
+def less_of_groups(task: Task, product: Tensor, gram: Tensor | None, y: Tensor) -> tuple[Tensor, None, Tensor | None]:
+    """What Stages.finish takes of a layer of groups: YᵀX C, less tril(YᵀY) W of each group, no gram, and d.
+
+    product: YᵀX [K, N]; gram: YᵀY of each group [K, K / groups], or None.
+    """
+    weight, axes = task.flat.to(task.dtype), (0, 2, 3)
+    if task.patches != "raw":
+        product = product - product.mean(1, keepdim=True)
+    if gram is not None:
+        of_each, gram, rows = (part.unflatten(0, (task.groups, -1)) for part in (product, gram, weight))
+        product = torch.baddbmm(of_each, gram.tril(), rows, alpha=-1).flatten(0, 1)
+    if not task.scales_rows:
+        return product, None, None
+    if task.activation == "softmax":  # Σ r u = w · Σ r x̃
+        return product, None, (product * weight).sum(1)
+    return product, None, (y.sum(axes) if task.decay == "activity" else y.square().sum(axes))
 
 
 def raise_on_overflow(stages: Stages, task: Task, sums: Tensor) -> None:
@@ -257,10 +301,16 @@ def begin(
     geometry: tuple, frozen: Tensor | None, lr: float | None = None,
 ) -> Task:  # fmt: skip
     """The ``Task`` of checked arguments; rule: activation, decay, temperature, patches."""
-    flat = weight.reshape(weight.shape[0], -1).contiguous()
-    view = stages.patch_view(x, weight.shape[2:], *geometry)
+    flat, groups = weight.reshape(weight.shape[0], -1).contiguous(), geometry[-1]
+    x = x if groups == 1 else x.contiguous()
+    images = x if groups == 1 else x.view(-1, weight.shape[1], *x.shape[2:])
+    view = stages.patch_view(images, weight.shape[2:], *geometry[:-1])
     frozen = None if frozen is None else frozen.contiguous()
     return Task(op, x, weight, flat, view, count, *rule, geometry, frozen, lr)
+
+
+def patches_of_a_neuron(op: str, x: Tensor, weight: Tensor, patches: str, *geometry: Any) -> int:
+    return checks.geometry(op, x, "weight", weight.shape[2:], patches, *geometry) // geometry[-1]
 
 
 @torch.no_grad()
@@ -270,7 +320,7 @@ def dense_update(stages: Stages, x: Tensor, weight: Tensor, *arguments: Any) -> 
     if stages.readable(x):
         checks.finite(op, x=x, weight=weight)
     activation, decay, temperature, patches, *geometry, frozen = arguments
-    dtype, count = checks.result_dtype(x.dtype), checks.geometry(op, x, "weight", weight.shape[2:], patches, *geometry)
+    dtype, count = checks.result_dtype(x.dtype), patches_of_a_neuron(op, x, weight, patches, *geometry)
     if count == 0:
         return x.new_zeros(weight.shape, dtype=dtype), x.new_zeros(1, dtype=dtype)
     rule = activation, decay, temperature, patches
@@ -292,7 +342,7 @@ def dense_step_(stages: Stages, weight: Tensor, x: Tensor, *arguments: Any) -> N
     if stages.readable(x):
         checks.finite(op, x=x, weight=weight)
     activation, decay, lr, patches, *geometry, frozen = arguments
-    count = checks.geometry(op, x, "weight", weight.shape[2:], patches, *geometry)
+    count = patches_of_a_neuron(op, x, weight, patches, *geometry)
     if count == 0:
         return
     rule = activation, decay, 1.0, patches

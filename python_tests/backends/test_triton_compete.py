@@ -122,12 +122,20 @@ def test_cosines_of_any_scale(mode, size):
 def test_launches_of_any_size_are_made_of_powers_of_two(mode, P, N, monkeypatch):
     """Kernels compile only so; with the tiles of a GPU, not the interpreter's larger ones."""
     monkeypatch.setattr(walk, "block", lambda size: size)
-    call = 2, 2.0, False, "centred", (1, 1), (0, 0), (1, 1), None
+    call = 2, 2.0, False, "centred", (1, 1), (0, 0), (1, 1), 1, None
     x, weight = torch.empty(P, N, device="meta"), torch.empty(2000, N, device="meta")
     with hk.screening(mode):
         for launch in interpreted.recorded("compete", x, weight, *call):
             for name, value in launch.settings.items():
                 assert not name.startswith("BLOCK") or value & (value - 1) == 0, (launch.kernel.__name__, name, value)
+
+
+def test_groups_are_not_screened(undecided):
+    x, weight = cases.random((2, 6, 5, 4)), cases.random((12, 2, 3, 3), seed=1)
+    want = hk.ops.compete(x, weight, k=2, groups=3)
+    with hk.screening("always"):
+        got = hk.ops.compete(x, weight, k=2, groups=3)
+    assert calls.same_bits(got, want) and (undecided == -1).all()
 
 
 @pytest.mark.parametrize("neurons", [10, 70])  # fewer than candidates, and more
@@ -219,7 +227,7 @@ def test_what_is_not_finite_wins_where_values_are_not_read(mode, monkeypatch):
     "mode, most", [("off", ["moments", "compete", "merge"]), ("always", ["moments", "screen", "decide"])]
 )
 def test_at_most_three_launches(mode, most):
-    geometry = (1, 1), (0, 0), (1, 1)
+    geometry = (1, 1), (0, 0), (1, 1), 1
     for P, K in ((64, 2000), (1024, 2000), (100000, 64)):
         x, weight = torch.empty(P, 100, device="meta"), torch.empty(K, 100, device="meta")
         for patches in cases.PATCHES:

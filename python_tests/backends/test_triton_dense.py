@@ -151,7 +151,7 @@ def fake(shape, dtype):
 def test_few_launches_and_nothing_read(case, patches, dtype):
     """On fake tensors, whose values cannot be read."""
     algorithm, x_shape, w_shape, geometry = case
-    where = patches, *(hk.ops.library.pair(geometry.get(key, d)) for key, d in GEOMETRY)
+    where = patches, *(hk.ops.library.pair(geometry.get(key, d)) for key, d in GEOMETRY), 1
     with FakeTensorMode(), launch.recorded() as launches:
         x, weight = fake(x_shape, dtype), fake(w_shape, dtype)
         frozen = fake(w_shape[0], torch.bool)
@@ -191,6 +191,20 @@ def test_an_overflow_of_responses_reaches_the_sum(triton_backend, force, monkeyp
     x, weight = torch.full((20, 30), 3e38), torch.full((10, 30), -3e38 if activation == "relu" else 3e38)
     with interpreted.unreadable(monkeypatch):
         total, _ = hk.ops.dense_update(x.to(triton_backend), weight.to(triton_backend), activation=activation)
+    assert not total.isfinite().all()
+
+
+@pytest.mark.parametrize("patches", cases.PATCHES)
+@pytest.mark.parametrize("activation", ["relu", "tanh", "linear", "softmax"])
+def test_an_overflow_of_a_groups_responses_reaches_the_sum(triton_backend, monkeypatch, activation, patches):
+    x, weight = cases.random((2, 6, 5, 4), device=triton_backend), cases.random((9, 2, 3, 3), device=triton_backend)
+    weight[4] *= 1e38
+    x *= 1e5
+    options = {"activation": activation, "decay": "diagonal", "patches": patches, "groups": 3}
+    total, _ = hk.ops.dense_update(x, weight * 1e-38, **options)
+    assert total.isfinite().all()
+    with interpreted.unreadable(monkeypatch):
+        total, _ = hk.ops.dense_update(x, weight, **options)
     assert not total.isfinite().all()
 
 

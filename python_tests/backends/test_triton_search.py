@@ -107,13 +107,26 @@ def test_nearest_patch_writes_its_results_only(guarded, layer, patches, dtype):
     x, weight = cases.tensors(layer, dtype, DEVICE)
     mask = cases.some(layer.neurons, DEVICE)
     geometry = [tuple(torch.tensor(layer.geometry.get(n, v)).expand(2).tolist()) for n, v in GEOMETRY.items()]
-    got = nearest_patch.nearest_patch(x, weight, patches, *geometry, mask)
+    got = nearest_patch.nearest_patch(x, weight, patches, *geometry, 1, mask)
     oracle.check_nearest_patch(got, x, weight, mask, patches=patches, **layer.geometry)
     assert guarded
 
 
+@pytest.mark.parametrize("patches", cases.PATCHES)
+def test_nearest_patch_of_groups_writes_its_results_only(guarded, patches):
+    layer = cases.Layer((2, 8, 9, 20), (16, 2, 3, 2))
+    x, weight = cases.tensors(layer, torch.float32, DEVICE)
+    mask = cases.some(layer.neurons, DEVICE)
+    nearest, distance = nearest_patch.nearest_patch(x, weight, patches, (1, 3), (0, 1), (1, 1), 4, mask)
+    with hk.backend("eager"):
+        geometry = {"stride": (1, 3), "padding": (0, 1), "groups": 4}
+        want = hk.ops.nearest_patch(x, weight, eligible=mask, patches=patches, **geometry)
+    assert torch.equal(nearest, want[0]) and guarded
+    torch.testing.assert_close(distance, want[1])
+
+
 GEOMETRY = {"stride": 1, "padding": 0, "dilation": 1}
-LINEAR = ("raw", (1, 1), (0, 0), (1, 1))
+LINEAR = ("raw", (1, 1), (0, 0), (1, 1), 1)
 
 
 @pytest.mark.parametrize("programs", [1, 3, 256])
@@ -173,7 +186,7 @@ def test_launches(device, dtype):
     for shape in [(4, 100), (4, 100000), (2, 64, 7, 7)]:
         assert len(launches_of(lambda shape=shape: kwinners.kwinners(empty(*shape), 10, 1))) == 1
     for patches in cases.PATCHES:
-        geometry = (patches, (1, 1), (0, 0), (1, 1))
+        geometry = (patches, (1, 1), (0, 0), (1, 1), 1)
         for sizes in [((1000, 784), (500, 784)), ((4, 3, 32, 32), (96, 3, 5, 5))]:
             launches = launches_of(
                 lambda sizes=sizes, geometry=geometry: nearest_patch.nearest_patch(

@@ -48,6 +48,7 @@ LEARN = [
     {"k": 2, "coefficients": (1.0, 1.0), "cosine": True, "by_response": True, "average": True, "normalise": "row_l2"},
     {"k": 1, "p": 3.0, "average": True, "normalise": "row_max"},
 ]
+GROUPED = cases.Layer((2, 8, 9, 20), (16, 2, 3, 2), {"groups": 4, "padding": (0, 1), "stride": (1, 3)})
 
 
 @pytest.mark.parametrize("patches", cases.PATCHES)
@@ -70,6 +71,15 @@ def test_parts_of_a_step_take_few_launches(name):
         assert len(launches(name, arguments)) <= {"accumulate": 4, "apply_": 2}[name]
         for normalise in NORMALISE if name == "apply_" else ():
             assert len(launches(name, arguments | {"normalise": normalise, "rate_power": 0.5})) == 2
+
+
+@pytest.mark.parametrize("name", [name for name in calls.OPERATORS if name not in ("apply_", "kwinners")])
+def test_more_groups_take_no_more_launches(name):
+    taken = []
+    for groups in (2, 8, 64):
+        layer = cases.Layer((50, 128, 9, 8), (256, 128 // groups, 3, 3), {"groups": groups, "padding": 1})
+        taken.append(launches(name, calls.call(name, layer)))
+    assert taken[0] == taken[1] == taken[2]
 
 
 def test_reading_a_value_would_have_failed():
@@ -170,6 +180,17 @@ def test_broken_entries_spoil_every_sum(unread, wrong):
 
 
 @on_cpu
+def test_a_target_of_another_group_spoils_every_sum(unread):
+    arguments = calls.call("accumulate", GROUPED) | {"frozen": None}
+    targets = arguments["targets"]
+    targets.copy_((torch.arange(len(targets)) // (len(targets) // 4) * 4)[:, None])
+    assert all(result.isfinite().all() for result in hk.ops.accumulate(**arguments))
+    targets[5] = 4
+    total, decay, _ = hk.ops.accumulate(**arguments)
+    assert total.isnan().all() and decay.isnan().all()
+
+
+@on_cpu
 @pytest.mark.parametrize("layout", cases.LAYOUTS)
 @pytest.mark.parametrize("shape", [(33, 70), (9, 5, 3, 2)], ids=str)
 def test_commit(shape, layout):
@@ -187,7 +208,7 @@ def test_commit(shape, layout):
 
 
 @on_cpu
-@pytest.mark.parametrize("layer", [*cases.FEW, cases.Layer((700, 5), (3, 5))], ids=str)
+@pytest.mark.parametrize("layer", [*cases.FEW, cases.Layer((700, 5), (3, 5)), GROUPED], ids=str)
 def test_kernels_stay_within_their_outputs(monkeypatch, layer):
     room = interpreted.WIDTH
     for dtype, patches in itertools.product((torch.float32, torch.bfloat16), cases.PATCHES):

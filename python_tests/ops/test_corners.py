@@ -5,18 +5,20 @@ import torch
 
 import hebbkern as hk
 
-BOTH = pytest.mark.parametrize("name", ["eager", "cpu"])
+EACH = pytest.mark.parametrize("name", ["eager", "cpu", pytest.param("triton", marks=pytest.mark.triton)])
 
 
 @pytest.fixture
 def on(name):
     if reason := hk.backends.available()[name]:
         pytest.skip(reason)
+    if name == "triton" and torch.cuda.is_available():
+        pytest.skip("its kernels are not interpreted here, and look at no values")
     with hk.backend(name):
         yield
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize("x", [1e-40, 1e-37])
 def test_nearest_patch_refuses_a_nearest_distance_that_overflows(on, x):
     """|w - x|^2 / |x|_1 = 102 / (102 x) is beyond float32 for x = 1e-40, and 1e37 for x = 1e-37."""
@@ -30,13 +32,13 @@ def test_nearest_patch_refuses_a_nearest_distance_that_overflows(on, x):
         torch.testing.assert_close(distance, torch.full((5,), 1 / x))
 
 
-@BOTH
+@EACH
 def test_nearest_patch_refuses_a_patch_by_whose_length_nothing_can_be_divided(on):
     with pytest.raises(ValueError, match="nearest_patch: x and weight must give finite responses, got an overflow"):
         hk.ops.nearest_patch(torch.tensor([[1e-40], [2.0]]), torch.ones(5, 1))
 
 
-@BOTH
+@EACH
 def test_nearest_patch_takes_a_far_patch_whose_distance_overflows(on):
     x = torch.stack([torch.full((102,), 1e-40), torch.full((102,), 2.0)])
     nearest, distance = hk.ops.nearest_patch(x, torch.ones(5, 102))
@@ -44,7 +46,16 @@ def test_nearest_patch_takes_a_far_patch_whose_distance_overflows(on):
     torch.testing.assert_close(distance, torch.full((5,), 0.5))  # 102 / 204
 
 
-@BOTH
+@EACH
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_exact_ties_of_ternary_patches_go_to_the_lower_index(on, dtype):
+    """Patches of n ones are at the distance n / n from zeros, but n (1 / n) rounds to less than 1 for some n."""
+    x = torch.ones(100, 100, dtype=dtype).tril() * torch.tensor([1, -1], dtype=dtype).repeat(50)
+    nearest, distance = hk.ops.nearest_patch(x, torch.zeros(3, 100, dtype=dtype))
+    assert nearest.tolist() == [0] * 3 and distance.tolist() == [1] * 3
+
+
+@EACH
 def test_a_neuron_that_is_not_eligible_may_overflow(on):
     x, weight, eligible = torch.rand(7, 6) + 0.1, torch.rand(4, 6) + 0.1, torch.tensor([True, False, True, True])
     huge = weight.clone()
@@ -58,7 +69,7 @@ def test_a_neuron_that_is_not_eligible_may_overflow(on):
             assert torch.equal(got, want)
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize("shift", [1, 6, -6])
 def test_apply_refuses_a_sum_that_overlaps_the_weight(on, shift):
     """As torch refuses x[1:].copy_(x[:-1]) in its own operators in place."""
@@ -72,7 +83,7 @@ def test_apply_refuses_a_sum_that_overlaps_the_weight(on, shift):
     assert torch.equal(memory, before)
 
 
-@BOTH
+@EACH
 def test_apply_takes_a_sum_beside_the_weight_or_the_weight_itself(on):
     memory = torch.rand(24)
     weight, total = memory[:12].view(2, 6), memory[12:].view(2, 6)

@@ -242,26 +242,9 @@ def dense_sums(
 def apply_(
     weight: Tensor, sum: Tensor, decay: Tensor | None, denominator: Tensor | None, lr: float, *settings: Any
 ) -> None:
-    for argument, given in (("sum", sum), ("decay", decay), ("denominator", denominator)):
-        check_overlap("apply_", argument, given, weight)
+    checks.no_overlap("apply_", weight, sum=sum, decay=decay, denominator=denominator)
     checks.finite("apply_", weight=weight, sum=sum, decay=decay, denominator=denominator)
     take("apply_", weight, sum, decay, denominator, lr, *settings)
-
-
-def check_overlap(op: str, argument: str, tensor: Tensor | None, weight: Tensor) -> None:
-    """No tensor without gaps may share memory with the weight, unless it is the same view."""
-    if tensor is None:
-        return
-    ranges = []
-    for one in (tensor, weight):
-        entries = 1 + sum(stride * (size - 1) for stride, size in zip(one.stride(), one.shape, strict=True))
-        if entries != one.numel():
-            return
-        ranges.append((one.data_ptr(), one.data_ptr() + entries * one.element_size()))
-    (first, end), (other, other_end) = ranges
-    views = {(one.data_ptr(), one.dtype, one.shape, one.stride()) for one in (tensor, weight)}
-    if first < other_end and other < end and len(views) > 1:
-        checks.fail(op, argument, "not share memory with weight", "one that overlaps it")
 
 
 def take(

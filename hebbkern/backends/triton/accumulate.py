@@ -19,7 +19,16 @@ from hebbkern.backends.triton.apply import PIECE, combined, slot_of
 from hebbkern.backends.triton.arithmetic import ordered_sum
 from hebbkern.backends.triton.launch import INTERPRETED, block, launch, power_of_2, readable
 from hebbkern.backends.triton.moments import moments_of
-from hebbkern.backends.triton.patches import PatchView, all_zeros, corners, load_patches, own_patches, patch_view, taps
+from hebbkern.backends.triton.patches import (
+    GROUPED,
+    PatchView,
+    all_zeros,
+    corners,
+    load_patches,
+    own_patches,
+    patch_view,
+    taps,
+)
 
 ENTRIES = 8  # patches of a list that a tile adds up side by side
 # A warp reads 128 neighbours, each thread has 8 loads in flight.
@@ -58,29 +67,33 @@ class Coefficients(NamedTuple):
 
 @triton.jit
 def keys_kernel(
-    x, sb, sc, sh, sw, H, W, Ho, Wo, scale, targets, down, right, share, values, values_down, values_right,
-    responses, responses_down, responses_right, frozen, keys, P, R, K, N,
-    SHAPE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
+    x, sb, sc, sh, sw, H, W, Ho, Wo, B, sg, scale, targets, down, right, rows, share, values, values_down, values_right,
+    responses, responses_down, responses_right, frozen, keys, groups, P, R, K, N,
+    LABELS: tl.constexpr, SHAPE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """The key of each entry: its neuron, or K where no neuron learns from it, or K + 1 where it is not valid.
 
     A program owns BLOCK_P patches, and reads raw ones until an entry is not 0: no neuron learns from a blank patch.
-    ``share`` patches have a row of ``targets`` in common.
+    LABELS: ``share`` patches have one of ``rows`` targets in common, in each group, which may name neurons of others.
     """
-    number, valid, corner = own_patches(tl.program_id(0), P, (sb, sh, sw, Ho, Wo), SHAPE, BLOCK_P)
+    number, valid, corner = own_patches(tl.program_id(0), P, (sb, sh, sw, Ho, Wo, B, sg), SHAPE, BLOCK_P)
     if scale is not None:
         blank = tl.load(scale + number, mask=valid, other=0) == 0
     else:
         blank = all_zeros(x, corner, valid, (sc, sh, sw, H, W), N, SHAPE, BLOCK_N)
     patch = number.to(tl.int64)
+    row = patch // share % rows if LABELS else patch
+    each = K // groups
+    low = number // (P // groups) * each if SHAPE[GROUPED] else 0
     for rank in range(R):
-        neuron = tl.load(targets + patch // share * down + rank * right, mask=valid, other=-1)
+        neuron = tl.load(targets + row * down + rank * right, mask=valid, other=-1)
         c = tl.load(values + patch * values_down + rank * values_right, mask=valid, other=0.0)
-        broken = (neuron < -1) | (neuron >= K) | ~(tl.abs(c) < float("inf"))
+        outside = (neuron < low) | (neuron >= low + each)
+        broken = ((neuron < -1) | (neuron >= K) if LABELS else outside & (neuron != -1)) | ~(tl.abs(c) < float("inf"))
         if responses is not None:
             response = tl.load(responses + patch * responses_down + rank * responses_right, mask=valid, other=0.0)
             broken = broken | ~(tl.abs(response) < float("inf"))
-        idle = (neuron == -1) | (c == 0) | blank
+        idle = outside | (c == 0) | blank
         if frozen is not None:
             idle = idle | (tl.load(frozen + neuron, mask=valid & ~broken & ~idle, other=0) != 0)
         key = tl.where(broken, K + 1, tl.where(idle, K, neuron.to(tl.int32)))
@@ -124,7 +137,7 @@ def _coefficients_of(entry, patch, rank, valid, values, of_values, rectified, de
 
 @triton.jit
 def gather_kernel(
-    x, sb, sc, sh, sw, H, W, Ho, Wo, offset, scale, starts, keys, order,
+    x, sb, sc, sh, sw, H, W, Ho, Wo, B, sg, offset, scale, starts, keys, order,
     values, values_down, values_right, rectified, decays, decays_down, decays_right,
     total, decay, partial, decay_partial, slots, E, R, K, N,
     EMPTY: tl.constexpr, SHAPE: tl.constexpr, PIECE: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_E: tl.constexpr,
@@ -153,7 +166,7 @@ def gather_kernel(
                 entry, patch.to(tl.int64), rank, valid, values, (values_down, values_right), rectified,
                 decays, (decays_down, decays_right), shares,
             )  # fmt: skip
-            corner = corners(patch, (sb, sh, sw, Ho, Wo), SHAPE)
+            corner = corners(patch, (sb, sh, sw, Ho, Wo, B, sg), SHAPE)
             tile = load_patches(x, corner, valid, tap, column < N, layout, SHAPE).to(wide)
             if offset is not None:
                 tile = tile - tl.load(offset + patch, mask=valid, other=0.0)[:, None]
@@ -204,18 +217,22 @@ def check_count(op: str, entries: int) -> None:
 
 
 def keys_of(
-    op: str, view: PatchView, scale: Tensor | None, targets: Tensor, share: int, coefficients: Coefficients,
+    op: str, view: PatchView, scale: Tensor | None, targets: Tensor, labels: bool, coefficients: Coefficients,
     neurons: int, frozen: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    """int32 [P * ranks], the key of every entry, in one launch; scale: of patches that are not raw."""
-    P, N, ranks = view.patches, view.entries, targets.shape[1]
+    """int32 [P * ranks], the key of every entry, in one launch.
+
+    targets: [P, ranks], or ``labels`` of the samples [B, 1]; scale: of patches that are not raw.
+    """
+    P, N, (rows, ranks) = view.patches, view.entries, targets.shape
+    share = P // (view.groups * max(rows, 1)) if labels else 1
     check_count(op, P * ranks)
     keys = targets.new_empty(P * ranks, dtype=torch.int32)
     c, block_p = coefficients, block(16)
     launch(
-        keys_kernel, (triton.cdiv(P, block_p),), *view.arguments, scale, targets, *targets.stride(), share,
-        c.values, c.down, c.right, c.decays, c.decays_down, c.decays_right, frozen, keys, P, ranks, neurons, N,
-        SHAPE=view.shape, BLOCK_P=block_p, BLOCK_N=power_of_2(N, 16, block(64)),
+        keys_kernel, (triton.cdiv(P, block_p),), *view.arguments, scale, targets, *targets.stride(), rows, share,
+        c.values, c.down, c.right, c.decays, c.decays_down, c.decays_right, frozen, keys, view.groups, P, ranks,
+        neurons, N, LABELS=labels, SHAPE=view.shape, BLOCK_P=block_p, BLOCK_N=power_of_2(N, 16, block(64)),
     )  # fmt: skip
     return keys
 
@@ -251,21 +268,22 @@ def grouped(
 
 def accumulate(
     x: Tensor, targets: Tensor, coefficients: Tensor, responses: Tensor | None, neurons: int, kernel: Sequence[int],
-    patches: str, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], frozen: Tensor | None,
+    patches: str, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int,
+    frozen: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The operator ``accumulate``."""
     if readable(x):
         checks.finite("accumulate", x=x, coefficients=coefficients, responses=responses)
-        checks.named_range("accumulate", "targets", targets, neurons)
+        checks.named_range("accumulate", "targets", targets, neurons, groups)
     frozen = None if frozen is None else frozen.contiguous()
-    view = patch_view(x, kernel, stride, padding, dilation)
+    view = patch_view(x, kernel, stride, padding, dilation, groups)
     moments = moments_of("accumulate", view, patches)
     down = coefficients.stride(0) if coefficients.dim() == 2 else 0
     shares = Coefficients(coefficients, down, coefficients.stride(-1))
     if responses is not None:
         shares = shares._replace(decays=responses, decays_down=responses.stride(0), decays_right=responses.stride(1))
     ranks = targets.shape[1]
-    keys = keys_of("accumulate", view, moments.scale, targets, 1, shares, neurons, frozen)
+    keys = keys_of("accumulate", view, moments.scale, targets, False, shares, neurons, frozen)
     lists = grouped(view, keys, ranks, shares, neurons, moments[:2], True)
     total, decay = lists.total, lists.decay
     count = torch.empty_like(decay)
@@ -275,4 +293,4 @@ def accumulate(
         lists.partial, lists.decay_partial, total, decay, count, neurons, view.entries,
         PIECE=PIECE, BLOCK_J=block_j, BLOCK_N=block_n,
     )  # fmt: skip
-    return total.view(neurons, x.shape[1], *kernel), decay, count
+    return total.view(neurons, x.shape[1] // groups, *kernel), decay, count

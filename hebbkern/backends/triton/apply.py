@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hebbkern import checks
+from hebbkern._torch_private import has_values
 from hebbkern.backends.triton import status
 from hebbkern.backends.triton.arithmetic import narrowed, quotient, root
 from hebbkern.backends.triton.launch import INTERPRETED, launch, power_of_2, processors, readable
@@ -374,6 +375,8 @@ def apply_(
 ) -> None:  # fmt: skip
     """The operator ``apply_``."""
     status.raise_if_skipped(weight)
+    if has_values(weight):
+        checks.no_overlap("apply_", weight, sum=sum, decay=decay, denominator=denominator)
     if readable(weight):
         checks.finite("apply_", weight=weight, sum=sum, decay=decay, denominator=denominator)
     take_step("apply_", weight, sum, decay, denominator, lr, normalise, rate_power, frozen)

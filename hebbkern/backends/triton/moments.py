@@ -110,8 +110,8 @@ def _inverse(length, zero, norm):
 
 @triton.jit
 def moments_kernel(
-    x, sb, sc, sh, sw, H, W, Ho, Wo, weight, offset, scale, total, inverse, rounded, p_size, p_slip, w_size, w_slip,
-    P, K, N, stride,
+    x, sb, sc, sh, sw, H, W, Ho, Wo, B, sg, weight, offset, scale, total, inverse, rounded, p_size, p_slip, w_size,
+    w_slip, P, K, N, stride,
     SHAPE: tl.constexpr, UNIT: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """A program owns BLOCK_P patches, or after all patches as many neurons; second reads come from L1.
@@ -123,7 +123,7 @@ def moments_kernel(
     CENTRE: tl.constexpr = offset is not None
     layout = (sc, sh, sw, H, W)
     if program < of_patches:
-        patch, valid, corner = own_patches(program, P, (sb, sh, sw, Ho, Wo), SHAPE, BLOCK_P)
+        patch, valid, corner = own_patches(program, P, (sb, sh, sw, Ho, Wo, B, sg), SHAPE, BLOCK_P)
         mean = None
         if CENTRE or scale is not None:
             _, mean, norm, spread = sums_and_norms(x, corner, valid, N, layout, CENTRE, SHAPE, BLOCK_N)
@@ -143,7 +143,7 @@ def moments_kernel(
     elif weight is not None:
         neuron = (program - of_patches) * BLOCK_P + tl.arange(0, BLOCK_P)
         exists = neuron < K
-        begin = corners(neuron, (N, 0, 0, 1, 1), LINEAR)
+        begin = corners(neuron, (N, 0, 0, 1, 1, 1, 0), LINEAR)
         sums, _, norm, _ = sums_and_norms(weight, begin, exists, N, (1, 0, 0, 1, 1), False, LINEAR, BLOCK_N)
         if total is not None:
             tl.store(total + neuron, sums, mask=exists)

@@ -25,6 +25,7 @@ from hebbkern.backends.triton.patches import (
     load_entries,
     own_patches,
     patch_view,
+    tile_of_group,
 )
 
 CANDIDATES = tl.constexpr(2)  # a run and neuron: the exact distance decides where rounding may
@@ -53,7 +54,7 @@ def _sizes(
 
 @triton.jit
 def lengths_kernel(
-    x, sb, sc, sh, sw, H, W, Ho, Wo, weight, offset, scale, length, square, w_square, P, K, N,
+    x, sb, sc, sh, sw, H, W, Ho, Wo, B, sg, weight, offset, scale, length, square, w_square, P, K, N,
     STANDARD: tl.constexpr, SHAPE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """A program owns BLOCK_P patches, or after all patches as many neurons; second reads come from L1."""
@@ -65,7 +66,7 @@ def lengths_kernel(
     factor = mean + 1
     layout = (sc, sh, sw, H, W)
     if program < of_patches:
-        patch, valid, corner = own_patches(program, P, (sb, sh, sw, Ho, Wo), SHAPE, BLOCK_P)
+        patch, valid, corner = own_patches(program, P, (sb, sh, sw, Ho, Wo, B, sg), SHAPE, BLOCK_P)
         if CENTRE:
             _, mean, norm, spread = sums_and_norms(x, corner, valid, N, layout, True, SHAPE, BLOCK_N)
             tl.store(offset + patch, mean, mask=valid)
@@ -81,7 +82,7 @@ def lengths_kernel(
     else:
         neuron = (program - of_patches) * BLOCK_P + tl.arange(0, BLOCK_P)
         exists = neuron < K
-        begin = corners(neuron, (N, 0, 0, 1, 1), LINEAR)
+        begin = corners(neuron, (N, 0, 0, 1, 1, 1, 0), LINEAR)
         _, squares = _sizes(weight, begin, exists, mean, factor, N, (1, 0, 0, 1, 1), False, LINEAR, BLOCK_N)
         tl.store(w_square + neuron, squares, mask=exists)
 
@@ -105,7 +106,7 @@ def _best(value, index):
 
 @triton.jit
 def _products(
-    x, corner, valid, patch, layout, weight, neuron, offset, scale, K, N,
+    x, corner, valid, patch, layout, weight, neuron, exists, offset, scale, N,
     SHAPE: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """x̃·w [patches, neurons].
@@ -118,43 +119,46 @@ def _products(
     for first in range(0, N, BLOCK_N):
         tile, entry = load_entries(x, corner, valid, first, N, layout, SHAPE, BLOCK_N)
         tile = _shifted(tile, patch, valid, offset, scale)
-        within = (neuron < K)[None, :] & (entry < N)[:, None]
+        within = exists[None, :] & (entry < N)[:, None]
         part = tl.load(weight + neuron[None, :].to(tl.int64) * N + entry[:, None], mask=within, other=0.0)
         dots = product(tile, part.to(tile.dtype), dots, PRECISION)
     return dots
 
 
 @triton.jit
-def _eligible_neurons(eligible, K, BLOCK_K: tl.constexpr):
-    """A program's neurons, and which of them there are and are eligible."""
-    neuron = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
-    wanted = neuron < K
+def _eligible_neurons(eligible, tile, first, K, BLOCK_K: tl.constexpr):
+    """Tile ``tile`` of the K neurons from ``first`` on: their names, which there are, and which are eligible."""
+    place = tile * BLOCK_K + tl.arange(0, BLOCK_K)
+    neuron, exists = first + place, place < K
+    wanted = exists
     if eligible is not None:
         wanted = wanted & (tl.load(eligible + neuron, mask=wanted, other=0) != 0)
-    return neuron, wanted
+    return neuron, exists, wanted
 
 
 @triton.jit
 def search_kernel(
-    x, sb, sc, sh, sw, H, W, Ho, Wo, weight, eligible, offset, scale, length, square, w_square, value, index, flaw,
-    P, K, N, TILES: tl.constexpr, SHAPE: tl.constexpr,
+    x, sb, sc, sh, sw, H, W, Ho, Wo, B, sg, weight, eligible, offset, scale, length, square, w_square, value, index,
+    groups, P, K, N, TILES: tl.constexpr, SHAPE: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """A program owns BLOCK_K neurons and walks over a run of TILES tiles of patches.
+    """A program owns BLOCK_K neurons and walks over a run of TILES tiles of the patches of their group.
 
-    Every row of a tile keeps its own nearest patch, so that nothing is reduced before the run ends.
+    P, K: patches and neurons of a group. Every row of a tile keeps its own nearest patch, so that nothing is reduced
+    before the run ends.
     """
-    neuron, wanted = _eligible_neurons(eligible, K, BLOCK_K)
+    group, own = tile_of_group(K, SHAPE, BLOCK_K)
+    neuron, exists, wanted = _eligible_neurons(eligible, own, group * K, K, BLOCK_K)
     run = tl.program_id(1)
     if tl.max(wanted.to(tl.int32), axis=0) > 0:
         w_squares = tl.load(w_square + neuron, mask=wanted, other=0)
         best = tl.full([BLOCK_P, BLOCK_K], float("inf"), w_squares.dtype)
         nearest = tl.full([BLOCK_P, BLOCK_K], NO_INDEX, tl.int32)
-        overflows = tl.zeros([BLOCK_P, BLOCK_K], tl.int32)
         for tile in range(TILES):
-            patch, valid, corner = own_patches(run * TILES + tile, P, (sb, sh, sw, Ho, Wo), SHAPE, BLOCK_P)
+            grid = (sb, sh, sw, Ho, Wo, B, sg)
+            patch, valid, corner = own_patches(run * TILES + tile, P, grid, SHAPE, BLOCK_P, group * P)
             dots = _products(
-                x, corner, valid, patch, (sc, sh, sw, H, W), weight, neuron, offset, scale, K, N,
+                x, corner, valid, patch, (sc, sh, sw, H, W), weight, neuron, exists, offset, scale, N,
                 SHAPE, BLOCK_K, BLOCK_P, BLOCK_N, PRECISION,
             )  # fmt: skip
             lengths = tl.load(length + patch, mask=valid, other=0)
@@ -162,20 +166,15 @@ def search_kernel(
             apart = (w_squares[None, :] - dots) + (squares[:, None] - dots)
             apart = quotient(apart, tl.where(lengths > 0, lengths, 1)[:, None] + tl.zeros_like(apart))
             nearer = (lengths > 0)[:, None] & (apart < best)
-            if flaw is not None:
-                overflows |= ((lengths > 0)[:, None] & ~(apart < float("inf"))).to(tl.int32)
             best = tl.where(nearer, apart, best)
             nearest = tl.where(nearer, patch[:, None], nearest)
-        at = (run * CANDIDATES) * K + neuron
+        at = (run * CANDIDATES) * groups * K + neuron
         for _ in tl.static_range(CANDIDATES):
             smallest, lowest = _best(best, nearest)
             tl.store(value + at, smallest, mask=wanted)
             tl.store(index + at, lowest, mask=wanted)
             best = tl.where(nearest == lowest[None, :], float("inf"), best)
-            at += K
-        if flaw is not None:
-            any_overflow = tl.max(tl.max(tl.where(wanted[None, :], overflows, 0), axis=0), axis=0)
-            tl.store(flaw + run * tl.num_programs(0) + tl.program_id(0), any_overflow)
+            at += groups * K
 
 
 @triton.jit
@@ -199,17 +198,17 @@ def _measured(
 
 @triton.jit
 def nearest_kernel(
-    x, sb, sc, sh, sw, H, W, Ho, Wo, weight, eligible, offset, scale, length, value, index, nearest, distance,
+    x, sb, sc, sh, sw, H, W, Ho, Wo, B, sg, weight, eligible, offset, scale, length, value, index, nearest, distance,
     K, N, runs, SHAPE: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """A program decides for BLOCK_K neurons between the candidates of all runs."""
-    neuron, wanted = _eligible_neurons(eligible, K, BLOCK_K)
-    grid, layout = (sb, sh, sw, Ho, Wo), (sc, sh, sw, H, W)
+    neuron, exists, wanted = _eligible_neurons(eligible, tl.program_id(0), 0, K, BLOCK_K)
+    grid, layout = (sb, sh, sw, Ho, Wo, B, sg), (sc, sh, sw, H, W)
     candidate = tl.arange(0, BLOCK_R)
-    exists = (candidate < runs * CANDIDATES)[:, None] & wanted[None, :]
+    written = (candidate < runs * CANDIDATES)[:, None] & wanted[None, :]
     at = candidate[:, None] * K + neuron[None, :]
-    values = tl.load(value + at, mask=exists, other=float("inf"))
-    patches = tl.load(index + at, mask=exists, other=NO_INDEX)
+    values = tl.load(value + at, mask=written, other=float("inf"))
+    patches = tl.load(index + at, mask=written, other=NO_INDEX)
     _, first = _best(values, patches)
     _, second = _best(tl.where(patches == first[None, :], float("inf"), values), patches)
     near = _measured(x, grid, layout, weight, neuron, first, offset, scale, length, N, SHAPE, BLOCK_N)
@@ -217,11 +216,11 @@ def nearest_kernel(
     swap = (other < near) | ((other == near) & (second < first))
     near = tl.where(swap, other, near)
     qualifies = near < float("inf")
-    tl.store(nearest + neuron, tl.where(qualifies, tl.where(swap, second, first), -1), mask=neuron < K)
-    tl.store(distance + neuron, tl.where(qualifies, near, float("inf")), mask=neuron < K)
+    tl.store(nearest + neuron, tl.where(qualifies, tl.where(swap, second, first), -1), mask=exists)
+    tl.store(distance + neuron, tl.where(qualifies, near, float("inf")), mask=exists)
 
 
-def _lengths(view: PatchView, weight: Tensor, patches: str) -> tuple:
+def _lengths(view: PatchView, weight: Tensor, eligible: Tensor | None, patches: str) -> tuple:
     """Offset and scale that ``patches`` needs, |x̃|₁ and |x̃|² of the patches, |w|² of the neurons."""
     x, P, K, N = view.x, view.patches, weight.shape[0], view.entries
     dtype = checks.result_dtype(x.dtype)
@@ -236,7 +235,8 @@ def _lengths(view: PatchView, weight: Tensor, patches: str) -> tuple:
     if readable(x):
         if scale is not None:
             checks.finite_norms("nearest_patch", torch.where(scale == 0, 1, 1 / scale))
-        checks.no_overflow("nearest_patch", checks.RESPONSES, length, square, w_square)
+        looked_for = w_square if eligible is None else w_square[eligible]
+        checks.no_overflow("nearest_patch", checks.RESPONSES, 1 / length[length > 0], square, looked_for)
     return offset, scale, length, square, w_square
 
 
@@ -246,47 +246,51 @@ def _tiles(view: PatchView, K: int, exact: bool) -> tuple[int, int, int, int, in
     # Less at a time where operands are twice as wide: float64, and float32 in two parts.
     size = view.x.element_size() if exact else max(view.x.element_size(), 4)
     split = size == 4 and precision() == "tf32x3"
-    block_k, block_p = power_of_2(K, 16, 64), power_of_2(view.patches, 16, 64 if size == 8 else 128)
-    runs = max(1, PROGRAMS // triton.cdiv(K, block_k))
-    tiles = triton.cdiv(triton.cdiv(view.patches, block_p), runs)
+    groups = view.groups
+    P, K = view.patches // groups, K // groups
+    block_k, block_p = power_of_2(K, 16, 64), power_of_2(P, 16, 64 if size == 8 else 128)
+    runs = max(1, PROGRAMS // (groups * triton.cdiv(K, block_k)))
+    tiles = triton.cdiv(triton.cdiv(P, block_p), runs)
     # Tiles that are multiplied as they are stored arrive while others are multiplied, where addresses are few: those
     # of a convolution take registers of their own, so no more than 32 entries of it fit beside the rest.
     linear = view.x.dim() == 2
     stages, entries = 3 if exact and linear else 1, 128 // (8 if split else size if linear else max(size, 4))
-    return block_k, block_p, entries, tiles, 8 if block_k * block_p >= 4096 else 4, stages
+    widest = block_k if linear else max(block_k, entries)
+    return block_k, block_p, entries, tiles, 8 if widest * block_p >= 4096 else 4, stages
 
 
 def nearest_patch(
     x: Tensor, weight: Tensor, patches: str,
-    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], eligible: Tensor | None,
+    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int, eligible: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The operator ``nearest_patch``."""
     if readable(x):
         checks.finite("nearest_patch", x=x, weight=weight)
-    view = patch_view(x, weight.shape[2:], stride, padding, dilation)
-    P, K, N, dtype = view.patches, weight.shape[0], view.entries, checks.result_dtype(x.dtype)
+    view = patch_view(x, weight.shape[2:], stride, padding, dilation, groups)
+    P, K, N, dtype = view.patches // groups, weight.shape[0], view.entries, checks.result_dtype(x.dtype)
     weight = weight.reshape(K, -1).contiguous()
-    eligible = None if eligible is None else eligible.contiguous().view(torch.uint8)
-    offset, scale, length, square, w_square = _lengths(view, weight, patches)
+    offset, scale, length, square, w_square = _lengths(view, weight, eligible, patches)
+    mask = None if eligible is None else eligible.contiguous().view(torch.uint8)
     block_k, block_p, block_n, tiles, warps, stages = _tiles(view, K, offset is None)
-    grid = triton.cdiv(K, block_k), triton.cdiv(P, tiles * block_p) if P else 0
-    runs = grid[1]
+    runs = triton.cdiv(P, tiles * block_p) if P else 0
+    grid = groups * triton.cdiv(K // groups, block_k), runs
     value = x.new_empty(runs * CANDIDATES.value, K, dtype=dtype)
     index = x.new_empty(runs * CANDIDATES.value, K, dtype=torch.int32)
-    flaw = x.new_zeros(grid, dtype=torch.int32) if readable(x) else None
     launch(
-        search_kernel, grid, *view.arguments, weight, eligible, offset, scale, length, square, w_square, value, index,
-        flaw, P, K, N, warps=warps, stages=stages, TILES=tiles, SHAPE=view.shape,
+        search_kernel, grid, *view.arguments, weight, mask, offset, scale, length, square, w_square, value, index,
+        groups, P, K // groups, N, warps=warps, stages=stages, TILES=tiles, SHAPE=view.shape,
         BLOCK_K=block_k, BLOCK_P=block_p, BLOCK_N=block_n, PRECISION=precision(),
     )  # fmt: skip
     nearest, distance = x.new_empty(K, dtype=torch.int32), x.new_empty(K, dtype=dtype)
     block = 8  # x 512 entries of float32: few neurons, so that 1000 of them reach almost every processor
     launch(
-        nearest_kernel, (triton.cdiv(K, block),), *view.arguments, weight, eligible, offset, scale, length, value,
+        nearest_kernel, (triton.cdiv(K, block),), *view.arguments, weight, mask, offset, scale, length, value,
         index, nearest, distance, K, N, runs, warps=8, SHAPE=view.shape, BLOCK_K=block,
         BLOCK_R=power_of_2(runs * CANDIDATES.value, 2), BLOCK_N=power_of_2(N, 16, 2048 // dtype.itemsize),
     )  # fmt: skip
-    if flaw is not None:
-        overflow = torch.where(flaw.any(), torch.inf, distance.new_zeros(()))
-        checks.no_overflow("nearest_patch", checks.RESPONSES, overflow, torch.where(nearest < 0, 0, distance))
+    if readable(x):
+        # No distance is finite, though a patch of the neuron's group qualifies.
+        some = (length.view(groups, P) > 0).any(1).repeat_interleave(K // groups)
+        looked_for = some if eligible is None else some & eligible
+        checks.no_overflow("nearest_patch", checks.RESPONSES, distance[looked_for])
     return nearest, distance

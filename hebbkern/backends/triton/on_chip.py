@@ -30,7 +30,7 @@ def _competed(u, neuron, K, temperature):
 
 @triton.jit
 def gather_kernel(
-    x, sb, sc, sh, sw, H, W, Ho, Wo, weight, offset, scale, runs, temperature: tl.float64, RUN, P, K, N,
+    x, sb, sc, sh, sw, H, W, Ho, Wo, B, sg, weight, offset, scale, runs, temperature: tl.float64, RUN, P, K, N,
     SHAPE: tl.constexpr, ACTIVATION: tl.constexpr, DECAY: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -51,7 +51,7 @@ def gather_kernel(
     for first in range(run * RUN, min(run * RUN + RUN, P), BLOCK_P):
         patch = first + tl.arange(0, BLOCK_P)
         valid = patch < P
-        corner = corners(patch, (sb, sh, sw, Ho, Wo), SHAPE)
+        corner = corners(patch, (sb, sh, sw, Ho, Wo, B, sg), SHAPE)
         tile = load_patches(x, corner, valid, tap, within, layout, SHAPE)
         if offset is not None:
             less = tl.load(offset + patch, mask=valid, other=0)

@@ -1,9 +1,10 @@
 """How kernels read the patches of an input: from where they lie in the images. Nothing is ever unfolded.
 
 ``patch_view(x, ...)`` describes a linear layer as 1x1 patches of images of one pixel. A kernel takes its arguments by
-``*view.arguments`` (x, its four strides, height, width, rows and columns of patches) and the constexpr
-``SHAPE = view.shape``. Its functions pass them on in two tuples, ``grid = (sb, sh, sw, Ho, Wo)``, which says where the
-patches lie, and ``layout = (sc, sh, sw, H, W)``, which says where the entries of a patch lie.
+``*view.arguments`` (x, its four strides, height, width, rows and columns of patches, images, and the stride of a group
+of channels) and the constexpr ``SHAPE = view.shape``. Its functions pass them on in two tuples: ``grid = (sb, sh, sw,
+Ho, Wo, B, sg)`` says where the patches lie, ``layout = (sc, sh, sw, H, W)`` where the entries of a patch lie. Patches
+are numbered in the order (group, image, row, column).
 """
 
 from collections.abc import Sequence
@@ -16,8 +17,9 @@ import triton.language as tl
 from hebbkern.backends.eager.kernels import FLAT
 
 # Indices into SHAPE.
-KERNEL_H, KERNEL_W, STRIDE_H, STRIDE_W, PAD_H, PAD_W, DILATE_H, DILATE_W, INSIDE, WIDE = map(tl.constexpr, range(10))
-LINEAR = tl.constexpr((1, 1, 1, 1, 0, 0, 1, 1, True, False))  # SHAPE of rows of a matrix
+KERNEL_H, KERNEL_W, STRIDE_H, STRIDE_W, PAD_H, PAD_W, DILATE_H, DILATE_W = map(tl.constexpr, range(8))
+INSIDE, WIDE, GROUPED = map(tl.constexpr, range(8, 11))
+LINEAR = tl.constexpr((1, 1, 1, 1, 0, 0, 1, 1, True, False, False))  # SHAPE of rows of a matrix
 FLAT_SHARE = tl.constexpr(FLAT)
 
 
@@ -29,41 +31,58 @@ class PatchView(NamedTuple):
     patches: int
     entries: int
     x: torch.Tensor
+    groups: int
 
 
 def patch_view(
     x: torch.Tensor, kernel: Sequence[Any] = (),
-    stride: Sequence[int] = (1, 1), padding: Sequence[int] = (0, 0), dilation: Sequence[int] = (1, 1),
+    stride: Sequence[int] = (1, 1), padding: Sequence[int] = (0, 0), dilation: Sequence[int] = (1, 1), groups: int = 1,
 ) -> PatchView:  # fmt: skip
     """The view of x [B, N] with kernel (), or of x [B, C, H, W] with kernel (kh, kw)."""
     images = x if x.dim() == 4 else x[:, :, None, None]
     kernel = tuple(map(int, kernel)) or (1, 1)
     span = [dilation[axis] * (kernel[axis] - 1) + 1 for axis in (0, 1)]
     rows, columns = ((images.shape[2 + a] + 2 * padding[a] - span[a]) // stride[a] + 1 for a in (0, 1))
-    patches, entries = images.shape[0] * rows * columns, images.shape[1] * kernel[0] * kernel[1]
+    patches, entries = groups * images.shape[0] * rows * columns, images.shape[1] // groups * kernel[0] * kernel[1]
     reach = sum(stride * (size - 1) for stride, size in zip(images.stride()[1:], images.shape[1:], strict=True))
     # bool(): for torch.compile it may be a symbol, on which no kernel can be specialised.
-    shape = (*kernel, *stride, *padding, *dilation, max(padding) == 0, bool(reach >= 2**31))
-    arguments = (x, *images.stride(), *images.shape[2:], rows, columns)
-    return PatchView(arguments, tuple(map(int, shape[:8])) + shape[8:], patches, entries, x)
+    shape = (*kernel, *stride, *padding, *dilation, max(padding) == 0, bool(reach >= 2**31), groups > 1)
+    # One group: constants, for which no kernel is compiled anew.
+    spread = (images.shape[0], images.shape[1] // groups * images.stride(1)) if groups > 1 else (1, 0)
+    arguments = (x, *images.stride(), *images.shape[2:], rows, columns, *spread)
+    return PatchView(arguments, tuple(map(int, shape[:8])) + shape[8:], patches, entries, x, groups)
 
 
 @triton.jit
-def own_patches(number, P, grid, SHAPE: tl.constexpr, BLOCK_P: tl.constexpr):
-    """Tile ``number`` of patches: their numbers, whether each is below P, and their corners."""
-    patch = number * BLOCK_P + tl.arange(0, BLOCK_P)
-    return patch, patch < P, corners(patch, grid, SHAPE)
+def tile_of_group(rows, SHAPE: tl.constexpr, BLOCK: tl.constexpr):
+    """This program's group and tile, where each group has tiles of its own: of ``rows`` patches or neurons."""
+    if SHAPE[GROUPED]:
+        tiles = tl.cdiv(rows, BLOCK)
+        return tl.program_id(0) // tiles, tl.program_id(0) % tiles
+    else:  # a return does not end a branch taken at compile time
+        return 0, tl.program_id(0)
+
+
+@triton.jit
+def own_patches(number, P, grid, SHAPE: tl.constexpr, BLOCK_P: tl.constexpr, first=0):
+    """Tile ``number`` of the P patches from ``first`` on: their numbers, whether each is one of them, their corners."""
+    place = number * BLOCK_P + tl.arange(0, BLOCK_P)
+    return first + place, place < P, corners(first + place, grid, SHAPE)
 
 
 @triton.jit
 def corners(patch, grid, SHAPE: tl.constexpr):
     """Of each patch: where its first entry lies from x on, and the row and column of its upper left corner."""
-    sb, sh, sw, Ho, Wo = grid
+    sb, sh, sw, Ho, Wo, B, sg = grid
     image = patch // (Ho * Wo)
     within = patch % (Ho * Wo)
     row = within // Wo * SHAPE[STRIDE_H] - SHAPE[PAD_H]
     column = within % Wo * SHAPE[STRIDE_W] - SHAPE[PAD_W]
-    return image.to(tl.int64) * sb + row.to(tl.int64) * sh + column.to(tl.int64) * sw, row, column
+    start = row.to(tl.int64) * sh + column.to(tl.int64) * sw
+    if SHAPE[GROUPED]:
+        start += (image // B).to(tl.int64) * sg
+        image = image % B
+    return image.to(tl.int64) * sb + start, row, column
 
 
 @triton.jit

@@ -30,7 +30,7 @@ def _shifted_patches(
 
 @triton.jit
 def residual_kernel(
-    x, sb, sc, sh, sw, H, W, Ho, Wo, y, S, yb, yk, ys, offset, scale, weight, frozen, sums, moved, sound,
+    x, sb, sc, sh, sw, H, W, Ho, Wo, B, sg, y, S, yb, yk, ys, offset, scale, weight, frozen, sums, moved, sound,
     lr: tl.float64, partial, P, K, N, SHAPE: tl.constexpr, PRECISION: tl.constexpr, BLOCK_P: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -47,7 +47,7 @@ def residual_kernel(
     sound_here = tl.full([], 1, tl.int32)
     for chunk in range(0, P, BLOCK_P):
         patch = chunk + tl.arange(0, BLOCK_P)
-        corner = corners(patch, (sb, sh, sw, Ho, Wo), SHAPE)
+        corner = corners(patch, (sb, sh, sw, Ho, Wo, B, sg), SHAPE)
         rest = _shifted_patches(x, patch, corner, patch < P, tap, within, layout, offset, scale, wide, SHAPE)
         # In groups of 16, a warp or two each: a product in full float32 keeps all it sums over in registers.
         rest = tl.reshape(rest, [BLOCK_P // 16, 16, BLOCK_N])

@@ -140,7 +140,7 @@ def activate_kernel(
 def activate(task: Task, moments: Any, u: Tensor, sums: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Write Y over U. Returns Y · scale, and with ``sums`` the column sums that are needed."""
     (S, *strides), images = strided(u)
-    K, soft = task.flat.shape[0], task.activation == "softmax"
+    K, soft = u.shape[1], task.activation == "softmax"
     # 64 x 64: coalesced along either stride, and 1/64 of U for the column sums; softmax keeps a narrower strip in L1.
     side = 64 if task.dtype == torch.float32 else 32
     block_s = power_of_2(S, 16, block(32 if soft else side))

@@ -65,12 +65,12 @@ def uncertainty(near, wide, w_size, w_slip, neuron, exists):
 
 @triton.jit
 def screen_kernel(
-    x, sb, sc, sh, sw, H, W, Ho, Wo, rounded, offset, inverse, eligible, p_size, p_slip, w_size, w_slip, lists, bounds,
-    P, K, N, stride, share,
+    x, sb, sc, sh, sw, H, W, Ho, Wo, B, sg, rounded, offset, inverse, eligible, p_size, p_slip, w_size, w_slip, lists,
+    bounds, P, K, N, stride, share,
     SHAPE: tl.constexpr, CAP: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Program (i, s): the CAP neurons of share s with the highest bounds, for tile i of patches, in no order."""
-    patch, valid, corner = own_patches(tl.program_id(0), P, (sb, sh, sw, Ho, Wo), SHAPE, BLOCK_P)
+    patch, valid, corner = own_patches(tl.program_id(0), P, (sb, sh, sw, Ho, Wo, B, sg), SHAPE, BLOCK_P)
     shift = None if offset is None else tl.load(offset + patch, mask=valid, other=0)
     near, wide = reach(
         tl.load(p_size + patch, mask=valid, other=0), tl.load(p_slip + patch, mask=valid, other=0), shift, N
@@ -147,13 +147,13 @@ def candidates(
 
 @triton.jit
 def decide_kernel(
-    x, sb, sc, sh, sw, H, W, Ho, Wo, weight, offset, scale, total, inverse, eligible, p_size, p_slip, w_size, w_slip,
-    lists, bounds, winners, responses, keys, frozen, undecided, P, K, N, k, shares, zero_ranks,
+    x, sb, sc, sh, sw, H, W, Ho, Wo, B, sg, weight, offset, scale, total, inverse, eligible, p_size, p_slip, w_size,
+    w_slip, lists, bounds, winners, responses, keys, frozen, undecided, P, K, N, k, shares, zero_ranks,
     SHAPE: tl.constexpr, TOP: tl.constexpr, CAP: tl.constexpr, BY_RESPONSE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A program owns BLOCK_P patches: their ``shares`` lists of CAP candidates give the winners, or all neurons do."""
-    patch, valid, corner = own_patches(tl.program_id(0), P, (sb, sh, sw, Ho, Wo), SHAPE, BLOCK_P)
+    patch, valid, corner = own_patches(tl.program_id(0), P, (sb, sh, sw, Ho, Wo, B, sg), SHAPE, BLOCK_P)
     layout = (sc, sh, sw, H, W)
     shift = None if offset is None else tl.load(offset + patch, mask=valid, other=0)
     best, index = _merged(lists, bounds, patch, valid, shares, P, CAP, BLOCK_P, BLOCK)
@@ -203,10 +203,10 @@ def screened(task: Competition, undecided: Tensor | None = None) -> None:
     def run(tile: Tile) -> tuple[Tensor, Tensor]:
         return candidates_of(tile, task)
 
-    tiles = [fitted(tile, view, K, tile.patches) for tile in TILES]
+    tiles = [fitted(tile, task, tile.patches) for tile in TILES]
     lists, bounds = run(fastest("screen", rows, (P, K, N, k), tiles, run))
     shares, _, cap = lists.shape
-    norms, tile = rounding_of(task)[1:], fitted(DECIDE, view, K, DECIDE.patches)
+    norms, tile = rounding_of(task)[1:], fitted(DECIDE, task, DECIDE.patches)
     launch(
         decide_kernel, (triton.cdiv(P, tile.patches),), *view.arguments, rows, *moments[:4], eligible, *norms, lists,
         bounds, winners, responses, keys.keys, keys.frozen, undecided, P, K, N, k, shares, keys.zero_ranks,
@@ -226,7 +226,7 @@ def candidates_of(tile: Tile, task: Competition) -> tuple[Tensor, Tensor]:
     view, rows, moments = task[:3]
     (P, K, N), cap = task.sizes, power_of_2(4 * task.k, 16)
     rounded, *norms = rounding_of(task)
-    shares, share = shares_of(P, K, tile, rows)
+    shares, share = shares_of(task, tile)
     lists = rows.new_empty((shares, P, cap), dtype=torch.int32)
     bounds = rows.new_empty((shares, P, cap))
     launch(

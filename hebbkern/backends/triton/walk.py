@@ -122,35 +122,36 @@ class Competition(NamedTuple):
 
     @property
     def sizes(self) -> tuple[int, int, int]:
-        """Patches P, neurons K, inputs N."""
-        K, N = self.rows.shape
-        return self.view.patches, K, N
+        """Patches P and neurons K of a group, inputs N."""
+        (K, N), groups = self.rows.shape, self.view.groups
+        return self.view.patches // groups, K // groups, N
 
 
-def tiles_of(view: PatchView, dtype: torch.dtype, K: int, k: int) -> tuple[Tile, ...]:
-    """The tiles of TILES for these patches, K neurons and k winners, no larger than the layer; each once."""
+def tiles_of(task: Competition, dtype: torch.dtype) -> tuple[Tile, ...]:
+    """The tiles of TILES for weights of this dtype, no larger than the layer; each once."""
     kind = "double" if dtype == torch.float64 else precision() if dtype == torch.float32 else "half"
-    return tuple(dict.fromkeys(fitted(tile, view, K, LISTED // power_of_2(k)) for tile in TILES[kind]))
+    return tuple(dict.fromkeys(fitted(tile, task, LISTED // power_of_2(task.k)) for tile in TILES[kind]))
 
 
-def fitted(tile: Tile, view: PatchView, K: int, most_patches: int) -> Tile:
+def fitted(tile: Tile, task: Competition, most_patches: int) -> Tile:
     """``tile`` cut to the layer; smaller for a convolution, whose addresses take registers."""
-    neurons, inputs = tile.neurons, tile.inputs
-    if view.x.dim() == 4:
+    neurons, inputs, (P, K, N) = tile.neurons, tile.inputs, task.sizes
+    if task.view.x.dim() == 4:
         neurons, inputs = max(neurons // 2, 32), max(inputs // 2, 16)
     return tile._replace(
-        patches=power_of_2(view.patches, 16, block(min(tile.patches, max(most_patches, 16)))),
+        patches=power_of_2(P, 16, block(min(tile.patches, max(most_patches, 16)))),
         neurons=power_of_2(K, 16, neurons),
-        inputs=power_of_2(view.entries, 16, block(inputs)),
+        inputs=power_of_2(N, 16, block(inputs)),
     )
 
 
-def shares_of(P: int, K: int, tile: Tile, like: Tensor) -> tuple[int, int]:
+def shares_of(task: Competition, tile: Tile) -> tuple[int, int]:
     """How many programs share the neurons among them for each tile of patches, and how many neurons each has.
 
     Two programs a multiprocessor hide each other's ranking; a share is a whole number of tiles of neurons.
     """
-    blocks = max(triton.cdiv(P, tile.patches), 1)
-    shares = min(triton.cdiv(2 * processors(like), blocks), triton.cdiv(K, tile.neurons), MOST_SHARES)
+    P, K, _ = task.sizes
+    blocks = max(task.view.groups * triton.cdiv(P, tile.patches), 1)
+    shares = min(triton.cdiv(2 * processors(task.rows), blocks), triton.cdiv(K, tile.neurons), MOST_SHARES)
     share = triton.cdiv(triton.cdiv(K, shares), tile.neurons) * tile.neurons
     return triton.cdiv(K, share), share

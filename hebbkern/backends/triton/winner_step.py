@@ -41,8 +41,7 @@ def winner_step_(weight: Tensor, x: Tensor, labels: Tensor | None, *settings: An
     shares = Coefficients(constant(tuple(map(float, rule.coefficients)), x), 0, 1)
     if labels is not None:
         moments = moments_of(OP, view, patches)
-        share = max(count // max(x.shape[0], 1), 1)
-        keys = keys_of(OP, view, moments.scale, labels[:, None], share, shares, neurons, frozen)
+        keys = keys_of(OP, view, moments.scale, labels[:, None], True, shares, neurons, frozen)
     else:
         check_count(OP, count * k)
         keys = x.new_empty(count * k, dtype=torch.int32)
