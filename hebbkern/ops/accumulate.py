@@ -56,7 +56,7 @@ def accumulate(
             infinity (on a GPU no operator looks at values).
     """
     geometry = pair(kernel), patches, pair(stride), pair(padding), pair(dilation), whole(groups)
-    return backends.kernel(OP, x)(x, targets, coefficients, responses, neurons, *geometry, frozen)
+    return backends.call(OP, x, targets, coefficients, responses, neurons, *geometry, frozen)
 
 
 def check(x: Tensor, targets: Tensor, coefficients: Tensor, responses: Tensor | None, neurons: int, *where: Any) -> int:
