@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
 from hebbkern.checks import check_tensor, fail, result_dtype
@@ -212,7 +213,8 @@ class HebbianLayer(Hebbian):
     def reset_parameters(self) -> None:
         """Draws weight and bias anew, as the torch layer does, and sets frozen to False."""
         super().reset_parameters()  # type: ignore[misc]  (of the torch layer)
-        if "frozen" in self._buffers:  # not yet when the torch layer is constructed
+        # Not yet there when the torch layer is constructed; a lazy layer is reset when it gets its size.
+        if "frozen" in self._buffers and not isinstance(self, LazyModuleMixin):
             self.frozen.zero_()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
