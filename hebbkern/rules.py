@@ -19,10 +19,9 @@ import torch
 from torch import Tensor
 
 from hebbkern import checks, ops
-from hebbkern.backends import call
 from hebbkern.checks import Settings
 from hebbkern.ops.dense_step import rounded_dense_step_
-from hebbkern.ops.library import Pair, bump_version, pair, whole
+from hebbkern.ops.library import Pair, bump_version, call, pair, whole
 from hebbkern.specifications import DenseSpecification, WinnerSpecification, constant, targets_of_labels
 from hebbkern.update import Update
 

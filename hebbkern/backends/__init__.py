@@ -20,18 +20,17 @@ import os
 import warnings
 from collections.abc import Iterator
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
-from hebbkern import checks
 from hebbkern.backends import cpu, cuda, eager, triton
 from hebbkern.backends.screening import get_screening, screening, set_screening
 
 __all__ = [
-    "BACKENDS", "Backend", "available", "backend", "call", "check_tensors", "current", "get_screening", "kernel",
-    "screening", "select", "set_screening", "synchronize",
+    "BACKENDS", "Backend", "available", "backend", "current", "get_screening", "kernel", "screening", "select",
+    "set_screening", "synchronize",
 ]  # fmt: skip
 
 
@@ -87,31 +86,13 @@ def kernel(operator: str, tensor: Tensor) -> torch._ops.OpOverload:
     """
     if torch.compiler.is_compiling():
         return _selected.kernels[operator]
-    return (_serving.get(tensor.device) or serving(operator, tensor)).kernels[operator]
-
-
-def call(operator: str, *arguments: Any) -> Any:
-    """Run ``operator`` with the arguments of its schema on the backend that ``kernel`` chooses for the first one.
-
-    Raises:
-        ValueError: as the operator does, and if an argument is not the tensor that the schema wants. Only a call that
-            has failed is looked at: the dispatcher names no operator, and takes None for an empty tensor.
-    """
-    if torch.compiler.is_compiling():
-        return kernel(operator, arguments[0])(*arguments)
     try:
-        return kernel(operator, arguments[0])(*arguments)
-    except Exception:
-        check_tensors(operator, arguments)
-        raise
-
-
-def check_tensors(operator: str, arguments: tuple[Any, ...]) -> None:
-    """Raises ValueError if an argument of ``operator`` is not the tensor that its schema wants."""
-    for argument, value in zip(AUTO.kernels[operator]._schema.arguments, arguments, strict=True):
-        kind = str(argument.type)
-        if kind == "Tensor" or (kind == "Optional[Tensor]" and value is not None):
-            checks.check_tensor(operator, argument.name, value)
+        device = tensor.device
+    except AttributeError:
+        argument = AUTO.kernels[operator]._schema.arguments[0].name
+        got = type(tensor).__name__
+        raise ValueError(f"hebbkern.{operator}: {argument} must be a tensor, got {got}") from None
+    return (_serving.get(device) or serving(operator, tensor)).kernels[operator]
 
 
 def serving(operator: str, tensor: Tensor) -> Backend:

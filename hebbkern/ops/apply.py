@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from hebbkern import _torch_private, checks
-from hebbkern.backends import call, check_tensors
-from hebbkern.ops.library import LIBRARY, bump_version, define
+from hebbkern.ops.library import LIBRARY, bump_version, call, check_tensors, define
 
 OP = "apply_"
 

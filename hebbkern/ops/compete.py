@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from hebbkern import checks
-from hebbkern.backends import call
-from hebbkern.ops.library import GEOMETRY, Pair, define, pair, whole
+from hebbkern.ops.library import GEOMETRY, Pair, call, define, pair, whole
 
 OP = "compete"
 

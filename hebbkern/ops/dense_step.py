@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from hebbkern import backends, checks
-from hebbkern.backends import call
 from hebbkern.ops.apply import apply_, check_apart
-from hebbkern.ops.library import GEOMETRY, LIBRARY, Pair, bump_version, define, pair, whole
+from hebbkern.ops.library import GEOMETRY, LIBRARY, Pair, bump_version, call, define, pair, whole
 from hebbkern.specifications import DenseSpecification, schema_of
 
 OP = "dense_step_"

@@ -7,8 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from hebbkern import checks
-from hebbkern.backends import call
-from hebbkern.ops.library import GEOMETRY, Pair, define, pair, whole
+from hebbkern.ops.library import GEOMETRY, Pair, call, define, pair, whole
 from hebbkern.specifications import DenseSpecification, schema_of
 
 OP = "dense_update"

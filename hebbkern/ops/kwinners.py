@@ -5,8 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from hebbkern import checks
-from hebbkern.backends import call
-from hebbkern.ops.library import define
+from hebbkern.ops.library import call, define
 
 OP = "kwinners"
 

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from hebbkern import checks
-from hebbkern.backends import call
 from hebbkern.ops.apply import check_apart
 from hebbkern.ops.compete import check_competition
-from hebbkern.ops.library import GEOMETRY, Pair, bump_version, define, pair, whole
+from hebbkern.ops.library import GEOMETRY, Pair, bump_version, call, define, pair, whole
 from hebbkern.specifications import WinnerSpecification, schema_of
 
 OP = "winner_step_"

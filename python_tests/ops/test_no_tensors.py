@@ -52,7 +52,7 @@ def test_steps_and_updates_name_what_is_no_tensor(rule, options, got):
     with pytest.raises(ValueError, match=rf"hebbkern.apply_: weight must be a tensor, got {got}$"):
         rule.apply_(BAD[got], rule.update(weight, x, labels=labels), lr=0.1)
     if rule.uses_labels:
-        with pytest.raises(ValueError, match=rf"Supervised: labels must be int64 or int32 of shape \[5\].*, got {got}$"):
+        with pytest.raises(ValueError, match=rf"labels must be int64 or int32 of shape \[5\].*, got {got}$"):
             rule.step_(weight, x, lr=0.1, labels=BAD[got])
     assert torch.equal(weight, before)
 
@@ -101,7 +101,7 @@ def test_other_modules_name_what_is_no_tensor(got):
 
 
 def test_what_fails_for_another_reason_says_so():
-    with pytest.raises(ValueError, match="hebbkern.compete: k must be between"):
+    with pytest.raises(ValueError, match=r"hebbkern\.compete: k must be between"):
         hk.ops.compete(random((3, 4)), random((2, 4)), k=5)
     with pytest.raises((RuntimeError, TypeError), match="k"):
         hk.ops.compete(random((3, 4)), random((2, 4)), k="two")
