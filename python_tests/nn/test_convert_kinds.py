@@ -171,7 +171,7 @@ def test_a_converted_subclass_is_loaded_by_another_process(tmp_path):
     assert type(hk.nn.revert(loaded)) is nn.modules.linear.NonDynamicallyQuantizableLinear
 
 
-@pytest.mark.slow(5)
+@pytest.mark.slow(8)
 def test_a_converted_subclass_compiles():
     torch.compiler.reset()
     model, twin = (nn.Sequential(Labelled(4, 4, 3, groups=2)) for _ in range(2))
@@ -312,3 +312,18 @@ def test_a_lazy_layer_without_a_size_says_so(case):
         hk.nn.init_from_samples_(layer, random(shape))
     with pytest.raises(RuntimeError, match="every layer with a rate must learn"), hk.learning(layer, 0.1, strict=True):
         pass
+
+
+@pytest.mark.slow(3)
+def test_every_convolution_of_a_mobilenet_learns():
+    """Depthwise ones included."""
+    models = pytest.importorskip("torchvision.models", reason="torchvision is not installed")
+    torch.manual_seed(0)
+    model = models.mobilenet_v3_small().eval()
+    convolutions = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d)}
+    x, before = random((2, 3, 32, 32)), {name: layer.weight.clone() for name, layer in convolutions.items()}
+    assert hk.nn.convert(model, {nn.Conv2d: hk.WTA()}) == convolutions and len(convolutions) > 40
+    with torch.no_grad(), hk.learning(model, lr=0.1, strict=True):
+        model(x)
+    assert any(layer.groups == layer.in_channels > 1 for layer in convolutions.values())
+    assert not any(torch.equal(layer.weight, before[name]) for name, layer in convolutions.items())
