@@ -37,6 +37,12 @@ def fail(op: str, argument: str, want: str, got: object) -> NoReturn:
     raise ValueError(f"hebbkern.{op}: {argument} must {want}, got {got}")
 
 
+def check_tensor(op: str, argument: str, value: object) -> None:
+    """Raises ValueError unless value is a tensor, or stands for one as those of torch.fx do."""
+    if not isinstance(value, Tensor) and not hasattr(type(value), "__torch_function__"):
+        fail(op, argument, "be a tensor", "None" if value is None else type(value).__name__)
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 

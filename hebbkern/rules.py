@@ -19,10 +19,9 @@ import torch
 from torch import Tensor
 
 from hebbkern import checks, ops
-from hebbkern.backends import kernel
 from hebbkern.checks import Settings
 from hebbkern.ops.dense_step import rounded_dense_step_
-from hebbkern.ops.library import Pair, bump_version, pair, whole
+from hebbkern.ops.library import Pair, bump_version, call, pair, whole
 from hebbkern.specifications import DenseSpecification, WinnerSpecification, constant, targets_of_labels
 from hebbkern.update import Update
 
@@ -118,12 +117,13 @@ class Rule(Settings):
             return Update(total, None, count)
         if rule is None:
             raise NotImplementedError(f"hebbkern.{type(self).__name__} must define specification() or update()")
-        responses, coefficients = None, constant(rule.coefficients, weight)
         if self.uses_labels:
-            targets = self._targets(weight, x, labels, geometry)
+            targets, responses = self._targets(weight, x, labels, geometry), None
         else:
             targets, responses = ops.compete(x, weight, rule.k, p=rule.p, cosine=rule.cosine, **geometry)
-            coefficients = responses.clamp(min=0) * coefficients if rule.by_response else coefficients
+        coefficients = constant(rule.coefficients, weight)
+        if responses is not None and rule.by_response:
+            coefficients = responses.clamp(min=0) * coefficients
         total, decay, _ = ops.accumulate(
             x,
             targets,
@@ -180,20 +180,22 @@ class Rule(Settings):
             ValueError: as for `update` and `apply_`; weight is as before, bit for bit.
         """
         rule = self._fused
-        if dtype is not None and x.is_floating_point():
-            x = x.to(dtype)
+        if dtype is not None:
+            self._check_tensors(weight, x)
+            x = x.to(dtype) if x.is_floating_point() else x
         if rule is None or isinstance(lr, Tensor) or (dtype is not None and dtype != weight.dtype):
             geometry = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
             self._step_in_parts_(weight, x, lr, labels, frozen, geometry, dtype)
             return
         where = self.patches, pair(stride), pair(padding), pair(dilation), whole(groups), frozen
         if isinstance(rule, DenseSpecification):
-            kernel("dense_step_", weight)(weight, x, rule.activation, rule.decay, lr, *where)
+            call("dense_step_", weight, x, rule.activation, rule.decay, lr, *where)
         else:
             if self.uses_labels:
-                self._check_labels(x, labels)
+                self._check_tensors(weight, x)
+                self.check_labels(x, labels)
             labels = labels if self.uses_labels else None
-            kernel("winner_step_", weight)(weight, x, labels, *rule, lr, *where)
+            call("winner_step_", weight, x, labels, *rule, lr, *where)
         bump_version(weight)
 
     def _step_in_parts_(
@@ -217,14 +219,21 @@ class Rule(Settings):
 
     def _targets(self, weight: Tensor, x: Tensor, labels: Tensor | None, geometry: dict) -> Tensor:
         """[P, 1]: the neuron of each patch, that of its sample's label."""
+        self._check_tensors(weight, x)
         patches, groups = checks.layer(type(self).__name__, x, weight, **geometry), geometry["groups"]
-        self._check_labels(x, labels)
+        self.check_labels(x, labels)
         assert labels is not None
         if weight.dim() == 4:
             labels = labels.repeat_interleave(patches // groups // max(x.shape[0], 1))
         return targets_of_labels(labels, groups, len(weight)).reshape(-1, 1) if groups > 1 else labels[:, None]
 
-    def _check_labels(self, x: Tensor, labels: Tensor | None) -> None:
+    def _check_tensors(self, weight: Tensor, x: Tensor) -> None:
+        """Where more than an operator, which does so itself, needs tensors."""
+        checks.check_tensor(type(self).__name__, "weight", weight)
+        checks.check_tensor(type(self).__name__, "x", x)
+
+    def check_labels(self, x: Tensor, labels: Tensor | None) -> None:
+        """Raises ValueError unless labels are integers, one for each sample of x."""
         wanted = f"int64 or int32 of shape [{x.shape[0] if x.dim() else 0}], the class of each sample"
         if not isinstance(labels, Tensor):
             self._refuse("labels", wanted, type(labels).__name__ if labels is not None else None)

@@ -183,7 +183,7 @@ class HebbCL(Estimator):
                 no room for a new class. The model is unchanged.
         """
         lr = check_rate("HebbCL.learn", self.lr if lr is None else lr)
-        x, _ = self._samples(x.detach() if isinstance(x, Tensor) else x)
+        x = as_samples(x.detach() if isinstance(x, Tensor) else x, self.in_features, self.weight)
         if self.supervised:
             labels = as_labels(x, labels)
             with self._all_or_nothing():
@@ -225,7 +225,7 @@ class HebbCL(Estimator):
 
     def _rows_of_class(self, x: Tensor) -> Tensor:
         """[per_class, N], initial rows from samples x of one class."""
-        x, _ = self._samples(x)
+        x = as_samples(x, self.in_features, self.weight)
         informative = without_blank(x, self.patches)
         x = as_patches(informative if len(informative) else x, self.patches)
         return self._rows.from_samples(x, self.group_size, self.width)
@@ -254,15 +254,15 @@ class HebbCL(Estimator):
             largest = weight.abs().amax(1).masked_fill(frozen, 0).amax()
             weight.div_(torch.where(frozen | (largest == 0), 1, largest)[:, None])
 
-    def _samples(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        return as_samples(x, self.in_features, self.weight), labels
+    def _rule_weight(self, weight: Tensor) -> Tensor:
+        return weight
 
-    def _patches(self, x: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        return x, {}
+    def _rule_input(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
+        return as_samples(x, self.in_features, self.weight), labels, {}
 
     def _representation(self, x: Tensor, sparse: bool | None = None) -> Tensor:
         """Equation 1, or all responses if not sparse; None for the setting `sparse`."""
-        x, weight = as_patches(self._samples(x)[0], self.patches), self.weight
+        x, weight = as_patches(as_samples(x, self.in_features, self.weight), self.patches), self.weight
         if self.similarity == "cosine":
             x, weight = unit_rows(x), unit_rows(weight)
         y = F.linear(x, weight)

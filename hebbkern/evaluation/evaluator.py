@@ -177,7 +177,7 @@ class HebbianEvaluator:
 
         return engine.add_event_handler(event or Events.EPOCH_COMPLETED(every=every), measure)
 
-    def _keep(self, output: Tensor) -> Tensor:
+    def _keep(self, layer: nn.Module, output: Tensor) -> Tensor:
         output = output.float()
         return (output if self.transform is None else self.transform(output)).clone()
 

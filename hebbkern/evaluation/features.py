@@ -151,9 +151,9 @@ def taps(
     names: Iterable[str],
     *,
     inputs: bool = False,
-    keep: Callable[[Tensor], Tensor] = Tensor.clone,
+    keep: Callable[[nn.Module, Tensor], Tensor] = lambda layer, output: output.clone(),
 ) -> Iterator[Callable[[Tensor], dict[str, Tensor]]]:
-    """Context that gives a function from a batch x to {name: keep(output of that layer)}, the model in `eval_mode`.
+    """Context that gives a function from a batch x to {name: keep(layer, its output)}, the model in `eval_mode`.
 
     Args:
         model: any module.
@@ -170,7 +170,7 @@ def taps(
 
     def add(name: str, tensor: Tensor) -> None:
         if name not in kept:
-            kept[name] = keep(tensor)
+            kept[name] = keep(modules[name], tensor)
         if len(kept) == len(names):
             raise _AllRead
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from hebbkern import ops
 from hebbkern.evaluation.features import check_samples, device_of, eval_mode
+from hebbkern.nn.patches import CONVOLUTIONS
 from hebbkern.nn.state import Hebbian
 from hebbkern.rules import WTA, KrotovHopfield
 
@@ -148,26 +149,25 @@ def wins(layer: Any, x: Tensor) -> Tensor:
     Supervised) the winner is the neuron of the largest w·x.
 
     Args:
-        layer: a `HebbianLinear` or `HebbianConv2d`.
+        layer: a `HebbianLinear` or a Hebbian convolution.
         x: a batch of its inputs.
 
     Returns:
         [K] int64.
     """
-    rule, weight, k, options = layer.rule, layer.weight.detach(), 1, {}
+    rule, weight, k, options = layer.rule, layer._rule_weight(layer.weight.detach()), 1, {}
     if isinstance(rule, KrotovHopfield):
         options = {"p": rule.p}
     elif isinstance(rule, WTA):
         options, k = {"cosine": rule.similarity == "cosine"}, rule.k
-    rows, _ = layer._samples(x.to(weight.dtype), None)
-    rows, geometry = layer._patches(rows)
+    rows, _, geometry = layer._rule_input(x.to(weight.dtype), None)
     winners, _ = ops.compete(rows, weight, k, patches=rule.patches, **options, **geometry)
     return torch.bincount(winners[winners >= 0].long(), minlength=len(weight))
 
 
 def answers(layer: nn.Module, output: Tensor) -> Tensor:
     """[P, K]: the output of a layer on a batch, one row a patch."""
-    if isinstance(layer, nn.Conv2d):
+    if isinstance(layer, CONVOLUTIONS):
         output = output.movedim(1, -1)
     return output.reshape(-1, output.shape[-1])
 

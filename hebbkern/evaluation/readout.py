@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +25,10 @@ from hebbkern.evaluation.features import (
 
 DECAYS = (1e-5, 1e-4)
 HELD_OUT = 5  # every fifth training sample is held out and decides the decay
-POOLS = {"average": F.adaptive_avg_pool2d, "max": F.adaptive_max_pool2d}
+POOLS: dict[str, tuple[Callable[..., Any], ...]] = {  # over one, two and three axes
+    "average": (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
+    "max": (F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d),
+}
 
 
 @dataclass(frozen=True)
@@ -167,9 +169,9 @@ def linear_probes(
     if not names:
         raise ValueError("hebbkern.evaluation: layers must name one layer or more, got none")
 
-    def keep(output: Tensor) -> Tensor:
-        output = output.float()
-        return pooled(output if activation is None else activation(output), most, pool).flatten(1).clone()
+    def keep(layer: nn.Module, output: Tensor) -> Tensor:
+        output = output.float() if activation is None else activation(output.float())
+        return pooled(output, most, pool, sequence=not isinstance(layer, nn.Conv1d)).flatten(1).clone()
 
     with taps(model, names, keep=keep) as read:
         (fit, fit_labels), (check, check_labels) = (_gather(read, data, memory, batch_size) for data in (train, test))
@@ -190,18 +192,22 @@ def _gather(
     return store.take()
 
 
-def pooled(x: Tensor, most: int, pool: str = "average") -> Tensor:
+def pooled(x: Tensor, most: int, pool: str = "average", *, sequence: bool = True) -> Tensor:
     """Reduces x to at most `most` features a sample, as far as pooling over positions can.
 
-    Larger maps [B, C, H, W] are pooled ("average" or "max") to the largest s x s with C·s² ≤ most, at least 1 x 1;
-    larger sequences [B, T, N] are averaged over T; vectors stay.
+    Larger maps [B, C, ...] of one to three axes are pooled ("average" or "max") to the largest side s of all axes with
+    C · s^axes ≤ most, at least 1; larger sequences [B, T, N], as which a map of one axis counts unless `sequence` is
+    False, are averaged over T; vectors stay.
     """
-    if x[0].numel() <= most or x.dim() < 3:
+    axes = x.dim() - 2
+    if x[0].numel() <= most or axes < 1:
         return x
-    if x.dim() == 3:
+    if axes == 1 and sequence:
         return x.mean(1)
-    side = max(1, math.isqrt(most // x.shape[1]))
-    return POOLS[pool](x, (min(side, x.shape[2]), min(side, x.shape[3])))
+    side = 1
+    while x.shape[1] * (side + 1) ** axes <= most:
+        side += 1
+    return POOLS[pool][axes - 1](x, tuple(min(side, size) for size in x.shape[2:]))
 
 
 def randomised(

@@ -110,6 +110,7 @@ class DHPLinear(nn.Module):
             ValueError: a shape, dtype or device does not fit, a label is out of range, or h has a NaN or an infinity.
                 The trace is unchanged.
         """
+        checks.check_tensor("DHPLinear", "h", h)
         if labels is None or not self.training:
             # A later forward pass may update the trace before the backward pass of this one: autograd needs a copy.
             trace = snapshot(self.trace) if self.alpha.requires_grad and torch.is_grad_enabled() else self.trace

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from hebbkern import checks
 from hebbkern.nn.patches import CONVOLUTIONS, as_patches, drawn_patches, unit_rows, without_blank
@@ -43,9 +44,11 @@ def init_from_samples_(layer: nn.Module, x: Tensor, *, seed: int = 0) -> nn.Modu
     """
     if not isinstance(layer, (nn.Linear, *CONVOLUTIONS)):
         checks.fail("nn.init_from_samples_", "layer", "be a linear layer or a convolution", type(layer).__name__)
-    if not isinstance(x, Tensor):
-        checks.fail("nn.init_from_samples_", "x", "be a tensor", type(x).__name__)
+    checks.check_tensor("nn.init_from_samples_", "x", x)
     checks.floating("nn.init_from_samples_", "x", x)
+    if is_lazy(layer.weight):
+        wanted = "have a size, which the first forward pass gives it"
+        checks.fail("nn.init_from_samples_", "layer", wanted, f"an uninitialized {type(layer).__name__}")
     linear = isinstance(layer, nn.Linear)
     axis, inputs = (-1, layer.in_features) if linear else (1 - layer.weight.dim(), layer.in_channels)
     if x.dim() < -axis or x.shape[axis] != inputs:

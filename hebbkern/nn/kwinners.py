@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hebbkern import ops
-from hebbkern.checks import fail
+from hebbkern.checks import check_tensor, fail
 
 
 class KWinners(nn.Module):
@@ -111,6 +111,7 @@ def keep_winners(
     rate: float,
 ) -> Tensor:
     """The forward pass of `KWinners`; `rate` > 0 moves the duty cycles."""
+    check_tensor("KWinners", "y", y)
     if duty_cycle is None:
         kept = ops.kwinners(y.detach(), number(k, percent_on, y.shape[dim]), dim)
         return torch.where(kept != 0, y, 0) if y.requires_grad else kept

@@ -1,15 +1,16 @@
-"""HebbianLinear and HebbianConv2d: torch's own layers with a local learning rule."""
+"""HebbianLinear, and what all Hebbian layers share: torch's own layers with a local learning rule."""
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import is_lazy
 
-from hebbkern.checks import result_dtype
+from hebbkern.checks import check_tensor, fail, result_dtype
 from hebbkern.nn.learning import check_dtype, check_into, check_linear, check_rate
 from hebbkern.nn.state import Hebbian, state_of_pass
 from hebbkern.nn.weights import LOW, check_own_weight, step_rounded_, warn_if_steps_vanish
@@ -23,21 +24,29 @@ GRADIENT_LR_TENSOR = torch.tensor(GRADIENT_LR, dtype=torch.float64, device="cpu"
 
 
 class HebbianLayer(Hebbian):
-    """What HebbianLinear and HebbianConv2d share: rule, frozen neurons, and the step before the forward pass."""
+    """What the Hebbian layers share: rule, frozen neurons, and the step before the forward pass.
 
-    def _init_hebbian(self, rule: Rule, required_grad: bool = True) -> None:
-        """Adds what a torch layer lacks whose class has just become a Hebbian one; `required_grad` is for `revert`."""
+    Class attributes:
+        plain: the class of the layer without a rule, which `hebbkern.nn.revert` gives back.
+    """
+
+    plain: ClassVar[type[nn.Module]]
+
+    def _init_hebbian(self, rule: Rule, neurons: int, required_grad: bool = True) -> None:
+        """Adds what a torch layer lacks whose class has just become a Hebbian one; `required_grad` is for `revert`.
+
+        The weight of a lazy layer has no size yet, so that methods of tensors cannot be called on it.
+        """
         check_rule(type(self).__name__, rule)
         self.rule = rule
         self._weight_required_grad = required_grad
-        self.weight.requires_grad_(False)
+        self.weight.requires_grad = False
         self.weight.grad = None  # otherwise an optimizer would step along a gradient from before
-        frozen = torch.zeros(self.weight.shape[0], dtype=torch.bool, device=self.weight.device)
-        self.register_buffer("frozen", frozen)
+        self.register_buffer("frozen", torch.zeros(neurons, dtype=torch.bool, device=self.weight.device))
 
     def _remove_hebbian(self) -> None:
-        """Removes what `_init_hebbian` added, before the class becomes torch's again."""
-        self.weight.requires_grad_(self._weight_required_grad)
+        """Removes what `_init_hebbian` added, before the class becomes the plain one again."""
+        self.weight.requires_grad = self._weight_required_grad
         self.weight.grad = None
         del self.rule, self.frozen, self._weight_required_grad
 
@@ -51,10 +60,11 @@ class HebbianLayer(Hebbian):
             As the torch layer.
 
         Raises:
-            ValueError: the layer learns and the input does not fit it; the weight is unchanged.
+            ValueError: the input is no tensor, or the layer learns and it does not fit; the weight is unchanged.
             RuntimeError: the layer learns and its weight was replaced (functional_call), the input is one of
                 torch.func's, or torch.utils.checkpoint recomputes a pass after another one; the weight is unchanged.
         """
+        check_tensor(type(self).__name__, "input", input)
         state = state_of_pass(self, input)
         if state is not None:
             self._check_dtype(input)
@@ -89,7 +99,7 @@ class HebbianLayer(Hebbian):
         are.
 
         Args:
-            x: an input of the layer: [B, ..., N] or [N], or images [B, C, H, W] or [C, H, W].
+            x: an input of the layer, of one sample or of a batch.
             lr: learning rate, finite. Required, except with into="grad", where the default is 1.0.
             labels: [B] integers, for Supervised. Where a linear layer gets x [B, ..., N], labels are [B], one for all
                 positions of a sample, or [B, ...], one for each position.
@@ -100,15 +110,20 @@ class HebbianLayer(Hebbian):
             generator: of the stochastic rounding of a float16 or bfloat16 weight, see `hebbkern.learning`.
 
         Raises:
-            ValueError: an argument has a wrong shape, dtype or value, x has a NaN or an infinity, or the weight is
-                computed from other tensors (weight_norm, pruning, parametrizations). The weight is unchanged.
+            ValueError: an argument has a wrong type, shape, dtype or value, x has a NaN or an infinity, or the weight
+                is computed from other tensors (weight_norm, pruning, parametrizations) or has no size yet (lazy
+                layers). The weight is unchanged.
         """
+        where = f"{type(self).__name__}.learn"
         if type(self._parameters.get("weight")) is not nn.Parameter and not torch.compiler.is_compiling():
-            check_own_weight(f"{type(self).__name__}.learn", "layer", self)
+            check_own_weight(where, "layer", self)
+            if is_lazy(self.weight):
+                fail(where, "weight", "have a size, which the first forward pass gives it", "an uninitialized one")
         rate = self._default_lr(into, lr) if lr is None or into != "weight" else lr
-        x, labels = self._samples(x.detach(), labels)
+        check_tensor(where, "x", x)
+        x = x.detach()
         if dtype is not None:
-            check_dtype(f"{type(self).__name__}.learn", dtype)
+            check_dtype(where, dtype)
         dtype = self.weight.dtype if dtype is None else dtype
         if x.dtype != dtype and x.is_floating_point():
             x = x.to(dtype)
@@ -141,45 +156,52 @@ class HebbianLayer(Hebbian):
         generator: torch.Generator | None,
     ) -> None:
         weight = self.weight
-        x, geometry = self._patches(x)
+        if labels is None and self.rule.uses_labels:
+            fail(f"{type(self).__name__}.learn", "labels", f"be given for {type(self.rule).__name__}", "None")
+        seen, (x, labels, geometry) = self._rule_weight(weight), self._rule_input(x, labels)
         options = {"labels": labels, "frozen": self.frozen, **geometry}
         low = into == "weight" and weight.dtype in LOW
         rounds = generator if low else None
         if low and rounds is None and not torch.compiler.is_compiling():
-            warn_if_steps_vanish(self, weight, lambda wide: self.rule.step_(wide, x.float(), lr=lr, **options))
+            warn_if_steps_vanish(self, seen, lambda wide: self.rule.step_(wide, x.float(), lr=lr, **options))
         if into == "weight" and group is None and rounds is None:
-            self.rule.step_(weight, x, lr=lr, dtype=None if dtype == weight.dtype else dtype, **options)
-            return
-        update = self.rule.update(weight.to(dtype), x, **options).to(result_dtype(weight.dtype))
-        if group is not None:
-            update = update.all_reduce(group)
-        apply_ = partial(self.rule.apply_, update=update, lr=lr, frozen=self.frozen)
-        if into == "grad":
-            self._add_gradient(update, lr)
-        elif rounds is not None:
-            step_rounded_(f"{type(self).__name__}.learn", weight, apply_, rounds)
+            self.rule.step_(seen, x, lr=lr, dtype=None if dtype == weight.dtype else dtype, **options)
         else:
-            apply_(weight)
+            update = self.rule.update(seen.to(dtype), x, **options).to(result_dtype(weight.dtype))
+            if group is not None:
+                update = update.all_reduce(group)
+            apply_ = partial(self.rule.apply_, update=update, lr=lr, frozen=self.frozen)
+            if into == "grad":
+                self._add_gradient(seen.detach(), update, lr)
+            elif rounds is not None:
+                step_rounded_(f"{type(self).__name__}.learn", seen, apply_, rounds)
+            else:
+                apply_(seen)
+        if into == "weight" and not self._is_viewed(weight):
+            weight.detach().copy_(seen.view_as(weight))
 
-    def _add_gradient(self, update: Update, lr: float) -> None:
-        """weight.grad −= lr · the step of the rule at lr = 1."""
-        weight = self.weight.detach()
+    def _add_gradient(self, weight: Tensor, update: Update, lr: float) -> None:
+        """weight.grad −= lr · the step of the rule at lr = 1; `weight` is as the rule sees it."""
         before = weight if weight.dtype == torch.float64 else weight.float()
         after = before.clone(memory_format=torch.contiguous_format)
         rate = GRADIENT_LR_TENSOR if torch.compiler.is_compiling() else GRADIENT_LR
         self.rule.apply_(after, update, lr=rate, frozen=self.frozen)
-        gradient = after.sub_(before).mul_(-lr / GRADIENT_LR).to(weight.dtype)
+        gradient = after.sub_(before).mul_(-lr / GRADIENT_LR).to(weight.dtype).view_as(self.weight)
         if self.weight.grad is None:
             self.weight.grad = gradient
         else:
             self.weight.grad += gradient
 
-    def _samples(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """x with a batch dimension, and a label for each of its samples."""
-        raise NotImplementedError
+    def _rule_weight(self, weight: Tensor) -> Tensor:
+        """A weight of the layer as the rules take it, [K, N] or [K, C / groups, kh, kw]; a view if `_is_viewed`."""
+        return weight
 
-    def _patches(self, x: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        """x as the rule takes it, and the geometry of the layer."""
+    def _is_viewed(self, weight: Tensor) -> bool:
+        """Whether what `_rule_weight` gives shares the memory of `weight`, so that a step on it reaches the weight."""
+        return True
+
+    def _rule_input(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
+        """x as the rules take it, [B, N] or [B, C, H, W], a label for each of its samples, and the geometry."""
         raise NotImplementedError
 
     def _check_dtype(self, input: Tensor) -> None:
@@ -191,14 +213,15 @@ class HebbianLayer(Hebbian):
     def reset_parameters(self) -> None:
         """Draws weight and bias anew, as the torch layer does, and sets frozen to False."""
         super().reset_parameters()  # type: ignore[misc]  (of the torch layer)
-        if "frozen" in self._buffers:  # not yet when the torch layer is constructed
+        # Not yet there when the torch layer is constructed; a lazy layer is reset when it gets its size.
+        if "frozen" in self._buffers and not isinstance(self, LazyModuleMixin):
             self.frozen.zero_()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """A checkpoint of the plain torch layer lacks `frozen`: no neuron is frozen then."""
         weight = state_dict.get(prefix + "weight")
         if weight is not None and prefix + "frozen" not in state_dict:
-            state_dict[prefix + "frozen"] = torch.zeros(len(weight), dtype=torch.bool, device=weight.device)
+            state_dict[prefix + "frozen"] = torch.zeros_like(self.frozen, device=weight.device)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def extra_repr(self) -> str:
@@ -223,6 +246,8 @@ class HebbianLinear(HebbianLayer, nn.Linear):
         ValueError: rule is not a hebbkern rule.
     """
 
+    plain = nn.Linear
+
     def __init__(
         self,
         in_features: int,
@@ -235,73 +260,18 @@ class HebbianLinear(HebbianLayer, nn.Linear):
     ) -> None:
         check_rule("HebbianLinear", rule)
         super().__init__(in_features, out_features, bias=bias, device=device, dtype=dtype)
-        self._init_hebbian(rule)
+        self._init_hebbian(rule, out_features)
 
-    def _samples(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """x as [B, N], and a label for each of its rows."""
-        if x.dim() == 2:
-            return x, labels
+    def _rule_input(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
+        if x.dim() in (0, 2):  # a number is for the rule to refuse
+            return x, labels, {}
         rows = x.reshape(-1, x.shape[-1])
-        if isinstance(labels, Tensor) and x.dim() > 0:
+        if isinstance(labels, Tensor):
             if labels.shape == x.shape[:-1]:
                 labels = labels.reshape(-1)
             elif labels.shape == x.shape[:1]:
                 labels = labels.repeat_interleave(x.shape[1:-1].numel())
-        return rows, labels
-
-    def _patches(self, x: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        return x, {}
-
-
-class HebbianConv2d(HebbianLayer, nn.Conv2d):
-    """A `torch.nn.Conv2d` that learns by a local rule: inside `hebbkern.learning`, or by its method `learn`.
-
-    Each filter is a neuron, each receptive field of the batch a patch. Gradients, bias, rule and frozen are as for
-    `HebbianLinear`.
-
-    Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype: as
-            for `torch.nn.Conv2d`, but bias is False by default and groups must be 1.
-        rule: a learning rule, e.g. `hebbkern.WTA()`.
-
-    Raises:
-        ValueError: rule is not a hebbkern rule, or groups is not 1.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] | str = 0,
-        dilation: int | tuple[int, int] = 1,
-        groups: int = 1,
-        bias: bool = False,
-        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        rule: Rule,
-    ) -> None:
-        check_rule("HebbianConv2d", rule)
-        if groups != 1:
-            raise ValueError(f"hebbkern.HebbianConv2d: groups must be 1, got {groups}")
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
-        )
-        self._init_hebbian(rule)
-
-    def _samples(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        return x if x.dim() == 4 else x.unsqueeze(0), labels
-
-    def _patches(self, x: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        """x, padded if the rule has no such padding, and the geometry that the rule applies."""
-        padding = self.padding
-        if isinstance(padding, str) or self.padding_mode != "zeros":
-            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-            x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=mode), 0
-        return x, {"stride": self.stride, "padding": padding, "dilation": self.dilation}
+        return rows, labels, {}
 
 
 def check_rule(where: str, rule: object) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
 
 from hebbkern.checks import FLOATS, fail
 from hebbkern.nn.state import Hebbian, LearningState, learning_scope
@@ -195,7 +196,7 @@ def _written(layer: Hebbian) -> tuple[Any, Any, Any, Any]:
 
 def _version(tensor: Tensor | None) -> object:
     """How often a tensor was written. One of inference mode does not count: it equals no other answer."""
-    if tensor is None:
+    if tensor is None or is_lazy(tensor):
         return None
     return object() if tensor.is_inference() else tensor._version
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hebbkern import backends, checks
-from hebbkern.ops.library import GEOMETRY, Pair, define, pair, whole
+from hebbkern import checks
+from hebbkern.ops.library import GEOMETRY, Pair, call, define, pair, whole
 
 OP = "accumulate"
 
@@ -56,7 +56,7 @@ def accumulate(
             infinity (on a GPU no operator looks at values).
     """
     geometry = pair(kernel), patches, pair(stride), pair(padding), pair(dilation), whole(groups)
-    return backends.kernel(OP, x)(x, targets, coefficients, responses, neurons, *geometry, frozen)
+    return call(OP, x, targets, coefficients, responses, neurons, *geometry, frozen)
 
 
 def check(x: Tensor, targets: Tensor, coefficients: Tensor, responses: Tensor | None, neurons: int, *where: Any) -> int:

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from hebbkern import _torch_private, checks
-from hebbkern.backends import kernel
-from hebbkern.ops.library import LIBRARY, bump_version, define
+from hebbkern.ops.library import LIBRARY, bump_version, call, check_tensors, define
 
 OP = "apply_"
 
@@ -48,9 +47,13 @@ def apply_(
         ValueError: arguments do not fit, weight, sum, decay or denominator holds a NaN or an infinity, or the step
             would leave a weight that is not finite; the weights are as before.
     """
-    scheduled = isinstance(lr, Tensor)
-    operator = torch.ops.hebbkern.apply_scheduled_.default if scheduled else kernel(OP, weight)
-    operator(weight, sum, decay, denominator, lr, normalise, rate_power, frozen)
+    arguments = (weight, sum, decay, denominator, lr, normalise, rate_power, frozen)
+    if isinstance(lr, Tensor):
+        if not torch.compiler.is_compiling():
+            check_tensors(OP, arguments)
+        torch.ops.hebbkern.apply_scheduled_.default(*arguments)
+    else:
+        call(OP, *arguments)
     bump_version(weight)
 
 
@@ -109,7 +112,7 @@ def _scheduled(weight: Tensor, *arguments: Any) -> None:
             "hebbkern.learning: a compiled layer that learns must not be recomputed in the backward pass, as it would "
             "learn twice; leave it out of torch.utils.checkpoint, or do not compile it"
         )
-    kernel(OP, weight)(weight, *sums, lr.item(), normalise, rate_power, frozen)
+    call(OP, weight, *sums, lr.item(), normalise, rate_power, frozen)
     bump_version(weight)  # here, so that graphs of torch.compile count the write too
 
 

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from hebbkern import checks
-from hebbkern.backends import kernel
-from hebbkern.ops.library import GEOMETRY, Pair, define, pair, whole
+from hebbkern.ops.library import GEOMETRY, Pair, call, define, pair, whole
 
 OP = "compete"
 
@@ -58,7 +57,7 @@ def compete(
         ValueError: arguments do not fit, or x or weight holds a NaN or an infinity (on a GPU no operator looks).
     """
     geometry = patches, pair(stride), pair(padding), pair(dilation), whole(groups)
-    return kernel(OP, x)(x, weight, k, p, cosine, *geometry, eligible)
+    return call(OP, x, weight, k, p, cosine, *geometry, eligible)
 
 
 def check(x: Tensor, weight: Tensor, k: int, p: float, cosine: bool, *where: Any) -> int:

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from hebbkern import backends, checks
-from hebbkern.backends import kernel
 from hebbkern.ops.apply import apply_, check_apart
-from hebbkern.ops.library import GEOMETRY, LIBRARY, Pair, bump_version, define, pair, whole
+from hebbkern.ops.library import GEOMETRY, LIBRARY, Pair, bump_version, call, define, pair, whole
 from hebbkern.specifications import DenseSpecification, schema_of
 
 OP = "dense_step_"
@@ -51,7 +50,7 @@ def dense_step_(
             is not finite; the weights are as before.
     """
     where = patches, pair(stride), pair(padding), pair(dilation), whole(groups), frozen
-    kernel(OP, weight)(weight, x, activation, decay, lr, *where)
+    call(OP, weight, x, activation, decay, lr, *where)
     bump_version(weight)
 
 
@@ -77,7 +76,7 @@ def rounded_dense_step_(
     if fused_rounded_step_(weight, x, activation, decay, lr, *geometry, frozen):
         return
     rounded = weight.to(x.dtype)
-    sum, count = kernel("dense_update", x)(x, rounded, activation, decay, 1.0, *geometry, frozen)
+    sum, count = call("dense_update", x, rounded, activation, decay, 1.0, *geometry, frozen)
     wide = checks.result_dtype(weight.dtype)
     apply_(weight, sum.to(wide), denominator=count.to(wide), lr=lr, frozen=frozen)
 

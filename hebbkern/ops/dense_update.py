@@ -7,8 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from hebbkern import checks
-from hebbkern.backends import kernel
-from hebbkern.ops.library import GEOMETRY, Pair, define, pair, whole
+from hebbkern.ops.library import GEOMETRY, Pair, call, define, pair, whole
 from hebbkern.specifications import DenseSpecification, schema_of
 
 OP = "dense_update"
@@ -63,7 +62,7 @@ def dense_update(
     2⁻¹²⁶ count as 0 there.
     """
     geometry = patches, pair(stride), pair(padding), pair(dilation), whole(groups)
-    return kernel(OP, x)(x, weight, activation, decay, temperature, *geometry, frozen)
+    return call(OP, x, weight, activation, decay, temperature, *geometry, frozen)
 
 
 def check(x: Tensor, weight: Tensor, activation: str, decay: str, temperature: float, *where: Any) -> int:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from hebbkern import checks
-from hebbkern.backends import kernel
-from hebbkern.ops.library import define
+from hebbkern.ops.library import call, define
 
 OP = "kwinners"
 
@@ -28,7 +27,7 @@ def kwinners(y: Tensor, k: int, dim: int = -1) -> Tensor:
     Raises:
         ValueError: arguments do not fit, or y holds a NaN or an infinity (on a GPU no operator looks at values).
     """
-    return kernel(OP, y)(y, k, dim)
+    return call(OP, y, k, dim)
 
 
 def check(y: Tensor, k: int, dim: int) -> None:

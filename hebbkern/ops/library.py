@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hebbkern import _torch_private, backends
+from hebbkern import _torch_private, backends, checks
 from hebbkern.backends import AUTO, BACKENDS, Backend, triton
 
 LIBRARY = torch.library.Library("hebbkern", "FRAGMENT")
@@ -104,6 +104,28 @@ def _trace(name: str, check: Callable) -> Callable:
             return triton.trace(name, *arguments)
 
     return rule
+
+
+def call(operator: str, *arguments: Any) -> Any:
+    """Run ``operator`` with the arguments of its schema, on the backend that serves the first one.
+
+    Raises:
+        ValueError: as the operator does, and if an argument is not the tensor that the schema wants. Only a call that
+            has failed is looked at: the dispatcher says it otherwise, and takes None for an empty tensor.
+    """
+    try:
+        return backends.kernel(operator, arguments[0])(*arguments)
+    except Exception:
+        check_tensors(operator, arguments)
+        raise
+
+
+def check_tensors(operator: str, arguments: tuple[Any, ...]) -> None:
+    """Raises ValueError if an argument of ``operator`` is not the tensor that its schema wants."""
+    for argument, value in zip(AUTO.kernels[operator]._schema.arguments, arguments, strict=True):
+        kind = str(argument.type)
+        if kind == "Tensor" or (kind == "Optional[Tensor]" and value is not None):
+            checks.check_tensor(operator, argument.name, value)
 
 
 def bump_version(weight: Tensor) -> None:

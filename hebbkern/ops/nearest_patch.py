@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from hebbkern import checks
-from hebbkern.backends import kernel
-from hebbkern.ops.library import GEOMETRY, Pair, define, pair, whole
+from hebbkern.ops.library import GEOMETRY, Pair, call, define, pair, whole
 
 OP = "nearest_patch"
 
@@ -47,7 +46,7 @@ def nearest_patch(
             distance of a nearest patch overflows (on a GPU no operator looks).
     """
     geometry = patches, pair(stride), pair(padding), pair(dilation), whole(groups)
-    return kernel(OP, x)(x, weight, *geometry, eligible)
+    return call(OP, x, weight, *geometry, eligible)
 
 
 def check(x: Tensor, weight: Tensor, *where: Any) -> int:

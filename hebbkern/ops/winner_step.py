@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from hebbkern import checks
-from hebbkern.backends import kernel
 from hebbkern.ops.apply import check_apart
 from hebbkern.ops.compete import check_competition
-from hebbkern.ops.library import GEOMETRY, Pair, bump_version, define, pair, whole
+from hebbkern.ops.library import GEOMETRY, Pair, bump_version, call, define, pair, whole
 from hebbkern.specifications import WinnerSpecification, schema_of
 
 OP = "winner_step_"
@@ -54,7 +53,7 @@ def winner_step_(
             is not finite; the weights are as before.
     """
     where = patches, pair(stride), pair(padding), pair(dilation), whole(groups), frozen
-    kernel(OP, weight)(weight, x, labels, *WinnerSpecification(**specification), lr, *where)
+    call(OP, weight, x, labels, *WinnerSpecification(**specification), lr, *where)
     bump_version(weight)
 
 

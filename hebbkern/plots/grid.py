@@ -30,7 +30,8 @@ def weight_grid(
     Colours are symmetric around 0 and the same in all tiles; the 0.2 % largest weights are clipped.
 
     Args:
-        weight: [K, N], or filters [K, C, kh, kw].
+        weight: [K, N], or filters [K, C, kw], [K, C, kh, kw] or [K, C, kd, kh, kw], of which the slices of all depths
+            are drawn one below the other.
         path: see `hebbkern.plots`.
         shape: of a tile when weight is [K, N]: (height, width) or (channels, height, width); by default `tile_shape`.
         columns: neurons in a row; by default the grid is about square.
@@ -69,13 +70,15 @@ def tile_shape(inputs: int) -> tuple[int, ...]:
 
 def _tiles(weight: np.ndarray, shape: tuple[int, ...] | None) -> np.ndarray:
     """[K, height, width, channels]"""
-    if weight.ndim not in (2, 4) or weight.size == 0:
-        refuse("weight", "[K, N] or [K, C, kh, kw] and not empty", f"shape {list(weight.shape)}")
+    if weight.ndim not in (2, 3, 4, 5) or weight.size == 0:
+        refuse("weight", "[K, N], or filters of one to three axes, and not empty", f"shape {list(weight.shape)}")
     if weight.ndim == 2:
         shape = shape or tile_shape(weight.shape[1])
         if math.prod(shape) != weight.shape[1]:
             refuse("shape", f"that of the {weight.shape[1]} inputs", tuple(shape))
         weight = weight.reshape(len(weight), *(shape if len(shape) == 3 else (1, *shape)))
+    elif weight.ndim != 4:
+        weight = weight.reshape(*weight.shape[:2], -1, weight.shape[-1])
     return weight.transpose(0, 2, 3, 1)
 
 

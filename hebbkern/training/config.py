@@ -73,6 +73,7 @@ class Layer(_Checked):
         kernel: height and width of a convolution's filters.
         stride: of the convolution.
         padding: of the convolution, zeros on each side.
+        groups: of the convolution; neurons of a group see the channels of the group and compete among themselves.
         batch_norm: normalise each neuron over the batch, without learnt scale and shift.
         activation: "none", "relu", "tanh", "repu" (ReLU to a power) or "kwinners" (the k highest neurons stay).
         power: of "repu", at least 1.
@@ -90,6 +91,7 @@ class Layer(_Checked):
     kernel: int = 5
     stride: int = 1
     padding: int = 0
+    groups: int = 1
     batch_norm: bool = False
     activation: Literal["none", "relu", "tanh", "repu", "kwinners"] = "none"
     power: float = 4.5
@@ -99,8 +101,10 @@ class Layer(_Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_layer()
-        for name in ("kernel", "stride", "k", "pool"):
+        for name in ("kernel", "stride", "groups", "k", "pool"):
             self._whole(name, 1)
+        if self.kind == "linear" and self.groups != 1:
+            self._refuse("groups", '1 with kind "linear"', self.groups)
         self._whole("padding", 0)
         self._number("power", " of at least 1", lambda power: power >= 1)
 

@@ -125,7 +125,11 @@ def _modules(
         if layer.kind == "linear":
             learner = HebbianLinear(size.numel(), neurons, rule=rule)
         else:
-            learner = HebbianConv2d(size[0], neurons, layer.kernel, layer.stride, layer.padding, rule=rule)
+            if size[0] % layer.groups or neurons % layer.groups:
+                wanted = f"divide the {size[0]} channels and the {neurons} neurons"
+                raise ValueError(f"hebbkern.training: {where}.groups must {wanted}, got {layer.groups}")
+            how = {"groups": layer.groups, "rule": rule}
+            learner = HebbianConv2d(size[0], neurons, layer.kernel, layer.stride, layer.padding, **how)
     except (RuntimeError, MemoryError) as error:
         raise ValueError(f"hebbkern.training: {where} must fit into memory, got {neurons} neurons") from error
     if isinstance(rule, KrotovHopfield):

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from hebbkern.evaluation.features import eval_mode
 from hebbkern.files import locked
-from hebbkern.nn import convert
+from hebbkern.nn.conversion import KeyT, convert
 from hebbkern.nn.learning import by_name
 from hebbkern.nn.wrappers import plain_name, unwrapped
 from hebbkern.rules import Rule
@@ -40,7 +40,7 @@ def train(
     *,
     lr: float | Mapping[str, float],
     epochs: int | Mapping[str, int],
-    rules: Mapping[str, Rule] | None = None,
+    rules: Mapping[KeyT, Rule] | None = None,
     order: str = "together",
     decay: str = "linear",
     supervised_from: str | None = None,
@@ -73,7 +73,7 @@ def train(
             entry matches do not learn, later entries take precedence.
         epochs: of the whole training; with order="greedy" of each layer and of the supervised part, either one number
             or {name or pattern: number} (a layer that no entry matches does not learn).
-        rules: {name or pattern of layers: rule}, makes layers Hebbian or gives them another rule (`hk.nn.convert`).
+        rules: {which layers: rule}, makes layers Hebbian or gives them another rule, see `hk.nn.convert`.
         order: "together": all layers learn from each batch. "greedy": each layer completes its epochs before the next
             begins, in the order in which data reaches them (found by one forward pass beforehand), then the supervised
             part is trained.
@@ -110,7 +110,7 @@ def train(
         if given and folder is None:
             raise ValueError(f"hebbkern.training: {argument} must come with a folder for checkpoints, got no folder")
     if rules is not None:
-        convert(model, dict(rules))
+        convert(model, rules)
     length = _length(batches)
     step = Step(model, lr, supervised_from, optimizer, loss, group, dtype)
     trainer = engine_of(step)

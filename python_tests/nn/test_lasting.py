@@ -35,7 +35,8 @@ def test_a_transformer_encoder_layer_learns_in_evaluation_mode(given):
 
 
 def test_the_fast_path_stays_off_until_the_last_context_ends():
-    encoder = hk.nn.convert(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), {"linear1": hk.WTA()})
+    encoder = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    hk.nn.convert(encoder, {"linear1": hk.WTA()})
     x = random((4, 5, 16), seed=1)
     with hk.learning(encoder, lr=0.1):
         with hk.learning(encoder, lr=0.1):

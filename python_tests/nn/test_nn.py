@@ -197,7 +197,6 @@ REFUSED = [
         "HebbianLinear: rule must be a hebbkern rule such as hebbkern.WTA(), got",
     ),
     (lambda: HebbianLinear(3, 4, rule=hk.WTA), "HebbianLinear: rule must be a hebbkern rule"),
-    (lambda: HebbianConv2d(4, 4, 3, groups=2, rule=hk.WTA()), "HebbianConv2d: groups must be 1, got 2"),
 ]
 
 

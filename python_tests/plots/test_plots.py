@@ -82,6 +82,15 @@ def test_split_channels_are_side_by_side(unwritten):
     assert shown[:, 16 : 16 + one].mask.all() and shown[16 : 16 + two].mask.all()
 
 
+@pytest.mark.parametrize(("filters", "tile"), [((2, 3, 5), (1, 5, 3)), ((2, 4, 2, 3, 5), (6, 5, 4))], ids=str)
+def test_filters_of_one_and_three_axes_are_drawn(unwritten, filters, tile):
+    """Of three axes the depths are one below the other."""
+    weight = np.arange(float(np.prod(filters))).reshape(filters)
+    tiles = grid._tiles(weight, None)
+    assert tiles.shape == (2, *tile) and (tiles[1, -1, :, 2] == weight[1, 2].reshape(-1, 5)[-1]).all()
+    assert plots.weight_grid(torch.from_numpy(weight), None).axes
+
+
 def test_tiles_keep_their_places():
     tiles = grid._tiles(np.arange(1.0, 13.0).reshape(3, 4), None)
     arranged = np.nan_to_num(grid._arrange(tiles, columns=2, gap=1))[..., 0]
@@ -100,7 +109,7 @@ def test_the_shape_of_a_tile(inputs, shape):
     ("weight", "options", "message"),
     [
         ((2, 12), {"shape": (3, 3)}, r"shape must be that of the 12 inputs, got \(3, 3\)"),
-        ((2, 12, 2), {}, r"weight must be \[K, N\] or \[K, C, kh, kw\] and not empty, got shape \[2, 12, 2\]"),
+        ((12,), {}, r"weight must be \[K, N\], or filters of one to three axes, and not empty, got shape \[12\]"),
         ((2, 12), {"colours": "pink"}, 'colours must be "bwr" or "grey", got \'pink\''),
         ((2, 12), {"channels": "all"}, "channels must be .*, got 'all'"),
         ((2, 2, 3, 3), {"channels": "rgb"}, 'channels must be other than "rgb" where there are 2, got "rgb"'),

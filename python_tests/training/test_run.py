@@ -202,9 +202,29 @@ def test_networks_that_do_not_fit_are_refused():
         ([Layer(), Layer(kind="conv")], (1, 8, 8), r"layers\[1\] must be linear on inputs \[400\], got conv"),
         ([Layer(kind="conv", kernel=9)], (1, 8, 8), r"layers\[0\] must fit its input \[1, 8, 8\], got HebbianConv2d"),
         ([Layer(pool=2)], (64,), r"layers\[0\].pool must be 1 after a linear layer, got 2"),
+        (
+            [Layer(kind="conv", groups=3)],
+            (3, 8, 8),
+            r"layers\[0\].groups must divide the 3 channels and the 400 neurons, got 3",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             network.build(Config(layers=layers), shape, 3)
+    with pytest.raises(ValueError, match=r'hebbkern.Layer: groups must be 1 with kind "linear", got 2'):
+        Layer(groups=2)
+
+
+def test_a_network_of_grouped_convolutions_learns():
+    layers = [
+        Layer(kind="conv", rule="wta", neurons=6, kernel=3, groups=3),
+        Layer(kind="conv", rule="oja", neurons=6, kernel=1),
+    ]
+    model = network.build(Config(layers=layers), (3, 8, 8), 3)
+    assert [layer.groups for layer in model] == [3, 1] and model[0].weight.shape == (6, 1, 3, 3)
+    before = [layer.weight.clone() for layer in model]
+    with hk.learning(model, lr=0.1, strict=True):
+        model(torch.rand(4, 3, 8, 8))
+    assert not any(torch.equal(layer.weight, weight) for layer, weight in zip(model, before, strict=True))
 
 
 @pytest.mark.parametrize("kind", [single, deep])
