@@ -176,20 +176,22 @@ def accumulate(
     groups = geometry[-1]
     checks.named_range("accumulate", "targets", targets, neurons, groups)
     X = patch_matrix("accumulate", x, kernel, *geometry)
-    given = targets, coefficients.expand(targets.shape), responses
-    rows = (None if part is None else part.unflatten(0, X.shape[:2]) for part in given)
-    total, decay, count = sums_of(X, *rows, neurons, frozen)
+    total, decay, count = sums_of(X, targets, coefficients, responses, neurons, frozen)
     return total.reshape(neurons, x.shape[1] // groups, *kernel), decay, count
 
 
 def sums_of(
     X: Tensor, targets: Tensor, coefficients: Tensor, responses: Tensor | None, neurons: int, frozen: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Per neuron: the sum of coefficient * patch [K, N], its decay and the number of entries; targets: [G, P, R]."""
-    groups = len(X)
-    targets = targets.masked_fill(is_blank(X)[..., None], -1)
+    """Per neuron: the sum of coefficient * patch [K, N], its decay and the number of entries.
+
+    targets and responses are [G, P, R], or [G · P, R]; coefficients likewise, or [R].
+    """
+    groups, shape = len(X), (*X.shape[:2], targets.shape[-1])
     coefficients = coefficients.expand(targets.shape)
-    decays = coefficients if responses is None else coefficients * responses
+    decays = (coefficients if responses is None else coefficients * responses).reshape(shape)
+    coefficients = coefficients.reshape(shape)
+    targets = targets.reshape(shape).masked_fill(is_blank(X)[..., None], -1)
     learners = torch.arange(neurons, device=X.device).view(groups, -1, 1)
     share = X.new_zeros(groups, learners.shape[1], X.shape[1])  # by how much each patch teaches each neuron
     decay, count = X.new_zeros(learners.shape[:2]), X.new_zeros(learners.shape[:2])
