@@ -17,6 +17,7 @@ TF32 = {"precision": "high"}
 PADDED = {"padding": 2, "stride": 2}
 SMALL = ((1000, 50), (40, 50))  # fits on chip
 FEW = ((100, 784), (500, 784))
+DEPTHWISE = ((64, 128, 28, 28), (128, 1, 3, 3))
 
 
 def variant(what, layer, run, masked=False, **settings):
@@ -90,6 +91,7 @@ VARIANTS = (
     competed(MNIST, 5, True, {"cosine": True, "patches": "centred"}),
     competed(HPCA[1], 1, True, {"patches": "standardised", **PADDED}),
     competed(CIFAR, 3, True, {"cosine": True, "patches": "centred", **PADDED}, **BF16),
+    competed(DEPTHWISE, 1, True, {"groups": 128, "padding": 1}),
     stepped(hk.KrotovHopfield(p=3.0, patches="centred"), CIFAR, True, PADDED),
     stepped(hk.WTA(k=2, coefficient="response", normalise="row_l2", patches="standardised"), CIFAR, True, PADDED),
     stepped(hk.WTA(similarity="dot", normalise="row_max"), MNIST, **BF16),

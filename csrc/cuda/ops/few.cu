@@ -10,9 +10,13 @@ namespace {
 
 constexpr int threads = 256;  // share the taps of as many entries; eight blocks fill a multiprocessor
 
+// Blocks on a multiprocessor: with no limit, ptxas spills registers to fit one more.
+template <int EACH, class T>
+constexpr int resident = EACH == 1 ? (sizeof(T) == 8 ? 4 : 6) : (sizeof(T) == 8 ? 2 : 3);
+
 // EACH: at least the neurons of a group.
 template <int EACH, class S, class T>
-__global__ void __launch_bounds__(threads)
+__global__ void __launch_bounds__(threads, resident<EACH, T>)
     few_kernel(PatchView<S> view, const T* rows, Known<T> known, Mask eligible, Outcome<T> outcome) {
   __shared__ Tap taps[threads];
   const int number = int(blockIdx.x) * threads + int(threadIdx.x), each = outcome.neurons / view.groups;
