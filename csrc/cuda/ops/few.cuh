@@ -5,8 +5,8 @@
 
 namespace hebbkern {
 
-// Neurons of a group for which every weight that a thread reads is worth its time: the walk reads an eighth as many
-// numbers for a product, and fills an eighth of its tile.
+// Neurons of a group. A thread reads about one number a product, the walk 12 for 32; but a tile of the walk, of 64
+// neurons, would be at most an eighth full.
 constexpr int most_few = 8;
 
 // The winners and responses of `walk`, to the bit, in one launch; at most `most_few` neurons a group.
