@@ -1,11 +1,11 @@
 """What a launch of a kernel of csrc/cuda reads and writes: one short description a kernel.
 
 A description takes the launch's grid, the arguments of the operator's call, and what follows from them (``a.grid``,
-``a.P`` patches, ``a.K`` neurons, ``a.N`` inputs, ``a.R`` ranks, ``a.stored`` and ``a.wide``: bytes of a number as it is
-stored and as it is computed with). It returns {tensor: bytes that all blocks together read}, or (read, written); under
-"flops" and "rate" the same as in triton_traffic.py; and under "launches" the number of launches, where it is not one
-(CUB's are not recorded). Tensors are the call's arguments by name, or scratch memory between its launches. Where the
-data decides, all neurons are taken to have won as many patches.
+``a.P`` patches of ``a.G`` groups, ``a.K`` neurons, ``a.N`` inputs, ``a.R`` ranks, ``a.stored`` and ``a.wide``: bytes of
+a number as it is stored and as it is computed with). It returns {tensor: bytes that all blocks together read}, or
+(read, written); under "flops" and "rate" the same as in triton_traffic.py; and under "launches" the number of launches,
+where it is not one (CUB's are not recorded). Tensors are the call's arguments by name, or scratch memory between its
+launches. Where the data decides, all neurons are taken to have won as many patches.
 """
 
 import math
@@ -68,13 +68,13 @@ def arguments(launch):
     a.rate = "fp64" if a.wide == 8 else "fp32"
     a.shares = (*launch.before, 1, 1)[1]  # of the launch before
     a.blocks = (*launch.before, 1)[0]
-    kernel = ()
+    a.G, kernel = getattr(call, "groups", 1), ()
     if (weight := vars(call).get("weight")) is not None:
         a.K, a.N, kernel = len(weight), weight[0].numel(), weight.shape[2:]
     elif hasattr(call, "neurons"):
-        a.K, a.N, kernel = call.neurons, like.shape[1] * math.prod(call.kernel), call.kernel
+        a.K, a.N, kernel = call.neurons, like.shape[1] // a.G * math.prod(call.kernel), call.kernel
     if hasattr(call, "stride"):
-        a.P = len(like) * _positions(like, kernel, call)
+        a.P = a.G * len(like) * _positions(like, kernel, call)
         a.centred = getattr(call, "patches", "raw") != "raw" or getattr(call, "offset", None) is not None
     a.R = _ranks(call)
     return a
@@ -132,9 +132,16 @@ def _powers(a):
 
 def _compete(a):
     """A tile of patches is read again for every tile of neurons, and every neuron again for every tile of patches."""
+    weight, neurons = "powers" if a.p != 2 else "weight", a.K // a.G
+    traffic = {"x": _patches(a, -(-neurons // WALKED)), weight: a.grid[0] * _numbers(a) // a.G}
+    return traffic | _results(a) | {"flops": 2 * a.P * neurons * a.N}
+
+
+def _few(a):
+    """A warp reads the neurons of its patches, which are of one group, once for all of them."""
     weight = "powers" if a.p != 2 else "weight"
-    traffic = {"x": _patches(a, -(-a.K // WALKED)), weight: a.grid[0] * _numbers(a)}
-    return traffic | _results(a) | {"flops": 2 * a.P * a.K * a.N}
+    traffic = {"x": _patches(a), weight: a.P // 32 * _numbers(a) // a.G}
+    return traffic | _results(a) | {"flops": 2 * a.P * a.K // a.G * a.N}
 
 
 def _multiply(a, weight):
@@ -176,9 +183,10 @@ def _lengths(a):
 
 
 def _search(a):
-    traffic = {"x": _patches(a, a.grid[0]), "weight": -(-a.P // SEARCHED) * a.stored * a.K * a.N}
-    traffic |= {"lengths": a.grid[0] * 4 * a.wide * a.P, "nearest": (0, a.grid[1] * 2 * a.K * (4 + a.wide))}
-    return traffic | {"flops": 2 * a.P * a.K * a.N}
+    tiles = a.grid[0] // a.G  # of the neurons of a group
+    traffic = {"x": _patches(a, tiles), "weight": -(-a.P // SEARCHED) * a.stored * a.K // a.G * a.N}
+    traffic |= {"lengths": tiles * 4 * a.wide * a.P, "nearest": (0, a.grid[1] * 2 * a.K * (4 + a.wide))}
+    return traffic | {"flops": 2 * a.P * a.K // a.G * a.N}
 
 
 def _nearest(a):
@@ -331,6 +339,7 @@ TRAFFIC = {
     "apply.step": _step,
     "apply.survey": _survey,
     "compete": _compete,
+    "compete.few": _few,
     "compete.merge": _merge,
     "compete.powers": _powers,
     "finish": _finish,

@@ -17,7 +17,8 @@ TF32 = {"precision": "high"}
 PADDED = {"padding": 2, "stride": 2}
 SMALL = ((1000, 50), (40, 50))  # fits on chip
 FEW = ((100, 784), (500, 784))
-DEPTHWISE = ((32, 64, 28, 28), (128, 1, 3, 3))
+DEPTHWISE = ((64, 128, 28, 28), (128, 1, 3, 3))
+TWO_EACH = ((32, 64, 28, 28), (128, 1, 3, 3))
 GROUPS = {"groups": 64, "padding": 1}
 
 
@@ -93,6 +94,7 @@ VARIANTS = (
     competed(MNIST, 5, True, {"cosine": True, "patches": "centred"}),
     competed(HPCA[1], 1, True, {"patches": "standardised", **PADDED}),
     competed(CIFAR, 3, True, {"cosine": True, "patches": "centred", **PADDED}, **BF16),
+    competed(DEPTHWISE, 1, True, {"groups": 128, "padding": 1}),
     stepped(hk.KrotovHopfield(p=3.0, patches="centred"), CIFAR, True, PADDED),
     stepped(hk.WTA(k=2, coefficient="response", normalise="row_l2", patches="standardised"), CIFAR, True, PADDED),
     stepped(hk.WTA(similarity="dot", normalise="row_max"), MNIST, **BF16),
@@ -104,14 +106,14 @@ VARIANTS = (
     matched(FEW, **FP64),
     accumulated(CIFAR, "standardised", 64 * 28 * 28, True, **BF16),
     accumulated(MNIST, "centred", 1024, **FP64),
-    competed(DEPTHWISE, 2, True, {"cosine": True, "patches": "centred", **GROUPS}),
-    stepped(hk.WTA(patches="standardised"), DEPTHWISE, True, GROUPS),
-    stepped(hk.WTA(), DEPTHWISE, False, GROUPS, **BF16),
-    stepped(hk.Supervised(), DEPTHWISE, True, GROUPS, labelled=True),
-    stepped(hk.Sanger(patches="standardised"), DEPTHWISE, True, GROUPS),
-    matched(DEPTHWISE, True, {"patches": "standardised", **GROUPS}),
-    matched(DEPTHWISE, False, GROUPS, **BF16),
-    accumulated(DEPTHWISE, "standardised", 64 * 32 * 28 * 28, True, GROUPS),
+    competed(TWO_EACH, 2, True, {"cosine": True, "patches": "centred", **GROUPS}),
+    stepped(hk.WTA(patches="standardised"), TWO_EACH, True, GROUPS),
+    stepped(hk.WTA(), TWO_EACH, False, GROUPS, **BF16),
+    stepped(hk.Supervised(), TWO_EACH, True, GROUPS, labelled=True),
+    stepped(hk.Sanger(patches="standardised"), TWO_EACH, True, GROUPS),
+    matched(TWO_EACH, True, {"patches": "standardised", **GROUPS}),
+    matched(TWO_EACH, False, GROUPS, **BF16),
+    accumulated(TWO_EACH, "standardised", 64 * 32 * 28 * 28, True, GROUPS),
     applied(MNIST, "global_max", masked=True, **BF16),
     applied(MNIST, "row_l2", 0.5, **FP64),
     applied(HPCA[1], "row_max", **BF16),

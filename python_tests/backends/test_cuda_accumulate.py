@@ -103,6 +103,40 @@ def test_equal_keys_keep_their_order():
         assert total.tolist() == [[1.0], [0.0]]
 
 
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+@pytest.mark.parametrize("groups, each", [(5, 1), (2, 3)])
+def test_a_group_learns_what_it_learns_alone(groups, each, dtype, poison):
+    """Lists of several pieces, of which some begin in a group and end where the next one's begin."""
+    x, count = cases.random((7, 2 * groups, 13, 11), dtype, DEVICE), 7 * 12 * 9
+    x[:2] = 0
+    c, s = (cases.random((groups * count, 2), oracle.result_dtype(dtype), DEVICE, seed) for seed in (3, 4))
+    own = cases.integers((groups * count, 2), -1, each - 1, torch.int32, DEVICE)
+    group = torch.arange(groups, device=DEVICE, dtype=torch.int32).repeat_interleave(count)[:, None]
+    targets, options = torch.where(own < 0, own, own + group * each), {"kernel": (2, 3)}
+    poison()
+    for patches in cases.PATCHES:
+        whole = hk.ops.accumulate(
+            x, targets, c, neurons=groups * each, groups=groups, responses=s, patches=patches, **options
+        )
+        chunks = (part.chunk(groups) for part in (own, c, s, *whole))
+        for image, named, values, factors, *got in zip(x.chunk(groups, 1), *chunks, strict=True):
+            alone = hk.ops.accumulate(image, named, values, neurons=each, responses=factors, patches=patches, **options)
+            assert calls.same_bits(got, alone)
+
+
+@needs_emulation
+def test_a_target_of_another_group_is_seen_in_every_sum():
+    """Where values are not read."""
+    x, targets = cases.random((1, 4, 3, 3)), torch.tensor([[1], [2]], dtype=torch.int32)
+    with noted(UNSEEN):
+        total, _, count = hk.ops.accumulate(x, targets, torch.ones(1), neurons=4, kernel=3, groups=2)
+        assert total.isfinite().all() and count.tolist() == [0, 1, 1, 0]
+        for wrong in (0, 1, 4):
+            targets[1] = wrong
+            total, decay, _ = hk.ops.accumulate(x, targets, torch.ones(1), neurons=4, kernel=3, groups=2)
+            assert total.isnan().all() and decay.isnan().all()
+
+
 @needs_emulation
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
 def test_any_order_of_threads(layer):

@@ -62,6 +62,35 @@ def test_any_order_of_threads_gives_the_same_bits(layer, dtype, orders, poison):
         assert all(calls.same_bits(results[0], other) for other in results[1:])
 
 
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+@pytest.mark.parametrize("groups, each, channels, k", [(7, 1, 1, 1), (3, 8, 2, 3), (2, 9, 20, 9), (2, 66, 1, 3)])
+def test_a_group_wins_what_it_wins_alone(groups, each, channels, k, dtype, orders, poison):
+    """Few neurons a group or several tiles; half types alone are added up in another order, by tensor cores."""
+    layer = cases.Layer((3, groups * channels, 6, 8), (groups * each, channels, 3, 4), {"padding": 1})
+    x, weight = cases.tensors(layer, dtype, DEVICE)
+    x[0] = 0
+    mask = cases.some(layer.neurons, DEVICE, share=0.8)
+    poison()
+    for options in ({}, {"cosine": True, "patches": "standardised"}, {"p": 3.0, "patches": "centred"}):
+
+        def compete(options=options):
+            return hk.ops.compete(x, weight, k, eligible=mask, groups=groups, padding=1, **options)
+
+        results = orders(compete)
+        with hk.screening("always"):  # only of one group
+            results.append(compete())
+        assert all(calls.same_bits(results[0], other) for other in results[1:])
+        chunks = (tensor.chunk(groups) for tensor in (weight, mask, *results[0]))
+        for group, (image, own, some, winners, responses) in enumerate(zip(x.chunk(groups, 1), *chunks, strict=True)):
+            alone = hk.ops.compete(image, own, k, eligible=some, padding=1, **options)
+            got = torch.where(winners < 0, winners, winners - group * each), responses
+            if dtype.itemsize > 2:
+                assert calls.same_bits(got, alone)
+            else:
+                assert (got[0] != alone[0]).float().mean() < 0.01
+                torch.testing.assert_close(got[1], alone[1], rtol=1e-5, atol=1e-4)
+
+
 @pytest.mark.parametrize("k", [1, 2, 32, 33, 64])
 @pytest.mark.parametrize("patches", [3, 20, 130])
 def test_everybody_enters_the_lists(patches, k):
@@ -146,6 +175,19 @@ def test_launches():
         assert [launch[0] for launch in launches] == expected
         assert [launch[0] for launch in noted(1, x, weight, k=2, p=p)] == [n for n in expected if n != "moments"]
     assert noted(1, torch.ones(0, 9), torch.ones(3, 9)) == []
+
+
+@needs_emulation
+def test_groups_take_no_launches_of_their_own():
+    x = torch.ones(64, 128, 28, 28)
+    for groups, kernels in (
+        (128, ["moments", "compete.few"]),
+        (2, ["moments", "compete"]),
+        (1, ["moments", "compete"]),
+    ):
+        launches = noted(2, x, torch.ones(128, 128 // groups, 3, 3), cosine=True, padding=1, groups=groups)
+        assert [launch[0] for launch in launches] == kernels
+        assert launches[-1][1][0] >= 64 * 28 * 28 * groups // 256
 
 
 @needs_emulation

@@ -72,7 +72,16 @@ def test_of_equals_the_first_patch(apart):
     weight = cases.integers((100, 12), 1, 5, device=DEVICE, seed=5)
     nearest, _ = hk.ops.nearest_patch(x, weight)
     want, _ = hk.reference.nearest_patch(oracle.exact(x), oracle.exact(weight))
-    assert nearest.max() < apart and (oracle.exact(nearest) == want).mean() > 0.9  # inexact quotients may be nearer
+    assert nearest.max() < apart and (oracle.exact(nearest) == want).all()
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+def test_of_equal_quotients_the_first_patch(dtype):
+    """|w - x|^2 / |x|_1 = n / n of n ones and a neuron of zeros, where n times a rounded 1 / n is not always 1."""
+    x, weight = torch.ones(100, 100, dtype=dtype, device=DEVICE).tril(), torch.zeros(2, 100, dtype=dtype, device=DEVICE)
+    for first in range(0, 100, 9):
+        nearest, distance = hk.ops.nearest_patch(x.roll(-first, 0), weight)
+        assert nearest.tolist() == [0, 0] and distance.tolist() == [1, 1]
 
 
 def test_a_near_tie_is_measured():
@@ -106,9 +115,24 @@ def test_tiles_of_neurons_that_are_not_eligible():
         oracle.check_nearest_patch((nearest, distance), x, weight, mask)
 
 
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+@pytest.mark.parametrize("patches", cases.PATCHES)
+@pytest.mark.parametrize("groups, each, channels", [(5, 1, 1), (3, 65, 2), (2, 70, 17)])
+def test_a_group_finds_what_it_finds_alone(groups, each, channels, patches, dtype):
+    layer = cases.Layer((3, groups * channels, 9, 8), (groups * each, channels, 2, 3))
+    x, weight = cases.tensors(layer, dtype, DEVICE)
+    mask = cases.some(layer.neurons, DEVICE, share=0.7)
+    nearest, distance = hk.ops.nearest_patch(x, weight, eligible=mask, patches=patches, groups=groups)
+    count = 3 * 8 * 6
+    parts = zip(*(t.chunk(groups) for t in (nearest, distance, weight, mask)), x.chunk(groups, 1), strict=True)
+    for group, (found, far, rows, some, image) in enumerate(parts):
+        alone = hk.ops.nearest_patch(image, rows, eligible=some, patches=patches)
+        assert calls.same_bits((torch.where(found < 0, found, found - group * count), far), alone)
+
+
 @on_host
 def test_overflow_of_eligible_neurons():
-    """1e19 squared and divided by the length 1e-30 of a patch overflows; an ineligible neuron does not count."""
+    """1e18 squared and divided by the length 1e-30 of a patch overflows; an ineligible neuron does not count."""
     x, weight = torch.full((1, 3), 1e-30), torch.ones(130, 3)
     weight[129] = 1e18
     with pytest.raises(ValueError, match="x and weight must give finite responses, got an overflow of float32"):
@@ -135,6 +159,11 @@ def test_launches():
     launches = launched(x.double(), weight.double())
     assert launches[1][:3] == ("nearest_patch.search", (7, 16, 1), 128)
     assert [launch[0] for launch in launched(x[:0], weight)] == ["nearest_patch.lengths", "nearest_patch.nearest"]
+    launches = launched(torch.zeros(64, 128, 28, 28), torch.zeros(128, 1, 3, 3), groups=128, padding=1)
+    assert [launch[:2] for launch in launches[1:]] == [
+        ("nearest_patch.search", (128, 3, 1)),
+        ("nearest_patch.nearest", (16, 1, 1)),
+    ]
 
 
 @on_host

@@ -6,7 +6,7 @@ import torch
 import calls
 import cases
 import hebbkern as hk
-from on_cuda import DEVICE, HOST, NOTE, UNSEEN, needs_emulation, noted
+from on_cuda import DEVICE, HOST, NOTE, ONLY_NOTE, UNSEEN, needs_emulation, noted
 from test_cuda_accumulate import LENGTHS, lists_of
 from test_winner_step import RULES, in_parts, labels_for, of_kind, same
 
@@ -73,6 +73,33 @@ def test_launches(rule, patches):
         assert rest[0] in ("sort.few", "sort.starts")
         assert rest[1:] == ["accumulate.gather", "apply.survey", "apply.step"]
         assert len(kernels) <= 8 and (patches != "raw" or not isinstance(rule, hk.Supervised) or len(kernels) == 5)
+
+
+@needs_emulation
+def test_launches_of_a_depthwise_layer():
+    """As many as of a layer without groups."""
+    x, weight = torch.ones(64, 128, 28, 28), torch.ones(128, 1, 3, 3)
+    with noted(ONLY_NOTE):
+        hk.WTA().step_(weight, x, lr=0.1, groups=128, padding=1)
+        kernels = [launch[0] for launch in HOST.launches()]
+    steps = ["sort.starts", "accumulate.gather", "apply.survey", "apply.step"]
+    assert kernels == ["moments", "compete.few", *steps]
+
+
+@needs_emulation
+def test_labels_of_other_groups_teach_a_patch_nothing():
+    """A label beyond the last neuron of all groups makes the step one that is skipped, where values are not read."""
+    x, weight = cases.random((6, 4, 5, 5)), cases.random((4, 2, 3, 3))
+    before, labels = weight.clone(), torch.tensor([0, 1, 1, 3, -1, 3])
+    with noted(UNSEEN):
+        hk.Supervised().step_(weight, x, lr=0.1, labels=labels, groups=2)
+    assert HOST.skipped(0) == 0 and torch.equal(weight[2], before[2])
+    for j, images, channels in ((0, [0], slice(0, 2)), (1, [1, 2], slice(0, 2)), (3, [3, 5], slice(2, 4))):
+        mean = x[images, channels].unfold(2, 3, 1).unfold(3, 3, 1).mean((0, 2, 3))
+        torch.testing.assert_close(weight[j], before[j] + 0.1 * (mean - before[j]))
+    with noted(UNSEEN):
+        hk.Supervised().step_(weight, x, lr=0.1, labels=labels + 1, groups=2)
+    assert HOST.skipped(0) == 1
 
 
 def test_coefficients_of_every_rank():

@@ -5,15 +5,16 @@ import torch
 
 import hebbkern as hk
 
-EACH = pytest.mark.parametrize("name", ["eager", "cpu", pytest.param("triton", marks=pytest.mark.triton)])
+NAMES = ["eager", "cpu", pytest.param("triton", marks=pytest.mark.triton), "cuda"]
+EACH = pytest.mark.parametrize("name", NAMES)
 
 
 @pytest.fixture
 def on(name):
     if reason := hk.backends.available()[name]:
         pytest.skip(reason)
-    if name == "triton" and torch.cuda.is_available():
-        pytest.skip("its kernels are not interpreted here, and look at no values")
+    if name in ("cuda", "triton") and torch.cuda.is_available():
+        pytest.skip("on a GPU no operator looks at values")
     with hk.backend(name):
         yield
 

@@ -21,6 +21,8 @@ LAYERS = [
     layer((3, 4, 6, 5), (70, 2, 2, 2), 2),
     layer((2, 6, 4, 4), (12, 2, 1, 1), 3),
     layer((2, 4, 1, 17), (8, 2, 1, 5), 2, padding=(0, 2)),
+    layer((1, 4, 14, 11), (132, 2, 3, 3), 2),  # more than a tile of neurons and of patches in a group
+    layer((2, 60, 5, 5), (6, 30, 3, 3), 2),  # more than 256 inputs of a few neurons
 ]
 LARGE = [layer((3, 64, 14, 14), (64, 1, 3, 3), 64, padding=1), layer((2, 96, 8, 8), (192, 48, 3, 3), 2, padding=1)]
 RESPONSES = [{}, {"p": 3.0}, {"cosine": True}]

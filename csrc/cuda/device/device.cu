@@ -154,10 +154,16 @@ void require_no_overflow(const char* op, const char* sentence, const Tensor& res
   if (values_known() && !is_finite(result)) fail_overflow(op, sentence, result.scalar_type() == ScalarType::Double);
 }
 
-void require_indices(const char* op, const char* argument, const Tensor& named, int64_t neurons) {
+void require_indices(const char* op, const char* argument, const Tensor& named, int64_t neurons, int64_t groups) {
   if (!values_known()) return;
+  int64_t at = 0;
   each_value(named, [&](double name) {
-    if (name < -1 || name >= double(neurons)) fail_index(op, argument, neurons, int64_t(name));
+    const int64_t group = at++ * groups / named.numel(), first = group * (neurons / groups);
+    const int64_t last = first + neurons / groups - 1;
+    if (name == -1 || (name >= double(first) && name <= double(last))) return;
+    if (groups == 1) fail_index(op, argument, neurons, int64_t(name));
+    fail(op, argument, " must name neurons ", first, " to ", last, ", or -1 for no neuron in patches of group ", group,
+         ", got ", int64_t(name));
   });
 }
 

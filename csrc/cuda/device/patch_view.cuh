@@ -1,5 +1,6 @@
 // How kernels see the patches of an input: entry n of patch p is x[corner(p).start + tap(n).offset], or 0
-// in the padding. A linear layer is 1x1 patches of images of one pixel. Patches are never written out.
+// in the padding. A linear layer is 1x1 patches of images of one pixel. Patches are never written out. With groups they
+// are numbered by (group, image, row, column), and every group has as many patches and neurons.
 #pragma once
 
 #include "cuda/device/device.cuh"
@@ -35,13 +36,15 @@ struct Tap {
 template <class S>
 struct PatchView {
   const S* x;
+  int64_t across = 0;                   // from a group to the next
   int64_t image, channel, line, pixel;  // strides
   int height, width;
   int stride[2], padding[2], dilation[2];
-  Divisor per_image, columns, area, kernel_width;
-  int patches, inputs;
-  bool flat;    // linear: entry n of patch p is x[p * image + n * channel]
-  bool inside;  // no padding: every entry lies in its image
+  Divisor of_group, per_image, columns, area, kernel_width;
+  int groups = 1;
+  int patches, inputs;  // patches of all groups
+  bool flat;            // linear: entry n of patch p is x[p * image + n * channel]
+  bool inside;          // no padding: every entry lies in its image
 
   // Raises where there are more than kernels can number, or images whose padded coordinates they cannot.
   PatchView(const char* op, const Tensor& x, const Geometry& g);
@@ -62,12 +65,17 @@ struct PatchView {
         flat(true),
         inside(true) {}
 
+  HEBBKERN_HOST_DEVICE int of_a_group() const { return int(of_group.divisor); }  // patches; 1 where there are none
+  __device__ __forceinline__ int group(int patch) const { return of_group.quotient(patch); }
+  // Of a patch of the first group.
+  __device__ __forceinline__ int image_of(int patch) const { return per_image.quotient(patch); }
   __device__ __forceinline__ Corner corner(int patch) const {
     if (flat) return {int64_t(patch) * image, 0, 0};
-    const int b = per_image.quotient(patch), within = patch - b * int(per_image.divisor);
+    const int g = group(patch), own = patch - g * of_a_group();
+    const int b = image_of(own), within = own - b * int(per_image.divisor);
     const int y = columns.quotient(within), z = within - y * int(columns.divisor);
     const int row = y * stride[0] - padding[0], column = z * stride[1] - padding[1];
-    return {b * image + row * line + column * pixel, row, column};
+    return {g * across + b * image + row * line + column * pixel, row, column};
   }
   __device__ __forceinline__ Tap tap(int entry) const {
     if (flat) return {int64_t(entry) * channel, 0, 0};
@@ -93,21 +101,25 @@ struct PatchView {
 template <class S>
 PatchView<S>::PatchView(const char* op, const Tensor& t, const Geometry& g)
     : x(const_pointer<S>(t)),
+      across(g.channels * t.stride(1)),
       image(t.stride(0)),
       channel(t.stride(1)),
       line(g.image ? t.stride(2) : 0),
       pixel(g.image ? t.stride(3) : 0),
       height(int(g.height)),
       width(int(g.width)),
+      of_group(std::max<int64_t>(g.patches(), 1)),
       per_image(std::max<int64_t>(g.per_image(), 1)),
       columns(std::max<int64_t>(g.out_w(), 1)),
       area(g.kh * g.kw),
       kernel_width(g.kw),
-      patches(int(g.patches())),
+      groups(int(g.groups)),
+      patches(int(g.groups * g.patches())),
       inputs(int(g.inputs())),
       flat(!g.image),
       inside(g.padding[0] == 0 && g.padding[1] == 0) {
-  if (g.patches() > most_numbered) fail(op, "x must have at most ", most_numbered, " patches, got ", g.patches());
+  const int64_t count = g.groups * g.patches();
+  if (count > most_numbered) fail(op, "x must have at most ", most_numbered, " patches, got ", count);
   if (g.inputs() > most_numbered) fail(op, "x must have at most ", most_numbered, " inputs a patch, got ", g.inputs());
   if (g.padded_h() > largest_extent || g.padded_w() > largest_extent)
     fail(op, "padding must leave images of less than 2^31 rows and columns, got ", g.padded_h(), "x", g.padded_w());
@@ -123,6 +135,10 @@ __device__ __forceinline__ float wide(float a) { return a; }
 __device__ __forceinline__ double wide(double a) { return a; }
 __device__ __forceinline__ float wide(BFloat16 a) { return float(a); }
 __device__ __forceinline__ float wide(Half a) { return float(a); }
+
+// a / b, correctly rounded whatever the compiler's options.
+__device__ __forceinline__ float quotient(float a, float b) { return __fdiv_rn(a, b); }
+__device__ __forceinline__ double quotient(double a, double b) { return __ddiv_rn(a, b); }
 
 // Whether a patch, the same for all lanes of a warp, is all zeros.
 template <class S>

@@ -47,6 +47,7 @@ struct WalkArguments {
   Mask eligible;
   bool patches_in_groups, rows_in_groups;  // of 128 bits
   int share;                               // neurons of a block
+  Divisor tiles;                           // of the patches of a group
 };
 
 // A chunk of the entries of a tile of neurons.

@@ -13,8 +13,9 @@ void require_finite(const char* op, const char* argument, const OptionalTensor& 
 // Raises if a number that was computed from finite ones is not finite; sentence: finite_responses or finite_sums.
 void require_no_overflow(const char* op, const char* sentence, const Tensor& result);
 
-// Raises unless every number is the index of a neuron or -1.
-void require_indices(const char* op, const char* argument, const Tensor& named, int64_t neurons);
+// Raises unless every number is the index of a neuron or -1; with groups, which own as many rows each, of a neuron of
+// the row's group.
+void require_indices(const char* op, const char* argument, const Tensor& named, int64_t neurons, int64_t groups = 1);
 
 // Raises unless patches of these scales (0 for flat ones) have norms that are finite and can be divided by.
 void require_norms(const char* op, const Tensor& scale);

@@ -15,8 +15,8 @@ struct Named {
   const void* names;
   bool long_names;  // int64
   int64_t down, right;
-  Divisor share;
-  int ranks, neurons;
+  bool labels;  // one an image
+  int ranks, neurons, of_a_group;
   Mask frozen;
 };
 
@@ -26,15 +26,20 @@ __device__ __forceinline__ bool finite(T a) {
 }
 
 // The key of a rank of a patch that is not blank.
-template <class T>
-__device__ __forceinline__ int key_of(const Named& named, const Assignments<T>& assignments, int patch, int rank) {
-  const int64_t spot = named.share.quotient(patch) * named.down + rank * named.right;
+template <class S, class T>
+__device__ __forceinline__ int key_of(const Named& named, const PatchView<S>& view, const Assignments<T>& assignments,
+                                      int patch, int rank) {
+  const int group = view.group(patch), within = patch - group * view.of_a_group();
+  const int64_t spot = (named.labels ? view.image_of(within) : patch) * named.down + rank * named.right;
   const int64_t neuron = named.long_names ? static_cast<const int64_t*>(named.names)[spot]
                                           : static_cast<const int32_t*>(named.names)[spot];
   const T c = coefficient_of(assignments, patch, rank, patch * named.ranks + rank);
-  if (neuron < -1 || neuron >= named.neurons || !finite(c) || !finite(decay_of(assignments, patch, rank)))
+  const int64_t first = int64_t(group) * named.of_a_group;
+  const bool own = neuron >= first && neuron < first + named.of_a_group;
+  const bool other = named.labels && neuron >= 0 && neuron < named.neurons;
+  if ((neuron != -1 && !own && !other) || !finite(c) || !finite(decay_of(assignments, patch, rank)))
     return named.neurons + 1;
-  return neuron == -1 || c == 0 || named.frozen[neuron] ? named.neurons : int(neuron);
+  return !own || c == 0 || named.frozen[neuron] ? named.neurons : int(neuron);
 }
 
 // A warp a patch, which reads the patch until it finds an entry that is not 0, if any neuron is to learn from it.
@@ -47,7 +52,7 @@ __global__ void __launch_bounds__(threads)
   bool seen = scale, blank = scale && scale[patch] == 0;
   for (int first = 0; first < named.ranks; first += 32) {
     const int rank = first + lane, entry = patch * named.ranks + rank;
-    int key = rank < named.ranks ? key_of(named, assignments, patch, rank) : named.neurons;
+    int key = rank < named.ranks ? key_of(named, view, assignments, patch, rank) : named.neurons;
     if (__any_sync(~0u, key < named.neurons) && !seen) {
       blank = all_zeros(view, patch);
       seen = true;
@@ -79,16 +84,16 @@ __global__ void __launch_bounds__(threads) combine_kernel(Sums<T> sums, T* count
 }  // namespace
 
 template <class S, class T>
-void name_entries(const Device& device, const PatchView<S>& view, const T* scale, const Tensor& named, int64_t share,
-                  int64_t ranks, const Assignments<T>& assignments, int neurons, const Mask& frozen,
-                  const Entries& entries) {
+void name_entries(const Device& device, const PatchView<S>& view, const T* scale, const Tensor& named, int64_t ranks,
+                  const Assignments<T>& assignments, int neurons, const Mask& frozen, const Entries& entries) {
   const Named names{named.const_data_ptr(),
                     named.scalar_type() == ScalarType::Long,
                     named.stride(0),
                     named.dim() == 2 ? named.stride(1) : 0,
-                    Divisor(std::max<int64_t>(share, 1)),
+                    named.dim() == 1,
                     int(ranks),
                     neurons,
+                    neurons / view.groups,
                     frozen};
   launch<name_kernel<S, T>>("accumulate.name", dim3(unsigned(cdiv(view.patches, threads / 32))), threads, 0, device,
                             view, scale, names, assignments, entries.keys, entries.numbers);
@@ -102,7 +107,7 @@ static void accumulate_typed(const Tensor& x, const PatchedLayer& layer, const T
   const Device device(x);
   const PatchView<S> view(op, x, layer.g);
   const Entries entries(op, x, layer.g, named.size(1));
-  const int neurons = int(layer.g.neurons), ranks = int(named.size(1));
+  const int neurons = int(layer.g.groups * layer.g.neurons), ranks = int(named.size(1));
   const Moments<T> known = moments<S, S, T>(op, device, x, view, layer.patches);
   Assignments<T> assignments;
   assignments.values = const_pointer<T>(coefficients);
@@ -114,7 +119,7 @@ static void accumulate_typed(const Tensor& x, const PatchedLayer& layer, const T
     assignments.decays_right = responses->stride(1);
   }
   const T *const offset = known.offset, *const scale = known.scale;
-  name_entries(device, view, scale, named, 1, ranks, assignments, neurons, Mask(frozen), entries);
+  name_entries(device, view, scale, named, ranks, assignments, neurons, Mask(frozen), entries);
   lists = grouped(device, x, view, entries, ranks, assignments, neurons, offset, scale, true, lists);
   const Sums<T> sums = sums_of(lists, entries.count, neurons);
   const int64_t blocks = sums.slots / 2 + cdiv(neurons, threads);
@@ -125,14 +130,14 @@ static void accumulate_typed(const Tensor& x, const PatchedLayer& layer, const T
 static std::tuple<Tensor, Tensor, Tensor> accumulate(Tensor x, Tensor targets, Tensor coefficients,
                                                      OptionalTensor responses, int64_t neurons, Ints kernel,
                                                      std::string patches, Ints stride, Ints padding, Ints dilation,
-                                                     OptionalTensor frozen) {
+                                                     int64_t groups, OptionalTensor frozen) {
   const char* op = "accumulate";
   const PatchedLayer layer = check_accumulate(x, targets, coefficients, responses, neurons, kernel, patches, stride,
-                                              padding, dilation, frozen);
+                                              padding, dilation, groups, frozen);
   require_finite(op, "x", x);
   require_finite(op, "coefficients", coefficients);
   require_finite(op, "responses", responses);
-  require_indices(op, "targets", targets, neurons);
+  require_indices(op, "targets", targets, neurons, groups);
   const Geometry& g = layer.g;
   const ScalarType result = result_dtype(x.scalar_type());
   const Ints shape = g.image ? Ints{neurons, g.channels, g.kh, g.kw} : Ints{neurons, g.channels};
@@ -150,8 +155,8 @@ static std::tuple<Tensor, Tensor, Tensor> accumulate(Tensor x, Tensor targets, T
 
 STABLE_TORCH_LIBRARY_IMPL(hebbkern, HEBBKERN_KEY, m) { m.impl("accumulate.cuda", TORCH_BOX(&accumulate)); }
 
-#define NAME_ENTRIES(S, T)                                                                                        \
-  template void name_entries<S, T>(const Device&, const PatchView<S>&, const T*, const Tensor&, int64_t, int64_t, \
+#define NAME_ENTRIES(S, T)                                                                               \
+  template void name_entries<S, T>(const Device&, const PatchView<S>&, const T*, const Tensor&, int64_t, \
                                    const Assignments<T>&, int, const Mask&, const Entries&);
 NAME_ENTRIES(float, float)
 NAME_ENTRIES(double, double)

@@ -58,9 +58,10 @@ struct Entries {
   int32_t *keys, *numbers;  // [P * ranks]
 
   // Raises where there are more of them, or of neurons, than kernels can number.
-  Entries(const char* op, const Tensor& x, const Geometry& g, int64_t ranks) : count(g.patches() * ranks) {
+  Entries(const char* op, const Tensor& x, const Geometry& g, int64_t ranks) : count(g.groups * g.patches() * ranks) {
     if (count > most_numbered) fail(op, "x must have at most ", most_numbered, " patches times ranks, got ", count);
-    if (g.neurons > largest_extent - 3) fail(op, "there must be fewer than 2^31 - 3 neurons, got ", g.neurons);
+    const int64_t neurons = g.groups * g.neurons;
+    if (neurons > largest_extent - 3) fail(op, "there must be fewer than 2^31 - 3 neurons, got ", neurons);
     memory = empty_like(x, {2, count}, ScalarType::Int);
     keys = pointer<int32_t>(memory);
     numbers = keys + count;
@@ -68,12 +69,12 @@ struct Entries {
 };
 
 // Fills in the entries in one launch. Their keys: the neuron that an entry teaches, K for none or where the patch is
-// blank, K + 1 where a number of it is invalid. `named` int32 or int64 [P / share, ranks], or [P / share] for one rank;
-// scale: of patches that are not raw, else null.
+// blank, K + 1 where a number of it is invalid. `named` int32 or int64: targets [P, ranks], each of its patch's group,
+// or labels [B], of any group, which teach a patch of another group nothing. scale: of patches that are not raw, else
+// null.
 template <class S, class T>
-void name_entries(const Device& device, const PatchView<S>& view, const T* scale, const Tensor& named, int64_t share,
-                  int64_t ranks, const Assignments<T>& assignments, int neurons, const Mask& frozen,
-                  const Entries& entries);
+void name_entries(const Device& device, const PatchView<S>& view, const T* scale, const Tensor& named, int64_t ranks,
+                  const Assignments<T>& assignments, int neurons, const Mask& frozen, const Entries& entries);
 
 // Lists of the patches by their entries' keys; offset and scale [P] or null. Without `empty`, rows of neurons that
 // no entry teaches stay unwritten. total and decay are new where `into` has none. At most two launches beside CUB's.

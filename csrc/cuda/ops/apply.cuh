@@ -21,10 +21,6 @@ struct Rates {
   Mask frozen{std::nullopt};
 };
 
-// a / b, correctly rounded whatever the compiler's options.
-__device__ __forceinline__ float quotient(float a, float b) { return __fdiv_rn(a, b); }
-__device__ __forceinline__ double quotient(double a, double b) { return __ddiv_rn(a, b); }
-
 // The step of `weight` (any strides) by total [K, N], in two launches: all of it, or nothing and the step is counted as
 // skipped (raised where values are known). With `lists` only of the neurons that they teach; total and decay are
 // theirs, and where `average` the decay is the denominator too.

@@ -23,7 +23,7 @@ constexpr int candidates = 2;  // a run and neuron: the exact distance decides w
 // What the search needs to know of a patch: 128 bits of floats.
 template <class T>
 struct alignas(16) Length {
-  T inverse;       // 1 / |x~|_1; 0 for zeros, which are never nearest
+  T whole;         // |x~|_1; 0 for zeros, which are never nearest
   T square;        // |x~|^2
   T mean, factor;  // x~ = (x - mean) * factor
 };
@@ -35,11 +35,11 @@ struct Query {
   Mask eligible;
   const T *offset, *scale, *total;  // as in Moments
   Length<T>* length;                // of the patches
-  T* w_square;                      // |w|^2 of the neurons
+  T* w_square;                      // |w|^2 of the neurons that are asked for
   T* value;                         // [runs, candidates, K]
   int32_t* index;                   // `no_neuron`: none
-  T* flaw;    // of the blocks of the search: infinite if a distance overflowed; read where values are known
-  int tiles;  // of patches to a run
+  int tiles;                        // of patches to a run
+  Divisor neuron_tiles;             // of a group
 
   __device__ __forceinline__ bool asked_for(int neuron) const {
     return neuron < rows.patches && (!eligible.given() || eligible[neuron]);
@@ -76,9 +76,9 @@ __global__ void __launch_bounds__(32 * warps) lengths_kernel(Query<S, T> query, 
   square = sum_of_warp(square);
   if (lane) return;
   if (patch)
-    query.length[row] = {length > 0 ? 1 / length : T(0), square, mean, factor};
+    query.length[row] = {length, square, mean, factor};
   else
-    query.w_square[row] = square;
+    query.w_square[row] = query.asked_for(row) ? square : T(0);
 }
 
 // The two nearest patches so far.
@@ -140,11 +140,10 @@ struct Shortlist {
   }
 };
 
-// A tile's distances, from its sums of products.
+// A tile's distances, from its sums of products. Exact ones give equal quotients where they are equal.
 template <class S, class T>
-__device__ __forceinline__ void compare(const Query<S, T>& query, int first, int neurons,
-                                        const T (&sums)[lane_neurons][lane_patches], Shortlist<T>& nearest,
-                                        bool& overflow) {
+__device__ __forceinline__ void compare(const Query<S, T>& query, int first, int end, int neurons,
+                                        const T (&sums)[lane_neurons][lane_patches], Shortlist<T>& nearest) {
   T squares[lane_neurons], totals[lane_neurons];
 #pragma unroll
   for (int i = 0; i < lane_neurons; ++i) {
@@ -156,17 +155,14 @@ __device__ __forceinline__ void compare(const Query<S, T>& query, int first, int
 #pragma unroll
   for (int j = 0; j < lane_patches; ++j) {
     const int patch = first + 8 * j;
-    const bool there = patch < query.view.patches;
+    const bool there = patch < end;
     const Length<T> length = query.length[there ? patch : 0];
-    const T inverse = there && length.inverse > 0 ? length.inverse : T(NAN);
+    const T whole = there && length.whole > 0 ? length.whole : T(NAN);
     __syncwarp();  // no lane waits here: loads of later patches stay behind it, which leaves registers to the sums
 #pragma unroll
     for (int i = 0; i < lane_neurons; ++i) {
       const T dot = query.offset ? length.factor * (sums[i][j] - length.mean * totals[i]) : sums[i][j];
-      const T distance = ((squares[i] - dot) + (length.square - dot)) * inverse;
-      nearest.meet(i, distance, patch);
-      if constexpr (readable)
-        if (inverse > 0 && !(distance < T(INFINITY)) && query.asked_for(neurons + 4 * i)) overflow = true;
+      nearest.meet(i, quotient((squares[i] - dot) + (length.square - dot), whole), patch);
     }
   }
 }
@@ -174,7 +170,7 @@ __device__ __forceinline__ void compare(const Query<S, T>& query, int first, int
 template <class S, class T>
 constexpr size_t ring_bytes = sizeof(T) * stages<S, T> * (tile_neurons + tile_patches) * pitch<S, T>;
 
-// Block (i, r): tile i of neurons, run r of patches.
+// Block (i, r): tile i of neurons, of one group; run r of the group's patches.
 template <class S, class T>
 struct Search {
   static constexpr int rows = tile_neurons + tile_patches;
@@ -183,17 +179,19 @@ struct Search {
   Tap (*const taps)[entries<S>];  // of the step ahead, and in turn of the one before
   Factor<S, T, tile_neurons> weights;
   Factor<S, T, tile_patches> patches;
+  const int neurons;     // the first of the tile
   int first, entry = 0;  // of the step ahead
   const int end;         // of the run
   int stage = 0, slot = 0;
 
   __device__ __forceinline__ Search(const Query<S, T>& query, T* ring, Tap (*taps)[entries<S>], bool patches_in_groups,
-                                    bool rows_in_groups, int begin, int end)
+                                    bool rows_in_groups, int neurons, int begin, int end)
       : query(query),
         ring(ring),
         taps(taps),
         weights(query.rows, rows_in_groups),
         patches(query.view, patches_in_groups),
+        neurons(neurons),
         first(begin),
         end(end) {
     write_taps();
@@ -206,7 +204,7 @@ struct Search {
   // Starts on the next step, if there is one; every thread, after a barrier.
   __device__ __forceinline__ void start() {
     if (first < end) {
-      weights.start(int(blockIdx.x) * tile_neurons, entry, at(stage, 0), nullptr);
+      weights.start(neurons, entry, at(stage, 0), nullptr);
       patches.start(first, entry, at(stage, tile_neurons), taps[slot]);
     }
     cp_async_commit();
@@ -239,13 +237,15 @@ __global__ void __launch_bounds__(tile_threads, sizeof(T) == 8 ? 2 : 3)
   HEBBKERN_SHARED(unsigned char, memory);
   __shared__ Tap taps[2][entries<S>];
   const Lane lane;
-  const int neurons = int(blockIdx.x) * tile_neurons;
-  T* const flaw = query.flaw + blockIdx.y * gridDim.x + blockIdx.x;
-  if (readable && threadIdx.x == 0) *flaw = 0;
-  if (!__syncthreads_or(int(threadIdx.x) < tile_neurons && query.asked_for(neurons + int(threadIdx.x)))) return;
-  const int64_t begin = int64_t(blockIdx.y) * query.tiles * tile_patches, run = int64_t(query.tiles) * tile_patches;
-  const int end = int(min(begin + run, int64_t(query.view.patches)));
-  Search<S, T> search(query, reinterpret_cast<T*>(memory), taps, patches_in_groups, rows_in_groups, int(begin), end);
+  const int group = query.neuron_tiles.quotient(int(blockIdx.x)), each = query.rows.patches / query.view.groups;
+  const int neurons = group * each + query.neuron_tiles.remainder(int(blockIdx.x)) * tile_neurons;
+  const int last = min(group * each + each, neurons + tile_neurons) - 1, asked = neurons + int(threadIdx.x);
+  if (!__syncthreads_or(asked <= last && query.asked_for(asked))) return;
+  const int64_t before = int64_t(group) * query.view.of_a_group(), run = int64_t(query.tiles) * tile_patches;
+  const int64_t begin = before + blockIdx.y * run;
+  const int end = int(min(begin + run, before + query.view.of_a_group()));
+  Search<S, T> search(query, reinterpret_cast<T*>(memory), taps, patches_in_groups, rows_in_groups, neurons, int(begin),
+                      end);
 #pragma unroll 1
   for (int step = 0; step < stages<S, T> - 1; ++step) {
     __syncthreads();
@@ -253,26 +253,22 @@ __global__ void __launch_bounds__(tile_threads, sizeof(T) == 8 ? 2 : 3)
   }
   const int own = neurons + lane.warp * warp_neurons + lane.neuron();
   Shortlist<T> nearest(reinterpret_cast<Nearest<T>*>(memory + ring_bytes<S, T>));
-  bool overflow = false;
   for (int64_t first = begin; first < end; first += tile_patches) {
     T sums[lane_neurons][lane_patches] = {};
     search.products(sums);
-    compare(query, int(first) + lane.patch(), own, sums, nearest, overflow);
+    compare(query, int(first) + lane.patch(), end, own, sums, nearest);
   }
 #pragma unroll
   for (int i = 0; i < lane_neurons; ++i) {
     Nearest<T> both = nearest.of(i);
     for (int apart = 2; apart < 16; apart *= 2) both.join(apart);  // the lanes that hold the same neurons
     const int neuron = own + 4 * i;
-    if (lane.patch() != i || neuron >= query.rows.patches) continue;
+    if (lane.patch() != i || neuron > last) continue;
     const int64_t to = int64_t(blockIdx.y) * candidates * query.rows.patches + neuron;
     query.value[to] = both.value;
     query.index[to] = both.patch;
     query.value[to + query.rows.patches] = both.next_value;
     query.index[to + query.rows.patches] = both.next;
-  }
-  if constexpr (readable) {
-    if (__syncthreads_or(overflow) && threadIdx.x == 0) *flaw = T(INFINITY);
   }
 }
 
@@ -297,7 +293,7 @@ __device__ __forceinline__ T measured(const Query<S, T>& query, int neuron, int3
   }
   length = sum_of_warp(length);
   squares = sum_of_warp(squares);
-  return entries ? squares / length : T(INFINITY);
+  return entries ? quotient(squares, length) : T(INFINITY);
 }
 
 // A warp decides for a neuron between the candidates of all runs.
@@ -340,14 +336,35 @@ struct Buffers {
   }
 };
 
+// Where values are known: raises if what was computed of a patch or of a neuron that is asked for overflowed, or its
+// distance to the nearest patch. One to another patch may.
+template <class S, class T>
+void require_distances(const char* op, const Query<S, T>& query, const T* distance) {
+  if (!values_known()) return;
+  const int groups = query.view.groups, each = query.rows.patches / groups;
+  std::vector<bool> some(groups, false);  // whether a group has a patch that is not all zeros
+  bool sound = true;
+  for (int p = 0; p < query.view.patches; ++p) {
+    const Length<T>& length = query.length[p];
+    sound = sound && std::isfinite(length.square) && (length.whole == 0 || std::isfinite(1 / length.whole));
+    if (length.whole != 0) some[p / query.view.of_a_group()] = true;
+  }
+  for (int j = 0; j < query.rows.patches; ++j) {
+    sound = sound && std::isfinite(query.w_square[j]);
+    if (some[j / each] && (!query.eligible.given() || query.eligible[j])) sound = sound && std::isfinite(distance[j]);
+  }
+  if (!sound) fail_overflow(op, finite_responses, sizeof(T) == 8);
+}
+
 template <class S, class T>
 void run(const char* op, const Device& device, const Tensor& x, const Geometry& g, Patches kind, const Tensor& weight,
          const OptionalTensor& eligible, const Tensor& nearest, const Tensor& distance) {
-  const PatchView<S> view(op, x, g), rows(const_pointer<S>(weight), g.neurons, g.inputs());
+  const PatchView<S> view(op, x, g), rows(const_pointer<S>(weight), g.groups * g.neurons, g.inputs());
   const Moments<T> known = moments<S, S, T>(op, device, x, view, kind, &rows);
   Buffers buffers{x};
   const int64_t patches = view.patches, neurons = rows.patches;
-  const int64_t neuron_tiles = cdiv(neurons, tile_neurons), tiles = cdiv(patches, tile_patches);
+  const int64_t of_a_group = cdiv(g.neurons, tile_neurons), tiles = cdiv(g.patches(), tile_patches);
+  const int64_t neuron_tiles = g.groups * of_a_group;
   const int64_t to_run = std::max<int64_t>(cdiv(tiles, std::max<int64_t>(blocks / neuron_tiles, 1)), 1);
   const int64_t runs = cdiv(tiles, to_run);
   Query<S, T> query{view, rows, Mask(eligible), known.offset, known.scale, known.total};
@@ -356,32 +373,31 @@ void run(const char* op, const Device& device, const Tensor& x, const Geometry& 
   query.value = buffers.template results<T>(runs * candidates * neurons);
   query.index = buffers.template take<int32_t>(runs * candidates * neurons, ScalarType::Int);
   query.tiles = int(to_run);
+  query.neuron_tiles = Divisor(of_a_group);
   const int64_t of_patches = cdiv(patches, warps);
   launch<lengths_kernel<S, T>>("nearest_patch.lengths", dim3(unsigned(of_patches + cdiv(neurons, warps))), 32 * warps,
                                0, device, query, int(of_patches) * warps);
-  require_no_overflow(op, finite_responses, buffers.tensors[0]);
-  require_no_overflow(op, finite_responses, buffers.tensors[1]);
-  query.flaw = buffers.template results<T>(neuron_tiles * runs);
   const size_t bytes = ring_bytes<S, T> + lane_neurons * tile_threads * sizeof(Nearest<T>);
   launch<search_kernel<S, T>>("nearest_patch.search", dim3(unsigned(neuron_tiles), unsigned(runs)), tile_threads, bytes,
                               device, query, view.in_groups(of_lane<S>), rows.in_groups(of_lane<S>));
-  require_no_overflow(op, finite_responses, buffers.tensors.back());
   launch<nearest_kernel<S, T>>("nearest_patch.nearest", dim3(unsigned(cdiv(neurons, warps))), 32 * warps, 0, device,
                                query, int(runs), pointer<int32_t>(nearest), pointer<T>(distance));
+  require_distances(op, query, const_pointer<T>(distance));
 }
 
 }  // namespace
 
 static std::tuple<Tensor, Tensor> nearest_patch(Tensor x, Tensor weight, std::string patches, Ints stride, Ints padding,
-                                                Ints dilation, OptionalTensor eligible) {
+                                                Ints dilation, int64_t groups, OptionalTensor eligible) {
   const char* op = "nearest_patch";
-  const PatchedLayer layer = check_nearest_patch(op, x, weight, patches, stride, padding, dilation, eligible);
+  const PatchedLayer layer = check_nearest_patch(op, x, weight, patches, stride, padding, dilation, groups, eligible);
   require_finite(op, "x", x);
   require_finite(op, "weight", weight);
   const Device device(x);
   const ScalarType result = result_dtype(x.scalar_type());
   const Geometry& g = layer.g;
-  const Tensor nearest = empty_like(x, {g.neurons}, ScalarType::Int), distance = empty_like(x, {g.neurons}, result);
+  const int64_t neurons = weight.size(0);
+  const Tensor nearest = empty_like(x, {neurons}, ScalarType::Int), distance = empty_like(x, {neurons}, result);
   if (!weight.is_contiguous()) weight = torch::stable::contiguous(weight);
   with_dtype(x.scalar_type(), [&](auto stored, auto tag) {
     run<decltype(stored), decltype(tag)>(op, device, x, g, layer.patches, weight, eligible, nearest, distance);

@@ -177,17 +177,20 @@ __host__ __device__ constexpr size_t ring_bytes(int warps) {
   return tap_bytes<T> + sizeof(T) * stages * (warps * warp_patches + tile_neurons) * pitch<T>;
 }
 
-// Block (i, s): tile i of patches, neurons s * share to (s + 1) * share; its winners are list s of all lists.
+// Block (i, s): tile i of patches, of one group; neurons s * share to (s + 1) * share of the group; its winners are
+// list s of all lists.
 template <class S, class T>
 __global__ void __launch_bounds__(32 * most_warps<T>, 2)
     walk_kernel(WalkArguments<S, T> arguments, Outcome<T> outcome) {
   HEBBKERN_SHARED(unsigned char, memory);
   const auto taps = reinterpret_cast<Tap(*)[entries<T>]>(memory);
   const Lane lane;
-  const int patches = int(blockDim.x) / 2, first = int(blockIdx.x) * patches, last = arguments.view.patches - 1;
-  if (first > last) return;
-  const int begin = int(blockIdx.y) * arguments.share, inputs = arguments.view.inputs;
-  const int end = begin + arguments.share < outcome.neurons ? begin + arguments.share : outcome.neurons;
+  const int patches = int(blockDim.x) / 2, inputs = arguments.view.inputs;
+  const int group = arguments.tiles.quotient(int(blockIdx.x)), tile = arguments.tiles.remainder(int(blockIdx.x));
+  const int before = group * arguments.view.of_a_group(), first = before + tile * patches;
+  const int last = before + arguments.view.of_a_group() - 1, neurons = outcome.neurons / arguments.view.groups;
+  const int share = int(blockIdx.y) * arguments.share, begin = group * neurons + share;
+  const int end = group * neurons + (share + arguments.share < neurons ? share + arguments.share : neurons);
   outcome.winners += int64_t(blockIdx.y) * arguments.view.patches * outcome.k;
   outcome.responses += int64_t(blockIdx.y) * arguments.view.patches * outcome.k;
   TileLoader<S, T> loader(arguments, reinterpret_cast<T*>(memory + tap_bytes<T>), taps, first, last, begin, end);
@@ -253,14 +256,15 @@ struct Split {
   int warps, share, shares;
 };
 
+// Of patches and neurons of a group.
 template <class T>
-Split split(const Device& device, int64_t patches, int64_t neurons, int k) {
+Split split(const Device& device, int64_t groups, int64_t patches, int64_t neurons, int k) {
   const int64_t tiles = cdiv(neurons, tile_neurons);
-  const auto blocks = [&](int64_t warps) { return std::max<int64_t>(cdiv(patches, warps * warp_patches), 1); };
+  const auto blocks = [&](int64_t warps) { return groups * cdiv(patches, warps * warp_patches); };
   int64_t warps = most_warps<T>;
   // Large blocks read less, small ones leave no multiprocessor idle.
   if (k > longest || blocks(warps) * tiles < 2 * device.processors) warps = std::min<int64_t>(warps, 4);
-  while (warps > 1 && blocks(warps / 2) == 1) warps /= 2;
+  while (warps > 1 && blocks(warps / 2) == groups) warps /= 2;
   const int64_t wanted = cdiv(16 / warps * device.processors, blocks(warps));  // 16 warps hide each other's ranking
   const int64_t most = std::min<int64_t>({tiles, most_shares, most_merged / k, wanted});
   const int64_t share = cdiv(tiles, most) * tile_neurons;
@@ -288,9 +292,12 @@ void walk(const Device& device, const Tensor& like, const PatchView<S>& view, co
                                 eligible,
                                 same && view.in_groups(each<T>),
                                 weights.in_groups(each<T>),
-                                0};
-  const Split parts = split<T>(device, view.patches, outcome.neurons, outcome.k);
+                                0,
+                                {}};
+  const Split parts = split<T>(device, view.groups, view.of_a_group(), outcome.neurons / view.groups, outcome.k);
+  const int patches = parts.warps * warp_patches;
   arguments.share = parts.share;
+  arguments.tiles = Divisor(cdiv(view.of_a_group(), patches));
   Outcome<T> heats = outcome;
   std::optional<Tensor> winners, responses;
   if (parts.shares > 1) {
@@ -299,9 +306,8 @@ void walk(const Device& device, const Tensor& like, const PatchView<S>& view, co
     responses = empty_like(like, sizes, sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float);
     heats = {pointer<int32_t>(*winners), pointer<T>(*responses), {}, outcome.k, outcome.neurons};
   }
-  const int patches = parts.warps * warp_patches;
   const size_t lists = outcome.k > 1 ? patches * outcome.k * (sizeof(T) + sizeof(int32_t)) : 0;
-  launch<walk_kernel<S, T>>("compete", dim3(unsigned(cdiv(view.patches, patches)), unsigned(parts.shares)),
+  launch<walk_kernel<S, T>>("compete", dim3(unsigned(view.groups * arguments.tiles.divisor), unsigned(parts.shares)),
                             32 * parts.warps, ring_bytes<T>(parts.warps) + lists, device, arguments, heats);
   if (parts.shares > 1) merge<T>(device, heats, outcome, view.patches, parts.shares);
 }

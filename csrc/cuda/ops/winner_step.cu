@@ -38,10 +38,11 @@ struct Cuda {
   static void run(const Tensor& weight, const Tensor& x, const WinnerStep& step) {
     const Device device(x);
     const Geometry& g = step.g;
+    const int64_t neurons = g.groups * g.neurons;
     raise_if_skipped(device);
     require_finite(op, "x", x);
     require_finite(op, "weight", weight);
-    if (step.labels) require_indices(op, "labels", *step.labels, g.neurons);
+    if (step.labels) require_indices(op, "labels", *step.labels, neurons);
     const PatchView<S> view(op, x, g);
     const int64_t ranks = step.ranks();
     const Entries entries(op, x, g, ranks);
@@ -51,8 +52,8 @@ struct Cuda {
     if (step.labels) {
       assignments = assignments_of<T>(step, nullptr);
       known = moments<S, S, T>(op, device, x, view, step.patches);
-      name_entries(device, view, static_cast<const T*>(known.scale), *step.labels, g.per_image(), 1, assignments,
-                   int(g.neurons), Mask(step.frozen), entries);
+      name_entries(device, view, static_cast<const T*>(known.scale), *step.labels, 1, assignments, int(neurons),
+                   Mask(step.frozen), entries);
     } else {
       winners = empty_like(x, {entries.count}, ScalarType::Int);
       responses = empty_like(x, {entries.count}, result_dtype(x.scalar_type()));
@@ -63,7 +64,7 @@ struct Cuda {
       known = contest<S, T>(op, device, x, view, rows, how, pointer<int32_t>(winners), pointer<T>(responses), named);
     }
     const T* scale = step.patches == Patches::standardised ? known.scale : nullptr;  // a cosine's does not teach
-    const Lists<T> lists = grouped(device, x, view, entries, int(ranks), assignments, int(g.neurons),
+    const Lists<T> lists = grouped(device, x, view, entries, int(ranks), assignments, int(neurons),
                                    static_cast<const T*>(known.offset), scale, false);
     Rates<T> rates;
     rates.lr = step.lr;
