@@ -10,7 +10,7 @@ from typing import Any
 import hebbkern as hk
 from hebbkern.benchmark.case import Case
 from hebbkern.benchmark.operators import accumulate_case, apply_case, kwinners_case, operator_case
-from hebbkern.benchmark.steps import epoch_case, hebbcl_case, rule_case
+from hebbkern.benchmark.steps import epoch_case, grouped_case, hebbcl_case, rule_case
 
 MNIST, COLOUR = ((1024, 784), (2000, 784)), ((1024, 3072), (2000, 3072))
 SMALL, TINY = ((100, 784), (100, 784)), ((100, 25), (10, 25))
@@ -22,6 +22,8 @@ HPCA = (
     ((64, 192, 5, 5), (256, 192, 3, 3)),
 )
 WIDE = (64, 2304), (4096, 2304)  # fewer patches than neurons
+DEPTHWISE = (64, 128, 28, 28), (128, 1, 3, 3)
+RESNEXT = (64, 128, 28, 28), (128, 4, 3, 3)
 
 NEAR: dict[str, Any] = {"tolerance": 5e-2}  # room for winners that float32 ranks otherwise than float64
 KROTOV: dict[str, Any] = {"scale": 1.0, "peers": True, **NEAR}
@@ -49,6 +51,8 @@ OWN_CASES = (
     rule_case(hk.Hebb(), *MNIST, **DENSE),
     rule_case(hk.SoftWTA(), *MNIST, dense=True, tolerance=1e-2),
     rule_case(hk.Supervised(), (1024, 784), (10, 784)),
+    *(grouped_case(rule, *DEPTHWISE, limits={"forward": 2.5}) for rule in (hk.WTA(), hk.Sanger(), hk.SoftWTA())),
+    *(grouped_case(rule, *RESNEXT, **NEAR) for rule in (hk.KrotovHopfield(), hk.WTA(), hk.Sanger())),
     operator_case("compete", *MNIST, k=2),
     operator_case("compete", *CIFAR, k=1),
     operator_case("nearest_patch", *MNIST),

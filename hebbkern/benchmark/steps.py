@@ -63,6 +63,26 @@ def rule_case(
     return Case("rules", f"{type(rule).__name__} step, {shapes(x_shape, w_shape)}", build, bare, **settings)
 
 
+def grouped_case(rule: hk.Rule, x_shape: Shape, w_shape: Shape, *, lr: float = 1e-3, **settings: Any) -> Case:
+    """One learning step of a rule on a grouped convolution; "eager" is hebbkern's own eager backend."""
+    groups = x_shape[1] // w_shape[1]
+
+    def build() -> dict[str, Implementation]:
+        x, w = images(*x_shape), weights(*w_shape)
+
+        def step(w: Tensor) -> None:
+            rule.step_(w, x, lr=lr, groups=groups)
+
+        return {
+            "hebbkern": in_place(step, copy(w)),
+            "eager": in_place(case.within(lambda: hk.backend("eager"), step), copy(w)),
+            "forward": Implementation(lambda: torch.nn.functional.conv2d(x, w, groups=groups)),
+        }
+
+    name = f"{type(rule).__name__} step, {shapes(x_shape, w_shape)}, {groups} groups"
+    return Case("rules", name, build, "forward", **settings)
+
+
 def numpy_step(name: str, inputs: Inputs, lr: float, **labels: Any) -> Callable[[baselines.Array], None] | None:
     """The step in NumPy, in place of W [K, N]; None where neither baselines.py nor hebbkern.reference has the rule."""
     if baseline := getattr(baselines, f"numpy_{name}", None):

@@ -158,12 +158,9 @@ void require_indices(const char* op, const char* argument, const Tensor& named, 
   if (!values_known()) return;
   int64_t at = 0;
   each_value(named, [&](double name) {
-    const int64_t group = at++ * groups / named.numel(), first = group * (neurons / groups);
-    const int64_t last = first + neurons / groups - 1;
-    if (name == -1 || (name >= double(first) && name <= double(last))) return;
-    if (groups == 1) fail_index(op, argument, neurons, int64_t(name));
-    fail(op, argument, " must name neurons ", first, " to ", last, ", or -1 for no neuron in patches of group ", group,
-         ", got ", int64_t(name));
+    const int64_t each = neurons / groups, group = at++ * groups / named.numel();
+    if (name == -1 || (name >= double(group * each) && name < double((group + 1) * each))) return;
+    fail_index(op, argument, each, int64_t(name), group, groups);
   });
 }
 
