@@ -85,8 +85,7 @@ struct Kernels {
   // apply_: the row's new weights into `out` (may be w itself); false if one is not finite. moved: any entry stepped.
   bool (*step)(const T* w, const T* sum, int64_t n, const RowStep<T>& row, T* out, bool* moved);
   // Largest |(sum - decay * w) * scale * inverse|, largest |w|, and whether w and sum are finite.
-  bool (*largest)(const T* w, const T* sum, int64_t n, T decay, T scale, T inverse, T* delta,
-                  T* weight);
+  bool (*largest)(const T* w, const T* sum, int64_t n, T decay, T scale, T inverse, T* delta, T* weight);
 
   // out = y with all but the k highest of n entries zero, ties to the lower index; keys: scratch of n.
   void (*kwinners)(const T* y, int64_t n, int64_t k, Index<T>* keys, T* out);
