@@ -19,9 +19,6 @@ from torch import Tensor
 from hebbkern import checks
 from hebbkern.specifications import WinnerSpecification, targets_of_labels
 
-FLAT = 1e-6  # a patch whose centred norm is at most this part of its norm counts as constant
-
-
 KERNELS: dict[str, Callable] = {}  # operator name -> kernel
 
 
@@ -59,7 +56,7 @@ def patch_matrix(
         return x
     centred = x - x.mean(-1, keepdim=True, dtype=wide(x)).to(x.dtype)
     length, whole = norms(centred.to(wide(x))), norms(x.to(wide(x)))
-    flat = (length <= FLAT * whole) & whole.isfinite()  # an infinite norm is not known well enough
+    flat = (length <= checks.FLAT * whole) & whole.isfinite()  # an infinite norm is not known well enough
     centred = centred.masked_fill(flat, 0)
     if patches == "centred":
         return centred
@@ -188,8 +185,9 @@ def accumulate(
     checks.named_range("accumulate", "targets", targets, neurons, groups)
     X = patch_matrix("accumulate", x, kernel, *geometry)
     given = targets, coefficients.expand(targets.shape), responses
-    rows = (None if part is None else part.unflatten(0, X.shape[:2]) for part in given)
-    total, decay, count = sums_of(X, *rows, neurons, frozen)
+    named, factors, answers = (None if part is None else part.unflatten(0, X.shape[:2]) for part in given)
+    assert named is not None and factors is not None
+    total, decay, count = sums_of(X, named, factors, answers, neurons, frozen)
     return total.reshape(neurons, x.shape[1] // groups, *kernel), decay, count
 
 
