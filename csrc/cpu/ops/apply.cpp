@@ -83,11 +83,15 @@ template <class S, class T>
 RowStep<T> Step<S, T>::row_step(int64_t i, const T* w) const {
   const int normalise = rates_.normalise == Normalise::row_max ? 1 : rates_.normalise == Normalise::row_l2 ? 2 : 0;
   const T rho = norm_rate(w, weight_.inputs(), rates_.rate_power);
-  const T scale = rates_.scale_of(i);
   const int exponent = std::ilogb(divisor_);
   const T mantissa = std::ldexp(divisor_, -exponent);  // in [1, 2)
-  return {rates_.decay_of(i), rates_.inverse_of(i, scale), T(rates_.lr) * rho / mantissa, normalise,
-          std::ldexp(scale, -exponent)};
+  const T lift = rates_.scale_of(i), scale = std::ldexp(lift, -exponent), inverse = rates_.inverse_of(i, lift);
+  RowStep<T> row{rates_.decay_of(i), inverse * scale, T(rates_.lr) * rho / mantissa, normalise};
+  if (!std::isnormal(row.inverse)) {  // two factors for what one does not hold
+    row.inverse = inverse;
+    row.scale = scale;
+  }
+  return row;
 }
 
 template <class S, class T>
