@@ -12,6 +12,7 @@ from torch._C._functorch import is_functorch_wrapped_tensor  # pyright: ignore[r
 from torch._subclasses.fake_tensor import FakeTensor  # waits for: a public way to ask whether a tensor has values
 from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
 from torch.amp.grad_scaler import OptState
+from torch.fx.experimental.proxy_tensor import get_proxy_mode  # waits for: a public way to ask what make_fx records
 
 __all__ = [
     "FakeTensor",
@@ -23,6 +24,8 @@ __all__ = [
     "has_unscaled",
     "has_values",
     "in_backward",
+    "is_recorded",
+    "is_tracing",
     "is_transformed",
 ]
 
@@ -33,6 +36,22 @@ def has_values(tensor: torch.Tensor) -> bool:
     Waits for: a public predicate for fake tensors.
     """
     return not isinstance(tensor, (FakeTensor, FunctionalTensor))
+
+
+def is_tracing() -> bool:
+    """Whether torch.jit.trace records in this thread.
+
+    Waits for: torch.jit.is_tracing among the names that torch.jit exports.
+    """
+    return torch._C._is_tracing()
+
+
+def is_recorded(tensor: torch.Tensor) -> bool:
+    """Whether make_fx records the operators on `tensor`, or it has no values: nothing is to be learnt from it.
+
+    Waits for: a public form of torch.fx's get_proxy_mode.
+    """
+    return not has_values(tensor) or get_proxy_mode() is not None
 
 
 def has_kernel(operator: str, key: str) -> bool:

@@ -22,6 +22,7 @@ ACTIVATIONS = ("linear", "relu", "tanh", "softmax")
 DECAYS = ("triangular", "diagonal", "activity", "none")
 NORMALISATIONS = ("none", "row_max", "row_l2", "global_max")
 MOST_WINNERS = 64
+FLAT = 1e-6  # a patch whose centred norm is at most this part of its norm counts as constant
 MOST_CLASSES = 1000  # that labels may name, or as many as there are samples: memory grows with the highest label
 LARGEST_EXTENT = 2**31 - 1  # extents below it multiply without overflow
 RESPONSES = "x and weight must give finite responses"

@@ -15,7 +15,7 @@ from typing import Literal, TypedDict, Unpack
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-FLAT = 1e-6  # a patch is constant when the norm of the centred patch is at most this share of the patch's norm
+from hebbkern.checks import FLAT
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int32]

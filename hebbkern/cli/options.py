@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any, NoReturn
 
+from hebbkern import files
 from hebbkern.checks import wanted_of_file
 
 
@@ -55,4 +56,4 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 def write_json(report: dict[str, Any], file: str | None) -> None:
     """Writes the report to the file that --json names, if any."""
     if file is not None:
-        Path(file).write_text(json.dumps(report, indent=2) + "\n")
+        files.write(file, json.dumps(report, indent=2) + "\n")

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from hebbkern.checks import dtype_name
-from hebbkern.nn.learning import check_any
-from hebbkern.nn.state import Hebbian, no_learning
+from hebbkern.nn.state import no_learning
+from hebbkern.nn.wrappers import plain_name
 
 Pair = tuple[Tensor, Tensor]
 MEMORY = 2**31  # bytes that features may take: 2 GiB
@@ -121,13 +121,6 @@ class Store:
         return joined, torch.cat(self.labels)
 
 
-def hebbian_layers(model: nn.Module) -> dict[str, Hebbian]:
-    """Returns the Hebbian layers of `model` by name. Raises ValueError if there are none."""
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, Hebbian)}
-    check_any("evaluation", model, layers)
-    return layers
-
-
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Context in which `model` is in evaluation mode, learns nothing, and draws from a copy of the random state.
@@ -157,8 +150,8 @@ def taps(
 
     Args:
         model: any module.
-        names: of modules of `model`; "" is the model itself. If a layer is called several times, its first call is
-            read.
+        names: of modules of `model`, with or without what wrappers add; "" is the model itself. If a layer is called
+            several times, its first call is read.
         inputs: read the first argument of each layer instead of its output.
         keep: applied to each tensor at once, without autograd, because later layers may overwrite the tensor.
 
@@ -202,12 +195,18 @@ def taps(
 
 
 def _modules(model: nn.Module, names: list[str]) -> dict[str, nn.Module]:
-    modules = dict(model.named_modules(remove_duplicate=False))
+    modules = modules_by_name(model)
     for name in names:
         if name not in modules:
-            known = ", ".join(f'"{other}"' for other in modules if other)
+            known = ", ".join(f'"{other}"' for other, _ in model.named_modules() if other)
             raise ValueError(f'hebbkern.evaluation: layer must be a module of the model ({known}), got "{name}"')
     return modules
+
+
+def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules by the names that the model without wrappers has, and by its own."""
+    named = list(model.named_modules(remove_duplicate=False))
+    return {plain_name(model, name): module for name, module in named} | dict(named)
 
 
 def device_of(model: nn.Module) -> torch.device:

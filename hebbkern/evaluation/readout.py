@@ -18,10 +18,11 @@ from hebbkern.evaluation.features import (
     Store,
     batches,
     check_samples,
-    hebbian_layers,
     is_pair,
+    modules_by_name,
     taps,
 )
+from hebbkern.nn.learning import check_any, hebbian_layers
 
 DECAYS = (1e-5, 1e-4)
 HELD_OUT = 5  # every fifth training sample is held out and decides the decay
@@ -165,7 +166,7 @@ def linear_probes(
     """
     if pool not in POOLS:
         raise ValueError(f'hebbkern.evaluation: pool must be "average" or "max", got {pool!r}')
-    names = list(hebbian_layers(model)) if layers is None else list(dict.fromkeys(layers))
+    names = _hebbian_names(model) if layers is None else list(dict.fromkeys(layers))
     if not names:
         raise ValueError("hebbkern.evaluation: layers must name one layer or more, got none")
 
@@ -234,9 +235,9 @@ def randomised(
         ValueError: a name is unknown, or its module has no weight.
     """
     copied = copy.deepcopy(model)
-    modules = dict(copied.named_modules())
+    modules = modules_by_name(copied)
     generator = torch.Generator().manual_seed(seed)
-    for name in hebbian_layers(copied) if layers is None else layers:
+    for name in _hebbian_names(copied) if layers is None else layers:
         weight = getattr(modules.get(name), "weight", None)
         if not isinstance(weight, Tensor):
             raise ValueError(f'hebbkern.evaluation: layers must be modules with a weight, got "{name}"')
@@ -249,3 +250,11 @@ def randomised(
                 draw(fresh, generator)
             weight.copy_(fresh)
     return copied
+
+
+def _hebbian_names(model: nn.Module) -> list[str]:
+    """The first name of each Hebbian layer. Raises ValueError if there are none."""
+    layers = hebbian_layers(model)
+    check_any("evaluation", model, layers)
+    first = {layer: name for name, layer in reversed(list(layers.items()))}
+    return [name for name, layer in layers.items() if first[layer] == name]

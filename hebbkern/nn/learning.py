@@ -18,7 +18,7 @@ from torch.nn.parameter import is_lazy
 from hebbkern.checks import FLOATS, fail
 from hebbkern.nn.state import Hebbian, LearningState, learning_scope
 from hebbkern.nn.weights import check_own_weight, computed_by
-from hebbkern.nn.wrappers import plain_name
+from hebbkern.nn.wrappers import plain_name, plain_names
 
 LayerT = TypeVar("LayerT")
 SPECIAL = (Hebbian, DistributedDataParallel, nn.TransformerEncoderLayer)  # modules that `learning` looks for
@@ -73,8 +73,9 @@ class learning(learning_scope):
         strict: on leaving, raise RuntimeError if a layer that has a rate has not learnt.
 
     Warns:
-        UserWarning: on leaving, if no layer has learnt; several processes learn and nothing is summed; or a step is
-            below the precision of a float16 or bfloat16 weight.
+        UserWarning: on leaving, if no layer has learnt; several processes learn and nothing is summed; a weight
+            requires a gradient, so that backpropagation trains it too; or a step is below the precision of a float16 or
+            bfloat16 weight.
 
     Raises:
         ValueError: the model has no Hebbian layer, lr is missing or not finite, an entry of lr matches no Hebbian
@@ -94,6 +95,7 @@ class learning(learning_scope):
         generator: torch.Generator | None = None,
         strict: bool = False,
     ) -> None:
+        compiling = torch.compiler.is_compiling()
         special = [module for module in model.modules() if isinstance(module, SPECIAL)]
         layers = [module for module in special if isinstance(module, Hebbian)]
         check_any("learning", model, layers)
@@ -104,34 +106,33 @@ class learning(learning_scope):
         if lr is None and into == "grad":
             lr = 1.0
         if isinstance(lr, Mapping):
-            rates = by_name("learning", "lr", lr, hebbian_layers(model))
+            rates = by_name("learning", "lr", lr, names_of_layers(model))
         else:
             rates = dict.fromkeys(layers, lr)
         groups = groups_of(special, group)
-        states: list[LearningState | None] = []
+        states: dict[Hebbian, LearningState | None] = {}
+        state: LearningState | None = None
         for layer in layers:
             if layer not in rates:
-                states.append(None)
+                states[layer] = None
                 continue
             rate = check_rate("learning", rates[layer])
             own = groups.get(layer, group)
-            last = states[-1] if states else None
-            if last is not None and last.lr == rate and last.group is own:
-                states.append(last)
-            else:
-                lr_tensor = torch.tensor(rate, dtype=torch.float64, device="cpu")
-                states.append(LearningState(rate, labels, lr_tensor, into, own, dtype=dtype, generator=generator))
+            if state is None or state.lr != rate or state.group is not own:
+                state = LearningState(rate, labels, _rate_tensor(rate), into, own, dtype=dtype, generator=generator)
+            states[layer] = state
             if into == "grad":
                 check_linear("learning", layer.rule)
-        super().__init__(layers, states)
-        for layer in rates:
             if computed_by(layer):
                 check_own_weight("learning", f'"{_name(model, layer)}"', layer)
+        super().__init__(states)
         self.model, self.strict = model, strict
         self.holds_encoder = any(isinstance(module, nn.TransformerEncoderLayer) for module in special)
         self._before: list[dict[Hebbian, tuple[Any, ...]]] = []
-        if not torch.compiler.is_compiling():
-            _warn_if_nothing_is_summed(state.group for state in states if state is not None)
+        self._outside: set[Hebbian] = set()  # layers that are not in the model
+        if not compiling:
+            self._warn_if_trained_twice(rates)
+            _warn_if_nothing_is_summed(state.group for state in states.values() if state is not None)
 
     def __enter__(self) -> Self:
         super().__enter__()
@@ -150,6 +151,25 @@ class learning(learning_scope):
         before = self._before.pop()
         if error[0] is None:
             self._check_learnt([layer for layer in before if _same(before[layer], _written(layer))], len(before))
+
+    def has_gained(self, layer: Hebbian) -> bool:
+        if layer in self._outside:
+            return False
+        if any(module is layer for module in self.model.modules()):
+            return True
+        self._outside.add(layer)
+        return False
+
+    def _warn_if_trained_twice(self, layers: Iterable[Hebbian]) -> None:
+        """Warns if backpropagation trains the weight of a layer too."""
+        trained = [layer for layer in layers if layer._parameters["weight"].requires_grad]  # type: ignore[union-attr]
+        if trained:
+            names = ", ".join(f'"{_name(self.model, layer)}"' for layer in trained)
+            warnings.warn(
+                f"hebbkern.learning: backpropagation trains the weights of {names} beside the rule, as they require "
+                "gradients; call weight.requires_grad_(False)",
+                stacklevel=3,
+            )
 
     def _check_learnt(self, idle: list[Hebbian], number: int) -> None:
         """Raises or warns if layers that have a rate have not learnt."""
@@ -190,8 +210,10 @@ _fast_path = _FastPath()
 
 def _written(layer: Hebbian) -> tuple[Any, Any, Any, Any]:
     """What a step of `layer` changes, its weight and its gradient, each with how often it was written."""
-    weight = layer.weight
-    return weight, _version(weight), weight.grad, _version(weight.grad)
+    weight = layer._parameters["weight"]
+    assert weight is not None
+    gradient = weight.grad
+    return weight, _version(weight), gradient, _version(gradient)
 
 
 def _version(tensor: Tensor | None) -> object:
@@ -233,29 +255,53 @@ def hebbian_layers(model: nn.Module) -> dict[str, Hebbian]:
     return {plain_name(model, name): layer for name, layer in named if isinstance(layer, Hebbian)}
 
 
+def names_of_layers(model: nn.Module) -> dict[str, Hebbian]:
+    """The Hebbian layers by the names of `hebbian_layers`, and then by those of `named_modules`."""
+    named = model.named_modules(remove_duplicate=False)
+    return hebbian_layers(model) | {name: layer for name, layer in named if isinstance(layer, Hebbian)}
+
+
 def _name(model: nn.Module, layer: Hebbian) -> str:
-    """The first name of `layer` in `model`."""
-    return next(name for name, other in hebbian_layers(model).items() if other is layer)
+    """The first name of `layer` in `model`; its type if it has left the model."""
+    return next((name for name, other in hebbian_layers(model).items() if other is layer), type(layer).__name__)
+
+
+_rate_tensors: dict[float, Tensor] = {}  # made once for each rate, as making one takes as long as all the rest
+
+
+def _rate_tensor(rate: float) -> Tensor:
+    """`rate` as a float64 tensor on the CPU."""
+    if torch.compiler.is_compiling():
+        return torch.tensor(rate, dtype=torch.float64, device="cpu")
+    tensor = _rate_tensors.get(rate)
+    if tensor is None:
+        with torch.inference_mode(False):
+            tensor = torch.tensor(rate, dtype=torch.float64, device="cpu")
+        if len(_rate_tensors) == 64:
+            _rate_tensors.clear()
+        if type(tensor) is Tensor:  # not inside a FakeTensorMode
+            _rate_tensors[rate] = tensor
+    return tensor
 
 
 def by_name(where: str, argument: str, entries: Mapping[str, Any], layers: Mapping[str, LayerT]) -> dict[LayerT, Any]:
     """{layer: value} from {name or pattern: value}; later entries override earlier ones.
 
     Args:
-        layers: by the names of `hebbian_layers`; an entry may have the prefixes that these leave out.
+        layers: by name, as of `names_of_layers`. A name may also begin with what the wrappers of another model add.
 
     Raises:
         ValueError: an entry matches no layer. The message names the function `where` and its `argument`.
     """
     values: dict[LayerT, Any] = {}
     for name, value in entries.items():
-        plain = str(name).replace("_orig_mod.", "")
-        for pattern in (str(name), plain, plain.removeprefix("module."), plain.replace("module.", "")):
+        for pattern in (str(name), *plain_names([str(name)])):
             matches = [layer for other, layer in layers.items() if other == pattern or fnmatchcase(other, pattern)]
             if matches:
                 break
         else:
-            known = ", ".join(f'"{other}"' for other in layers)
+            first = {layer: other for other, layer in reversed(list(layers.items()))}
+            known = ", ".join(f'"{other}"' for other in reversed(list(first.values())))
             raise ValueError(f'hebbkern.{where}: {argument} must match Hebbian layers ({known}), got "{name}"')
         values.update(dict.fromkeys(matches, value))
     return values
@@ -282,7 +328,7 @@ def check_dtype(where: str, dtype: object) -> None:
 
 def check_rate(where: str, lr: object) -> float:
     """lr as a float. Raises ValueError unless it is a finite real number."""
-    if not isinstance(lr, numbers.Real) or isinstance(lr, bool):
+    if type(lr) is not float and (not isinstance(lr, numbers.Real) or isinstance(lr, bool)):
         raise ValueError(f"hebbkern.{where}: lr must be a number, got {lr!r}")
     if not math.isfinite(lr):
         raise ValueError(f"hebbkern.{where}: lr must be finite, got {lr}")

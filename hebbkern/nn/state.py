@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -76,8 +76,8 @@ class learning_scope:
 
     states: dict[Hebbian, LearningState | None] | None  # None: no layer learns
 
-    def __init__(self, layers: Sequence[Hebbian], states: Sequence[LearningState | None]) -> None:
-        self.states = dict(zip(layers, states, strict=True))
+    def __init__(self, states: Mapping[Hebbian, LearningState | None]) -> None:
+        self.states = dict(states)
         self.entered = 0
         self.weights: dict[Hebbian, Tensor] = {}  # of the layers that learn, when the context was entered
         self.passes: set[Hebbian] = set()  # layers that have learnt since their last pass was recomputed
@@ -88,8 +88,13 @@ class learning_scope:
         if not torch.compiler.is_compiling():
             _TASK.set((*_TASK.get(), self))
             if self.states is not None:
-                self.weights = {layer: layer.weight for layer, state in self.states.items() if state is not None}
+                learners = (layer for layer, state in self.states.items() if state is not None)
+                self.weights = {layer: layer._parameters["weight"] for layer in learners}  # type: ignore[misc]
         return self
+
+    def has_gained(self, layer: Hebbian) -> bool:
+        """Whether `layer` has come into the model since the context was made."""
+        return False
 
     def __exit__(self, *error: object) -> None:
         self.entered -= 1
@@ -111,7 +116,7 @@ class no_learning(learning_scope):
     """
 
     def __init__(self) -> None:
-        super().__init__((), ())
+        super().__init__({})
         self.states = None
 
 
@@ -143,7 +148,11 @@ def _without(scopes: tuple[learning_scope, ...], scope: learning_scope) -> tuple
 
 
 def _scope_of(layer: Hebbian) -> learning_scope | None:
-    """The innermost open context of this thread and task that decides whether `layer` learns."""
+    """The innermost open context of this thread and task that decides whether `layer` learns.
+
+    Raises:
+        RuntimeError: there is none, as the layer has come into the model of a context since that was made.
+    """
     scopes = _HERE.scopes
     if not scopes:
         return None
@@ -151,18 +160,24 @@ def _scope_of(layer: Hebbian) -> learning_scope | None:
     for scope in reversed(scopes):
         if scope.entered and (own is None or scope in own) and (scope.states is None or layer in scope.states):
             return scope
+    if own is not None and any(scope.entered and scope in own and scope.has_gained(layer) for scope in scopes):
+        raise RuntimeError(
+            f"hebbkern.{type(layer).__name__}: layer must have been in the model when hebbkern.learning was called, "
+            "got one that was added since; call hebbkern.learning after it was added, or use hk.nn.no_learning()"
+        )
     return None
 
 
 def state_of_pass(layer: Hebbian, input: object) -> LearningState | None:
     """The state with which `layer` learns in the forward pass that begins; None where it does not learn.
 
-    A pass that a backward pass recomputes (torch.utils.checkpoint) has learnt already, and a symbolic input
-    (torch.fx) teaches nothing.
+    A pass that a backward pass recomputes (torch.utils.checkpoint) has learnt already. A symbolic input (torch.fx)
+    teaches nothing, nor does one without values or a pass that make_fx records.
 
     Raises:
-        RuntimeError: a pass is recomputed after the layer has learnt again; the input is one of torch.func's; or the
-            weight is not that with which the context was entered. The weight is unchanged.
+        RuntimeError: a pass is recomputed after the layer has learnt again; torch.jit.trace records it; the input is
+            one of torch.func's; the weight is not that with which the context was entered; or the layer has come into
+            the model since. The weight is unchanged.
     """
     scope = _scope_of(layer)
     if scope is None or scope.states is None or not isinstance(input, Tensor):
@@ -171,6 +186,13 @@ def state_of_pass(layer: Hebbian, input: object) -> LearningState | None:
     if state is None or torch.compiler.is_compiling():
         return state
     name = type(layer).__name__
+    if _torch_private.is_tracing():
+        raise RuntimeError(
+            f"hebbkern.{name}: layer must not learn while torch.jit.trace records it, as it calls the model once more "
+            "to check the trace; use hk.nn.no_learning() there"
+        )
+    if _torch_private.is_recorded(input):
+        return None
     if _torch_private.in_backward():
         if layer not in scope.passes:
             raise RuntimeError(

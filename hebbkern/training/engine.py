@@ -20,6 +20,7 @@ from hebbkern.nn.learning import (
     check_rate,
     groups_of,
     hebbian_layers,
+    names_of_layers,
 )
 from hebbkern.nn.state import Hebbian, LearningState, learning_scope
 from hebbkern.nn.weights import check_own_weight
@@ -187,7 +188,7 @@ class Step:
         check_any("training", model, layers)
         check_dtype("training", dtype)
         entries, self.lr = (lr, 1.0) if isinstance(lr, Mapping) else ({"*": 1.0}, lr)
-        factors = by_name("training", "lr", entries, layers)
+        factors = by_name("training", "lr", entries, names_of_layers(model))
         for rate in (self.lr, *factors.values()):
             check_rate("training", rate)
         self.rates = {layer: float(factors[layer]) for layer in layers.values() if layer in factors}
@@ -216,7 +217,7 @@ class Step:
     def __call__(self, engine: Any, batch: Any) -> dict[str, Any] | None:
         x, labels = map(self.to_device, pair(batch))
         states = self._states(engine.state.lr, labels)
-        with learning_scope(list(states), list(states.values())):
+        with learning_scope(states):
             if self.supervised and self.supervises:
                 return self.supervised.step(x, labels)
             if any(state is not None for state in states.values()):

@@ -26,8 +26,9 @@ import torch
 from torch import Tensor, nn
 
 from hebbkern import files, plots
-from hebbkern.evaluation.features import hebbian_layers, taps
+from hebbkern.evaluation.features import taps
 from hebbkern.evaluation.measures import activity, answers, lengths, wins
+from hebbkern.nn.learning import check_any, hebbian_layers
 from hebbkern.nn.wrappers import unwrapped
 from hebbkern.plots.files import figure
 
@@ -347,7 +348,9 @@ class Curves(_Handler):
 
 
 def _layers(model: nn.Module) -> dict[str, Any]:
-    return hebbian_layers(unwrapped(model))
+    layers = hebbian_layers(model)
+    check_any("training", model, layers)
+    return layers
 
 
 def _neurons(layers: dict[str, Any]) -> int:

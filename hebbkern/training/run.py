@@ -26,8 +26,9 @@ from torch import Tensor, distributed, nn
 
 from hebbkern import __version__, datasets, files
 from hebbkern.evaluation import linear_probes
-from hebbkern.evaluation.features import Pair, hebbian_layers
+from hebbkern.evaluation.features import Pair
 from hebbkern.evaluation.measures import accuracy
+from hebbkern.nn.learning import hebbian_layers
 from hebbkern.training import config as fields
 from hebbkern.training import handlers, network
 from hebbkern.training.batches import Batches
@@ -58,7 +59,7 @@ def main(argv: list[str]) -> int:
         return 2
     report = run(config)
     if report_file and first:
-        Path(report_file).write_text(json.dumps(report, indent=2) + "\n")
+        files.write(report_file, json.dumps(report, indent=2) + "\n")
     return 0
 
 

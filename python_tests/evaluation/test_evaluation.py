@@ -184,6 +184,7 @@ def test_an_attached_evaluator_measures_every_other_epoch():
     assert measured == [None, want.test, want.test, want.test] and engine.state.metrics["probe_train"] == want.train
 
 
+@pytest.mark.filterwarnings("ignore:.*backpropagation trains")
 def test_an_evaluation_inside_learning_does_not_learn():
     model, data = forked(), images(30, seed=1)
     before = snapshot(model)

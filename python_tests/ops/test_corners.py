@@ -109,3 +109,58 @@ def test_memory_that_a_kernel_does_not_get_is_one_sentence(capfd):
     want = "hebbkern: memory must suffice for what a kernel allocates, got no 8.192e+09 MiB"
     assert str(error.value).splitlines()[0] == want and str(error.value).count("\n") == 0
     assert capfd.readouterr().err == ""
+
+
+@BOTH
+def test_nearest_patch_breaks_exact_ties_by_the_lower_index(on):
+    """Ternary numbers: squares and lengths are exact, so equal quotients are equal distances."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(6):
+        x, weight = (torch.randint(-1, 2, (count, 45), generator=generator).float() for count in (60, 1000))
+        squares = (weight.square().sum(1)[:, None] + x.square().sum(1) - 2 * weight @ x.T).double()
+        distances = squares / x.abs().sum(1).double()
+        first = (distances == distances.amin(1, keepdim=True)).int().argmax(1)
+        assert torch.equal(hk.ops.nearest_patch(x, weight)[0], first.int())
+
+
+@BOTH
+@pytest.mark.parametrize("size", [1.4e-45, 2e-39, 1e-37, 3e38])
+def test_apply_divides_by_any_denominator(on, size):
+    weight = torch.zeros(2, 3)
+    hk.ops.apply_(weight, torch.full((2, 3), size), denominator=torch.full((2,), size), lr=1.0)
+    torch.testing.assert_close(weight, torch.ones(2, 3))
+
+
+@BOTH
+@pytest.mark.parametrize(("largest", "lr"), [(1e-30, 1e9), (1e33, 1e-6), (3e38, 1e-30)])
+def test_apply_divides_by_any_global_maximum(on, largest, lr):
+    weight, shares = torch.zeros(2, 3), torch.tensor([[1.0, 0.5, 0.25], [-1.0, -0.5, 0.0]])
+    hk.ops.apply_(weight, shares * largest, lr=lr, normalise="global_max")
+    torch.testing.assert_close(weight, shares * lr, rtol=1e-6, atol=0)
+
+
+@BOTH
+def test_norms_beyond_float32_rank_and_move_as_they_should(on):
+    weight = torch.tensor([[3e38, 3e38, 3e38], [3e38, -3e38, 3e38]])  # norms 5.2e38
+    winners, responses = hk.ops.compete(torch.ones(1, 3), weight, cosine=True)
+    assert winners.tolist() == [[0]]
+    torch.testing.assert_close(responses, torch.ones(1, 1))
+    weight, total = torch.full((2, 4), 2e38), torch.tensor([[1.0], [0.0]]).expand(2, 4).clone()  # norms 4e38
+    hk.ops.apply_(weight, total, lr=1e10, rate_power=0.5)  # moves by 1e10 sqrt(4e38) = 2e29
+    torch.testing.assert_close(weight, torch.tensor([[2e38 + 2e29], [2e38]]).expand(2, 4), rtol=1e-6, atol=0)
+
+
+@BOTH
+def test_a_row_that_does_not_move_may_have_an_infinite_rate(on):
+    weight, frozen = torch.full((2, 3), 1e30), torch.tensor([True, False])
+    before = weight.clone()
+    hk.ops.apply_(weight, torch.tensor([[1.0] * 3, [0.0] * 3]), lr=1.0, rate_power=2.0, frozen=frozen)
+    assert torch.equal(weight, before)
+
+
+@BOTH
+def test_a_flat_patch_whose_norm_overflows_is_blank(on):
+    x = torch.full((1, 6), 3e38)
+    for patches in ("centred", "standardised"):
+        sums, *_ = hk.ops.accumulate(x, torch.zeros(1, 1).int(), torch.ones(1, 1), neurons=2, patches=patches)
+        assert not sums.any()

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import pytest
 import torch
 
 import hebbkern
@@ -42,6 +43,22 @@ def test_a_kernel_is_known_by_its_dispatch_key():
 
 def test_exporting_is_false_outside_an_export():
     assert _torch_private.exporting() is False, "custom_triton_ops_decomposition_disabled has moved"
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_recorders_are_known():
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    seen, x = [], torch.ones(2)
+
+    def look(x):
+        seen.append((_torch_private.is_tracing(), _torch_private.is_recorded(x)))
+        return x * 2
+
+    look(x)
+    make_fx(look)(x)
+    torch.jit.trace(look, (x,), check_trace=False)
+    assert seen == [(False, False), (False, True), (True, False)], "get_proxy_mode or _is_tracing has changed"
 
 
 def test_a_backward_pass_is_known():

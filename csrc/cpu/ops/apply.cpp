@@ -83,7 +83,15 @@ template <class S, class T>
 RowStep<T> Step<S, T>::row_step(int64_t i, const T* w) const {
   const int normalise = rates_.normalise == Normalise::row_max ? 1 : rates_.normalise == Normalise::row_l2 ? 2 : 0;
   const T rho = norm_rate(w, weight_.inputs(), rates_.rate_power);
-  return {rates_.decay_of(i), rates_.inverse_of(i), T(rates_.lr) * rho / divisor_, normalise};
+  const int exponent = std::ilogb(divisor_);
+  const T mantissa = std::ldexp(divisor_, -exponent);  // in [1, 2)
+  const T lift = rates_.scale_of(i), scale = std::ldexp(lift, -exponent), inverse = rates_.inverse_of(i, lift);
+  RowStep<T> row{rates_.decay_of(i), inverse * scale, T(rates_.lr) * rho / mantissa, normalise};
+  if (!std::isnormal(row.inverse)) {  // two factors for what one does not hold
+    row.inverse = inverse;
+    row.scale = scale;
+  }
+  return row;
 }
 
 template <class S, class T>
@@ -91,8 +99,9 @@ void Step<S, T>::survey(int64_t i, const T* sum, T* buffer) {
   const int64_t n = weight_.inputs();
   const T* w = weight_.read(neuron(i), buffer);
   const bool moves = rates_.moves(i);
-  const T inverse = moves ? rates_.inverse_of(i) : T(1), decay = moves ? rates_.decay_of(i) : T(0);
-  if (!kernels<T>().largest(w, sum, n, decay, inverse, &steps_[i], &tops_[i]))
+  const T scale = moves ? rates_.scale_of(i) : T(1), inverse = moves ? rates_.inverse_of(i, scale) : T(1);
+  const T decay = moves ? rates_.decay_of(i) : T(0);
+  if (!kernels<T>().largest(w, sum, n, decay, scale, inverse, &steps_[i], &tops_[i]))
     flaws_ |= !finite(w, n) ? flaw_weight : !finite(sum, n) ? flaw_sum : flaw_step;
   if (!moves) steps_[i] = 0;
 }
@@ -105,7 +114,7 @@ bool Step<S, T>::surely_finite() const {
   for (int64_t i = 0; i < rows_; ++i) {
     const double rho = rates_.rate_power == 0 ? 1 : std::pow(1 + double(tops_[i]) * longest, rates_.rate_power);
     const double rate = std::abs(rates_.lr) * rho;
-    const double most = std::max({std::abs(rates_.lr), rho, rate, rate / divisor_, rate / divisor_ * steps_[i]});
+    const double most = std::max({std::abs(rates_.lr), rho, rate, rate * (steps_[i] / double(divisor_))});
     if (!(tops_[i] + most < limit)) return false;
   }
   return true;

@@ -2,6 +2,9 @@
 // then all are taken. Nothing is written before every new weight is known to be finite.
 #pragma once
 
+#include <cmath>
+#include <limits>
+
 #include "common/apply.h"
 #include "cpu/simd/kernels.h"
 
@@ -24,7 +27,12 @@ struct Rates {
 
   bool moves(int64_t i) const { return !frozen[i] && !(denominator && denominator[i * denominator_step] == 0); }
   T decay_of(int64_t i) const { return decay ? decay[i * decay_step] : T(0); }
-  T inverse_of(int64_t i) const { return denominator ? 1 / denominator[i * denominator_step] : T(1); }
+  T denominator_of(int64_t i) const { return denominator ? denominator[i * denominator_step] : T(1); }
+  // A power of two that lifts a denominator whose inverse overflows.
+  T scale_of(int64_t i) const {
+    return std::abs(denominator_of(i)) < 4 * std::numeric_limits<T>::min() ? T(uint64_t(1) << 63) : T(1);
+  }
+  T inverse_of(int64_t i, T scale) const { return 1 / (denominator_of(i) * scale); }
 };
 
 // Rows of weights in the order of a contiguous weight, whatever their dtype and strides.

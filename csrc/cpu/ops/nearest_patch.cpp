@@ -24,11 +24,11 @@ static const T* patch_of(const Source<T>& s, const Moments<T>* m, int64_t patch,
   return buffer;
 }
 
-// Per patch: ||x~||_1, its inverse (0 for a patch of zeros) and ||x~||^2.
+// Per patch: ||x~||_1 (0 for a patch of zeros), the same in T, and ||x~||^2.
 template <class T>
 struct Lengths {
   Lengths(const Source<T>& s, const Moments<T>* m)
-      : one(s.g.patches()), inverse(s.g.patches()), squares(s.g.patches()) {
+      : one(s.g.patches()), rounded(s.g.patches()), squares(s.g.patches()) {
     constexpr int64_t share = 16;  // patches to a hand-out: few enough for a small batch to feed every thread
     const int64_t patches = s.g.patches();
     std::atomic<bool> flaw{false};
@@ -37,15 +37,15 @@ struct Lengths {
       for (int64_t p = part * share; p < std::min(patches, (part + 1) * share); ++p) {
         double two;
         kernels<T>().norms(patch_of(s, m, p, buffer.get()), s.g.inputs(), &one[p], &two);
-        inverse[p] = one[p] > 0 ? T(1 / one[p]) : T(0);
+        rounded[p] = T(one[p]);
         squares[p] = T(two);
-        if (!std::isfinite(inverse[p]) || !std::isfinite(squares[p])) flaw = true;
+        if ((one[p] > 0 && !std::isfinite(T(1 / one[p]))) || !std::isfinite(squares[p])) flaw = true;
       }
     });
     sound = !flaw;
   }
   Scratch<double> one;
-  Scratch<T> inverse, squares;
+  Scratch<T> rounded, squares;
   bool sound;  // nothing left T's range
 };
 
@@ -69,10 +69,10 @@ static void search(const Source<T>& s, const Panels<T>& panels, const Moments<T>
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t p = i + r;
       T* dot = dots + r * kernel.width;
-      if (lengths.inverse[p] == 0) continue;
+      if (lengths.rounded[p] == 0) continue;
       if (m)
         for (int j = 0; j < valid; ++j) dot[j] = m->scale[p] * (dot[j] - m->offset[p] * wsum[j]);
-      kernel.nearer(dot, valid, wnorm, lengths.squares[p], lengths.inverse[p], Index<T>(p), distance, nearest);
+      kernel.nearer(dot, valid, wnorm, lengths.squares[p], lengths.rounded[p], Index<T>(p), distance, nearest);
     }
   }
 }
@@ -125,7 +125,7 @@ static bool measure(const Source<T>& s, const Panels<T>& panels, const Moments<T
   const std::vector<int64_t> entry = weight_entries(s.g, weight);
   const bool as_it_lies = in_order(entry);
   const bool some =
-      std::any_of(lengths.inverse.get(), lengths.inverse.get() + s.g.patches(), [](T i) { return i > 0; });
+      std::any_of(lengths.rounded.get(), lengths.rounded.get() + s.g.patches(), [](T i) { return i > 0; });
   std::atomic<bool> sound{true};
   with_dtype(weight.scalar_type(), [&](auto stored, auto) {
     using S = decltype(stored);

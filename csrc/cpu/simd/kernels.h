@@ -23,13 +23,14 @@ struct IndexOf<double> {
 template <class T>
 using Index = typename IndexOf<T>::type;
 
-// One row's step in apply_: w' = (w + rate * (sum - decay * w)), then divided as `normalise` says.
+// One row's step in apply_: w' = w + rate * ((sum - decay * w) * scale * inverse), then divided as `normalise` says.
 template <class T>
 struct RowStep {
   T decay;        // subtracted per unit of weight
-  T inverse;      // 1 / denominator
-  T rate;         // lr * rho, divided by the global maximum where that is asked for
+  T inverse;      // 1 / (denominator * scale)
+  T rate;         // lr * rho, divided by the mantissa of the global maximum where that is asked for
   int normalise;  // 0 none, 1 row max, 2 row L2
+  T scale = 1;    // a power of two, with which no factor overflows
 };
 
 template <class T>
@@ -53,8 +54,9 @@ struct Kernels {
   void (*rank)(T* scores, int count, int vectors, int valid, const T* offset, const T* wsum, const int32_t* names,
                int k, T* best, int32_t* winners);
 
-  // nearest[j], distance[j] <- the smaller of itself and (wnorm[j] + xnorm - 2 * dot[j]) * inverse, strictly.
-  void (*nearer)(const T* dot, int64_t n, const T* wnorm, T xnorm, T inverse, Index<T> patch, T* distance,
+  // nearest[j], distance[j] <- the smaller of itself and (wnorm[j] + xnorm - 2 * dot[j]) / length, strictly. A
+  // quotient rounded once, as distances that tie exactly must compare equal.
+  void (*nearer)(const T* dot, int64_t n, const T* wnorm, T xnorm, T length, Index<T> patch, T* distance,
                  Index<T>* nearest);
 
   // out[g*lanes ...] = sum over e < n of coefficient[e] * x[base[e] + offset[g] ...], g < groups <= 8, in the order of
@@ -82,8 +84,8 @@ struct Kernels {
 
   // apply_: the row's new weights into `out` (may be w itself); false if one is not finite. moved: any entry stepped.
   bool (*step)(const T* w, const T* sum, int64_t n, const RowStep<T>& row, T* out, bool* moved);
-  // Largest |sum - decay * w| * inverse, largest |w|, and whether w and sum are finite.
-  bool (*largest)(const T* w, const T* sum, int64_t n, T decay, T inverse, T* delta, T* weight);
+  // Largest |(sum - decay * w) * scale * inverse|, largest |w|, and whether w and sum are finite.
+  bool (*largest)(const T* w, const T* sum, int64_t n, T decay, T scale, T inverse, T* delta, T* weight);
 
   // Small groups (cpu/ops/planes.h): arrays [..][length], an entry a patch; patch o reads x[o + taps[l]], l < n.
   // out[j][o] = sum over l of weights[j][l] * x[o + taps[l]].

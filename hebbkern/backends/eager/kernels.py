@@ -19,9 +19,6 @@ from torch import Tensor
 from hebbkern import checks
 from hebbkern.specifications import WinnerSpecification, targets_of_labels
 
-FLAT = 1e-6  # a patch whose centred norm is at most this part of its norm counts as constant
-
-
 KERNELS: dict[str, Callable] = {}  # operator name -> kernel
 
 
@@ -58,12 +55,12 @@ def patch_matrix(
     if patches == "raw":
         return x
     centred = x - x.mean(-1, keepdim=True, dtype=wide(x)).to(x.dtype)
-    length, whole = norms(centred), norms(x)
-    flat = (length <= FLAT * whole) & whole.isfinite()  # an infinite norm is not known well enough
+    length, whole = norms(centred.to(wide(x))), norms(x.to(wide(x)))
+    flat = (length <= checks.FLAT * whole) & whole.isfinite()  # an infinite norm is not known well enough
     centred = centred.masked_fill(flat, 0)
     if patches == "centred":
         return centred
-    length = length.masked_fill(flat, 1)
+    length = length.masked_fill(flat, 1).to(x.dtype)
     checks.finite_norms(op, length)
     return centred / length
 
@@ -80,9 +77,21 @@ def wide(tensor: Tensor) -> torch.dtype:
 
 def norms(X: Tensor) -> Tensor:
     """The length of each row, [G, P, 1], where no square overflows or vanishes."""
-    largest = X.abs().amax(-1, keepdim=True)
-    largest = largest.masked_fill(largest == 0, 1)
+    largest = largest_of(X)
     return (X / largest).norm(dim=-1, keepdim=True) * largest
+
+
+def units(W: Tensor) -> Tensor:
+    """The rows divided by their lengths, which need not be finite; rows of zeros stay."""
+    W = W / largest_of(W)
+    length = W.norm(dim=-1, keepdim=True)
+    return W / length.masked_fill(length == 0, 1)
+
+
+def largest_of(X: Tensor) -> Tensor:
+    """The largest size of an entry in each row, [..., 1]; 1 for rows of zeros."""
+    largest = X.abs().amax(-1, keepdim=True)
+    return largest.masked_fill(largest == 0, 1)
 
 
 def layer_matrices(op: str, x: Tensor, weight: Tensor, *geometry: Any) -> tuple[Tensor, Tensor]:
@@ -120,13 +129,12 @@ def winners_of(
         checks.no_overflow(op, "weight and p must give finite powers", powers)
     blank = is_blank(X)[..., None]
     if cosine:
-        w_norms = norms(W)
         if scaled:
             x_norms = norms(X)
             x_norms = x_norms.masked_fill(x_norms == 0, 1)
             checks.finite_norms(op, x_norms)
             X = X / x_norms
-        W = W / w_norms.masked_fill(w_norms == 0, 1)
+        W = units(W)
     responses = products(X, W)
     checks.no_overflow(op, checks.RESPONSES, responses if eligible is None else responses.masked_fill(~eligible, 0))
     if eligible is not None:
@@ -270,8 +278,8 @@ def take(
         delta = delta.masked_fill(frozen[:, None], 0)
     if normalise == "global_max":
         delta = delta / delta.abs().max().clamp(min=1e-30)
-    rate = lr if rate_power == 0 else lr * (W.norm(dim=1, keepdim=True) - 1).abs() ** rate_power
-    step = rate * delta
+    rate = lr if rate_power == 0 else lr * ((norms(W.to(wide(W))) - 1).abs() ** rate_power).to(W.dtype)
+    step = torch.where(delta == 0, 0, rate * delta)  # whatever the rate
     moved = W + step
     if normalise in ("row_max", "row_l2"):
         largest = moved.abs().amax(1, keepdim=True)

@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from hebbkern.backends.eager.kernels import FLAT
+from hebbkern.checks import FLAT
 
 # Indices into SHAPE.
 KERNEL_H, KERNEL_W, STRIDE_H, STRIDE_W, PAD_H, PAD_W, DILATE_H, DILATE_W = map(tl.constexpr, range(8))
