@@ -111,7 +111,7 @@ def test_memory_that_a_kernel_does_not_get_is_one_sentence(capfd):
     assert capfd.readouterr().err == ""
 
 
-@BOTH
+@EACH
 def test_nearest_patch_breaks_exact_ties_by_the_lower_index(on):
     """Ternary numbers: squares and lengths are exact, so equal quotients are equal distances."""
     generator = torch.Generator().manual_seed(0)
@@ -123,7 +123,7 @@ def test_nearest_patch_breaks_exact_ties_by_the_lower_index(on):
         assert torch.equal(hk.ops.nearest_patch(x, weight)[0], first.int())
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize("size", [1.4e-45, 2e-39, 1e-37, 3e38])
 def test_apply_divides_by_any_denominator(on, size):
     weight = torch.zeros(2, 3)
@@ -131,7 +131,7 @@ def test_apply_divides_by_any_denominator(on, size):
     torch.testing.assert_close(weight, torch.ones(2, 3))
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize(("largest", "lr"), [(1e-30, 1e9), (1e33, 1e-6), (3e38, 1e-30)])
 def test_apply_divides_by_any_global_maximum(on, largest, lr):
     weight, shares = torch.zeros(2, 3), torch.tensor([[1.0, 0.5, 0.25], [-1.0, -0.5, 0.0]])
@@ -139,7 +139,7 @@ def test_apply_divides_by_any_global_maximum(on, largest, lr):
     torch.testing.assert_close(weight, shares * lr, rtol=1e-6, atol=0)
 
 
-@BOTH
+@EACH
 def test_norms_beyond_float32_rank_and_move_as_they_should(on):
     weight = torch.tensor([[3e38, 3e38, 3e38], [3e38, -3e38, 3e38]])  # norms 5.2e38
     winners, responses = hk.ops.compete(torch.ones(1, 3), weight, cosine=True)
@@ -150,7 +150,7 @@ def test_norms_beyond_float32_rank_and_move_as_they_should(on):
     torch.testing.assert_close(weight, torch.tensor([[2e38 + 2e29], [2e38]]).expand(2, 4), rtol=1e-6, atol=0)
 
 
-@BOTH
+@EACH
 def test_a_row_that_does_not_move_may_have_an_infinite_rate(on):
     weight, frozen = torch.full((2, 3), 1e30), torch.tensor([True, False])
     before = weight.clone()
@@ -158,7 +158,7 @@ def test_a_row_that_does_not_move_may_have_an_infinite_rate(on):
     assert torch.equal(weight, before)
 
 
-@BOTH
+@EACH
 def test_a_flat_patch_whose_norm_overflows_is_blank(on):
     x = torch.full((1, 6), 3e38)
     for patches in ("centred", "standardised"):
