@@ -116,6 +116,8 @@ def whole(option):
 @pytest.hookimpl(tryfirst=True)  # before -m and -k select
 def pytest_collection_modifyitems(config, items):
     for item in items:
+        if " at 0x" in item.name:
+            raise pytest.UsageError(f"{item.nodeid}: a test needs a name that is the same in every process (ids=)")
         if seconds_of(item) is None:  # slow on other backends only: -m "not slow" takes it
             item.own_markers = [mark for mark in item.own_markers if mark.name != "slow"]
         if kernels_of(item) in ("triton", "cuda"):

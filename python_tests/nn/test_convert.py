@@ -99,7 +99,9 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("name", "message"), REFUSED, ids=[str(case[0]) for case in REFUSED])
+@pytest.mark.parametrize(
+    ("name", "message"), REFUSED, ids=[getattr(case[0], "__name__", str(case[0])) for case in REFUSED]
+)
 def test_nothing_changes_when_one_name_is_wrong(name, message):
     model = network()
     with pytest.raises(ValueError) as error:
