@@ -369,3 +369,15 @@ def test_responses_that_overflow_are_refused(backend):
         with pytest.raises(ValueError, match=r"finite (responses|sums)"):
             rule.step_(weight, x, lr=0.1, groups=4)
         assert torch.equal(weight, before)
+
+
+def test_of_equal_responses_the_lower_neuron_wins_when_a_better_one_follows(backend):
+    weight = torch.tensor([5.0, 5.0, 7.0, 5.0, 2.0, 2.0, 2.0, 3.0]).view(8, 1, 1, 1)
+    for k, want in (
+        (1, [[2], [7]]),
+        (2, [[2, 0], [7, 4]]),
+        (3, [[2, 0, 1], [7, 4, 5]]),
+        (4, [[2, 0, 1, 3], [7, 4, 5, 6]]),
+    ):
+        winners, _ = hk.ops.compete(torch.ones(1, 2, 1, 1), weight, k, groups=2)
+        assert winners.tolist() == want
