@@ -234,6 +234,13 @@ def test_the_tables_of_speed_are_measured():
             duration(cases[case]["seconds"]["hebbkern"]),
             f"{cases[case]['ratios']['forward']:.2f}",
         ]
+    cases, _ = measured("bench_groups")
+    table = rows(SPEED, "## Grouped convolutions")
+    assert [f"rules: {case}" for case, *_ in table] == list(cases)
+    for case, *cells in table:
+        seconds = cases[f"rules: {case}"]["seconds"]
+        ours, eager, forward = (seconds[name] for name in ("hebbkern", "eager", "forward"))
+        assert cells == [duration(ours), f"{multiple(eager / ours)}x", multiple(ours / forward)]
     overhead = next(row["us"] for row in properties if row["property"] == "overhead")
     assert f"fixed cost of some {overhead:.0f} µs" in (ROOT / "docs" / "limits.md").read_text()
 

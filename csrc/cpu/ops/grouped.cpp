@@ -43,6 +43,14 @@ class Champions {
     const int64_t n = planes_.g.inputs(), length = block.length, first = weights_.first[block.group];
     const int64_t count = weights_.count(block.group);
     const T* rows = weights_.rows.get() + first * n;
+    if (count == 1 && contest_.k == 1 && spread.raw && !contest_.responses &&
+        !weights_.may_overflow(double(block.bound))) {
+      // The one neuron wins every patch that is not blank. A tap in the middle tells nearly all of those.
+      std::fill_n(winners.get(), length, Index<T>(weights_.names[first]));
+      if (kernel_.any_zero(block.x + planes_.taps[n / 2], block.valid, length))
+        kernel_.drop_blank(block.x, planes_.taps.data(), n, length, 1, winners.get());
+      return;
+    }
     kernel_.slide(block.x, planes_.taps.data(), n, rows, count, length, u_.get());
     spread.of(op_, block);
     for (int64_t j = 0; !spread.raw && j < count; ++j)

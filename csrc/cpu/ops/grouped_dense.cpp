@@ -87,7 +87,10 @@ class DenseBlocks {
     }
     if (rule_.activation != Activation::softmax) return;
     std::copy_n(y_.get(), neurons * length, u_.get());
-    kernel_.soft_lanes(y_.get(), neurons, length, block.valid, T(rule_.temperature));
+    if (neurons == 1)
+      std::copy_n(block.valid, length, y_.get());  // the softmax of one neuron is 1
+    else
+      kernel_.soft_lanes(y_.get(), neurons, length, block.valid, T(rule_.temperature));
   }
 
   const char* const op_;
