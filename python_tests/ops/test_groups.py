@@ -381,3 +381,28 @@ def test_of_equal_responses_the_lower_neuron_wins_when_a_better_one_follows(back
     ):
         winners, _ = hk.ops.compete(torch.ones(1, 2, 1, 1), weight, k, groups=2)
         assert winners.tolist() == want
+
+
+@pytest.mark.slow(3, on="triton")
+@pytest.mark.parametrize("patches", cases.PATCHES)
+@pytest.mark.parametrize("layer", [LAYERS[0], LAYERS[2], LAYERS[4]], ids=str)
+def test_a_blank_patch_counts_nowhere_whatever_names_it(backend, layer, patches):
+    """Neither in a sum nor in a decay or a count; a step is that of its parts, with labels too."""
+    x, weight = cases.tensors(layer, torch.float32, backend.device)
+    x[..., : x.shape[-1] * 2 // 3] = 0 if patches == "raw" else 0.7
+    groups = layer.geometry["groups"]
+    count = len(reference.unfold(oracle.exact(x), layer.kernel, **layer.geometry))
+    targets = torch.arange(groups, device=backend.device).repeat_interleave(count // groups)[:, None] * each(layer)
+    one = torch.ones(1, device=backend.device)
+    options = {"neurons": layer.neurons, "kernel": layer.kernel, "patches": patches, **layer.geometry}
+    results = hk.ops.accumulate(x, targets, one, **options)
+    for image, _, total, decay, entries, geometry in parts(layer, x, weight, *results):
+        own = torch.zeros(count // groups, 1, dtype=torch.int64, device=backend.device)
+        settings = {"kernel": layer.kernel, "patches": patches, **geometry}
+        oracle.check_accumulate((total, decay, entries), image, own, one, each(layer), **settings)
+        assert 0 < entries[0] < len(own)
+    rule, labels = hk.Supervised(patches=patches), torch.arange(len(x), device=backend.device)
+    moved, want = weight.clone(), weight.clone()
+    rule.step_(moved, x, lr=0.1, labels=labels, **layer.geometry)
+    rule.apply_(want, rule.update(weight, x, labels=labels, **layer.geometry), lr=0.1)
+    assert torch.equal(moved, want)

@@ -48,7 +48,7 @@ class Champions {
       // The one neuron wins every patch that is not blank. A tap in the middle tells nearly all of those.
       std::fill_n(winners.get(), length, Index<T>(weights_.names[first]));
       if (kernel_.any_zero(block.x + planes_.taps[n / 2], block.valid, length))
-        kernel_.drop_blank(block.x, planes_.taps.data(), n, length, 1, winners.get());
+        spread.drop_blank(block, 1, winners.get());
       return;
     }
     kernel_.slide(block.x, planes_.taps.data(), n, rows, count, length, u_.get());
@@ -65,7 +65,7 @@ class Champions {
     kernel_.champions(u_.get(), weights_.names.data() + first, count, length, contest_.k, best.get(), winners.get());
     scale(block, count);
     if (spread.raw && kernel_.any_zero(best.get(), block.valid, length))
-      kernel_.drop_blank(block.x, planes_.taps.data(), n, length, contest_.k, winners.get());
+      spread.drop_blank(block, contest_.k, winners.get());
   }
 
   Spread<T> spread;
@@ -221,8 +221,7 @@ static void add_in_planes(const char* op, const Tensor& x, const Geometry& g, Pa
         }
       });
       work.spread.of(op, block);
-      if (work.spread.raw)
-        kernels<T>().drop_blank(block.x, planes.taps.data(), g.inputs(), length, ranks, work.winners.get());
+      work.spread.drop_blank(block, ranks, work.winners.get());
       partial.add(block, work.spread, work.winners.get(), work.coefficients.get(), work.responses.get(), ranks,
                   given.frozen, work.c.get());
     };
@@ -292,10 +291,7 @@ static void learn_in_planes(const char* op, const Tensor& x, const Geometry& g, 
         if (label < 0 || label >= g.neurons) return;
         std::fill_n(champions.winners.get(), length, Index<T>(label));
         champions.spread.of(op, block);
-        for (int64_t o = 0; !champions.spread.raw && o < length; ++o)  // a flat patch teaches no neuron
-          if (champions.spread.scale[o] == 0) champions.winners[o] = -1;
-        if (champions.spread.raw)
-          kernels<T>().drop_blank(block.x, planes.taps.data(), g.inputs(), length, 1, champions.winners.get());
+        champions.spread.drop_blank(block, 1, champions.winners.get());
       } else {
         champions.of(block);
       }

@@ -155,6 +155,14 @@ void Spread<T>::of(const char* op, const typename Planes<T>::Block& block) {
   if (!sound) fail_norms(op, sizeof(T) == 8);
 }
 
+template <class T>
+void Spread<T>::drop_blank(const typename Planes<T>::Block& block, int64_t ranks, Index<T>* winners) const {
+  const int64_t length = block.length;
+  if (raw) return kernels<T>().drop_blank(block.x, planes.taps.data(), planes.g.inputs(), length, ranks, winners);
+  for (int64_t r = 0; r < ranks; ++r, winners += length)
+    for (int64_t o = 0; o < length; ++o) winners[o] = scale[o] == 0 ? Index<T>(-1) : winners[o];
+}
+
 template class Planes<float>;
 template class Planes<double>;
 template struct PlaneWeights<float>;

@@ -109,6 +109,9 @@ struct Spread {
   Spread(const Planes<T>& planes, Patches patches, bool norms);
   bool wanted() const { return !raw || norms; }
   void of(const char* op, const typename Planes<T>::Block& block);
+  // Of the block that `of` has seen: no neuron wins a blank patch or learns from it. Blank are raw patches of zeros,
+  // and flat patches of other kinds.
+  void drop_blank(const typename Planes<T>::Block& block, int64_t ranks, Index<T>* winners) const;
 
   const Planes<T>& planes;
   const bool raw, standardised, norms;
