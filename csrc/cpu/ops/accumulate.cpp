@@ -273,14 +273,7 @@ static void accumulate_typed(const Tensor& x, const Geometry& g, const Tensor& t
   if (responses) assignments.responses = numbers_of<T>("responses", *responses);
   const Scratch<int32_t> indices = checked_indices(op, "targets", targets, 1, g.groups * g.neurons, g.groups);
   assignments.targets = indices.get();
-  if (g.groups > 1) {
-    const GroupedSums<T> sums(g);
-    add_grouped(op, x, g, patches, assignments, sums);
-    std::copy_n(sums.sum.get(), g.groups * g.neurons * g.inputs(), sum);
-    std::copy_n(sums.decay.get(), g.groups * g.neurons, decay);
-    std::copy_n(sums.count.get(), g.groups * g.neurons, count);
-    return;
-  }
+  if (g.groups > 1) return add_grouped(op, x, g, patches, assignments, {sum, decay, count});
   const Source<T> source(op, x, g);
   std::optional<Moments<T>> moments;
   if (patches != Patches::raw) moments.emplace(op, source, patches);

@@ -134,10 +134,6 @@ void find_grouped_winners(const char* op, const Tensor& x, const Geometry& g, co
   }
 }
 
-template <class T>
-GroupedSums<T>::GroupedSums(const Geometry& g)
-    : sum(g.groups * g.neurons * g.inputs()), decay(g.groups * g.neurons), count(g.groups * g.neurons) {}
-
 // Sums of the parts of the images, in double.
 template <class T>
 class PartialSums {
@@ -153,39 +149,30 @@ class PartialSums {
   void add(const typename Planes<T>::Block& block, const Spread<T>& spread, const Index<T>* winners,
            const T* coefficients, const T* responses, int64_t ranks, const Mask& frozen, T* c) {
     const Geometry& g = planes_.g;
-    const int64_t n = g.inputs(), length = block.length, first = block.group * g.neurons, zero = 0;
+    const int64_t n = g.inputs(), length = block.length, first = block.group * g.neurons;
     const int64_t at = block.part * rows_ + first;
     for (int64_t j = 0; j < g.neurons; ++j, c += length) {
       if (frozen[first + j])
         std::fill_n(c, length, T(0));
       else
         kernel_.teach(winners, coefficients, responses, ranks, length, j, c, &decay_[at + j], &count_[at + j]);
-      if (spread.raw) continue;
-      double shift = 0;
-      for (int64_t o = 0; o < length; ++o) c[o] *= spread.scale[o];
-      kernel_.dots(c, 1, length, spread.offset.get(), &zero, 1, &shift);
-      for (int64_t i = 0; i < n; ++i) sum_[(at + j) * n + i] -= shift;
+      spread.prepare(block, c, &sum_[(at + j) * n]);
     }
     kernel_.dots(c - g.neurons * length, g.neurons, length, block.x, planes_.taps.data(), n, &sum_[at * n]);
   }
 
-  void write(const GroupedSums<T>& sums) const {
+  void write(const GroupedSums<T>& sums) {
+    for (std::vector<double>* each : {&sum_, &decay_, &count_}) join_parts(*each, planes_.parts);
     const Geometry& g = planes_.g;
     const int64_t n = g.inputs();
     for (int64_t j = 0; j < rows_; ++j) {
-      for (int64_t i = 0; i < n; ++i) sums.sum[j * n + in_weight(g, i)] = T(total(sum_, j * n + i, rows_ * n));
-      sums.decay[j] = T(total(decay_, j, rows_));
-      sums.count[j] = T(total(count_, j, rows_));
+      for (int64_t i = 0; i < n; ++i) sums.sum[j * n + in_weight(g, i)] = T(sum_[j * n + i]);
+      sums.decay[j] = T(decay_[j]);
+      sums.count[j] = T(count_[j]);
     }
   }
 
  private:
-  double total(const std::vector<double>& parts, int64_t at, int64_t step) const {
-    double sum = 0;
-    for (int64_t part = 0; part < planes_.parts; ++part) sum += parts[part * step + at];
-    return sum;
-  }
-
   const Planes<T>& planes_;
   const Kernels<T>& kernel_ = kernels<T>();
   const int64_t rows_;
@@ -234,16 +221,16 @@ template <class T>
 static void add_side(const Source<T>& source, const Moments<T>* moments, const Assignments<T>& own, int64_t first,
                      const GroupedSums<T>& sums) {
   const int64_t inputs = source.g.inputs(), neurons = source.g.neurons;
-  std::fill_n(sums.sum.get() + first * inputs, neurons * inputs, T(0));
-  std::fill_n(sums.decay.get() + first, neurons, T(0));
-  std::fill_n(sums.count.get() + first, neurons, T(0));
+  std::fill_n(sums.sum + first * inputs, neurons * inputs, T(0));
+  std::fill_n(sums.decay + first, neurons, T(0));
+  std::fill_n(sums.count + first, neurons, T(0));
   const Lists<T> lists = group(source, moments, own);
   for (int64_t i = 0; i < lists.size(); ++i) {
     sums.decay[first + lists.neurons[i]] = lists.decay[i];
     sums.count[first + lists.neurons[i]] = T(lists.start[i + 1] - lists.start[i]);
   }
   add_lists<T>(
-      source, lists, [&](int64_t list) { return sums.sum.get() + (first + lists.neurons[list]) * inputs; },
+      source, lists, [&](int64_t list) { return sums.sum + (first + lists.neurons[list]) * inputs; },
       [](int64_t, const T*) {});
 }
 
@@ -347,7 +334,6 @@ void learn_grouped(const char* op, const Tensor& x, const Geometry& g, const Ten
 }
 
 #define INSTANTIATE(T)                                                                                           \
-  template struct GroupedSums<T>;                                                                                \
   template void find_grouped_winners(const char*, const Tensor&, const Geometry&, const Tensor&,                 \
                                      const CompeteSettings&, T*, int32_t*);                                      \
   template void add_grouped(const char*, const Tensor&, const Geometry&, Patches, const Assignments<T>&,         \

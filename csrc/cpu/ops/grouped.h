@@ -21,11 +21,10 @@ template <class T>
 void find_grouped_winners(const char* op, const Tensor& x, const Geometry& g, const Tensor& weight,
                           const CompeteSettings& contest, T* best, int32_t* winners);
 
-// Sums [groups * neurons][inputs] in the order of a contiguous weight, decays and counts.
+// Where sums [groups * neurons][inputs] go, in the order of a contiguous weight, decays and counts.
 template <class T>
 struct GroupedSums {
-  explicit GroupedSums(const Geometry& g);
-  Scratch<T> sum, decay, count;
+  T *sum, *decay, *count;
 };
 
 // The sums of accumulate; targets [groups * patches][ranks], neurons of the patch's group or -1.

@@ -16,14 +16,6 @@ struct DensePartials {
         gram(planes.parts * rows * planes.g.neurons),
         factor(planes.parts * rows) {}
 
-  // All parts, added in order to the first.
-  void join(int64_t parts) {
-    for (std::vector<double>* sums : {&gradient, &gram, &factor}) {
-      const size_t size = parts > 0 ? sums->size() / parts : 0;
-      for (size_t i = size; i < sums->size(); ++i) (*sums)[i % size] += (*sums)[i];
-    }
-  }
-
   const int64_t rows;
   std::vector<double> gradient, gram, factor;  // YᵀX less its shift; YᵀY of a group; the decay's, by neuron
 };
@@ -40,9 +32,8 @@ class DenseBlocks {
         partial_(partial),
         spread_(planes, rule.patches, false),
         y_(planes.g.neurons * planes.longest()),
-        u_(rule.activation == Activation::softmax ? planes.g.neurons * planes.longest() : 0) {
-    for (int64_t j = 0; j < planes.g.neurons; ++j) rows_.push_back(0);
-  }
+        u_(rule.activation == Activation::softmax ? planes.g.neurons * planes.longest() : 0),
+        rows_(planes.g.neurons) {}
 
   void operator()(const typename Planes<T>::Block& block) {
     respond(block);
@@ -59,12 +50,7 @@ class DenseBlocks {
       const T* with = rule_.decay == Decay::activity ? block.valid : u_.get() ? u_.get() + j * length : row;
       kernel_.dots(row, 1, length, with, &zero, 1, &partial_.factor[at + j]);
     }
-    for (int64_t j = 0; !spread_.raw && j < neurons; ++j) {
-      double shift = 0;
-      for (int64_t o = 0; o < length; ++o) y[j * length + o] *= spread_.scale[o];
-      kernel_.dots(y + j * length, 1, length, spread_.offset.get(), &zero, 1, &shift);
-      for (int64_t i = 0; i < n; ++i) partial_.gradient[(at + j) * n + i] -= shift;
-    }
+    for (int64_t j = 0; j < neurons; ++j) spread_.prepare(block, y + j * length, &partial_.gradient[(at + j) * n]);
     kernel_.dots(y, neurons, length, block.x, planes_.taps.data(), n, &partial_.gradient[at * n]);
   }
 
@@ -111,16 +97,16 @@ void dense_by_planes(const char* op, const Tensor& x, const Geometry& g, const T
   const PlaneWeights<T> weights(op, g, weight, std::nullopt, {2, false, rule.patches != Patches::raw});
   DensePartials<T> partial(planes);
   planes.each([&] { return DenseBlocks<T>(op, planes, weights, rule, partial); });
-  partial.join(planes.parts);
+  for (std::vector<double>* sums : {&partial.gradient, &partial.gram, &partial.factor}) join_parts(*sums, planes.parts);
   const int64_t n = g.inputs(), neurons = g.neurons;
   for (int64_t row = 0; row < partial.rows; ++row) {
     const int64_t group = row / neurons * neurons, j = row - group;
     const T* w = weights.rows.get() + group * n;
     for (int64_t i = 0; i < n; ++i) {
-      double total = planes.parts > 0 ? partial.gradient[row * n + i] : 0;
-      for (int64_t k = 0; planes.parts > 0 && rule.decay == Decay::triangular && k <= j; ++k)
+      double total = partial.gradient[row * n + i];
+      for (int64_t k = 0; rule.decay == Decay::triangular && k <= j; ++k)
         total -= partial.gram[row * neurons + k] * double(w[k * n + i]);
-      if (planes.parts > 0 && by_neuron(rule.decay)) total -= partial.factor[row] * double(w[j * n + i]);
+      if (by_neuron(rule.decay)) total -= partial.factor[row] * double(w[j * n + i]);
       sum[row * n + in_weight(g, i)] = frozen[row] ? T(0) : T(total);
     }
   }

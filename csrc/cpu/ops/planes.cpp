@@ -20,10 +20,10 @@ template <class T>
 Planes<T>::Planes(const char* op, const Tensor& x, const Geometry& geometry)
     : g(geometry),
       pitch(up(g.padded_w(), g.stride[1])),
-      parts(std::min<int64_t>(g.batch, 16)),
+      parts(std::clamp<int64_t>(g.batch, 1, 16)),
       op_(op),
       x_(x),
-      bundles_(std::min(g.groups, up(32, std::max<int64_t>(parts, 1)))),  // 32 hand-outs feed a few threads evenly
+      bundles_(std::min(g.groups, up(32, parts))),  // 32 hand-outs feed a few threads evenly
       at_once_(x.stride(1) == 1 ? up(16, g.channels) : 1) {
   // What is kept of each patch fits into half of a small L2, 256 KiB.
   const int64_t planes = g.channels * g.stride[0] * g.stride[1], kept = planes + 3 * g.neurons + 8;
@@ -161,6 +161,16 @@ void Spread<T>::drop_blank(const typename Planes<T>::Block& block, int64_t ranks
   if (raw) return kernels<T>().drop_blank(block.x, planes.taps.data(), planes.g.inputs(), length, ranks, winners);
   for (int64_t r = 0; r < ranks; ++r, winners += length)
     for (int64_t o = 0; o < length; ++o) winners[o] = scale[o] == 0 ? Index<T>(-1) : winners[o];
+}
+
+template <class T>
+void Spread<T>::prepare(const typename Planes<T>::Block& block, T* c, double* sums) const {
+  if (raw) return;
+  const int64_t zero = 0;
+  double shift = 0;
+  for (int64_t o = 0; o < block.length; ++o) c[o] *= scale[o];
+  kernels<T>().dots(c, 1, block.length, offset.get(), &zero, 1, &shift);
+  for (int64_t i = 0; i < planes.g.inputs(); ++i) sums[i] -= shift;
 }
 
 template class Planes<float>;

@@ -29,15 +29,14 @@ class Planes {
 
   const Geometry g;
   const int64_t pitch;  // from a row of patches to the next
-  const int64_t parts;  // of the images: what is summed over patches is summed for each of them, in the order of blocks
+  const int64_t parts;  // of the images, at least 1: what is summed over patches is summed for each, block by block
   std::vector<int64_t> taps;  // [inputs], in the order of Source
   int64_t longest() const { return full_.length; }
 
   // Calls work(block) for every block, where work is make() for each hand-out.
   template <class F>
   void each(const F& make) const {
-    const int64_t share = (g.batch + parts - 1) / std::max<int64_t>(parts, 1),
-                  together = (g.groups + bundles_ - 1) / bundles_;
+    const int64_t share = (g.batch + parts - 1) / parts, together = (g.groups + bundles_ - 1) / bundles_;
     const double products = double(g.patches()) * double(g.groups) * double(g.neurons) * double(g.inputs());
     const SingleThread single(products < 1 << 20);  // multiply-adds that are worth waking a thread for
     parallel(parts * bundles_, [&](int64_t item) {
@@ -90,9 +89,7 @@ template <class T>
 struct PlaneWeights {
   PlaneWeights(const char* op, const Geometry& g, const Tensor& weight, const OptionalTensor& eligible,
                const Prepare& prepare);
-  bool may_overflow(double largest) const {
-    return std::max(1.0, largest) * double(bound) * double(inputs) > double(std::numeric_limits<T>::max()) / 4;
-  }
+  bool may_overflow(double largest) const { return sums_may_overflow(largest, bound, inputs); }
   int64_t count(int64_t group) const { return first[group + 1] - first[group]; }
 
   const int64_t inputs;
@@ -112,11 +109,20 @@ struct Spread {
   // Of the block that `of` has seen: no neuron wins a blank patch or learns from it. Blank are raw patches of zeros,
   // and flat patches of other kinds.
   void drop_blank(const typename Planes<T>::Block& block, int64_t ranks, Index<T>* winners) const;
+  // Sums over c [length] times the pixels of each tap become sums of patches that are not raw: c is scaled, and
+  // sum of c * offset subtracted from all of them beforehand.
+  void prepare(const typename Planes<T>::Block& block, T* c, double* sums) const;
 
   const Planes<T>& planes;
   const bool raw, standardised, norms;
   Scratch<T> offset, scale, norm;
 };
+
+// Adds the sums of all parts, in their order, to those of the first.
+inline void join_parts(std::vector<double>& sums, int64_t parts) {
+  const size_t size = sums.size() / parts;
+  for (size_t i = size; i < sums.size(); ++i) sums[i % size] += sums[i];
+}
 
 template <class T>
 bool finite_where(const T* values, const T* valid, int64_t length) {

@@ -14,19 +14,19 @@ namespace hebbkern {
 
 static constexpr const char* op = "winner_step_";
 
+static CompeteSettings contest_of(const WinnerStep& step) {
+  static const OptionalTensor all;
+  const bool responses = step.by_response || step.decay_by_response;
+  return {int(step.ranks()), {step.p, step.cosine, step.patches != Patches::raw}, step.patches, all, responses};
+}
+
 // The neurons that each patch teaches, [P][ranks]; responses and moments are filled where they compete.
 template <class T>
 static Scratch<int32_t> targets_of(const Source<T>& source, const Tensor& weight, const WinnerStep& step,
                                    std::optional<Moments<T>>& moments, T* responses) {
   if (step.labels) return checked_indices(op, "labels", *step.labels, source.g.per_image(), source.g.neurons);
   Scratch<int32_t> winners(source.g.patches() * step.ranks());
-  const OptionalTensor all;
-  const CompeteSettings contest{int(step.ranks()),
-                                {step.p, step.cosine, step.patches != Patches::raw},
-                                step.patches,
-                                all,
-                                step.by_response || step.decay_by_response};
-  find_winners(op, source, weight, contest, moments, responses, winners.get());
+  find_winners(op, source, weight, contest_of(step), moments, responses, winners.get());
   return winners;
 }
 
@@ -42,26 +42,37 @@ static Scratch<T> coefficients_of(const WinnerStep& step, const T* responses, in
   return coefficients;
 }
 
+// Raises if one of the decays of as many rows is not finite.
+template <class T>
+static Rates<T> rates_of(const WinnerStep& step, const T* decay, int64_t rows) {
+  if (!finite(decay, rows)) fail_overflow(op, finite_sums, sizeof(T) == 8);
+  Rates<T> rates;
+  rates.decay = decay;
+  if (step.average) rates.denominator = decay;
+  rates.lr = step.lr;
+  rates.normalise = step.normalise;
+  return rates;
+}
+
+// After the survey of every row.
+template <class S, class T>
+static void take(Step<S, T>& update, const T* sums) {
+  const int flaws = update.judge(sums);
+  if (flaws & flaw_weight) fail_finite(op, "weight");
+  if (flaws & flaw_sum) fail_overflow(op, finite_sums, sizeof(T) == 8);
+  if (flaws & flaw_step) fail_step(op);
+  update.take(sums);
+}
+
 template <class S, class T>
 static void step_lists(const Rows<S, T>& rows, const Source<T>& source, const Lists<T>& lists, const WinnerStep& step) {
   const int64_t inputs = rows.inputs();
-  for (int64_t i = 0; i < lists.size(); ++i)
-    if (!std::isfinite(lists.decay[i])) fail_overflow(op, finite_sums, sizeof(T) == 8);
-  Rates<T> rates;
-  rates.decay = lists.decay.get();
-  if (step.average) rates.denominator = lists.decay.get();
-  rates.lr = step.lr;
-  rates.normalise = step.normalise;
-  Step<S, T> update(rows, rates, lists.neurons.data(), lists.size());
+  Step<S, T> update(rows, rates_of(step, lists.decay.get(), lists.size()), lists.neurons.data(), lists.size());
   const Scratch<T> sums(lists.size() * inputs);
   add_lists<T>(
       source, lists, [&](int64_t list) { return sums.get() + list * inputs; },
       [&](int64_t list, const T* sum) { update.survey(list, sum, rows.buffer().get()); });
-  const int flaws = update.judge(sums.get());
-  if (flaws & flaw_weight) fail_finite(op, "weight");
-  if (flaws & flaw_sum) fail_overflow(op, finite_sums, sizeof(T) == 8);
-  if (flaws & flaw_step) fail_step(op);
-  update.take(sums.get());
+  take(update, sums.get());
 }
 
 // The step of apply_ with the sums of a grouped convolution.
@@ -69,12 +80,7 @@ template <class S, class T>
 static void step_groups(const Tensor& weight, const Tensor& x, const WinnerStep& step) {
   const Geometry& g = step.g;
   const int64_t neurons = weight.size(0);
-  const OptionalTensor all;
-  const CompeteSettings contest{int(step.ranks()),
-                                {step.p, step.cosine, step.patches != Patches::raw},
-                                step.patches,
-                                all,
-                                step.by_response || step.decay_by_response};
+  const CompeteSettings contest = contest_of(step);
   const Scratch<int32_t> labels =
       step.labels ? checked_indices(op, "labels", *step.labels, 1, neurons) : Scratch<int32_t>(0);
   const std::vector<T> coefficients(step.coefficients.begin(), step.coefficients.end());
@@ -84,22 +90,12 @@ static void step_groups(const Tensor& weight, const Tensor& x, const WinnerStep&
                            step.by_response,
                            step.decay_by_response,
                            Mask(step.frozen)};
+  const Scratch<T> sums(weight.numel()), decay(neurons), count(neurons);
+  learn_grouped<T>(op, x, g, weight, how, {sums.get(), decay.get(), count.get()});
   const Rows<S, T> rows(weight);
-  if (!finite_rows(rows, neurons)) fail_finite(op, "weight");
-  const GroupedSums<T> sums(g);
-  learn_grouped(op, x, g, weight, how, sums);
-  if (!finite(sums.decay.get(), neurons)) fail_overflow(op, finite_sums, sizeof(T) == 8);
-  Rates<T> rates;
-  rates.decay = sums.decay.get();
-  if (step.average) rates.denominator = sums.decay.get();
-  rates.lr = step.lr;
-  rates.normalise = step.normalise;
-  Step<S, T> update(rows, rates, nullptr, neurons);
-  each_row(rows, neurons, [&](int64_t j, T* buffer) { update.survey(j, sums.sum.get() + j * rows.inputs(), buffer); });
-  const int flaws = update.judge(sums.sum.get());
-  if (flaws & flaw_sum) fail_overflow(op, finite_sums, sizeof(T) == 8);
-  if (flaws & flaw_step) fail_step(op);
-  update.take(sums.sum.get());
+  Step<S, T> update(rows, rates_of(step, decay.get(), neurons), nullptr, neurons);
+  each_row(rows, neurons, [&](int64_t j, T* buffer) { update.survey(j, sums.get() + j * rows.inputs(), buffer); });
+  take(update, sums.get());
 }
 
 struct Cpu {

@@ -17,6 +17,13 @@ struct Prepare {
   bool part = false;    // the caller checks the rows left out
 };
 
+// Whether a sum of `inputs` weights up to `bound` times inputs up to `largest` could leave T's range: then responses
+// have to be looked at.
+template <class T>
+bool sums_may_overflow(double largest, T bound, int64_t inputs) {
+  return std::max(1.0, largest) * double(bound) * double(inputs) > double(std::numeric_limits<T>::max()) / 4;
+}
+
 template <class T>
 class Panels {
  public:
@@ -36,10 +43,7 @@ class Panels {
 
   T bound = 0;  // the largest prepared |weight|
 
-  // Whether a sum of weights times inputs up to `largest` could leave T's range: then responses have to be looked at.
-  bool may_overflow(double largest) const {
-    return std::max(1.0, largest) * double(bound) * double(inputs) > double(std::numeric_limits<T>::max()) / 4;
-  }
+  bool may_overflow(double largest) const { return sums_may_overflow(largest, bound, inputs); }
 
   // Only where Prepare asks for a cosine or sums:
   Scratch<T> wsum;   // [columns], the sum of the prepared weights
