@@ -86,13 +86,7 @@ def kernel(operator: str, tensor: Tensor) -> torch._ops.OpOverload:
     """
     if torch.compiler.is_compiling():
         return _selected.kernels[operator]
-    try:
-        device = tensor.device
-    except AttributeError:
-        argument = AUTO.kernels[operator]._schema.arguments[0].name
-        got = type(tensor).__name__
-        raise ValueError(f"hebbkern.{operator}: {argument} must be a tensor, got {got}") from None
-    return (_serving.get(device) or serving(operator, tensor)).kernels[operator]
+    return (_serving.get(tensor.device) or serving(operator, tensor)).kernels[operator]
 
 
 def serving(operator: str, tensor: Tensor) -> Backend:

@@ -7,7 +7,7 @@ depths that its kernel covers.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +18,11 @@ from hebbkern.nn.layers import HebbianLayer, check_rule
 from hebbkern.rules import Rule
 
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
+SizeT = TypeVar("SizeT", tuple[int], tuple[int, int], tuple[int, int, int])  # a number for each axis
 AXES = ("depth", "height", "width")
 
 
-class HebbianConvolution(HebbianLayer):
+class HebbianConvolution(HebbianLayer, Generic[SizeT]):
     """What the convolutions share: a batch of padded inputs, and a geometry of two axes."""
 
     in_channels: int
@@ -32,6 +33,27 @@ class HebbianConvolution(HebbianLayer):
     groups: int
     padding_mode: PaddingMode
     _reversed_padding_repeated_twice: list[int]
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | SizeT,
+        stride: int | SizeT = 1,
+        padding: int | SizeT | str = 0,
+        dilation: int | SizeT = 1,
+        groups: int = 1,
+        bias: bool = False,
+        padding_mode: PaddingMode = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        rule: Rule,
+    ) -> None:
+        check_rule(type(self).__name__, rule)
+        settings: Any = (stride, padding, dilation, groups, bias, padding_mode, device, dtype)
+        super().__init__(in_channels, out_channels, kernel_size, *settings)  # of the torch layer
+        self._init_hebbian(rule, out_channels)
 
     def _rule_input(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
         x, padding = self._padded(self._batch(x))
@@ -54,7 +76,7 @@ class HebbianConvolution(HebbianLayer):
         return F.pad(x, self._reversed_padding_repeated_twice, mode=mode), (0,) * len(self.kernel_size)
 
 
-class HebbianConv1d(HebbianConvolution, nn.Conv1d):
+class HebbianConv1d(HebbianConvolution[tuple[int]], nn.Conv1d):
     """A `torch.nn.Conv1d` that learns by a local rule: inside `hebbkern.learning`, or by its method `learn`.
 
     Each filter is a neuron, each receptive field of the batch a patch; the rules see images of height 1. Groups, bias,
@@ -71,28 +93,6 @@ class HebbianConv1d(HebbianConvolution, nn.Conv1d):
 
     plain = nn.Conv1d
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int],
-        stride: int | tuple[int] = 1,
-        padding: int | tuple[int] | str = 0,
-        dilation: int | tuple[int] = 1,
-        groups: int = 1,
-        bias: bool = False,
-        padding_mode: PaddingMode = "zeros",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        rule: Rule,
-    ) -> None:
-        check_rule("HebbianConv1d", rule)
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
-        )
-        self._init_hebbian(rule, out_channels)
-
     def _rule_weight(self, weight: Tensor) -> Tensor:
         return weight.unsqueeze(2)
 
@@ -103,7 +103,7 @@ class HebbianConv1d(HebbianConvolution, nn.Conv1d):
         return x.unsqueeze(2), labels, geometry
 
 
-class HebbianConv2d(HebbianConvolution, nn.Conv2d):
+class HebbianConv2d(HebbianConvolution[tuple[int, int]], nn.Conv2d):
     """A `torch.nn.Conv2d` that learns by a local rule: inside `hebbkern.learning`, or by its method `learn`.
 
     Each filter is a neuron, each receptive field of the batch a patch. With groups, the neurons of a group see and
@@ -121,30 +121,8 @@ class HebbianConv2d(HebbianConvolution, nn.Conv2d):
 
     plain = nn.Conv2d
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] | str = 0,
-        dilation: int | tuple[int, int] = 1,
-        groups: int = 1,
-        bias: bool = False,
-        padding_mode: PaddingMode = "zeros",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        rule: Rule,
-    ) -> None:
-        check_rule("HebbianConv2d", rule)
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
-        )
-        self._init_hebbian(rule, out_channels)
 
-
-class HebbianConv3d(HebbianConvolution, nn.Conv3d):
+class HebbianConv3d(HebbianConvolution[tuple[int, int, int]], nn.Conv3d):
     """A `torch.nn.Conv3d` that learns by a local rule: inside `hebbkern.learning`, or by its method `learn`.
 
     Each filter is a neuron, each receptive field of the batch a patch. A step copies the input once for each of the kd
@@ -162,28 +140,6 @@ class HebbianConv3d(HebbianConvolution, nn.Conv3d):
     """
 
     plain = nn.Conv3d
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int, int],
-        stride: int | tuple[int, int, int] = 1,
-        padding: int | tuple[int, int, int] | str = 0,
-        dilation: int | tuple[int, int, int] = 1,
-        groups: int = 1,
-        bias: bool = False,
-        padding_mode: PaddingMode = "zeros",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        rule: Rule,
-    ) -> None:
-        check_rule("HebbianConv3d", rule)
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
-        )
-        self._init_hebbian(rule, out_channels)
 
     def _rule_weight(self, weight: Tensor) -> Tensor:
         return weight.flatten(1, 2)

@@ -300,8 +300,10 @@ def by_name(where: str, argument: str, entries: Mapping[str, Any], layers: Mappi
             if matches:
                 break
         else:
-            first = {layer: other for other, layer in reversed(list(layers.items()))}
-            known = ", ".join(f'"{other}"' for other in reversed(list(first.values())))
+            first: dict[LayerT, str] = {}
+            for other, layer in layers.items():
+                first.setdefault(layer, other)
+            known = ", ".join(f'"{other}"' for other in first.values())
             raise ValueError(f'hebbkern.{where}: {argument} must match Hebbian layers ({known}), got "{name}"')
         values.update(dict.fromkeys(matches, value))
     return values

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hebbkern import backends, checks
 from hebbkern.ops.apply import apply_, check_apart
-from hebbkern.ops.library import GEOMETRY, LIBRARY, Pair, bump_version, call, check_tensors, define, pair, whole
+from hebbkern.ops.library import GEOMETRY, LIBRARY, Pair, bump_version, call, define, pair, whole
 from hebbkern.specifications import DenseSpecification, schema_of
 
 OP = "dense_step_"
@@ -90,11 +90,7 @@ def fused_rounded_step_(weight: Tensor, x: Tensor, *settings: Any) -> bool:
         return False
     if not weight.device.type == x.device.type == "cpu" or backends.serving(OP, weight).name != "cpu":
         return False
-    try:
-        taken = _rounded(weight, x, *settings)
-    except Exception:
-        check_tensors(OP, (weight, x, *settings))
-        raise
+    taken = call(OP, weight, x, *settings, overload=_rounded)
     if taken:
         bump_version(weight)
     return taken

@@ -106,15 +106,18 @@ def _trace(name: str, check: Callable) -> Callable:
     return rule
 
 
-def call(operator: str, *arguments: Any) -> Any:
+def call(operator: str, *arguments: Any, overload: Callable | None = None) -> Any:
     """Run ``operator`` with the arguments of its schema, on the backend that serves the first one.
+
+    Args:
+        overload: runs instead; it takes the same arguments.
 
     Raises:
         ValueError: as the operator does, and if an argument is not the tensor that the schema wants. Only a call that
             has failed is looked at: the dispatcher says it otherwise, and takes None for an empty tensor.
     """
     try:
-        return backends.kernel(operator, arguments[0])(*arguments)
+        return (overload or backends.kernel(operator, arguments[0]))(*arguments)
     except Exception:
         check_tensors(operator, arguments)
         raise
