@@ -1,7 +1,6 @@
 """hk.nn.convert by type and by function, of subclasses and of lazy layers: converted, or refused by name."""
 
 import copy
-import io
 import pickle
 
 import pytest
@@ -9,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import copies
 import hebbkern as hk
 from cases import random
 from hebbkern.nn import HebbianConv1d, HebbianConv2d, HebbianConv3d, HebbianLinear
@@ -143,19 +143,7 @@ def test_a_subclass_stays_one():
     assert torch.equal(model(x), twin(x))
 
 
-def through_torch_save(model):
-    buffer = io.BytesIO()
-    torch.save(model, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=False)
-
-
-COPIES = {
-    "deepcopy": copy.deepcopy,
-    "pickle": lambda model: pickle.loads(pickle.dumps(model)),
-    "old pickle": lambda model: pickle.loads(pickle.dumps(model, protocol=0)),
-    "torch.save": through_torch_save,
-}
+COPIES = copies.COPIES | {"old pickle": lambda model: pickle.loads(pickle.dumps(model, protocol=0))}
 
 
 @pytest.mark.parametrize("travel", COPIES.values(), ids=COPIES)

@@ -1,9 +1,6 @@
 """What learns when: copies, threads, tasks, other processes, recomputed passes and evaluations do not learn."""
 
 import asyncio
-import copy
-import io
-import pickle
 import threading
 
 import pytest
@@ -12,6 +9,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
+import copies
 import hebbkern as hk
 from cases import random
 from hebbkern.nn import HebbianLinear
@@ -32,19 +30,7 @@ def learns(model):
     return not torch.equal(layer.weight, before)
 
 
-def saved(model):
-    buffer = io.BytesIO()
-    torch.save(model, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=False)
-
-
-COPIES = {
-    "deepcopy": copy.deepcopy,
-    "AveragedModel": AveragedModel,
-    "torch.save": saved,
-    "pickle": lambda model: pickle.loads(pickle.dumps(model)),
-}
+COPIES = copies.COPIES | {"AveragedModel": AveragedModel}
 
 
 @pytest.mark.parametrize("copied", COPIES)

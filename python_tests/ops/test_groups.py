@@ -46,12 +46,17 @@ RULES = [
 ]
 
 
-def parts(layer, x, weight, *masks):
-    """For each group its slices of x, weight and masks, and the geometry of a layer of its own."""
+def parts(layer, x, weight, *rows):
+    """For each group its slices of x and weight, of masks and results, and the geometry of a layer of its own."""
     groups = layer.geometry["groups"]
     geometry = {name: value for name, value in layer.geometry.items() if name != "groups"}
-    rows = [[None] * groups if mask is None else mask.chunk(groups) for mask in masks]
+    rows = [[None] * groups if part is None else part.chunk(groups) for part in rows]
     return zip(x.chunk(groups, 1), weight.chunk(groups), *rows, [geometry] * groups, strict=True)
+
+
+def within(named, first):
+    """Neurons, or patches, by their number in a group that begins with `first`; -1 stays."""
+    return torch.where(named < 0, named, named - first)
 
 
 def each(layer):
@@ -69,11 +74,10 @@ def test_the_neurons_of_a_group_compete(backend, layer, dtype, patches, response
     options = {"k": k, "patches": patches, **response}
     for mask in (None, eligible):
         winners, responses = hk.ops.compete(x, weight, eligible=mask, **options, **layer.geometry)
-        rows = winners.chunk(layer.geometry["groups"]), responses.chunk(layer.geometry["groups"])
-        for group, (named, values, part) in enumerate(zip(*rows, parts(layer, x, weight, mask), strict=True)):
-            own = torch.where(named < 0, named, named - group * each(layer))
-            *tensors, may_win, geometry = part
-            oracle.check_compete((own, values), *tensors, eligible=may_win, **options, **geometry)
+        for group, part in enumerate(parts(layer, x, weight, mask, winners, responses)):
+            *tensors, may_win, named, values, geometry = part
+            got = within(named, group * each(layer)), values
+            oracle.check_compete(got, *tensors, eligible=may_win, **options, **geometry)
 
 
 @pytest.mark.slow(2, on="triton")
@@ -86,12 +90,10 @@ def test_the_nearest_patch_is_one_of_the_group(backend, layer, dtype, patches):
     nearest, distance = hk.ops.nearest_patch(x, weight, eligible=eligible, patches=patches, **layer.geometry)
     groups = layer.geometry["groups"]
     count = len(reference.unfold(oracle.exact(x), layer.kernel, **layer.geometry)) // groups
-    for group, (found, far, part) in enumerate(
-        zip(nearest.chunk(groups), distance.chunk(groups), parts(layer, x, weight, eligible), strict=True)
-    ):
-        own = torch.where(found < 0, found, found - group * count)
-        *tensors, looked_for, geometry = part
-        oracle.check_nearest_patch((own, far), *tensors, eligible=looked_for, patches=patches, **geometry)
+    for group, part in enumerate(parts(layer, x, weight, eligible, nearest, distance)):
+        *tensors, looked_for, found, far, geometry = part
+        got = within(found, group * count), far
+        oracle.check_nearest_patch(got, *tensors, eligible=looked_for, patches=patches, **geometry)
 
 
 @pytest.mark.slow(4, on="triton")
@@ -111,9 +113,7 @@ def test_patches_teach_neurons_of_their_group(backend, layer, dtype, patches):
     results = hk.ops.accumulate(
         x, targets, entries[0], neurons=layer.neurons, responses=entries[1], frozen=frozen, **options, **layer.geometry
     )
-    chunks = (tensor.chunk(groups) for tensor in (own, *entries, *results))
-    for named, c, s, *got, part in zip(*chunks, parts(layer, x, weight, frozen), strict=True):
-        image, _, mask, geometry = part
+    for image, _, mask, named, c, s, *got, geometry in parts(layer, x, weight, frozen, own, *entries, *results):
         oracle.check_accumulate(got, image, named, c, each(layer), responses=s, frozen=mask, **options, **geometry)
 
 
@@ -127,8 +127,7 @@ def test_dense_rules_order_within_a_group(backend, layer, dtype, patches, rule):
     frozen = cases.some(layer.neurons, backend.device, share=0.2)
     total, count = hk.ops.dense_update(x, weight, frozen=frozen, patches=patches, **rule, **layer.geometry)
     assert total.shape == weight.shape and total.is_contiguous()
-    for got, part in zip(total.chunk(layer.geometry["groups"]), parts(layer, x, weight, frozen), strict=True):
-        *tensors, mask, geometry = part
+    for *tensors, mask, got, geometry in parts(layer, x, weight, frozen, total):
         oracle.check_dense_update((got, count), *tensors, frozen=mask, patches=patches, **rule, **geometry)
 
 
@@ -313,11 +312,10 @@ def test_pieces_of_the_work_fit_together(backend, layer, patches):
     k = min(each(layer), 6)
     winners, responses = hk.ops.compete(x, weight, k, patches=patches, **layer.geometry)
     total, _ = hk.ops.dense_update(x, weight, patches=patches, **layer.geometry)
-    groups = layer.geometry["groups"]
-    rows = winners.chunk(groups), responses.chunk(groups), total.chunk(groups), parts(layer, x, weight)
-    for group, (named, values, sums, (*tensors, geometry)) in enumerate(zip(*rows, strict=True)):
-        own = torch.where(named < 0, named, named - group * each(layer))
-        oracle.check_compete((own, values), *tensors, k, patches=patches, **geometry)
+    for group, part in enumerate(parts(layer, x, weight, winners, responses, total)):
+        *tensors, named, values, sums, geometry = part
+        got = within(named, group * each(layer)), values
+        oracle.check_compete(got, *tensors, k, patches=patches, **geometry)
         count = total.new_full((1,), len(named))
         oracle.check_dense_update((sums, count), *tensors, patches=patches, **geometry)
     moved, want = weight.clone(), weight.clone()
